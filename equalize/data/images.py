@@ -1,0 +1,77 @@
+"""One file -> one RGB picture.
+
+What a file holds and what it becomes, as torchvision, transformers and mmsegmentation users know it:
+
+    grayscale, black and white      the same value in R, G and B
+    palette                         its colours
+    alpha (RGBA, LA, palette)       dropped, not blended with any background
+    16 bit                          the upper 8 bits (PIL does so by itself for RGB)
+    CMYK, YCbCr                     RGB, by PIL's formula, colour profiles not applied
+    EXIF orientation                applied
+    several frames                  the first
+    floating point                  refused: the range of its values is not known
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import DataError
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a picture as RGB, 8 bits a channel, upright.
+
+    Raises:
+        DataError: the file is missing, truncated, not an image, or so large when decoded that PIL takes it for a
+            decompression bomb.
+    """
+    with open_picture(Path(path)) as image:
+        return _to_rgb(ImageOps.exif_transpose(image), Path(path))
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open an image file and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                yield image
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        raise _unreadable(path, error) from error
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "F":
+        raise DataError(path, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _upper_8_bits(image, path)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns about the direct way
+    return image.convert("RGB")
+
+
+def _upper_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    values = np.asarray(image)  # (H, W), 16 or 32 bits
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise DataError(path, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        limit = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
+        return DataError(path, "is so large when decoded that it may be a decompression bomb", expected=limit)
+    if isinstance(error, UnidentifiedImageError):
+        empty = path.stat().st_size == 0
+        return DataError(path, "is an empty file" if empty else "is not an image of a known format")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return DataError(path, f"cannot be read as an image ({reason})")
