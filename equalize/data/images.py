@@ -73,5 +73,5 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, UnidentifiedImageError):
         empty = path.stat().st_size == 0
         return DataError(path, "is an empty file" if empty else "is not an image of a known format")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
     return DataError(path, f"cannot be read as an image ({reason})")

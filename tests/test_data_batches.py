@@ -1,0 +1,192 @@
+"""Batches: sizes never mixed, bad files counted, workers ended, global random numbers left alone."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from equalize.data import batches
+from equalize.errors import DataError, InputError, ResourceError
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+    if size is not None:
+        image = image.resize((size[1], size[0]))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def refuse(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+    raise InputError("--size", "too small for this network", got=7)
+
+
+def die(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+    os._exit(1)
+
+
+def draw(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
+    """Images of (H, W), image i filled with value i."""
+    paths = []
+    for number, (height, width) in enumerate(sizes):
+        path = folder / f"{number:03}.png"
+        Image.new("RGB", (width, height), (number, number, number)).save(path)
+        paths.append(path)
+    return paths
+
+
+def spoil(*paths: Path) -> None:
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_keep_the_order_and_end_with_the_rest(tmp_path: Path, workers: int) -> None:
+    paths = draw(tmp_path, [(4, 6)] * 7)
+    found = list(batches(paths, to_tensor, batch_size=3, workers=workers))
+    assert [batch.images.shape for batch in found] == [(3, 3, 4, 6), (3, 3, 4, 6), (1, 3, 4, 6)]
+    assert found[0].images.dtype == torch.float32
+    assert [path for batch in found for path in batch.paths] == paths
+    for batch in found:
+        assert batch.images[:, 0, 0, 0].tolist() == [int(path.stem) for path in batch.paths]
+
+
+def test_every_pass_reads_again(tmp_path: Path) -> None:
+    reader = batches(draw(tmp_path, [(4, 6)] * 3), to_tensor, batch_size=2)
+    assert [len(batch.paths) for batch in reader] == [len(batch.paths) for batch in reader] == [2, 1]
+
+
+def test_size_is_handed_to_the_preprocessing(tmp_path: Path) -> None:
+    paths = draw(tmp_path, [(4, 6), (6, 4), (5, 5)])
+    (batch,) = batches(paths, to_tensor, size=(8, 10), batch_size=3)
+    assert batch.images.shape == (3, 3, 8, 10)
+
+
+def test_sizes_never_mix_and_alternating_ones_still_fill_batches(tmp_path: Path) -> None:
+    paths = draw(tmp_path, [(4, 6), (6, 4)] * 4)
+    found = list(batches(paths, to_tensor, batch_size=4))
+    assert [tuple(batch.images.shape) for batch in found] == [(4, 3, 4, 6), (4, 3, 6, 4)]
+    assert sorted(path for batch in found for path in batch.paths) == paths
+
+
+def test_all_different_sizes_do_not_pile_up(tmp_path: Path) -> None:
+    paths = draw(tmp_path, [(4, 4 + number) for number in range(20)])
+    read = []
+
+    def watch(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+        read.append(image.width)
+        return to_tensor(image, size)
+
+    seen = []
+    for batch in batches(paths, watch, batch_size=2):
+        seen.extend(batch.paths)
+        assert len(read) - len(seen) < 8  # four batches of two
+    assert seen == paths
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_an_error_unless_a_share_is_allowed(tmp_path: Path, workers: int) -> None:
+    paths = draw(tmp_path, [(4, 6)] * 5)
+    spoil(paths[2])
+    with pytest.raises(DataError, match=r"002\.png: .*--skip-bad"):
+        list(batches(paths, to_tensor, batch_size=2, workers=workers))
+    reader = batches(paths, to_tensor, batch_size=2, workers=workers, skip_bad=0.01)
+    assert [path.stem for batch in reader for path in batch.paths] == ["000", "001", "003", "004"]
+    ((path, reason),) = reader.skipped
+    assert path == paths[2]
+    assert "cannot be read as an image" in reason
+    assert str(path) not in reason
+    list(reader)
+    assert len(reader.skipped) == 1  # of the last pass, not of all
+
+
+def test_more_bad_images_than_the_share(tmp_path: Path) -> None:
+    paths = draw(tmp_path, [(4, 6)] * 10)
+    spoil(*paths[3:6])
+    assert sum(len(batch.paths) for batch in batches(paths, to_tensor, batch_size=4, skip_bad=0.3)) == 7
+    with pytest.raises(DataError, match=r"005\.png: is bad image number 3 of 10 .*expected at most 2"):
+        list(batches(paths, to_tensor, batch_size=4, skip_bad=0.2))
+
+
+def test_all_images_bad_is_an_error_whatever_the_share(tmp_path: Path) -> None:
+    paths = draw(tmp_path, [(4, 6)] * 2)
+    spoil(*paths)
+    with pytest.raises(DataError, match="number 2 of 2"):
+        list(batches(paths, to_tensor, batch_size=1, skip_bad=1.0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_errors_of_ours_are_not_skipped(tmp_path: Path, workers: int) -> None:
+    reader = batches(draw(tmp_path, [(4, 6)]), refuse, batch_size=1, workers=workers, skip_bad=1.0)
+    with pytest.raises(InputError, match="--size: too small for this network, got 7"):
+        list(reader)
+
+
+def test_a_dead_worker_is_a_lack_of_resources(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="process that reads images was killed"):
+        list(batches(draw(tmp_path, [(4, 6)]), die, batch_size=1, workers=1))
+
+
+@pytest.mark.parametrize(("argument", "value"), [("batch_size", 0), ("workers", -1), ("skip_bad", 1.5)])
+def test_arguments_out_of_range(argument: str, value: float) -> None:
+    with pytest.raises(InputError, match=argument):
+        batches([], to_tensor, **{"batch_size": 1, argument: value})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_random_numbers_are_left_alone(tmp_path: Path, workers: int) -> None:
+    paths = draw(tmp_path, [(4, 6)] * 2)
+    before = torch.get_rng_state()
+    list(batches(paths, to_tensor, batch_size=1, workers=workers))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_pass_given_up_ends_its_workers(tmp_path: Path) -> None:
+    for _ in batches(draw(tmp_path, [(4, 6)] * 8), to_tensor, batch_size=1, workers=1):
+        break
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+INTERRUPTED = """
+import sys, torch, time
+from pathlib import Path
+from equalize.data import batches
+
+def slow(image, size):
+    time.sleep(0.05)
+    return torch.zeros(3, 4, 4)
+
+paths = sorted(Path(sys.argv[1]).iterdir()) * 1000
+try:
+    for number, batch in enumerate(batches(paths, slow, batch_size=2, workers=2)):
+        if number == 1:
+            print("running", flush=True)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_ends_workers_without_noise(tmp_path: Path) -> None:
+    draw(tmp_path, [(4, 6)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaints = process.communicate(timeout=30)  # ends only when every worker has let go of stderr
+    assert (process.returncode, complaints) == (130, "")

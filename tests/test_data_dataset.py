@@ -1,0 +1,200 @@
+"""Every layout from a tiny tree, the choice of the split, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from equalize.data import DataSet, open_data, sample
+from equalize.errors import DataError, InputError
+
+
+def plant(root: Path, *names: str) -> Path:
+    """Write tiny files under `root`: images by their suffix, else text."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".tif", ".webp", ".bmp", ".ppm"}:
+            Image.new("L", (4, 3), 7).save(path)
+        else:
+            path.write_text("text\n")
+    return root
+
+
+def names(dataset: DataSet) -> list[str]:
+    return [path.relative_to(dataset.root).as_posix() for path in dataset.images]
+
+
+def mask_names(dataset: DataSet) -> list[str | None]:
+    return [mask and mask.relative_to(dataset.root).as_posix() for mask in dataset.masks]
+
+
+def test_a_folder_of_images_is_read_at_any_depth_and_without_junk(tmp_path: Path) -> None:
+    plant(tmp_path, "b.JPG", "a.png", "deep/er/c.tif", "d.webp", "e.PPM", "f.bmp", "g.jpeg")
+    plant(tmp_path, ".hidden.png", "._a.png", ".git/x.png", "__MACOSX/a.png", "Thumbs.db", "notes.txt")
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split, dataset.masks) == ("images", None, ())
+    assert names(dataset) == ["a.png", "b.JPG", "d.webp", "deep/er/c.tif", "e.PPM", "f.bmp", "g.jpeg"]
+    assert dataset.describe() == f"{tmp_path}: images layout, no splits, 7 images"
+
+
+def test_a_folder_of_splits_is_not_mixed(tmp_path: Path) -> None:
+    plant(tmp_path, "train/a.png", "val/b.png", "test/c.png")
+    assert names(open_data(tmp_path)) == ["train/a.png"]
+    plant(tmp_path / "elsewhere", "images/train/a.png", "images/val/b.png")
+    assert names(open_data(tmp_path / "elsewhere")) == ["images/train/a.png"]
+
+
+def test_a_class_called_train_is_not_a_split(tmp_path: Path) -> None:
+    plant(tmp_path, "train/a.png", "plane/b.png")
+    assert names(open_data(tmp_path)) == ["plane/b.png", "train/a.png"]
+
+
+def test_images_and_masks_with_splits(tmp_path: Path) -> None:
+    for split, stem in (("train", "a"), ("val", "b"), ("test", "c")):
+        plant(tmp_path, f"images/{split}/{stem}.jpg", f"masks/{split}/{stem}.png")
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split) == ("images+masks", "train")
+    assert names(dataset) == ["images/train/a.jpg"]
+    assert mask_names(dataset) == ["masks/train/a.png"]
+    assert dataset.describe().endswith("images+masks layout, split train, 1 image, 1 pair")
+    assert open_data(tmp_path, labels=True).split == "val"
+    assert open_data(tmp_path, split="validation").split == "val"
+    with pytest.raises(DataError, match=r"no split 'nope' \(images\+masks layout\), expected one of test, train, val"):
+        open_data(tmp_path, split="nope")
+
+
+def test_images_and_masks_without_splits_pair_by_relative_stem(tmp_path: Path) -> None:
+    plant(tmp_path, "images/x/a.b.jpg", "images/y/a.b.jpg", "masks/y/a.b.tif", "masks/y/a.b.png")
+    dataset = open_data(tmp_path)
+    assert mask_names(dataset) == [None, "masks/y/a.b.png"]
+    assert (dataset.split, dataset.pairs) == (None, 1)
+    with pytest.raises(DataError, match=r"has no split 'val' .*it has no splits"):
+        open_data(tmp_path, split="val")
+
+
+def test_masks_are_never_taken_for_images(tmp_path: Path) -> None:
+    plant(tmp_path, "images/a.jpg", "annotations/a.png")
+    assert names(open_data(tmp_path)) == ["images/a.jpg"]
+
+
+@pytest.mark.parametrize("prefix", ["", "ADEChallengeData2016/"])
+def test_ade20k(tmp_path: Path, prefix: str) -> None:
+    for split, stem in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
+        plant(tmp_path / prefix, f"images/{split}/{stem}.jpg", f"annotations/{split}/{stem}.png")
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split) == ("ade20k", "training")
+    assert mask_names(dataset) == [f"{prefix}annotations/training/ADE_train_1.png"]
+    assert open_data(tmp_path, labels=True).split == "validation"
+    assert open_data(tmp_path, split="train").split == "training"
+
+
+@pytest.mark.parametrize("prefix", ["", "VOC2012/", "VOCdevkit/VOC2012/"])
+def test_voc(tmp_path: Path, prefix: str) -> None:
+    base = tmp_path / prefix
+    plant(base, *(f"JPEGImages/{stem}.jpg" for stem in "abcd"), "SegmentationClass/a.png", "SegmentationClass/b.png")
+    plant(base, *(f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val", "trainval", "._val")))
+    for split, lines in (("train", "b\n"), ("val", "a \n\n"), ("trainval", "b\na\n")):
+        (base / f"ImageSets/Segmentation/{split}.txt").write_text(lines)
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split, names(dataset)) == ("voc", "train", [f"{prefix}JPEGImages/b.jpg"])
+    both = open_data(tmp_path, split="trainval", labels=True)
+    assert names(both) == [f"{prefix}JPEGImages/a.jpg", f"{prefix}JPEGImages/b.jpg"]
+    assert mask_names(both) == [f"{prefix}SegmentationClass/a.png", f"{prefix}SegmentationClass/b.png"]
+    assert names(open_data(tmp_path, labels=True)) == [f"{prefix}JPEGImages/a.jpg"]
+    with pytest.raises(DataError, match="one of train, trainval, val"):
+        open_data(tmp_path, split="test")
+
+
+def test_voc_list_that_names_missing_images(tmp_path: Path) -> None:
+    plant(tmp_path, "JPEGImages/a.jpg", "ImageSets/Segmentation/train.txt")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a\nz\ny\n")
+    with pytest.raises(DataError, match=r"train\.txt: names 2 of 3 images .* the first is y"):
+        open_data(tmp_path)
+
+
+def test_cityscapes_prefers_train_ids(tmp_path: Path) -> None:
+    for split, city, frame in (("train", "aachen", "aachen_0"), ("train", "bonn", "bonn_0"), ("val", "ulm", "ulm_0")):
+        plant(tmp_path, f"leftImg8bit/{split}/{city}/{frame}_leftImg8bit.png")
+        plant(tmp_path, f"gtFine/{split}/{city}/{frame}_gtFine_labelIds.png")
+        plant(tmp_path, f"gtFine/{split}/{city}/{frame}_gtFine_color.png")
+    plant(tmp_path, "gtFine/train/bonn/bonn_0_gtFine_labelTrainIds.png")
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split) == ("cityscapes", "train")
+    assert mask_names(dataset) == [
+        "gtFine/train/aachen/aachen_0_gtFine_labelIds.png",
+        "gtFine/train/bonn/bonn_0_gtFine_labelTrainIds.png",
+    ]
+    assert names(open_data(tmp_path, labels=True)) == ["leftImg8bit/val/ulm/ulm_0_leftImg8bit.png"]
+
+
+def test_missing_masks_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    plant(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/a.png")
+    with pytest.raises(DataError, match=r"b\.jpg: has no mask; 2 of 3 images"):
+        open_data(tmp_path, labels=True)
+    plant(tmp_path / "flat", "a.jpg")
+    with pytest.raises(DataError, match="folder of images without masks"):
+        open_data(tmp_path / "flat", labels=True)
+
+
+def test_what_is_no_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such folder, expected a folder of images"):
+        open_data(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r": is empty, expected a folder of images"):
+        open_data(tmp_path)
+    plant(tmp_path, "readme.txt", "data.csv")
+    with pytest.raises(DataError, match=r"no images found in 2 files \(images layout\), expected files named \.jpg"):
+        open_data(tmp_path)
+    with pytest.raises(DataError, match=r"readme\.txt: is a file, not a folder"):
+        open_data(tmp_path / "readme.txt")
+    plant(tmp_path, "images/val/a.jpg", "masks/val/a.png", "images/train/readme.txt")
+    with pytest.raises(DataError, match=r"no images found .*split train of the images\+masks layout"):
+        open_data(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_folders_are_named(tmp_path: Path) -> None:
+    plant(tmp_path, "a.png", "closed/b.png")
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(DataError, match=r"closed: cannot be listed \(Permission denied\)"):
+            open_data(tmp_path)
+        with pytest.raises(DataError, match="Permission denied"):
+            open_data(tmp_path / "closed" / "deeper")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
+    plant(tmp_path / "store", "a.png")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "linked").symlink_to(tmp_path / "store")
+    (data / "circle").symlink_to(data)
+    (data / "one.png").symlink_to(tmp_path / "store" / "a.png")
+    (data / "dangling.png").symlink_to(tmp_path / "nothing.png")
+    dataset = open_data(data)
+    assert names(dataset) == ["dangling.png", "linked/a.png", "one.png"]
+    assert len(dataset.fingerprint()) == 64
+
+
+def test_fingerprint_follows_names_and_sizes_but_not_the_place(tmp_path: Path) -> None:
+    first = open_data(plant(tmp_path / "one", "a.png", "b.png")).fingerprint()
+    assert open_data(plant(tmp_path / "two", "b.png", "a.png")).fingerprint() == first
+    assert open_data(plant(tmp_path / "three", "a.png", "c.png")).fingerprint() != first
+    (tmp_path / "two" / "a.png").write_bytes((tmp_path / "two" / "a.png").read_bytes() + b"\0")
+    assert open_data(tmp_path / "two").fingerprint() != first
+
+
+def test_sample_is_a_seeded_subset_in_order(tmp_path: Path) -> None:
+    dataset = open_data(plant(tmp_path, *(f"{number:02}.png" for number in range(30))))
+    chosen = sample(dataset, 10, seed=3)
+    assert chosen == sample(dataset, 10, seed=3)
+    assert chosen != sample(dataset, 10, seed=4)
+    assert len(set(chosen)) == 10
+    assert list(chosen) == sorted(chosen)
+    assert set(chosen) <= set(dataset.images)
+    assert sample(dataset, None, seed=3) == sample(dataset, 31, seed=3) == dataset.images
+    with pytest.raises(InputError, match="samples: no image would be read, got 0, expected at least 1"):
+        sample(dataset, 0, seed=3)

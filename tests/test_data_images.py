@@ -1,0 +1,124 @@
+"""Every kind of pixel becomes RGB as documented; every kind of damage is named."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from equalize.data import read_image
+from equalize.errors import DataError
+
+
+def pixels(path: Path) -> np.ndarray:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_gray_becomes_rgb(tmp_path: Path) -> None:
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    expected = np.stack([gray] * 3, axis=-1)
+    np.testing.assert_array_equal(pixels(saved(Image.fromarray(gray), tmp_path / "a.png")), expected)
+    bilevel = Image.fromarray(gray > 100)
+    assert bilevel.mode == "1"
+    np.testing.assert_array_equal(pixels(saved(bilevel, tmp_path / "b.png"))[..., 1], (gray > 100) * np.uint8(255))
+
+
+def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[..., :3] = (10, 200, 30)
+    rgba[0, 0, 3] = 255
+    np.testing.assert_array_equal(pixels(saved(Image.fromarray(rgba), tmp_path / "a.png")), rgba[..., :3])
+    gray_alpha = Image.fromarray(np.array([[[9, 0], [8, 255]]], np.uint8), mode=None)
+    assert gray_alpha.mode == "LA"
+    np.testing.assert_array_equal(pixels(saved(gray_alpha, tmp_path / "b.png"))[0, :, 2], [9, 8])
+
+
+def test_palette_becomes_its_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8))
+    image.putpalette([1, 2, 3, 40, 50, 60, 255, 0, 128])
+    expected = np.array([[[1, 2, 3], [40, 50, 60]], [[255, 0, 128], [1, 2, 3]]])
+    np.testing.assert_array_equal(pixels(saved(image, tmp_path / "a.png")), expected)
+    transparent = saved(image, tmp_path / "b.png", transparency=bytes([0, 128, 255]))
+    np.testing.assert_array_equal(pixels(transparent), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_keep_the_upper_8(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 255, 256], [0x1234, 0xFF00, 0xFFFF]], np.uint16)
+    result = pixels(saved(Image.fromarray(deep), tmp_path / f"a.{suffix}"))
+    np.testing.assert_array_equal(result[..., 0], [[0, 0, 1], [0x12, 0xFF, 0xFF]])
+    np.testing.assert_array_equal(result[..., 0], result[..., 2])
+
+
+def test_16_bit_rgb_png_keeps_the_upper_8(tmp_path: Path) -> None:
+    row = b"\0" + b"".join(value.to_bytes(2, "big") for value in (0x12FF, 0x3400, 0xFFFF))
+    chunks = [(b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 16, 2, 0, 0, 0])), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
+    body = b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), [[[0x12, 0x34, 0xFF]]])
+
+
+def test_32_bits_and_floats(tmp_path: Path) -> None:
+    wide = Image.fromarray(np.array([[256, 512]], np.int32))
+    np.testing.assert_array_equal(pixels(saved(wide, tmp_path / "a.tif"))[0, :, 0], [1, 2])
+    wider = saved(Image.fromarray(np.array([[-1, 70000]], np.int32)), tmp_path / "b.tif")
+    with pytest.raises(DataError, match=r"b\.tif: has pixels outside 16 bits, got -1 to 70000"):
+        read_image(wider)
+    floating = saved(Image.fromarray(np.array([[0.5]], np.float32)), tmp_path / "c.tif")
+    with pytest.raises(DataError, match=r"c\.tif: has floating-point pixels"):
+        read_image(floating)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    path = saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), tmp_path / "a.jpg", quality=95)
+    assert np.abs(pixels(path).astype(int) - [0, 255, 255]).max() < 10
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 16), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 16, 16))  # the left half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright: the left half comes to the top
+    upright = pixels(saved(image, tmp_path / "a.jpg", exif=exif, quality=95))
+    assert upright.shape == (32, 16, 3)
+    assert upright[:12].min() > 200
+    assert upright[20:].max() < 50
+
+
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for suffix in ("jpg", "png", "webp", "tif"):
+        path = saved(Image.fromarray(noise), tmp_path / f"cut.{suffix}")
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match=rf"cut\.{suffix}: "):
+            read_image(path)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html></html>")
+    with pytest.raises(DataError, match=r"page\.jpg: is not an image of a known format"):
+        read_image(tmp_path / "page.jpg")
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DataError, match=r"empty\.jpg: is an empty file"):
+        read_image(tmp_path / "empty.jpg")
+    with pytest.raises(DataError, match=r"absent\.jpg: cannot be read as an image \(No such file or directory\)"):
+        read_image(tmp_path / "absent.jpg")
+
+
+@pytest.mark.parametrize("limit", [70, 30])
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """PIL warns above its limit and raises above twice the limit; both are refused."""
+    path = saved(Image.new("L", (10, 10)), tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=rf"bomb\.png: .*decompression bomb, expected at most {limit} pixels"):
+        read_image(path)
