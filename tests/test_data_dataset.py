@@ -44,6 +44,8 @@ def test_a_folder_of_splits_is_not_mixed(tmp_path: Path) -> None:
     assert names(open_data(tmp_path)) == ["train/a.png"]
     plant(tmp_path / "elsewhere", "images/train/a.png", "images/val/b.png")
     assert names(open_data(tmp_path / "elsewhere")) == ["images/train/a.png"]
+    plant(tmp_path / "third", "a.png", "images/b.png")
+    assert names(open_data(tmp_path / "third")) == ["a.png", "images/b.png"]
 
 
 def test_a_class_called_train_is_not_a_split(tmp_path: Path) -> None:

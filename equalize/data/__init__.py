@@ -5,22 +5,37 @@
     dataset.py    `open_data`: the match, the split, the pairs
     images.py     one file -> one RGB picture
     batches.py    pictures -> batches of tensors, with workers and a share of bad files allowed
+    masks.py      one file -> one class index a pixel
+    preflight.py  a sample of the labels, checked before anything is trained or scored
+    classes.py    names of classes
 
 A package of floor 1: it knows nothing of models but the `preprocess` it is handed.
 """
 
 from .batches import Batch, Batches, Preprocess, Skipped, batches
-from .dataset import DataSet, open_data, sample
+from .classes import class_names, read_class_names
+from .dataset import DataSet, open_data, require_masks, sample
 from .images import read_image
+from .masks import LabelRule, check_labels, read_mask
+from .preflight import Preflight, ReduceLabels, preflight
 
 __all__ = [
     "Batch",
     "Batches",
     "DataSet",
+    "LabelRule",
+    "Preflight",
     "Preprocess",
+    "ReduceLabels",
     "Skipped",
     "batches",
+    "check_labels",
+    "class_names",
     "open_data",
+    "preflight",
+    "read_class_names",
     "read_image",
+    "read_mask",
+    "require_masks",
     "sample",
 ]

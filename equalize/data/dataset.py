@@ -81,7 +81,7 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
         masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
     )
     if labels:
-        _check_masks(dataset)
+        require_masks(dataset)
     return dataset
 
 
@@ -97,6 +97,27 @@ def sample(dataset: DataSet, count: int | None, seed: int) -> tuple[Path, ...]:
         return dataset.images
     chosen = random.Random(seed).sample(range(len(dataset.images)), count)
     return tuple(dataset.images[index] for index in sorted(chosen))
+
+
+def require_masks(dataset: DataSet) -> None:
+    """Refuse a data set in which an image has no mask.
+
+    Raises:
+        DataError: names the first such image and counts them.
+    """
+    if not dataset.masks:
+        raise DataError(
+            dataset.root,
+            "is a folder of images without masks",
+            remedy="put the images into images/ and the masks, under the same names, into masks/",
+        )
+    missing = [image for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is None]
+    if missing:
+        raise DataError(
+            missing[0],
+            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none",
+            remedy="add the masks under the same names, or remove these images",
+        )
 
 
 def _check_folder(root: Path) -> None:
@@ -140,22 +161,6 @@ def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
         f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})",
         expected=f"files named {' '.join(IMAGE_SUFFIXES)}",
     )
-
-
-def _check_masks(dataset: DataSet) -> None:
-    if not dataset.masks:
-        raise DataError(
-            dataset.root,
-            "is a folder of images without masks",
-            remedy="put the images into images/ and the masks, under the same names, into masks/",
-        )
-    missing = [image for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is None]
-    if missing:
-        raise DataError(
-            missing[0],
-            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none",
-            remedy="add the masks under the same names, or remove these images",
-        )
 
 
 def _size(path: Path) -> int:

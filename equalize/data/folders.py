@@ -1,4 +1,4 @@
-"""What is in a folder: images, subfolders, and what is passed over."""
+"""What is in a folder: images, subfolders, small text files, and what is passed over."""
 
 import os
 from collections.abc import Iterator
@@ -48,6 +48,20 @@ def walk_files(folder: Path) -> Iterator[Path]:
         visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not _is_passed_over(name))
         yield from (Path(here, name) for name in files if not _is_passed_over(name))
+
+
+def read_text(path: Path) -> str:
+    """The content of a small UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        DataError: it is missing, may not be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(path, "is not UTF-8 text") from error
 
 
 def _is_passed_over(name: str) -> bool:

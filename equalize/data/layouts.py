@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from .folders import list_folders, list_images
+from .folders import list_folders, list_images, read_text
 
 SPLIT_SYNONYMS = (
     ("train", "training"),
@@ -97,11 +97,7 @@ def _find_voc(root: Path) -> Layout | None:
 
 def _select(pairs: Pairs, listing: Path) -> Pairs:
     """The pairs whose image is named in `listing`, one stem a line."""
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(listing, f"cannot be read as a list of image names ({error})") from error
-    wanted = {line.split()[0] for line in lines if line.strip()}
+    wanted = {line.split()[0] for line in read_text(listing).splitlines() if line.strip()}
     by_stem = {pair[0].stem: pair for pair in pairs}
     missing = sorted(wanted - by_stem.keys())
     if missing:
@@ -130,8 +126,8 @@ def _find_images_and_masks(root: Path) -> Layout | None:
 
 def _find_images(root: Path) -> Layout:
     # Without masks the pictures of `images/train` are as good a training split as those of `train`.
-    base = root / "images" if list_folders(root) == ["images"] else root
-    return _folder_layout("images", base, None)
+    inner = _folder_layout("images", root / "images", None)
+    return inner if inner.splits and list_folders(root) == ["images"] else _folder_layout("images", root, None)
 
 
 def _folder_layout(name: str, images: Path, masks: Path | None) -> Layout:
