@@ -25,12 +25,14 @@ class Moments:
         count: how many numbers.
         mean: their mean.
         m2: the sum of their squared deviations from it.
+        images: of how many images they come, if that is known.
         ci95: half width of the 95 % interval of `std` over images, relative to it; None if unknown.
     """
 
     count: int
     mean: float
     m2: float
+    images: int | None = None
     ci95: float | None = None
 
     @property
@@ -87,7 +89,7 @@ def pool(images: Sequence[ImageMoments]) -> Moments:
         variance = m2 / count
         residual = (q_I - variance * n_I).square().sum() * number / (number - 1)
         ci95 = float(_student_t975(number - 1) * residual.sqrt() / m2 / 2)
-    return Moments(count=int(count), mean=float(mean), m2=float(m2), ci95=ci95)
+    return Moments(count=int(count), mean=float(mean), m2=float(m2), images=number, ci95=ci95)
 
 
 def _student_t975(freedom: int) -> float:

@@ -46,7 +46,7 @@ def estimate_norms(model: nn.Module, norms: Sequence[str], batches: Iterable[Bat
         batches: the network's own inputs.
 
     Returns:
-        New values of `running_mean` (C,), `running_var` (C,) and `num_batches_tracked` () by state-dict key.
+        For those that were called, new values of `running_mean` (C,), `running_var` (C,) and `num_batches_tracked` () by state-dict key.
     """
     if not norms:
         return {}
@@ -54,10 +54,11 @@ def estimate_norms(model: nn.Module, norms: Sequence[str], batches: Iterable[Bat
     gathered = {key: _Gathered(buffers, key) for key in norms}
     values: dict[str, Tensor] = {}
     with undisturbed(model):
-        for _ in run(model, {key: partial(_Gathered.add, gathered[key]) for key in norms}, batches):
+        handlers = {key: partial(_Gathered.add, gathered[key]) for key in norms}
+        for _ in run(model, handlers, batches, strict=False):
             pass
         for each in gathered.values():
-            values |= each.values()
+            values |= each.values() if each.calls else {}
     return values
 
 

@@ -81,7 +81,7 @@ class _Watch(TorchFunctionMode):
 
 
 def run(
-    model: nn.Module, handlers: Mapping[str, Handler], batches: Iterable[Batch], *, stop: bool = True
+    model: nn.Module, handlers: Mapping[str, Handler], batches: Iterable[Batch], *, stop: bool = True, strict: bool = True
 ) -> Iterator[Any]:
     """Runs `model` over `batches` and hands every call of a watched layer to its handler.
 
@@ -90,12 +90,13 @@ def run(
         handlers: by the state-dict key of a fusion weight, or of a BatchNorm's `running_mean`.
         batches: what the network takes, moved to its device.
         stop: end each forward pass at the last watched layer.
+        strict: whether every watched layer must be called.
 
     Yields:
         After each batch, the network's output, or None where the pass was stopped.
 
     Raises:
-        SiteError: if a watched layer was not called.
+        SiteError: if `strict` and a watched layer was not called.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     watched = {id(tensors[key]): handler for key, handler in handlers.items()}
@@ -107,7 +108,7 @@ def run(
         with contextlib.suppress(_Done), watch:
             output = model(*(tensor.to(device) for tensor in inputs))
         missed = [key for key in handlers if id(tensors[key]) not in watch.seen]
-        if missed:
+        if missed and strict:
             raise SiteError(missed[0], "was not called when the network ran", remedy="trace it with an input like the data")
         yield output
 

@@ -1,0 +1,48 @@
+"""A model and an example input become a list of fusion layers."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from equalize.graph import trace
+from equalize.sites import Refusal, Site, SiteKind, find_sites
+
+__all__ = ["Scan", "scan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What a network's decoder fuses.
+
+    Attributes:
+        sites: fusion layers of the kinds asked for, in graph order.
+        refusals: what cannot be equalized, and why.
+        tracer: how the network was read.
+        unlisted: how many sites of other kinds there are.
+    """
+
+    sites: tuple[Site, ...]
+    refusals: tuple[Refusal, ...]
+    tracer: Literal["export", "recorder"]
+    unlisted: int = 0
+
+
+def scan(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = ("resampled",)
+) -> Scan:
+    """Finds the fusion layers of `model`.
+
+    Args:
+        model: any module, on any device, the meta device included; it is not run.
+        example: an input or a tuple of inputs, (N, C, H, W); only shapes and dtypes matter.
+        kinds: "resampled" where a branch was resampled, "plain" where none was.
+
+    Raises:
+        SiteError: if the network cannot be traced with such an input.
+    """
+    graph = trace(model, example)
+    sites, refusals = find_sites(graph)
+    listed = tuple(site for site in sites if site.kind in kinds)
+    return Scan(sites=listed, refusals=refusals, tracer=graph.tracer, unlisted=len(sites) - len(listed))

@@ -1,0 +1,88 @@
+"""Carrying out a plan's edits on a model, or on any mapping of tensors."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from equalize.equation import Geometry, per_channel, scale_inputs
+from equalize.errors import NumericsError, SiteError
+from equalize.plan import Edit, Plan
+
+__all__ = ["apply", "apply_edits", "redraw"]
+
+
+def apply(plan: Plan, model: nn.Module) -> None:
+    """Rewrites the tensors that `plan` lists, in place; nothing for `preserve`.
+
+    Raises:
+        SiteError: if the plan does not fit the model; the model is then unchanged.
+        NumericsError: if a rewritten tensor is not finite in its dtype.
+    """
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for edit in plan.edits:
+        _demand_fit(edit, tensors)
+    apply_edits(plan.edits, model)
+
+
+def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
+    """Carries out edits in order, each computed in float64 and cast back once."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    drawn: dict[tuple[str, int], nn.Module] = {}
+    with torch.no_grad():
+        for edit in edits:
+            tensor = tensors[edit.tensor]
+            if edit.action == "draw":
+                layer, _, name = edit.tensor.rpartition(".")
+                at = (layer, edit.seed or 0)
+                if at not in drawn:
+                    drawn[at] = redraw(model.get_submodule(layer), edit.seed or 0)
+                tensor.copy_(getattr(drawn[at], name))
+            else:
+                tensor.copy_(_edited(edit, tensor))
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NumericsError(edit.tensor, f"is not finite in {tensor.dtype} after the edit")
+
+
+def _edited(edit: Edit, tensor: Tensor) -> Tensor:
+    if edit.action == "set":
+        return torch.tensor(edit.values, dtype=torch.float64).view(tensor.shape)
+    if edit.action == "add":
+        return tensor.double() + torch.tensor(edit.values, dtype=torch.float64, device=tensor.device)
+    assert edit.factor is not None
+    if edit.axis is None or edit.start is None or edit.stop is None:
+        return tensor.double() * edit.factor
+    inputs = tensor.shape[0] if edit.axis == 0 else tensor.shape[1] * edit.groups
+    ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, inputs, 1.0)]
+    geometry = Geometry(axis=edit.axis, groups=edit.groups, transposed=False)
+    return scale_inputs(tensor.double(), per_channel(ranges), geometry)
+
+
+def redraw(layer: nn.Module, seed: int) -> nn.Module:
+    """A copy of `layer`, on the CPU, freshly drawn by its own `reset_parameters` under `seed`.
+
+    Raises:
+        SiteError: if the layer has no such method.
+    """
+    fresh = copy.deepcopy(layer).cpu()
+    reset = getattr(fresh, "reset_parameters", None)
+    if not callable(reset):
+        raise SiteError(type(layer).__name__, "has no reset_parameters", remedy="use another strategy")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        reset()
+    return fresh
+
+
+def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
+    tensor = tensors.get(edit.tensor)
+    if tensor is None:
+        raise SiteError(edit.tensor, "is changed by the plan but is not in this model", remedy="use the plan's own model")
+    expected = tensor.numel()
+    if edit.values is not None and len(edit.values) != expected:
+        raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))
+    if edit.axis is not None and edit.stop is not None:
+        channels = tensor.shape[edit.axis] * (edit.groups if edit.axis == 1 else 1) if tensor.ndim > edit.axis else 0
+        if edit.stop > channels:
+            raise SiteError(edit.tensor, "has fewer channels than in the plan", got=channels, expected=f"{edit.stop} or more")
