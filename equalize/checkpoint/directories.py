@@ -1,0 +1,97 @@
+"""Directories that transformers and smp saved -> `Checkpoint`."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from equalize.checkpoint import hf, smp_family
+from equalize.checkpoint.base import PLAN_FILE, Checkpoint, Origin
+from equalize.checkpoint.factory import construct
+from equalize.checkpoint.matching import disk_state, fill, fit
+from equalize.checkpoint.reading import read_json, read_weights, weight_files
+from equalize.checkpoint.request import Request
+from equalize.checkpoint.source import Place, fetch_weights
+
+__all__ = ["load_smp", "load_transformers", "read_plan"]
+
+
+def load_transformers(place: Place, request: Request) -> Checkpoint:
+    """Load a transformers directory, under its own config or under that of ``--arch transformers:DIR``."""
+    directory = place.path
+    if request.arch is not None:
+        directory = Path(request.arch.removeprefix("transformers:"))
+    config = hf.read_config(directory, request.num_classes)
+    common: dict[str, Any] = {
+        "source": request.source,
+        "family": "transformers",
+        "architecture": hf.target_class(config, directory).__name__,
+        "preprocess": hf.preprocessing(place.path),
+        "classes": hf.labels(config),
+        "revision": place.revision,
+        "plan_json": read_plan(place.path),
+    }
+    if not request.weights:
+        return Checkpoint(model=hf.skeleton(config, directory), **common)
+    fetch_weights(place)
+    weights = read_weights(*weight_files(place.path))
+    loaded = hf.fill(
+        config,
+        weights.tensors,
+        request.source,
+        init_missing=request.init_missing,
+        num_classes=request.num_classes,
+        seed=request.seed,
+        strip=False,
+    )
+    fields = hf.config_fields(loaded.model) if loaded.drawn else None
+    origin = Origin(path=place.path, weights=weights, disk_state=partial(hf.disk_state, loaded), config=fields)
+    return Checkpoint(
+        model=loaded.model, drawn=loaded.drawn, sha256=weights.sha256(), arch=request.arch, origin=origin, **common
+    )
+
+
+def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Checkpoint:
+    """Load a directory that smp's ``save_pretrained`` wrote, given its ``config.json``."""
+    name = str(config["_model_class"])
+    make = smp_family.builder(name)
+    arguments = smp_family.arguments_of(config)
+    if request.num_classes is not None:
+        arguments["classes"] = request.num_classes
+    model = construct(lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed)
+    common: dict[str, Any] = {
+        "source": request.source,
+        "family": "smp",
+        "architecture": type(model).__name__,
+        "model": model,
+        "preprocess": smp_family.preprocessing(str(config.get("encoder_name")), _text(config.get("encoder_weights"))),
+        "classes": None,
+        "revision": place.revision,
+        "plan_json": read_plan(place.path),
+    }
+    if not request.weights:
+        return Checkpoint(**common)
+    fetch_weights(place)
+    weights = read_weights(*weight_files(place.path))
+    match = fit(
+        model,
+        weights.tensors,
+        request.source,
+        init_missing=request.init_missing,
+        num_classes=request.num_classes,
+        architecture=type(model).__name__,
+    )
+    drawn = fill(model, weights.tensors, match, request.source)
+    fields = {"classes": request.num_classes} if request.num_classes is not None else None
+    origin = Origin(path=place.path, weights=weights, disk_state=partial(disk_state, match), config=fields)
+    return Checkpoint(drawn=drawn, sha256=weights.sha256(), origin=origin, **common)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def read_plan(directory: Path) -> dict[str, Any] | None:
+    """The receipt that an earlier equalization left in a directory."""
+    path = directory / PLAN_FILE
+    return read_json(path) if path.is_file() else None

@@ -1,0 +1,309 @@
+"""transformers: config -> segmentation class, on-disk keys <-> model keys by the library's own conversion."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equalize.checkpoint.factory import construct, seeded
+from equalize.checkpoint.matching import check_finite, mismatch_error, only_class_count, strippings
+from equalize.checkpoint.preprocess import Preprocess
+from equalize.checkpoint.reading import read_json
+from equalize.errors import CheckpointError
+
+__all__ = [
+    "Loaded",
+    "config_fields",
+    "disk_state",
+    "fill",
+    "labels",
+    "preprocessing",
+    "read_config",
+    "reload",
+    "skeleton",
+    "target_class",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A transformers model with its weights."""
+
+    model: nn.Module
+    drawn: tuple[str, ...]
+    """Model keys that were missing, or whose class count differed."""
+    bare: Mapping[str, str]
+    """Key without the wrapper's prefix -> key on disk."""
+
+    @property
+    def prefix(self) -> str:
+        """What wrappers put before the keys on disk."""
+        return next((disk.removesuffix(key) for key, disk in self.bare.items()), "")
+
+
+def read_config(directory: Path, num_classes: int | None = None) -> Any:
+    """Read ``config.json`` without running code, and set the number of classes if another is asked for.
+
+    Raises:
+        CheckpointError: damaged, asks for remote code, or of a type that transformers does not know.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    path = directory / "config.json"
+    raw = read_json(path)
+    if _asks_for_code(raw):
+        raise CheckpointError(path, "asks for code from its repository (auto_map)", remedy="not supported: use --arch")
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            path, f"has the unknown model_type {model_type!r}", expected="one that transformers knows"
+        )
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            if num_classes is not None and config.num_labels != num_classes:
+                config.num_labels = num_classes
+    except Exception as error:  # configs check themselves with many exception types
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(path, f"is not a valid {model_type} config ({line})") from error
+    return config
+
+
+def _asks_for_code(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return "auto_map" in value or any(_asks_for_code(inner) for inner in value.values())
+    return isinstance(value, list) and any(_asks_for_code(inner) for inner in value)
+
+
+def target_class(config: Any, where: object) -> Any:
+    """The segmentation class for a config: the one it names, else the one of its model type.
+
+    Raises:
+        CheckpointError: transformers has no segmentation class for that type of model.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    named = (config.architectures or [None])[0]
+    if isinstance(named, str) and named.endswith("Segmentation"):
+        found = getattr(transformers, named, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    for mapping in (auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise CheckpointError(
+        where,
+        f"is a {named or config.model_type}, for which transformers has no segmentation network",
+        remedy="put it under one, such as UperNet, with --arch transformers:DIR_WITH_CONFIG",
+    )
+
+
+def skeleton(config: Any, where: object) -> nn.Module:
+    """The network of a config on the meta device.
+
+    Raises:
+        CheckpointError: the config cannot be built.
+    """
+    kind = target_class(config, where)
+    with quiet():
+        return construct(lambda: kind(config), kind.__name__, weights=False, seed=0)
+
+
+def fill(
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    where: object,
+    *,
+    init_missing: bool,
+    num_classes: int | None,
+    seed: int,
+    strip: bool,
+) -> Loaded:
+    """Build the network of a config in float32 and load tensors into it with transformers' own loader.
+
+    Args:
+        config: of transformers.
+        tensors: by the key on disk.
+        where: for errors.
+        init_missing: draw missing tensors, and a classifier of other classes, with the library's initialiser.
+        num_classes: what the config was set to have, if that was asked for.
+        seed: of the draw.
+        strip: whether keys may carry a wrapper's prefix (lone files may, directories may not).
+
+    Raises:
+        CheckpointError: keys missing or of another shape.
+        NumericsError: NaN or Inf.
+    """
+    kind = target_class(config, where)
+    bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
+    check_finite(tensors, where)
+    # clones, because the loader puts the very tensors it is given into the model, and these must stay as on disk
+    own = {key: tensors[disk].clone() for key, disk in bare.items()}
+    try:
+        with quiet(), seeded(seed):
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=own,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+    except (RuntimeError, ValueError, KeyError, TypeError, ImportError, AssertionError) as error:
+        raise CheckpointError(
+            where, f"cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:200]})"
+        ) from error
+    missing = [key for key in model.state_dict() if key in info["missing_keys"]]
+    counters = {key for key in missing if key.endswith("num_batches_tracked") and _statistics(key) not in missing}
+    missing = [key for key in missing if key not in counters]
+    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
+    if missing or mismatched:
+        _refuse_or_draw(where, kind, config, missing, mismatched, init_missing, num_classes, len(model.state_dict()))
+    drawn = tuple(key for key in model.state_dict() if key in {*missing, *mismatched})
+    return Loaded(model=model.eval(), drawn=drawn, bare=bare)
+
+
+def _refuse_or_draw(
+    where: object,
+    kind: type,
+    config: Any,
+    missing: list[str],
+    mismatched: Mapping[str, tuple[torch.Size, torch.Size]],
+    init_missing: bool,
+    num_classes: int | None,
+    total: int,
+) -> None:
+    if len(missing) + len(mismatched) >= total:
+        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
+    if init_missing and only_class_count(mismatched, num_classes):
+        return
+    named = (config.architectures or [None])[0]
+    architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
+    raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
+
+
+def _statistics(counter: str) -> str:
+    return counter.removesuffix("num_batches_tracked") + "running_mean"
+
+
+def _best_reading(config: Any, tensors: Mapping[str, Tensor], where: object) -> dict[str, str]:
+    model = skeleton(config, where)
+    prefix = model.base_model_prefix
+    known = set(model.state_dict()) | set(revert(model, model.state_dict()))
+    known |= {key.removeprefix(f"{prefix}.") for key in known}
+    return max(strippings(tensors), key=lambda reading: len(reading.keys() & known))
+
+
+def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = True) -> dict[str, Tensor]:
+    """Tensors of a model under the names that transformers writes to disk.
+
+    Args:
+        model: of transformers.
+        state: its state dict, or a part of it.
+        as_loaded: undo the renamings that loading applied; else all those that the type of model has.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    applied = model.__dict__.get("_weight_conversions")
+    try:
+        if not as_loaded:
+            model.__dict__.pop("_weight_conversions", None)
+        return dict(revert_weight_conversion(model, dict(state)))
+    finally:
+        if applied is not None:
+            model.__dict__["_weight_conversions"] = applied
+
+
+def disk_state(loaded: Loaded, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict of the model by the key they have, or shall have, in the files they came from."""
+    model = loaded.model
+    written = revert(model, state)
+    drawn = revert(model, {key: state[key] for key in loaded.drawn}, as_loaded=False)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found: dict[str, Tensor] = {}
+    for key, disk in loaded.bare.items():
+        for name in (key, prefix + key, key.removeprefix(prefix)):
+            if name in written:
+                found[disk] = written[name]
+                break
+    return {**{loaded.prefix + key: tensor for key, tensor in drawn.items()}, **found}
+
+
+def config_fields(model: nn.Module) -> dict[str, object]:
+    """What ``config.json`` must say for ``from_pretrained`` to build a network whose decoder was drawn."""
+    config: Any = model.config
+    names = {str(number): str(name) for number, name in config.id2label.items()}
+    return {
+        "architectures": [type(model).__name__],
+        "id2label": names,
+        "label2id": {name: int(number) for number, name in names.items()},
+    }
+
+
+def labels(config: Any) -> tuple[str, ...] | None:
+    """The class names of a config, in order."""
+    names = config.id2label
+    return tuple(str(names[number]) for number in sorted(names)) if names else None
+
+
+def preprocessing(directory: Path) -> Preprocess:
+    """From the image processor's config, if the directory has one."""
+    from transformers import AutoImageProcessor
+
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if not (directory / name).is_file():
+            continue
+        if _asks_for_code(read_json(directory / name)):
+            raise CheckpointError(directory / name, "asks for code from its repository (auto_map)")
+        try:
+            with quiet():
+                processor = AutoImageProcessor.from_pretrained(
+                    directory, trust_remote_code=False, local_files_only=True
+                )
+        except Exception as error:  # as for configs
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(directory / name, f"is not a valid image processor config ({line})") from error
+        return Preprocess.from_processor(processor.to_dict(), f"from {name}")
+    return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
+
+
+def reload(directory: Path) -> nn.Module:
+    """Load with ``from_pretrained``, and insist on its finding every key.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    kind = target_class(read_config(directory), directory)
+    with quiet():
+        model, info = kind.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
+    missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
+    if missing or info["mismatched_keys"]:
+        mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
+        raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
+    result: nn.Module = model.eval()
+    return result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' reports and bars off the terminal: what they say, our errors and ``drawn`` say."""
+    from transformers.utils import logging as library
+
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.CRITICAL)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()

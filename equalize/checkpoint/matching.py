@@ -1,0 +1,189 @@
+"""The keys of a file against the keys of a model: what pairs up, what is missing, what must be drawn."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equalize.errors import CheckpointError, NumericsError
+
+__all__ = [
+    "PREFIXES",
+    "Match",
+    "check_finite",
+    "disk_state",
+    "fill",
+    "fit",
+    "mismatch_error",
+    "only_class_count",
+    "pair",
+    "strippings",
+]
+
+PREFIXES = ("module.", "model.", "_orig_mod.")
+_COUNTER = ".num_batches_tracked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """How a model's state dict and a file's tensors pair up."""
+
+    on_disk: Mapping[str, str]
+    """Model key -> key on disk, for every pair of equal shape."""
+    missing: tuple[str, ...]
+    """Model keys that the file lacks. BatchNorm counters that old files never had do not count."""
+    unexpected: tuple[str, ...]
+    """Keys on disk that belong to a submodule of the model and yet fit no key of it."""
+    mismatched: tuple[str, ...]
+    """Model keys whose tensor on disk has another shape."""
+    disk_name: Mapping[str, str]
+    """Model key -> key on disk, also for what is missing there: where a drawn tensor is to be written."""
+    prefix: str
+    """What wrappers put before the model's keys on disk."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key found its partner."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+
+def strippings(keys: Iterable[str]) -> list[dict[str, str]]:
+    """Ways to read the keys on disk: as they are, then with one more wrapper's prefix gone each.
+
+    A prefix counts when at least half of the keys carry it; a Lightning file also holds its loss.
+    """
+    readings = [{key: key for key in keys}]
+    while True:
+        last = readings[-1]
+        for prefix in PREFIXES:
+            carriers = sum(key.startswith(prefix) for key in last)
+            if carriers and 2 * carriers >= len(last):
+                bare = {key.removeprefix(prefix): disk for key, disk in last.items() if key.startswith(prefix)}
+                readings.append(bare)
+                break
+        else:
+            return readings
+
+
+def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Match:
+    """Pair a model's keys with those on disk, under the reading of prefixes that fits best."""
+    reading = max(strippings(disk), key=lambda bare: len(bare.keys() & model.keys()))
+    sample = next(((key, name) for key, name in reading.items() if key in model), None)
+    prefix = sample[1].removesuffix(sample[0]) if sample else ""
+    children = {key.partition(".")[0] for key in model}
+    shared = [key for key in model if key in reading]
+    return Match(
+        on_disk={key: reading[key] for key in shared if model[key] == disk[reading[key]]},
+        missing=tuple(key for key in model if key not in reading and not _old_counter(key, reading)),
+        unexpected=tuple(
+            name for key, name in reading.items() if key not in model and key.partition(".")[0] in children
+        ),
+        mismatched=tuple(key for key in shared if model[key] != disk[reading[key]]),
+        prefix=prefix,
+        disk_name={key: reading.get(key, prefix + key) for key in model if not _old_counter(key, reading)},
+    )
+
+
+def _old_counter(key: str, reading: Mapping[str, str]) -> bool:
+    """A BatchNorm counter that the file never had, beside statistics that it has: torch's loader lets it pass."""
+    bare = key.removesuffix(_COUNTER)
+    return bare != key and key not in reading and f"{bare}.running_mean" in reading
+
+
+def fit(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: object,
+    *,
+    init_missing: bool,
+    num_classes: int | None,
+    architecture: str,
+) -> Match:
+    """Pair a model with tensors strictly; with ``init_missing`` some may be missing, or be of another class count.
+
+    Raises:
+        CheckpointError: a key is missing, left over or of another shape.
+    """
+    shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    match = pair(shapes, {key: tensor.shape for key, tensor in tensors.items()})
+    if match.complete:
+        return match
+    classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}
+    if not (init_missing and match.on_disk and not match.unexpected and only_class_count(classifier, num_classes)):
+        raise mismatch_error(
+            where, architecture, match.missing, match.unexpected, classifier, init_missing=init_missing
+        )
+    return match
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], match: Match, where: object) -> tuple[str, ...]:
+    """Copy the paired tensors into the model.
+
+    Returns:
+        the model keys left as they were drawn.
+
+    Raises:
+        NumericsError: a tensor holds NaN or Inf.
+    """
+    check_finite({disk: tensors[disk] for disk in match.on_disk.values()}, where)
+    found = {key: tensors[disk] for key, disk in match.on_disk.items()}
+    nn.Module.load_state_dict(model, found, strict=False)
+    left = {*match.missing, *match.mismatched}
+    return tuple(key for key in model.state_dict() if key in left)
+
+
+def disk_state(match: Match, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model's state dict by the key they have, or shall have, on disk."""
+    return {disk: state[key] for key, disk in match.disk_name.items()}
+
+
+def only_class_count(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], num_classes: int | None) -> bool:
+    """Whether shapes differ as those of a classifier with other classes do: along the first axis alone.
+
+    Args:
+        mismatched: key -> (shape in the model, shape on disk).
+        num_classes: what the model was asked to have; N + 1 also counts (a class for "nothing").
+    """
+    if not mismatched:
+        return True
+    if any(len(a) != len(b) or not a or a[1:] != b[1:] for a, b in mismatched.values()):
+        return False
+    outputs = {model[0] for model, _ in mismatched.values()}
+    count = min(outputs) if num_classes is None else num_classes
+    return outputs <= {count, count + 1}
+
+
+def mismatch_error(
+    where: object,
+    architecture: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Mapping[str, tuple[torch.Size, torch.Size]],
+    *,
+    init_missing: bool = False,
+) -> CheckpointError:
+    """The error for keys that do not pair up: how many of each kind, and the first three."""
+    shapes = [f"{key} {tuple(disk)} for {tuple(model)}" for key, (model, disk) in mismatched.items()]
+    kinds = {"missing": list(missing), "unexpected": list(unexpected), "of another shape": shapes}
+    facts = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    remedy = "check --arch and --arch-arg"
+    if not init_missing and not kinds["unexpected"] and only_class_count(mismatched, None):
+        remedy = "--init-missing draws what is missing" + (" and a new classifier" if mismatched else "")
+    return CheckpointError(where, f"does not fit {architecture}: keys " + ", ".join(facts), remedy=remedy)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
+    """Stop at the first tensor with NaN or Inf.
+
+    Raises:
+        NumericsError: with the tensor's name.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            broken = int((~torch.isfinite(tensor)).sum())
+            raise NumericsError(where, f"tensor {key!r} holds {broken} NaN or Inf", got=f"shape {tuple(tensor.shape)}")

@@ -1,0 +1,140 @@
+"""One ``torch.save`` file -> tensors, by the restricted unpickler alone: nothing in the file is ever run.
+
+``weights_only=True`` is given explicitly, so TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equalize.errors import CheckpointError
+
+__all__ = ["NESTS", "TorchFile", "read_torch"]
+
+NESTS = ("state_dict", "model", "model_state_dict", "net")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchFile:
+    """What a ``torch.save`` file holds."""
+
+    content: Any
+    """The unpickled object, to be saved again with other tensors in ``state``'s place."""
+    nest: tuple[str, ...]
+    """The keys that lead from ``content`` to the state dict."""
+
+    @property
+    def mapping(self) -> MutableMapping[str, Any]:
+        """The state dict inside ``content``, itself: writing to it changes ``content``."""
+        inner = self.content
+        for key in self.nest:
+            inner = inner[key]
+        assert isinstance(inner, MutableMapping)
+        return inner
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the state dict."""
+        return {key: value for key, value in self.mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def read_torch(path: Path) -> TorchFile:
+    """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
+
+    Raises:
+        CheckpointError: truncated, another format, or a pickle that asks for more than tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(4)
+    zipped = head == _ZIP
+    if zipped:
+        _check_archive(path)
+    elif not head.startswith(_PICKLE):
+        raise CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except (EOFError, MemoryError, OSError) as error:
+        raise _damaged(path, error) from error
+    except Exception as error:  # a hostile pickle can raise anything from inside torch.load
+        raise _damaged(path, error) from error
+    return TorchFile(content=content, nest=_find_state(path, content))
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(path, "is truncated or damaged (no zip directory)", remedy="download it again") from error
+    names = {member.filename.partition("/")[2] for member in members}
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise CheckpointError(
+            path,
+            "is a TorchScript archive, which holds code",
+            remedy="save its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
+        )
+    bare = {member.filename for member in members} | names
+    if "data.pkl" not in names:
+        if any("exported_program" in name or name.endswith("archive_format") for name in bare):
+            raise CheckpointError(
+                path,
+                "is an exported program (.pt2), which holds code",
+                remedy="save its weights instead: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')",
+            )
+        raise CheckpointError(path, "is a zip file but not a PyTorch file (no data.pkl)")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointError(path, "is a zip file with compressed members, which torch.save never writes")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise CheckpointError(path, "promises more bytes than it has", remedy="download it again")
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """A pickle the restricted unpickler stopped: by the name of a global, or because it is broken."""
+    text = str(error)
+    found = re.search(r"(?:GLOBAL|global|class|function|type) `?'?([\w.<>]+\.[\w.<>]+)", text)
+    if found and not re.search(r"[Tt]runcated|Ran out|not enough|EOF", text):
+        return CheckpointError(
+            path,
+            f"its pickle asks for {found.group(1)!r}, which is code and not weights; nothing was run",
+            remedy="save the state dict alone: torch.save(model.state_dict(), 'weights.pth')",
+        )
+    return _damaged(path, error)
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    line = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return CheckpointError(path, f"is truncated or damaged ({line[:160]})", remedy="download it again")
+
+
+def _find_state(path: Path, content: object) -> tuple[str, ...]:
+    nest: list[str] = []
+    inner = content
+    for _ in range(4):
+        if not isinstance(inner, MutableMapping):
+            break
+        if any(isinstance(value, Tensor) for value in inner.values()) and not _nested(inner):
+            return tuple(nest)
+        if (key := _nested(inner)) is None:
+            break
+        nest.append(key)
+        inner = inner[key]
+    got = f"a {type(content).__name__}"
+    if isinstance(content, MutableMapping):
+        got = "the keys " + ", ".join(repr(key) for key in list(content)[:5]) if content else "an empty dict"
+    raise CheckpointError(
+        path, "holds no state dict", got=got, expected=f"tensors by key, also under {', '.join(NESTS)}"
+    )
+
+
+def _nested(mapping: MutableMapping[str, Any]) -> str | None:
+    return next((key for key in NESTS if isinstance(mapping.get(key), MutableMapping)), None)

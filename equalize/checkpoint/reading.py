@@ -1,0 +1,178 @@
+"""Weight files -> tensors, without ever running what a file holds.
+
+Everything a file claims is checked against the file before a library reads it: a checkpoint comes from strangers.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from equalize.checkpoint.pickles import read_torch
+from equalize.checkpoint.safetensors_file import read_safetensors
+from equalize.errors import CheckpointError, ResourceError
+
+__all__ = [
+    "ARCHITECTURE_FILE",
+    "WEIGHT_SUFFIXES",
+    "Weights",
+    "read_json",
+    "read_weights",
+    "state_on_disk",
+    "weight_files",
+]
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+ARCHITECTURE_FILE = "architecture.json"
+"""Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
+_STANDARD_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The tensors of one checkpoint as they lie on disk."""
+
+    files: tuple[Path, ...]
+    """The files that hold tensors: one, or the shards in order."""
+    index: Path | None
+    """The JSON file that says which shard holds which key, if there are shards."""
+    tensors: Mapping[str, Tensor]
+    """By the key on disk; memory-mapped where the format allows."""
+    home: Mapping[str, Path]
+    """The file of each key."""
+
+    def sha256(self) -> str:
+        """Over the bytes of all files, in order."""
+        digest = hashlib.sha256()
+        for block in _blocks(self.files):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
+    """Read and check weight files.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another format, or asks for code.
+    """
+    tensors: dict[str, Tensor] = {}
+    home: dict[str, Path] = {}
+    for path in files:
+        check_readable(path)
+        found = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path).state
+        for key, tensor in found.items():
+            if key in home:
+                raise CheckpointError(path, f"holds {key!r}, which {home[key].name} holds as well")
+            tensors[key], home[key] = tensor, path
+    if not tensors:
+        raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
+    return Weights(files=files, index=index, tensors=tensors, home=home)
+
+
+def state_on_disk(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weight file or of a checkpoint directory, flat, by the key they have on disk."""
+    place = Path(path)
+    if place.is_dir():
+        return dict(read_weights(*weight_files(place)).tensors)
+    return dict(read_weights((place,)).tensors)
+
+
+def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
+    """The weight files of a checkpoint directory and their index, by the libraries' own order of preference.
+
+    Raises:
+        CheckpointError: no weights, several to choose from, a missing shard, or an index that leaves the directory.
+    """
+    if (directory / ARCHITECTURE_FILE).is_file() and (nested := directory / "model.pth").is_file():
+        return (nested,), None
+    for name in _STANDARD_NAMES:
+        path = directory / name
+        if path.is_file():
+            return (_shards(path), path) if name.endswith(".json") else ((path,), None)
+    loose = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+    if len(loose) == 1:
+        return (loose[0],), None
+    if loose:
+        raise CheckpointError(
+            directory,
+            f"holds {len(loose)} weight files and none has a standard name",
+            got=", ".join(path.name for path in loose[:3]),
+            remedy="name the file itself",
+        )
+    raise CheckpointError(
+        directory, "holds no weights", expected="model.safetensors, pytorch_model.bin or a state dict"
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(index, "has no weight_map from keys to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise CheckpointError(index, f"names the shard {name!r}", expected="plain names beside the index")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(index, f"names the shard {name}, which is missing", remedy="download it again")
+    return tuple(index.parent / name for name in names)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what cannot be a weight file, before any library sees it.
+
+    Raises:
+        CheckpointError: missing, not a regular file, empty, a Git-LFS pointer, or text.
+        ResourceError: the operating system denies reading.
+    """
+    if not path.exists():
+        raise CheckpointError(path, "no such file or directory")
+    if not path.is_file():
+        raise CheckpointError(path, "is not a regular file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ResourceError(path, f"cannot be read ({error.strerror})") from error
+    if not head:
+        raise CheckpointError(path, "is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(path, "is a Git-LFS pointer, not the weights", remedy="run `git lfs pull`")
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(path, "is an HTML page, not weights", remedy="download the file itself")
+    if all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
+        raise CheckpointError(path, "is text, not weights")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "no such file") from error
+    except OSError as error:
+        raise ResourceError(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, "is not valid JSON") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, "is not a JSON object")
+    return content
+
+
+def _blocks(files: tuple[Path, ...]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                yield block

@@ -1,0 +1,120 @@
+"""Weights back into the containers they came from: only what changed is replaced."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from equalize.checkpoint.pickles import read_torch
+from equalize.checkpoint.reading import Weights, read_json
+from equalize.checkpoint.safetensors_file import read_header, read_safetensors
+from equalize.errors import NumericsError
+
+__all__ = ["is_other_copy", "replacements", "write_flat", "write_weights"]
+
+_COPIES = re.compile(
+    r"(pytorch_model|model|tf_model|flax_model)([-.].*)?\.(bin|safetensors|h5|msgpack|onnx|(bin|safetensors)\.index\.json)"
+)
+
+
+def is_other_copy(name: str) -> bool:
+    """Whether a file is the same weights in another format, which would be stale beside those written."""
+    return _COPIES.fullmatch(name) is not None
+
+
+def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``state`` that differ from those on disk, in the dtype they have there; new keys included.
+
+    Args:
+        weights: as read.
+        state: the model's tensors by key on disk; keys it lacks stay as they are.
+
+    Raises:
+        NumericsError: a value does not fit the dtype on disk.
+    """
+    floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
+    usual = floats.pop() if len(floats) == 1 else None
+    changed: dict[str, Tensor] = {}
+    shared: dict[tuple[object, ...], Tensor] = {}
+    for key, value in state.items():
+        new = value.detach().cpu()
+        old = weights.tensors.get(key)
+        if old is not None and old.shape == new.shape and torch.equal(old.to(new.dtype), new):
+            continue
+        dtype = old.dtype if old is not None else usual if usual and new.is_floating_point() else new.dtype
+        view = (value.data_ptr(), tuple(value.shape), value.stride(), dtype)
+        if view not in shared or not value.numel():
+            cast = new.to(dtype).contiguous()
+            if cast.is_floating_point() and not torch.isfinite(cast).all():
+                raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
+            shared[view] = cast.clone() if cast.data_ptr() == value.data_ptr() else cast
+        changed[key] = shared[view]
+    return changed
+
+
+def write_weights(weights: Weights, changed: Mapping[str, Tensor], names: Mapping[Path, Path]) -> None:
+    """Write every file again under a new name: a plain copy where none of its tensors changed.
+
+    Args:
+        weights: as read.
+        changed: by key on disk; a key that is not there yet goes to the last file.
+        names: the file to write for each file read, and for the index.
+    """
+    last = weights.files[-1]
+    for path in weights.files:
+        mine = {key: tensor for key, tensor in changed.items() if weights.home.get(key, last) == path}
+        if not mine:
+            shutil.copyfile(path, names[path])
+        elif path.suffix == ".safetensors":
+            _rewrite_safetensors(path, names[path], mine)
+        else:
+            _rewrite_torch(path, names[path], mine)
+    if weights.index is not None:
+        _rewrite_index(weights, changed, names[weights.index])
+
+
+def _rewrite_safetensors(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
+    metadata: Any = read_header(path).get("__metadata__")
+    save_file({**read_safetensors(path), **_unshared(changed)}, target, metadata=metadata)
+
+
+def _rewrite_torch(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
+    file = read_torch(path)
+    file.mapping.update(changed)
+    torch.save(file.content, target)
+
+
+def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path) -> None:
+    assert weights.index is not None
+    content: Any = read_json(weights.index)
+    new = {key: tensor for key, tensor in changed.items() if key not in weights.home}
+    content["weight_map"] |= dict.fromkeys(new, weights.files[-1].name)
+    metadata = content.get("metadata")
+    grown = sum(t.nbytes - (weights.tensors[k].nbytes if k in weights.tensors else 0) for k, t in changed.items())
+    if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+        metadata["total_size"] += grown
+    target.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
+    """A plain safetensors file of a model's state dict."""
+    save_file(
+        _unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, metadata={"format": "pt"}
+    )
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory: give each of them its own."""
+    seen: set[int] = set()
+    alone: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        alone[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return alone

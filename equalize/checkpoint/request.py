@@ -1,0 +1,21 @@
+"""What the caller of `load` asked for, passed down unchanged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The arguments of `load`."""
+
+    source: str
+    """As typed."""
+    arch: str | None = None
+    arch_args: Mapping[str, object]
+    weights: bool = True
+    """False: on the meta device, for looking at the structure alone."""
+    init_missing: bool = False
+    num_classes: int | None = None
+    seed: int = 0

@@ -1,0 +1,118 @@
+"""A directory that is whole or absent: written beside its place, flushed, renamed."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from equalize.errors import OutputError, ResourceError
+
+__all__ = ["atomic_directory", "copy_side_files"]
+
+_NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json"}
+
+
+@contextmanager
+def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Path | None = None) -> Iterator[Path]:
+    """Give a temporary sibling of ``target`` to fill; on leaving, flush it and give it its name.
+
+    Whatever interrupts leaves nothing behind and what was there before untouched.
+
+    Args:
+        target: the directory to make.
+        overwrite: whether it may replace a directory that exists.
+        source: a file or directory that the target must not be, hold, or lie in.
+
+    Raises:
+        OutputError: the target exists, is no directory, or touches the source.
+        ResourceError: the disk is full, or writing is denied.
+    """
+    out = Path(target).expanduser().absolute()
+    _check_target(out, overwrite, source)
+    work = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        yield work
+        _flush(work)
+        _take_place(work, out)
+    except OSError as error:
+        raise _resource_error(out, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_target(out: Path, overwrite: bool, source: Path | None) -> None:
+    if not out.name:
+        raise OutputError(out, "is no name for a directory")
+    resolved = out.resolve()
+    if source is not None:
+        origin = source.resolve()
+        if resolved == origin or origin in resolved.parents:
+            raise OutputError(out, "is the model itself or lies inside it", remedy="name another directory")
+        if resolved in origin.parents and out.exists() and any(out.iterdir()):
+            raise OutputError(out, "holds the model that is read", remedy="name another directory")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(out, "exists and is not a directory")
+    if out.exists() and not overwrite:
+        raise OutputError(out, "exists", remedy="--overwrite replaces it")
+
+
+def _take_place(work: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(work, out)
+        _flush_directory(out.parent)
+        return
+    old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
+    os.rename(out, old)
+    try:
+        os.rename(work, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    _flush_directory(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(directory: Path) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as file:
+                os.fsync(file.fileno())
+        _flush_directory(Path(folder))
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _resource_error(out: Path, error: OSError) -> ResourceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(out, "the disk is full", remedy="nothing was left behind")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ResourceError(out, f"cannot be written ({error.strerror})")
+    return ResourceError(out, f"writing failed ({error.strerror or error})")
+
+
+def copy_side_files(source: Path, directory: Path, *, leave_out: set[Path]) -> None:
+    """Copy a checkpoint's other files. Links that lead out of it are not followed (but into a Hub cache they are)."""
+    root = source.resolve()
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for folder, folders, names in os.walk(source):
+        folders[:] = [n for n in folders if n not in _NEVER_COPIED and not os.path.islink(os.path.join(folder, n))]
+        for name in names:
+            path = Path(folder, name)
+            real = path.resolve()
+            inside = any(place in real.parents for place in allowed)
+            if path in leave_out or name in _NEVER_COPIED or not inside or not real.is_file():
+                continue
+            copy = directory / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(real, copy)
