@@ -1,23 +1,23 @@
 """A folder on disk -> images, and masks where there are any.
 
-    folders.py    what is in a folder: files, subfolders, what is passed over
-    layouts.py    how well-known data sets lay out images, masks and splits
-    dataset.py    `open_data`: the match, the split, the pairs
-    images.py     one file -> one RGB picture
-    batches.py    pictures -> batches of tensors, with workers and a share of bad files allowed
-    masks.py      one file -> one class index a pixel
-    preflight.py  a sample of the labels, checked before anything is trained or scored
-    classes.py    names of classes
+    folders.py      what is in a folder: files, subfolders, what is passed over
+    layouts.py      how well-known data sets lay out images, masks and splits
+    dataset.py      `open_data`: the match, the split, the pairs
+    images.py       one file -> one RGB picture
+    loader.py       pictures -> batches of tensors, with workers and a share of bad files allowed
+    masks.py        one file -> one class index a pixel
+    label_check.py  a sample of the labels, checked before anything is trained or scored
+    classes.py      names of classes
 
 A package of floor 1: it knows nothing of models but the `preprocess` it is handed.
 """
 
-from .batches import Batch, Batches, Preprocess, Skipped, batches
 from .classes import class_names, read_class_names
 from .dataset import DataSet, open_data, require_masks, sample
 from .images import read_image
+from .label_check import Preflight, ReduceLabels, preflight
+from .loader import Batch, Batches, Preprocess, Skipped, batches
 from .masks import LabelRule, check_labels, read_mask
-from .preflight import Preflight, ReduceLabels, preflight
 
 __all__ = [
     "Batch",

@@ -28,6 +28,10 @@ def refuse(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
     raise InputError("--size", "too small for this network", got=7)
 
 
+def ignores_interrupts(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+    return torch.full((3, 1, 1), float(signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+
+
 def die(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
     os._exit(1)
 
@@ -155,6 +159,12 @@ def test_a_pass_given_up_ends_its_workers(tmp_path: Path) -> None:
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_workers_ignore_interrupts(tmp_path: Path, workers: int) -> None:
+    (batch,) = batches(draw(tmp_path, [(4, 6)]), ignores_interrupts, batch_size=1, workers=workers)
+    assert batch.images.unique().tolist() == [workers]
 
 
 INTERRUPTED = """
