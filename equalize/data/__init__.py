@@ -16,7 +16,7 @@ from .classes import class_names, read_class_names
 from .dataset import DataSet, open_data, require_masks, sample
 from .images import read_image
 from .label_check import Preflight, ReduceLabels, preflight
-from .loader import Batch, Batches, Preprocess, Skipped, batches
+from .loader import Batch, Batches, Skipped, batches
 from .masks import LabelRule, check_labels, read_mask
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "DataSet",
     "LabelRule",
     "Preflight",
-    "Preprocess",
     "ReduceLabels",
     "Skipped",
     "batches",

@@ -21,7 +21,7 @@ from .images import read_image
 Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""
 
-Preprocess = Callable[[Image.Image, Size], Tensor]
+Preprocessor = Callable[[Image.Image, Size], Tensor]
 """What a checkpoint does to a picture: (RGB image, size) -> (3, H, W) float32."""
 
 _HELD_BATCHES = 4
@@ -61,7 +61,7 @@ class Batches:
     def __init__(
         self,
         paths: Sequence[Path],
-        preprocess: Preprocess,
+        preprocess: Preprocessor,
         *,
         size: Size = None,
         batch_size: int,
@@ -140,7 +140,7 @@ class Batches:
 
 def batches(
     paths: Sequence[Path],
-    preprocess: Preprocess,
+    preprocess: Preprocessor,
     *,
     size: Size = None,
     batch_size: int,
@@ -168,7 +168,7 @@ def batches(
 class _Reader(Dataset[Tensor | EqualizeError]):
     """Errors of ours come back as values: torch cannot carry them from a worker, having only their message."""
 
-    def __init__(self, paths: tuple[Path, ...], preprocess: Preprocess, size: Size) -> None:
+    def __init__(self, paths: tuple[Path, ...], preprocess: Preprocessor, size: Size) -> None:
         self._paths = paths
         self._preprocess = preprocess
         self._size = size
