@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from equalize.version import __version__
 
 if TYPE_CHECKING:
+    from equalize.branches import Branch
     from equalize.calibration import calibrate
     from equalize.checkpoint import Checkpoint, load
     from equalize.errors import EqualizeError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from equalize.moments import Moments
     from equalize.plan import Edit, Plan
     from equalize.scanning import Scan, scan
-    from equalize.sites import Branch, Refusal, Site
+    from equalize.sites import Refusal, Site
     from equalize.strategies import make_plan
     from equalize.surgery import apply
     from equalize.training import attach, fold
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Branch": "sites",
+    "Branch": "branches",
     "Checkpoint": "checkpoint",
     "Edit": "plan",
     "EqualizeError": "errors",

@@ -122,7 +122,12 @@ def _norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
     changing = [site for site in sites if site.strategy in CHANGES_FUNCTION]
     behind = [norm for site in changing if site in stage for norm in site.norms]
     layers = [site.layer for site in stage]
-    later = {norm for site in changing if site.layer not in layers and set(site.upstream) & set(layers) for norm in site.norms}
+    later = {
+        norm
+        for site in changing
+        if site.layer not in layers and set(site.upstream) & set(layers)
+        for norm in site.norms
+    }
     return [norm for norm in dict.fromkeys(behind) if norm not in later]
 
 

@@ -7,7 +7,7 @@ Multi-Level Feature Fusion", arXiv 2402.01149):
       = sum_b W_b * u_b + (a - s)                       folded
     W_b = V_b/sigma_b,   s = sum_b mu_b sum_{c,k} W_b[:, c, k]
 
-Every strategy calls `fold_equalizer`; its inverse direction, from W to V, is the same function with 1/sigma.
+`fold_weight` and `shift_of` hold these two lines, and every strategy calls them; from W to V is the same with 1/sigma.
 
 Shapes: O output and I input channels, G groups, K kernel positions. A weight is (O, I/G, *K), of a transposed
 convolution (I, O/G, *K), of a linear layer (O, I).
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from equalize.sites import Site
 
-__all__ = ["Geometry", "fold_equalizer", "scale_inputs"]
+__all__ = ["Geometry", "fold_equalizer", "fold_weight", "per_channel", "scale_inputs", "shift_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,26 +45,31 @@ class Geometry:
         return cls(axis=site.axis, groups=site.groups, transposed="transpose" in site.op)
 
 
-def fold_equalizer(
-    v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry
-) -> tuple[Tensor, Tensor]:
-    """The weights W and the shift s of the layer that does what weights v behind equalizers do.
+def fold_equalizer(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """The weights W, of v's shape, and the shift s (O,) of the layer that does what weights v behind equalizers do.
 
     Args:
         v: weight seen behind the equalizers.
         mean_I, std_I: each input channel's mean and standard deviation, (I,).
         geometry: where v's input channels are.
-
-    Returns:
-        W, of v's shape, and s (O,), to be subtracted from the bias. Differentiable in v; computed in v's dtype.
     """
-    w = scale_inputs(v, 1 / std_I, geometry)
+    w = fold_weight(v, std_I, geometry)
+    return w, shift_of(w, mean_I, geometry)
+
+
+def fold_weight(v: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
+    """W = V/sigma, of v's shape and dtype; differentiable in v."""
+    return scale_inputs(v, 1 / std_I, geometry)
+
+
+def shift_of(w: Tensor, mean_I: Tensor, geometry: Geometry) -> Tensor:
+    """s = sum_b mu_b sum W_b (O,), the response of weights w to the means; to be subtracted from the bias."""
     response = scale_inputs(w, mean_I, geometry)
     if geometry.transposed:
-        inputs, outputs = response.shape[:2]
-        sum_IO = response.flatten(2).sum(2) if response.ndim > 2 else response
-        return w, sum_IO.view(geometry.groups, inputs // geometry.groups, outputs).sum(1).flatten()
-    return w, response.flatten(1).sum(1)
+        sum_IO = response.flatten(2).sum(2)
+        inputs, outputs = sum_IO.shape
+        return sum_IO.view(geometry.groups, inputs // geometry.groups, outputs).sum(1).flatten()
+    return response.flatten(1).sum(1)
 
 
 def scale_inputs(weight: Tensor, factor_I: Tensor, geometry: Geometry) -> Tensor:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
+from equalize.branches import Branch
 from equalize.errors import NumericsError, SiteError
 from equalize.moments import ImageMoments, Moments, per_image, pool
-from equalize.sites import Branch, Site
+from equalize.sites import Site
 from equalize.taps import Batch, Call, run, undisturbed
 
 __all__ = ["measure"]

@@ -98,11 +98,11 @@ def _student_t975(freedom: int) -> float:
         return math.tan(math.pi * 0.475)
     if freedom == 2:
         return math.sqrt(2 / (0.05 * 1.95) - 2)
-    z = NormalDist().inv_cdf(0.975)
+    z: float = NormalDist().inv_cdf(0.975)
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))

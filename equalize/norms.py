@@ -46,7 +46,7 @@ def estimate_norms(model: nn.Module, norms: Sequence[str], batches: Iterable[Bat
         batches: the network's own inputs.
 
     Returns:
-        For those that were called, new values of `running_mean` (C,), `running_var` (C,) and `num_batches_tracked` () by state-dict key.
+        By state-dict key, for those that were called: `running_mean` (C,), `running_var` (C,), `num_batches_tracked` ().
     """
     if not norms:
         return {}

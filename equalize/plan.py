@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from equalize.branches import Branch
 from equalize.errors import InputError
-from equalize.sites import Branch, Refusal, Site
+from equalize.sites import Refusal, Site
 
 __all__ = ["SCHEMA", "Edit", "Plan", "Strategy", "site_json"]
 
@@ -75,7 +76,9 @@ class Plan:
         """By what the plan divides each branch of a site: its fusion weights grow by as much (`migrate`), else 1."""
         if site.strategy != "migrate":
             return (1.0,) * len(site.branches)
-        factors = {edit.start: edit.factor for edit in self.edits if edit.tensor == site.weight and edit.start is not None}
+        factors = {
+            edit.start: edit.factor for edit in self.edits if edit.tensor == site.weight and edit.start is not None
+        }
         return tuple(factors.get(branch.start) or 1.0 for branch in site.branches)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +103,9 @@ class Plan:
             InputError: if `content` is no plan, or of another schema.
         """
         if content.get("schema") != SCHEMA:
-            raise InputError(where, "is no plan of this version", got=f"schema {content.get('schema')}", expected=SCHEMA)
+            raise InputError(
+                where, "is no plan of this version", got=f"schema {content.get('schema')}", expected=SCHEMA
+            )
         try:
             return cls(
                 strategy=content["strategy"],
@@ -112,7 +117,9 @@ class Plan:
                 facts={key: value for key, value in content.items() if key not in _DERIVED},
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(where, f"is no plan ({type(error).__name__}: {error})", remedy="use an equalize.json") from error
+            raise InputError(
+                where, f"is no plan ({type(error).__name__}: {error})", remedy="use an equalize.json"
+            ) from error
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -160,4 +167,7 @@ def _without_defaults(edit: Edit) -> dict[str, Any]:
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value for key, value in content.items()}
+    return {
+        key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for key, value in content.items()
+    }

@@ -6,10 +6,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from equalize.graph import trace
 from equalize.sites import Refusal, Site, SiteKind, find_sites
+from equalize.tracing import trace
 
 __all__ = ["Scan", "scan"]
+
+_RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +31,7 @@ class Scan:
     unlisted: int = 0
 
 
-def scan(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = ("resampled",)
-) -> Scan:
+def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = _RESAMPLED) -> Scan:
     """Finds the fusion layers of `model`.
 
     Args:

@@ -46,9 +46,9 @@ class Score:
         images: how many were scored.
     """
 
-    mIoU: float | None  # noqa: N815 (the field's spelling)
-    mAcc: float | None  # noqa: N815
-    aAcc: float | None  # noqa: N815
+    mIoU: float | None
+    mAcc: float | None
+    aAcc: float | None
     classes: tuple[ClassScore, ...]
     images: int
 

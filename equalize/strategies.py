@@ -1,10 +1,10 @@
 """Sites and moments become a plan: which strategy each site gets, and the edits it takes.
 
-    strategy   fusion weights            elsewhere                    the network's function
-    rescale    W/sigma, shift s          nothing                      changes
-    reinit     drawn anew, then rescale  nothing                      changes
-    migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
-    preserve   unchanged (see training)  nothing                      stays, to the last bit
+strategy   fusion weights            elsewhere                    the network's function
+rescale    W/sigma, shift s          nothing                      changes
+reinit     drawn anew, then rescale  nothing                      changes
+migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
+preserve   unchanged (see training)  nothing                      stays, to the last bit
 """
 
 import math
@@ -12,14 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
+from equalize.branches import Branch
 from equalize.equation import Geometry, fold_equalizer, per_channel
 from equalize.errors import SiteError
 from equalize.moments import Moments
 from equalize.plan import Edit, Plan, Strategy
-from equalize.sites import Branch, Refusal, Site
+from equalize.sites import Refusal, Site
 from equalize.surgery import redraw
 
 __all__ = ["CHANGES_FUNCTION", "choose", "equalize_site", "make_plan"]
@@ -64,7 +64,12 @@ def make_plan(
             done.append(measured)
             edits += result
     return Plan(
-        strategy=strategy, seed=seed, keep_norm=keep_norm, sites=tuple(done), edits=tuple(edits), refusals=tuple(refusals)
+        strategy=strategy,
+        seed=seed,
+        keep_norm=keep_norm,
+        sites=tuple(done),
+        edits=tuple(edits),
+        refusals=tuple(refusals),
     )
 
 

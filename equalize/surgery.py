@@ -20,7 +20,10 @@ def apply(plan: Plan, model: nn.Module) -> None:
         SiteError: if the plan does not fit the model; the model is then unchanged.
         NumericsError: if a rewritten tensor is not finite in its dtype.
     """
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for edit in plan.edits:
         _demand_fit(edit, tensors)
     apply_edits(plan.edits, model)
@@ -28,7 +31,10 @@ def apply(plan: Plan, model: nn.Module) -> None:
 
 def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
     """Carries out edits in order, each computed in float64 and cast back once."""
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     drawn: dict[tuple[str, int], nn.Module] = {}
     with torch.no_grad():
         for edit in edits:
@@ -78,11 +84,15 @@ def redraw(layer: nn.Module, seed: int) -> nn.Module:
 def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
     tensor = tensors.get(edit.tensor)
     if tensor is None:
-        raise SiteError(edit.tensor, "is changed by the plan but is not in this model", remedy="use the plan's own model")
+        raise SiteError(
+            edit.tensor, "is changed by the plan but is not in this model", remedy="use the plan's own model"
+        )
     expected = tensor.numel()
     if edit.values is not None and len(edit.values) != expected:
         raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))
     if edit.axis is not None and edit.stop is not None:
         channels = tensor.shape[edit.axis] * (edit.groups if edit.axis == 1 else 1) if tensor.ndim > edit.axis else 0
         if edit.stop > channels:
-            raise SiteError(edit.tensor, "has fewer channels than in the plan", got=channels, expected=f"{edit.stop} or more")
+            raise SiteError(
+                edit.tensor, "has fewer channels than in the plan", got=channels, expected=f"{edit.stop} or more"
+            )

@@ -19,7 +19,17 @@ __all__ = ["Batch", "Call", "run", "undisturbed"]
 Batch = Tensor | tuple[Tensor, ...]
 
 _READERS = frozenset(
-    "linear batch_norm convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+    [
+        "linear",
+        "batch_norm",
+        "convolution",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+    ]
 )
 
 
@@ -81,7 +91,12 @@ class _Watch(TorchFunctionMode):
 
 
 def run(
-    model: nn.Module, handlers: Mapping[str, Handler], batches: Iterable[Batch], *, stop: bool = True, strict: bool = True
+    model: nn.Module,
+    handlers: Mapping[str, Handler],
+    batches: Iterable[Batch],
+    *,
+    stop: bool = True,
+    strict: bool = True,
 ) -> Iterator[Any]:
     """Runs `model` over `batches` and hands every call of a watched layer to its handler.
 
@@ -109,7 +124,9 @@ def run(
             output = model(*(tensor.to(device) for tensor in inputs))
         missed = [key for key in handlers if id(tensors[key]) not in watch.seen]
         if missed and strict:
-            raise SiteError(missed[0], "was not called when the network ran", remedy="trace it with an input like the data")
+            raise SiteError(
+                missed[0], "was not called when the network ran", remedy="trace it with an input like the data"
+            )
         yield output
 
 

@@ -8,7 +8,7 @@ weights a step. `fold` leaves plain W.
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from equalize.equation import Geometry, fold_equalizer, scale_inputs
+from equalize.equation import Geometry, fold_weight, scale_inputs, shift_of
 from equalize.errors import SiteError
 from equalize.plan import Plan
 from equalize.strategies import branch_vectors
@@ -30,7 +30,9 @@ def attach(plan: Plan, model: nn.Module) -> None:
             layer = model.get_submodule(path)
             weight = layer.get_parameter(name)
         except AttributeError as error:
-            raise SiteError(site.weight, "is in the plan but not in this model", remedy="use the plan's own model") from error
+            raise SiteError(
+                site.weight, "is in the plan but not in this model", remedy="use the plan's own model"
+            ) from error
         if parametrize.is_parametrized(layer, name):
             raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
         mean_I, std_I = branch_vectors(site, plan.input_scale(site))
@@ -39,7 +41,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
         if plan.keep_norm:  # V with the norm that W has
             gain = float(weight.detach().norm() / scale_inputs(weight.detach(), std_I, geometry).norm())
         order = list(layer._parameters)
-        folded = _FoldedWeight(weight, mean_I * gain, std_I * gain, geometry, order)
+        folded = _FoldedWeight(weight, mean_I, std_I * gain, geometry, order)
         parametrize.register_parametrization(layer, name, folded)
         if site.shift == "bias" and site.norm is None and site.bias is not None:
             bias = site.bias.rpartition(".")[2]
@@ -54,8 +56,7 @@ def fold(model: nn.Module) -> None:
     for layer in model.modules():
         if not parametrize.is_parametrized(layer):
             continue
-        lists = layer.parametrizations
-        assert isinstance(lists, nn.ModuleDict)
+        lists = _parametrizations(layer)
         ours = {name: each[0] for name, each in lists.items() if isinstance(each[0], _FoldedWeight | _ShiftedBias)}
         values = {name: each.exact(lists[name].original) for name, each in ours.items()}
         order = next((each.order for each in ours.values() if isinstance(each, _FoldedWeight)), [])
@@ -65,6 +66,12 @@ def fold(model: nn.Module) -> None:
         for name in order:
             if name in layer._parameters:
                 layer._parameters[name] = layer._parameters.pop(name)
+
+
+def _parametrizations(layer: nn.Module) -> dict[str, parametrize.ParametrizationList]:
+    lists = layer.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    return {name: each for name, each in lists.items() if isinstance(each, parametrize.ParametrizationList)}
 
 
 class _FoldedWeight(nn.Module):
@@ -79,11 +86,11 @@ class _FoldedWeight(nn.Module):
         self.order = order
 
     def forward(self, v: Tensor) -> Tensor:
-        return self.fold(v)[0]
+        return fold_weight(v, self.std_I, self.geometry)
 
-    def fold(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """W and the shift s for weights v."""
-        return fold_equalizer(v, self.mean_I.to(v), self.std_I.to(v), self.geometry)
+    def shift(self, v: Tensor) -> Tensor:
+        """s (O,)."""
+        return shift_of(self.forward(v), self.mean_I, self.geometry)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return scale_inputs(w, self.std_I, self.geometry)
@@ -91,7 +98,7 @@ class _FoldedWeight(nn.Module):
     def exact(self, v: Tensor) -> Tensor:
         """W, without the rounding of a way there and back."""
         start = self.start.to(v)
-        return self.fold(v.detach())[0].where(v.detach() != self.right_inverse(start), start)
+        return self.forward(v.detach()).where(v.detach() != self.right_inverse(start), start)
 
 
 class _ShiftedBias(nn.Module):
@@ -103,28 +110,25 @@ class _ShiftedBias(nn.Module):
         self.weight = weight
         self.start = bias.detach().clone()
 
-    def shift(self) -> Tensor:
-        """s (O,) for the V of this moment."""
-        lists = self._layer[0].parametrizations
-        assert isinstance(lists, nn.ModuleDict)
-        folded = lists[self.weight][0]
+    def _folded(self) -> tuple[_FoldedWeight, Tensor]:
+        """The parametrization of the weight beside this bias, and the V of this moment."""
+        parametrization = _parametrizations(self._layer[0])[self.weight]
+        folded = parametrization[0]
         assert isinstance(folded, _FoldedWeight)
-        return folded.fold(lists[self.weight].original)[1]
+        return folded, parametrization.original
 
     def forward(self, shifted: Tensor) -> Tensor:
-        return shifted - self.shift()
+        folded, v = self._folded()
+        return shifted - folded.shift(v)
 
     def right_inverse(self, bias: Tensor) -> Tensor:
-        return bias + self.shift().detach()
+        folded, v = self._folded()
+        return bias + folded.shift(v.detach())
 
     def exact(self, shifted: Tensor) -> Tensor:
-        """The bias, without the rounding of a way there and back."""
-        folded = self.forward(shifted).detach()
+        """The bias, without the rounding of a way there and back where neither it nor V has moved."""
+        folded, v = self._folded()
         start = self.start.to(shifted)
-        lists = self._layer[0].parametrizations
-        assert isinstance(lists, nn.ModuleDict)
-        weight = lists[self.weight]
-        v_start = weight[0].right_inverse(weight[0].start.to(weight.original))
-        if not (weight.original == v_start).all():
-            return folded
-        return folded.where(shifted.detach() != start + weight[0].fold(v_start)[1], start)
+        v_start = folded.right_inverse(folded.start.to(v))
+        moved = shifted.detach() != start + folded.shift(v_start)
+        return self.forward(shifted).detach().where(moved | (v.detach() != v_start).any(), start)
