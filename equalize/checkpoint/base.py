@@ -91,13 +91,21 @@ class Checkpoint:
         stored = self.origin.disk_state(state)
         return {by_id[id(tensor)]: disk for disk, tensor in stored.items() if id(tensor) in by_id}
 
-    def save(self, directory: str | Path, plan: _Receipt | None = None, *, overwrite: bool = False) -> None:
+    def save(
+        self,
+        directory: str | Path,
+        plan: _Receipt | None = None,
+        *,
+        overwrite: bool = False,
+        prove: Callable[[Path], _Receipt] | None = None,
+    ) -> None:
         """Write the model in the format it came in; tensors that did not change keep every bit.
 
         Args:
             directory: to be made; whole or absent afterwards.
             plan: the receipt, written as ``equalize.json``.
             overwrite: whether the directory may exist.
+            prove: called with what was written before it takes its place; gives the receipt to write, or raises.
 
         Raises:
             OutputError: the directory exists, or touches the source.
@@ -111,6 +119,7 @@ class Checkpoint:
         changed = replacements(origin.weights, state)
         with atomic_directory(directory, overwrite=overwrite, source=origin.path) as out:
             self._write(origin, changed, state, out)
+            plan = prove(out) if prove is not None else plan
             if plan is not None:
                 text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False)
                 (out / PLAN_FILE).write_text(text + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ def construct(make: Callable[[], nn.Module], arch: str, *, weights: bool, seed: 
         with seeded(seed):
             model = make() if weights else _on_meta(make)
     except Exception as error:  # whatever a factory raises is an answer to the arguments it was given
-        line = next(iter(str(error).splitlines()), "")
+        line = " ".join(str(error).split())[:160]
         raise CheckpointError(
             arch, f"cannot be built ({type(error).__name__}: {line})", remedy="check --arch and --arch-arg"
         ) from error

@@ -109,8 +109,13 @@ def fit(
     match = pair(shapes, {key: tensor.shape for key, tensor in tensors.items()})
     if match.complete:
         return match
+    if not match.on_disk:
+        first = ", ".join(list(tensors)[:3])
+        raise CheckpointError(
+            where, f"has no key in common with {architecture}", got=first, remedy="check --arch and --arch-arg"
+        )
     classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}
-    if not (init_missing and match.on_disk and not match.unexpected and only_class_count(classifier, num_classes)):
+    if not (init_missing and not match.unexpected and only_class_count(classifier, num_classes)):
         raise mismatch_error(
             where, architecture, match.missing, match.unexpected, classifier, init_missing=init_missing
         )

@@ -5,6 +5,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equalize.checkpoint.pickle_scan import asks_for_code, foreign_global
 from equalize.errors import CheckpointError
 
 __all__ = ["NESTS", "TorchFile", "read_torch"]
 
 NESTS = ("state_dict", "model", "model_state_dict", "net")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_LEGACY_HEAD = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +61,21 @@ def read_torch(path: Path) -> TorchFile:
     if zipped:
         _check_archive(path)
     elif not head.startswith(_PICKLE):
+        if (name := foreign_global(_pickle_bytes(path))) is not None:
+            raise asks_for_code(path, name)
         raise CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except (EOFError, MemoryError, OSError) as error:
         raise _damaged(path, error) from error
     except Exception as error:  # a hostile pickle can raise anything from inside torch.load
         raise _damaged(path, error) from error
-    return TorchFile(content=content, nest=_find_state(path, content))
+    found = TorchFile(content=content, nest=_find_state(path, content))
+    _check_tensors(found, path)
+    return found
 
 
 def _check_archive(path: Path) -> None:
@@ -100,20 +108,46 @@ def _check_archive(path: Path) -> None:
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     """A pickle the restricted unpickler stopped: by the name of a global, or because it is broken."""
-    text = str(error)
-    found = re.search(r"(?:GLOBAL|global|class|function|type) `?'?([\w.<>]+\.[\w.<>]+)", text)
-    if found and not re.search(r"[Tt]runcated|Ran out|not enough|EOF", text):
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    name = named.group(1) if named else foreign_global(_pickle_bytes(path))
+    if name is not None:
+        return asks_for_code(path, name)
+    if "Unsupported operand" in str(error):
         return CheckpointError(
-            path,
-            f"its pickle asks for {found.group(1)!r}, which is code and not weights; nothing was run",
-            remedy="save the state dict alone: torch.save(model.state_dict(), 'weights.pth')",
+            path, "is a pickle that PyTorch cannot read safely", remedy="save it again with torch.save and its defaults"
         )
     return _damaged(path, error)
 
 
+def _pickle_bytes(path: Path) -> bytes:
+    """The part of a file that is a pickle: of a legacy file, its beginning."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return file.read(_LEGACY_HEAD)
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        return archive.read(name)
+
+
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
-    line = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-    return CheckpointError(path, f"is truncated or damaged ({line[:160]})", remedy="download it again")
+    found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
+    line = found.group(1) if found else next(iter(str(error).splitlines()), "")
+    return CheckpointError(
+        path, f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})", remedy="download it again"
+    )
+
+
+def _check_tensors(file: TorchFile, path: Path) -> None:
+    """Refuse tensors that are larger than the file they came from, or no plain tensors at all."""
+    size = path.stat().st_size
+    for key, tensor in file.state.items():
+        plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain:
+            raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
+        if tensor.numel() * tensor.element_size() > size:
+            raise CheckpointError(
+                path, f"tensor {key!r} is larger than the file", got=f"shape {tuple(tensor.shape)} in {size} bytes"
+            )
 
 
 def _find_state(path: Path, content: object) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from equalize.checkpoint.pickle_scan import asks_for_code, foreign_global
 from equalize.checkpoint.pickles import read_torch
 from equalize.checkpoint.safetensors_file import read_safetensors
 from equalize.errors import CheckpointError, ResourceError
@@ -149,6 +150,8 @@ def check_readable(path: Path) -> None:
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(path, "is an HTML page, not weights", remedy="download the file itself")
     if all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
+        if (name := foreign_global(head)) is not None:  # a pickle of protocol 0 is text
+            raise asks_for_code(path, name)
         raise CheckpointError(path, "is text, not weights")
 
 

@@ -1,6 +1,9 @@
 """torchvision's segmentation networks: found by their keys, built, and their published weights fetched."""
 
+import contextlib
 import inspect
+import pickle
+import sys
 import urllib.error
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,8 +116,11 @@ def published(name: str) -> tuple[Path, tuple[str, ...] | None]:
     """
     weights = _default_weights(name)
     try:
-        torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True, progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        with contextlib.redirect_stdout(sys.stderr):  # it announces its download there
+            torch.hub.load_state_dict_from_url(
+                weights.url, weights_only=True, check_hash=True, progress=sys.stderr.isatty()
+            )
+    except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = getattr(error, "reason", error)
         raise ResourceError(f"torchvision:{name}", f"weights cannot be downloaded ({reason})") from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name

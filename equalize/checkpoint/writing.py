@@ -31,7 +31,7 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         ResourceError: the disk is full, or writing is denied.
     """
     out = Path(target).expanduser().absolute()
-    _check_target(out, overwrite, source)
+    check_target(out, overwrite, source)
     work = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_target(out: Path, overwrite: bool, source: Path | None) -> None:
+def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
     if not out.name:
         raise OutputError(out, "is no name for a directory")
     resolved = out.resolve()

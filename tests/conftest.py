@@ -1,0 +1,97 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub: no test may ask the network
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads_at_most():
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def _quietly_save(model, directory: Path, **options) -> Path:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model.save_pretrained(directory, **options)
+    return directory
+
+
+def _segformer_config(**changes):
+    from transformers import SegformerConfig
+
+    return SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8,
+        **{"num_labels": 5, **changes},
+    )
+
+
+@pytest.fixture(scope="session")
+def segformer_dir(tmp_path_factory) -> Path:
+    """A whole SegFormer with five classes. Read only: copy before changing."""
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    torch.manual_seed(1)
+    directory = tmp_path_factory.mktemp("segformer")
+    _quietly_save(SegformerForSemanticSegmentation(_segformer_config()), directory)
+    SegformerImageProcessor(size={"height": 48, "width": 64}, do_reduce_labels=True).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def segformer_encoder_dir(tmp_path_factory) -> Path:
+    """An image classifier with SegFormer's encoder, as nvidia/mit-b0 is one. Read only."""
+    from transformers import SegformerForImageClassification
+
+    torch.manual_seed(2)
+    directory = tmp_path_factory.mktemp("mit")
+    return _quietly_save(SegformerForImageClassification(_segformer_config(num_labels=10)), directory)
+
+
+@pytest.fixture(scope="session")
+def upernet_dir(tmp_path_factory) -> Path:
+    """UPerNet over a tiny Swin, seven classes, in several shards. Read only."""
+    from transformers import SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+    torch.manual_seed(3)
+    swin = SwinConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
+        image_size=64,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = UperNetConfig(
+        backbone_config=swin, hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=32, num_labels=7
+    )
+    directory = tmp_path_factory.mktemp("upernet")
+    return _quietly_save(UperNetForSemanticSegmentation(config), directory, max_shard_size="100KB")
+
+
+@pytest.fixture(scope="session")
+def smp_dir(tmp_path_factory) -> Path:
+    """smp.Unet over ResNet-18 with narrow decoder, two classes. Read only."""
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(4)
+    directory = tmp_path_factory.mktemp("smp")
+    model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=2)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def lraspp_state() -> dict:
+    """The state dict of torchvision's smallest segmentation network, four classes. Copy before changing."""
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    torch.manual_seed(5)
+    return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).state_dict()
