@@ -46,7 +46,7 @@ def estimate_norms(model: nn.Module, norms: Sequence[str], batches: Iterable[Bat
         batches: the network's own inputs.
 
     Returns:
-        By state-dict key, for those that were called: `running_mean` (C,), `running_var` (C,), `num_batches_tracked` ().
+        By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
     """
     if not norms:
         return {}

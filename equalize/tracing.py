@@ -35,7 +35,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     with _eval_mode(model), _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(model, tuple(tensor.to(device) for tensor in inputs), strict=False)
+            program = torch.export.export(
+                model, tuple(torch.empty_like(each, device=device) for each in inputs), strict=False
+            )
         except Exception as error:  # whatever the network's own code raises on fake tensors
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise SiteError(
