@@ -235,7 +235,9 @@ def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
     if len(readers) != 1 or readers[0].kind != "norm":
         return None, None
     running_mean = readers[0].parameters.get("running_mean")
-    return readers[0].module, running_mean
+    if running_mean is not None and running_mean.endswith(".running_mean"):
+        return running_mean.removesuffix(".running_mean"), running_mean
+    return readers[0].module, None
 
 
 def _explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:
