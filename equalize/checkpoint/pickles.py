@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,16 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _pickle_bytes(path: Path) -> bytes:
-    """The part of a file that is a pickle: of a legacy file, its beginning."""
-    if not zipfile.is_zipfile(path):
+    """The part of a file that is a pickle: of a legacy file, its beginning; nothing if the archive is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return archive.read(names[0]) if names else b""
+    except zipfile.BadZipFile:
         with path.open("rb") as file:
             return file.read(_LEGACY_HEAD)
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        return archive.read(name)
+    except (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error):
+        return b""
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:

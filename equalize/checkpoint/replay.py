@@ -1,6 +1,7 @@
 """Weights back into the containers they came from: only what changed is replaced."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -81,13 +83,14 @@ def write_weights(weights: Weights, changed: Mapping[str, Tensor], names: Mappin
 
 def _rewrite_safetensors(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
     metadata: Any = read_header(path).get("__metadata__")
-    save_file({**read_safetensors(path), **_unshared(changed)}, target, metadata=metadata)
+    _save({**read_safetensors(path), **_unshared(changed)}, target, metadata)
 
 
 def _rewrite_torch(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
     file = read_torch(path)
     file.mapping.update(changed)
-    torch.save(file.content, target)
+    with target.open("wb") as out:  # a file object reports a full disk as what it is; a path does not
+        torch.save(file.content, out)
 
 
 def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path) -> None:
@@ -104,9 +107,18 @@ def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path
 
 def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
     """A plain safetensors file of a model's state dict."""
-    save_file(
-        _unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, metadata={"format": "pt"}
-    )
+    _save(_unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, {"format": "pt"})
+
+
+def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:
+    """Write safetensors; what the operating system says comes out as an OSError."""
+    try:
+        save_file(tensors, target, metadata=metadata)
+    except SafetensorError as error:
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(found.group(1))
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """torchvision's segmentation networks: found by their keys, built, and their published weights fetched."""
 
 import contextlib
+import functools
 import inspect
 import pickle
 import sys
@@ -48,26 +49,37 @@ def builder(name: str) -> Callable[..., nn.Module]:
     return make
 
 
-def _skeleton(name: str, arguments: Mapping[str, object]) -> dict[str, torch.Size]:
+@functools.cache
+def _marked(name: str, aux_loss: bool) -> Mapping[str, torch.Size]:
+    """Key -> shape of a network whose number of classes is `_MARK`."""
+    make = builder(name)
+    arguments: dict[str, object] = {"num_classes": _MARK}
+    if "aux_loss" in inspect.signature(make).parameters:
+        arguments["aux_loss"] = aux_loss
     with torch.device("meta"):
-        return {key: value.shape for key, value in builder(name)(**arguments).state_dict().items()}
+        return {key: value.shape for key, value in make(**arguments).state_dict().items()}
+
+
+def _compare(name: str, shapes: Mapping[str, torch.Size]) -> tuple[Match, dict[str, object]]:
+    """How a state dict fits a network, given the arguments that its own keys and shapes tell."""
+    aux_loss = any("aux_classifier." in key for key in shapes)
+    marked = _marked(name, aux_loss)
+    arguments: dict[str, object] = {}
+    if "aux_loss" in inspect.signature(builder(name)).parameters:
+        arguments["aux_loss"] = aux_loss
+    rough = pair(marked, shapes)
+    carriers = [key for key, shape in marked.items() if shape[:1] == (_MARK,)]
+    counts = {shapes[rough.disk_name[key]][:1] for key in carriers if key in rough.mismatched}
+    if len(counts) != 1 or not (count := counts.pop()):
+        return rough, arguments
+    arguments["num_classes"] = count[0]
+    shaped = {key: torch.Size([count[0], *shape[1:]]) if key in carriers else shape for key, shape in marked.items()}
+    return pair(shaped, shapes), arguments
 
 
 def arguments_from(name: str, shapes: Mapping[str, torch.Size]) -> dict[str, object]:
     """The number of classes and the auxiliary head, as a state dict's keys and shapes tell them."""
-    arguments: dict[str, object] = {}
-    if "aux_loss" in inspect.signature(builder(name)).parameters:
-        arguments["aux_loss"] = any("aux_classifier." in key for key in shapes)
-    marked = _skeleton(name, {**arguments, "num_classes": _MARK})
-    match = pair(marked, shapes)
-    counts = {
-        shapes[match.disk_name[key]][0]
-        for key, shape in marked.items()
-        if shape[:1] == (_MARK,) and key in match.mismatched and shapes[match.disk_name[key]]
-    }
-    if len(counts) == 1:
-        arguments["num_classes"] = counts.pop()
-    return arguments
+    return _compare(name, shapes)[1]
 
 
 def recognise(shapes: Mapping[str, torch.Size], where: object, *, init_missing: bool) -> tuple[str, dict[str, object]]:
@@ -83,8 +95,7 @@ def recognise(shapes: Mapping[str, torch.Size], where: object, *, init_missing: 
     """
     matches: dict[str, tuple[Match, dict[str, object]]] = {}
     for name in names():
-        arguments = arguments_from(name, shapes)
-        match = pair(_skeleton(name, arguments), shapes)
+        match, arguments = _compare(name, shapes)
         if match.complete:
             return name, arguments
         matches[name] = match, arguments

@@ -1,5 +1,6 @@
 """A directory that is whole or absent: written beside its place, flushed, renamed."""
 
+import ctypes
 import errno
 import os
 import secrets
@@ -12,6 +13,7 @@ from equalize.errors import OutputError, ResourceError
 
 __all__ = ["atomic_directory", "copy_side_files"]
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json"}
 
 
@@ -62,19 +64,28 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
 
 
 def _take_place(work: Path, out: Path) -> None:
+    """Give the finished directory its name; the one that had it goes, in one step where the system can."""
     if not out.exists():
         os.rename(work, out)
-        _flush_directory(out.parent)
-        return
-    old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
-    os.rename(out, old)
-    try:
-        os.rename(work, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
+    elif not _exchange(work, out):
+        old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
+        os.rename(out, old)
+        try:
+            os.rename(work, out)
+        except BaseException:
+            os.rename(old, out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     _flush_directory(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories atomically, as Linux can: at no moment is there none of that name."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
 def _flush(directory: Path) -> None:

@@ -1,0 +1,392 @@
+"""transformers directories: loaded strictly, drawn under a seed, written back as they came."""
+
+import contextlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from equalize.checkpoint import load, reload, state_on_disk
+from equalize.errors import CheckpointError, NumericsError
+
+
+def refusal(path, **arguments) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load(path, **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edited(source, target, **changes):
+    """A copy of a directory with other fields in its config.json; None removes a field."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    config = json.loads((target / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def same_bits(a, b) -> bool:
+    return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_directory_loads_as_from_pretrained_does(segformer_dir):
+    from transformers import SegformerForSemanticSegmentation
+
+    checkpoint = load(segformer_dir)
+    stock = SegformerForSemanticSegmentation.from_pretrained(segformer_dir)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(checkpoint.logits(x), stock(x).logits)
+        assert torch.equal(checkpoint.logits(x), reload(segformer_dir)(x).logits)
+    assert (checkpoint.family, checkpoint.architecture) == ("transformers", "SegformerForSemanticSegmentation")
+    assert checkpoint.classes == tuple(f"LABEL_{i}" for i in range(5))
+    assert not checkpoint.model.training
+    assert checkpoint.drawn == ()
+    assert len(checkpoint.sha256) == 64
+    assert checkpoint.preprocess.size == (48, 64)
+    assert checkpoint.preprocess.reduce_labels is True
+    assert "preprocessor_config.json" in str(checkpoint.preprocess)
+
+
+def test_structure_needs_only_the_config(segformer_dir, tmp_path):
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(segformer_dir / name, tmp_path)
+    checkpoint = load(tmp_path, weights=False)
+    assert {parameter.device.type for parameter in checkpoint.model.parameters()} == {"meta"}
+    assert "no weights" in refusal(tmp_path)
+    with pytest.raises(CheckpointError, match="without weights"):
+        checkpoint.save(tmp_path / "out")
+
+
+def test_unchanged_comes_out_byte_for_byte_with_side_files(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in")
+    (source / "notes").mkdir()
+    (source / "notes" / "training.txt").write_text("eight epochs")
+    (source / ".git").mkdir()
+    (source / ".git" / "HEAD").write_text("x")
+    load(source).save(tmp_path / "out")
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    assert names.pop(0) == ".git/HEAD"
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_only_what_changed_changes_on_disk(upernet_dir, tmp_path):
+    checkpoint = load(upernet_dir)
+    key = "decode_head.bottleneck.conv.weight"
+    with torch.no_grad():
+        checkpoint.model.get_parameter(key).mul_(2)
+    checkpoint.save(tmp_path / "out")
+    before, after = state_on_disk(upernet_dir), state_on_disk(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [checkpoint.disk_keys()[key]]
+    shards = sorted(path.name for path in upernet_dir.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == shards
+    untouched = [n for n in shards if (upernet_dir / n).read_bytes() == (tmp_path / "out" / n).read_bytes()]
+    assert len(untouched) == len(shards) - 1
+    assert same_bits(reload(tmp_path / "out").state_dict(), checkpoint.model.state_dict())
+
+
+def test_every_tensor_survives_a_change(segformer_dir, tmp_path):
+    """Also those that transformers renames between disk and model."""
+    checkpoint = load(segformer_dir)
+    with torch.no_grad():
+        for tensor in checkpoint.model.state_dict().values():
+            tensor.add_(1)
+    checkpoint.save(tmp_path / "out")
+    assert same_bits(reload(tmp_path / "out").state_dict(), checkpoint.model.state_dict())
+    assert state_on_disk(tmp_path / "out").keys() == state_on_disk(segformer_dir).keys()
+    assert checkpoint.disk_keys().keys() == checkpoint.model.state_dict().keys()
+
+
+def test_saving_does_not_touch_the_source_tensors(segformer_dir, tmp_path):
+    before = {key: tensor.clone() for key, tensor in state_on_disk(segformer_dir).items()}
+    checkpoint = load(segformer_dir)
+    with torch.no_grad():
+        for parameter in checkpoint.model.parameters():
+            parameter.zero_()
+    checkpoint.save(tmp_path / "out")
+    assert same_bits(state_on_disk(segformer_dir), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_are_computed_in_float32_and_written_as_they_were(segformer_dir, tmp_path, dtype):
+    source = edited(segformer_dir, tmp_path / "in")
+    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in load_file(source / "model.safetensors").items()}
+    save_file(state, source / "model.safetensors", metadata={"format": "pt", "mine": "kept"})
+    checkpoint = load(source)
+    assert {p.dtype for p in checkpoint.model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        checkpoint.model.decode_head.linear_fuse.weight.mul_(2)
+    checkpoint.save(tmp_path / "out")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    state["decode_head.linear_fuse.weight"] *= 2
+    assert same_bits(after, state)
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "mine": "kept"}
+
+
+def test_values_that_do_not_fit_the_type_on_disk(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in")
+    state = {k: t.half() if t.is_floating_point() else t for k, t in load_file(source / "model.safetensors").items()}
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load(source)
+    with torch.no_grad():
+        checkpoint.model.decode_head.linear_fuse.weight.mul_(1e9)
+    with pytest.raises(NumericsError, match="linear_fuse"):
+        checkpoint.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_encoder_without_decoder_needs_init_missing(segformer_encoder_dir):
+    sentence = refusal(segformer_encoder_dir)
+    assert "16 missing" in sentence
+    assert "decode_head" in sentence
+    assert "SegformerForImageClassification" in sentence
+    assert "--init-missing" in sentence
+    meta = load(segformer_encoder_dir, weights=False)
+    assert meta.architecture == "SegformerForSemanticSegmentation"
+
+
+def test_a_drawn_decoder_is_written_so_that_from_pretrained_finds_all(segformer_encoder_dir, tmp_path):
+    from transformers import SegformerForSemanticSegmentation
+
+    state = torch.random.get_rng_state()
+    checkpoint = load(segformer_encoder_dir, init_missing=True, num_classes=3, seed=7)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len(checkpoint.drawn) == 16
+    assert all(key.startswith("decode_head.") for key in checkpoint.drawn)
+    assert checkpoint.classes == ("LABEL_0", "LABEL_1", "LABEL_2")
+    checkpoint.save(tmp_path / "out")
+    model, info = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert same_bits(model.state_dict(), checkpoint.model.state_dict())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["SegformerForSemanticSegmentation"]
+    assert len(config["id2label"]) == 3
+    before, after = state_on_disk(segformer_encoder_dir), state_on_disk(tmp_path / "out")
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert "decode_head.linear_c.0.proj.weight" in after  # the name that every version of transformers reads
+
+
+def test_the_seed_decides_the_draw(segformer_encoder_dir):
+    def fuse(seed):
+        return load(segformer_encoder_dir, init_missing=True, seed=seed).model.decode_head.linear_fuse.weight
+
+    assert torch.equal(fuse(1), fuse(1))
+    assert not torch.equal(fuse(1), fuse(2))
+
+
+def test_other_classes_need_init_missing_and_draw_only_the_classifier(segformer_dir, upernet_dir, tmp_path):
+    assert "--init-missing" in refusal(segformer_dir, num_classes=3)
+    checkpoint = load(segformer_dir, num_classes=3, init_missing=True)
+    assert checkpoint.drawn == ("decode_head.classifier.weight", "decode_head.classifier.bias")
+    checkpoint.save(tmp_path / "out")
+    assert load(tmp_path / "out").logits(torch.ones(1, 3, 32, 32)).shape[1] == 3
+    drawn = load(upernet_dir, num_classes=3, init_missing=True).drawn
+    assert {key.rpartition(".")[0] for key in drawn} == {"decode_head.classifier", "auxiliary_head.classifier"}
+
+
+def test_init_missing_stays_strict_about_shapes(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in", decoder_hidden_size=12)
+    sentence = refusal(source, init_missing=True)
+    assert "of another shape" in sentence
+    assert "decode_head" in sentence
+
+
+def test_missing_keys_are_counted(upernet_dir, tmp_path):
+    state = state_on_disk(upernet_dir)
+    kept = {key: tensor for key, tensor in state.items() if not key.startswith("decode_head.fpn_")}
+    shutil.copy(upernet_dir / "config.json", tmp_path)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    sentence = refusal(tmp_path)
+    assert f"{len(state) - len(kept)} missing" in sentence
+    drawn = load(tmp_path, init_missing=True).drawn
+    assert len(drawn) == len(state) - len(kept)
+
+
+def test_old_files_without_batch_counters_are_whole(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in")
+    state = load_file(source / "model.safetensors")
+    assert state.pop("decode_head.batch_norm.num_batches_tracked") is not None
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load(source)
+    assert checkpoint.drawn == ()
+    with torch.no_grad():
+        checkpoint.model.decode_head.linear_fuse.weight.mul_(2)
+    checkpoint.save(tmp_path / "out")
+    assert state_on_disk(tmp_path / "out").keys() == state.keys()
+
+
+def test_extra_keys_are_kept(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in")
+    extra = {"ema.decay": torch.ones(3)}
+    save_file(load_file(source / "model.safetensors") | extra, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load(source)
+    with torch.no_grad():
+        checkpoint.model.decode_head.linear_fuse.weight.mul_(2)
+    checkpoint.save(tmp_path / "out")
+    assert torch.equal(state_on_disk(tmp_path / "out")["ema.decay"], torch.ones(3))
+
+
+def test_bin_shards_stay_bin(upernet_dir, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(upernet_dir / "config.json", source)
+    state = list(state_on_disk(upernet_dir).items())
+    halves = {"pytorch_model-00001-of-00002.bin": state[:90], "pytorch_model-00002-of-00002.bin": state[90:]}
+    for name, part in halves.items():
+        torch.save(dict(part), source / name)
+    weight_map = {key: name for name, part in halves.items() for key, _ in part}
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    checkpoint = load(source)
+    with torch.no_grad():
+        checkpoint.model.decode_head.bottleneck.conv.weight.mul_(2)
+    checkpoint.save(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in source.iterdir()}
+    assert same_bits(reload(tmp_path / "out").state_dict(), checkpoint.model.state_dict())
+
+
+def test_stale_copies_in_other_formats_are_left_behind(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in")
+    torch.save({}, source / "pytorch_model.bin")
+    (source / "tf_model.h5").write_bytes(b"x")
+    torch.save({}, source / "optimizer.bin")
+    load(source).save(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "preprocessor_config.json", "model.safetensors", "optimizer.bin"}
+
+
+@pytest.mark.parametrize("place", ["top", "nested"])
+def test_remote_code_is_refused(upernet_dir, tmp_path, place):
+    request = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    changes = {"auto_map": request}
+    if place == "nested":
+        backbone = json.loads((upernet_dir / "config.json").read_text())["backbone_config"]
+        changes = {"backbone_config": backbone | changes}
+    source = edited(upernet_dir, tmp_path / "in", **changes)
+    (source / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    assert "auto_map" in refusal(source)
+    assert "auto_map" in refusal(source, weights=False)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("model_type", ["segformer3000", 7])
+def test_unknown_model_type(segformer_dir, tmp_path, model_type):
+    assert "unknown model_type" in refusal(edited(segformer_dir, tmp_path / "in", model_type=model_type))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_sizes": "many"},
+        {"depths": [1, 1, 1, 1, 1, 1]},
+        {"num_attention_heads": [3, 3, 3, 3]},
+        {"architectures": "Segformer"},
+        {"architectures": 5},
+        {"id2label": {"a": "b"}},
+        {"id2label": []},
+        {"model_type": None},
+    ],
+)
+def test_broken_configs_are_one_sentence(segformer_dir, tmp_path, changes):
+    source = edited(segformer_dir, tmp_path / "in", **changes)
+    for weights in (True, False):
+        with contextlib.suppress(CheckpointError):
+            load(source, weights=weights)
+
+
+def test_config_that_is_not_json(segformer_dir, tmp_path):
+    source = edited(segformer_dir, tmp_path / "in")
+    (source / "config.json").write_text('{"model_type": ')
+    assert "not valid JSON" in refusal(source)
+
+
+def test_an_encoder_that_has_no_segmentation_network(tmp_path):
+    from transformers import ResNetConfig
+
+    ResNetConfig(architectures=["ResNetForImageClassification"]).save_pretrained(tmp_path)
+    sentence = refusal(tmp_path, weights=False)
+    assert "ResNetForImageClassification" in sentence
+    assert "UperNet" in sentence
+
+
+def test_a_lone_state_dict_with_the_config_of_a_directory(upernet_dir, tmp_path):
+    state = {f"module.{key}": tensor for key, tensor in state_on_disk(upernet_dir).items()}
+    torch.save({"state_dict": state, "epoch": 4}, tmp_path / "run.pth")
+    assert "--arch" in refusal(tmp_path / "run.pth")
+    checkpoint = load(tmp_path / "run.pth", arch=f"transformers:{upernet_dir}")
+    with torch.no_grad():
+        checkpoint.model.decode_head.bottleneck.conv.weight.mul_(2)
+    checkpoint.save(tmp_path / "out")
+    written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+    assert written["epoch"] == 4
+    assert written["state_dict"].keys() == state.keys()
+    for again in (reload(tmp_path / "out"), load(tmp_path / "out").model):
+        assert same_bits(again.state_dict(), checkpoint.model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["Beit", "DPT", "MobileNetV2", "MobileViT", "Mask2Former"])
+def test_every_renamed_tensor_finds_its_place_on_disk(tmp_path, name):
+    import transformers
+
+    model = getattr(transformers, TINY[name][0])(TINY[name][1](transformers))
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(tmp_path / "in")
+    checkpoint = load(tmp_path / "in")
+    with torch.no_grad():
+        for tensor in checkpoint.model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(2).add_(0.5)
+    checkpoint.save(tmp_path / "out")
+    assert same_bits(reload(tmp_path / "out").state_dict(), checkpoint.model.state_dict())
+    assert state_on_disk(tmp_path / "out").keys() == state_on_disk(tmp_path / "in").keys()
+
+
+def _beit(t):
+    return t.BeitConfig(
+        hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8, image_size=32, patch_size=16,
+        out_indices=[1, 2, 3, 4], num_labels=3, auxiliary_channels=8, pool_scales=[1, 2],
+    )  # fmt: skip
+
+
+def _dpt(t):
+    return t.DPTConfig(
+        hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8, image_size=32, patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, num_labels=3,
+    )  # fmt: skip
+
+
+def _mask2former(t):
+    swin = t.SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4, image_size=64,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    return t.Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=8,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=8, num_queries=4, num_labels=3,
+    )  # fmt: skip
+
+
+TINY = {
+    "Beit": ("BeitForSemanticSegmentation", _beit),
+    "DPT": ("DPTForSemanticSegmentation", _dpt),
+    "MobileNetV2": (
+        "MobileNetV2ForSemanticSegmentation",
+        lambda t: t.MobileNetV2Config(depth_multiplier=0.1, num_labels=3),
+    ),
+    "MobileViT": (
+        "MobileViTForSemanticSegmentation",
+        lambda t: t.MobileViTConfig(
+            hidden_sizes=[8, 8, 8], neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 8], num_labels=3, aspp_out_channels=8
+        ),
+    ),
+    "Mask2Former": ("Mask2FormerForUniversalSegmentation", _mask2former),
+}
