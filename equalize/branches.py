@@ -48,8 +48,14 @@ class Branch:
     ci95: float | None = None
 
 
-def find_branches(graph: Graph, concat: Op, way: Sequence[str]) -> Iterator[Branch]:
-    """The branches of a concat, in order; `way` names the ops between it and the fusion layer."""
+def find_branches(graph: Graph, concat: Op, way: Sequence[str], rank: int) -> Iterator[Branch]:
+    """The branches of a concat, in order.
+
+    Args:
+        graph: holds them. concat: the last one before the fusion layer.
+        way: names of the ops between it and the fusion layer.
+        rank: how many spatial axes there are.
+    """
     shared = next((name for name in (concat.name, *way) if len(graph.consumers[name]) != 1), None)
     start = 0
     for leaf, inner in _leaves(graph, concat):
@@ -62,7 +68,7 @@ def find_branches(graph: Graph, concat: Op, way: Sequence[str]) -> Iterator[Bran
             start=start,
             stop=start + width,
             resampling=resampling_of(resample) if resample else None,
-            factor=_factor(graph, resample) if resample else (1.0,) * (len(leaf.shape) - 2),
+            factor=_factor(graph, resample) if resample else (1.0,) * rank,
             source=_source(graph, resample or leaf),
             producers=() if fixed else tuple(producers),
             fixed=fixed,
@@ -92,7 +98,7 @@ def _find_resampling(graph: Graph, leaf: Op) -> Op | None:
     level, seen = [leaf], {leaf.name}
     while level:
         for op in level:
-            if resampling_of(op):
+            if resampling_of(op) and op.name in graph.fed:  # a resampled position embedding is no feature
                 return op
         behind = dict.fromkeys(name for op in level if op.kind in _THROUGH for name in op.inputs)
         level = [graph[name] for name in behind if name not in seen]

@@ -46,7 +46,7 @@ class Op:
         parameters: role ("weight", "bias", "running_mean", "running_var") to state-dict key. A role whose
             tensor is computed rather than stored maps to None.
         attributes: by kind. convolution: groups, stride, padded, transposed; concat: dim; resample: mode;
-            norm: type; pad: zero, mode; permute: order; pixel_shuffle: factor.
+            norm: type; pad: zero, mode; permute: order; pixel_shuffle: factor; constant: key, if it has one.
     """
 
     name: str
@@ -96,13 +96,26 @@ class Graph:
 
     @cached_property
     def uses(self) -> Counter[str]:
-        """How many ops read each parameter."""
-        return Counter(key for op in self.ops for key in op.parameters.values() if key is not None)
+        """How many ops read each parameter, be it as a parameter or as data."""
+        uses = Counter(key for op in self.ops for key in op.parameters.values() if key is not None)
+        for op in self.ops:
+            if "key" in op.attributes:
+                uses[op.attributes["key"]] += len(self.consumers[op.name])
+        return uses
 
     @cached_property
     def readers(self) -> Mapping[str, Op]:
         """The (last) op that reads each parameter."""
         return {key: op for op in self.ops for key in op.parameters.values() if key is not None}
+
+    @cached_property
+    def fed(self) -> frozenset[str]:
+        """The ops whose tensors depend on the network's input."""
+        fed: set[str] = set()
+        for op in self.ops:
+            if op.kind == "input" or any(name in fed for name in op.inputs):
+                fed.add(op.name)
+        return frozenset(fed)
 
     def downstream(self, name: str) -> frozenset[str]:
         """Every op that the tensor of op `name` reaches."""

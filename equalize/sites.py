@@ -23,7 +23,8 @@ class Site:
     """A fusion layer and the branches it mixes.
 
     Attributes:
-        layer: module path. weight, bias: state-dict keys. norm: path of the normalisation directly after.
+        layer: module path; the weight's key where a module keeps it under another name than "weight".
+        weight, bias: state-dict keys. norm: path of the normalisation directly after.
         op: "conv2d", "conv_transpose2d", "linear", ...; kernel: its spatial size, empty for a linear layer.
         axis: of the weight's input channels: 1; 0 for depthwise and transposed convolutions.
         exact_border: whether folded weights equal explicit equalizers on the border too.
@@ -207,14 +208,15 @@ def _site(graph: Graph, concat: Op, reading: _Reading) -> Site:
     groups = int(layer.attributes.get("groups", 1))
     transposed = bool(layer.attributes.get("transposed", False))
     bias = layer.parameters.get("bias")
-    branches = tuple(find_branches(graph, concat, reading.way))
+    rank = len(shape if layer.kind == "convolution" else concat.shape) - 2
+    branches = tuple(find_branches(graph, concat, reading.way, rank))
     norm, running_mean = _norm_behind(graph, layer)
     phases = transposed and any(stride > 1 for stride in layer.attributes["stride"])
     shift: Literal["bias", "running_mean"] | None = None
     if not reading.scale_only and not phases:  # a strided transposed kernel spreads a mean unevenly
         shift = "bias" if bias else "running_mean" if running_mean else None
     return Site(
-        layer=weight.rpartition(".")[0] or weight,
+        layer=weight.removesuffix(".weight"),
         weight=weight,
         bias=bias or None,
         norm=norm,
@@ -235,6 +237,8 @@ def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
     if len(readers) != 1 or readers[0].kind != "norm":
         return None, None
     running_mean = readers[0].parameters.get("running_mean")
+    if running_mean is not None and graph.uses[running_mean] > 1:
+        return readers[0].module, None  # what the shift would change is not this layer's alone
     if running_mean is not None and running_mean.endswith(".running_mean"):
         return running_mean.removesuffix(".running_mean"), running_mean
     return readers[0].module, None
@@ -242,16 +246,26 @@ def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
 
 def _explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:
     """Why a network without sites has none, where no refused concat says it."""
-    additions = [
-        op for op in graph.ops if op.kind == "add" and any(_is_resampled(graph, graph[name]) for name in op.inputs)
-    ]
-    for op in additions:
-        yield Refusal(at=place(op), reason="fuses by addition: no fusion weights stand behind the branches")
+    additions = [op for op in graph.ops if op.kind == "add" and _adds_resampled(graph, op)]
+    for at in dict.fromkeys(place(op) for op in additions):
+        yield Refusal(at=at, reason="fuses by addition: no fusion weights stand behind the branches")
     if not additions and not refusals:
         yield Refusal(at="model", reason="has no concat of features")
 
 
-def _is_resampled(graph: Graph, op: Op) -> bool:
-    while op.kind == "identity":
+def _adds_resampled(graph: Graph, addition: Op) -> bool:
+    """Whether some of the added tensors were resampled, on ways that do not mix places, and others not so."""
+    ways = [frozenset(_resamplings(graph, graph[name])) for name in addition.inputs if name in graph.fed]
+    return len(set(ways)) > 1
+
+
+def _resamplings(graph: Graph, op: Op) -> Iterator[str]:
+    while True:
+        if resampling_of(op):
+            yield op.name
+            return
+        weight = graph.shapes.get(op.parameters.get("weight") or "", ())
+        pointwise = op.kind == "convolution" and math.prod(weight[2:]) == 1
+        if not pointwise and op.kind not in {"identity", "relu", "activation", "norm", "crop", "pad"}:
+            return
         op = graph[op.inputs[0]]
-    return resampling_of(op) is not None

@@ -112,7 +112,7 @@ def equalize_site(model: nn.Module, site: Site, *, seed: int, keep_norm: bool) -
     draws: list[Edit] = []
     if site.strategy == "reinit":
         try:
-            fresh = redraw(model.get_submodule(site.layer), seed)
+            fresh = redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed)
         except (SiteError, AttributeError) as error:
             return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
         weight = getattr(fresh, site.weight.rpartition(".")[2]).detach()

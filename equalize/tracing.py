@@ -47,7 +47,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
                 remedy="give an input shape that the network takes (--size, --input-shape)",
             ) from error
     signature = program.graph_signature
-    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    keys = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
     plain = frozenset(signature.inputs_to_parameters.values())
     reader = _Reader(keys=keys, plain=plain)
     reader.read(program.graph_module, env={})
@@ -91,9 +95,10 @@ class _Reader:
         """Appends the ops of `module`; `env` holds the op that now stands for each node's tensor."""
         for node in module.graph.nodes:
             if node.op == "placeholder" and node not in env:
-                env[node] = self._append(
-                    node, Op(name=node.name, kind="constant" if node.name in self.keys else "input")
-                )
+                key = self.keys.get(node.name)
+                op = Op(name=node.name, kind="input")
+                constant = Op(name=node.name, kind="constant", attributes={"key": key})
+                env[node] = self._append(node, op if key is None else constant)
             elif node.op == "get_attr":
                 if not isinstance(getattr(module, str(node.target), None), GraphModule):
                     env[node] = self._append(node, Op(name=node.name, kind="constant"))
