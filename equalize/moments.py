@@ -14,7 +14,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-__all__ = ["ImageMoments", "Moments", "per_image", "pool"]
+__all__ = ["ImageMoments", "Moments", "corrected", "per_image", "pool", "promote"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +57,23 @@ class ImageMoments:
 
 def per_image(x: Tensor) -> ImageMoments:
     """Moments of each row of x (N, *), of any floating dtype; the results are on the CPU."""
-    x_NL = x.flatten(1)
-    x_NL = x_NL if x_NL.dtype == torch.float64 else x_NL.float()
+    x_NL = promote(x).flatten(1)
     count = x_NL.shape[1]
     m_N1 = x_NL.sum(dim=1, keepdim=True) / count
     d_NL = x_NL - m_N1
     r_N = d_NL.sum(dim=1)
     q_N = d_NL.square_().sum(dim=1)
-    m_N, r_N, q_N = torch.stack([m_N1.squeeze(1), r_N, q_N]).cpu().double()
+    return corrected(count, m_N1.squeeze(1), r_N, q_N)
+
+
+def promote(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def corrected(count: int, m_N: Tensor, r_N: Tensor, q_N: Tensor) -> ImageMoments:
+    """Moments from sums over each row about an approximate mean m: r = sum(x - m), q = sum((x - m)^2)."""
+    m_N, r_N, q_N = torch.stack([m_N, r_N, q_N]).cpu().double()
     return ImageMoments(count=count, mean_N=m_N + r_N / count, m2_N=(q_N - r_N.square() / count).clamp_min_(0))
 
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
 
-__all__ = ["Batch", "Call", "run", "undisturbed"]
+__all__ = ["Batch", "Call", "inputs_of", "run", "undisturbed"]
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -117,17 +117,21 @@ def run(
     watched = {id(tensors[key]): handler for key, handler in handlers.items()}
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     for batch in batches:
-        inputs = batch if isinstance(batch, tuple) else (batch,)
         watch = _Watch(watched, stop=stop)
         output = None
         with contextlib.suppress(_Done), watch:
-            output = model(*(tensor.to(device) for tensor in inputs))
+            output = model(*(tensor.to(device) for tensor in inputs_of(batch)))
         missed = [key for key in handlers if id(tensors[key]) not in watch.seen]
         if missed and strict:
             raise SiteError(
                 missed[0], "was not called when the network ran", remedy="trace it with an input like the data"
             )
         yield output
+
+
+def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
+    """A batch as the network's positional arguments."""
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A model and an example input become a `Graph`, by `torch.export`.
 
 Tracing runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
-computed and the network is left as it was. Only this file and `aten.py` know `torch.export` and ATen.
+computed and the network is left as it was. Only this file, `aten.py` and `cut.py` know `torch.export` and ATen.
 """
 
 import contextlib
@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from equalize.aten import attributes_of, kind_of, named_arguments, parameter_roles
 from equalize.errors import SiteError
 from equalize.graph import Graph, Op
 
-__all__ = ["trace"]
+__all__ = ["export", "trace"]
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
@@ -31,21 +32,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     Raises:
         SiteError: if `torch.export` refuses the network, or the network refuses the example.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    with _eval_mode(model), _quiet(), torch.no_grad():
-        try:
-            program = torch.export.export(
-                model, tuple(torch.empty_like(each, device=device) for each in inputs), strict=False
-            )
-        except Exception as error:  # whatever the network's own code raises on fake tensors
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise SiteError(
-                type(model).__name__,
-                f"cannot be traced ({type(error).__name__}: {reason.strip()[:200]})",
-                got=f"input {' + '.join(str(list(tensor.shape)) for tensor in inputs)}",
-                remedy="give an input shape that the network takes (--size, --input-shape)",
-            ) from error
+    program = export(model, example if isinstance(example, tuple) else (example,))
     signature = program.graph_signature
     keys = {
         **signature.inputs_to_parameters,
@@ -57,6 +44,33 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     reader.read(program.graph_module, env={})
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     return Graph(ops=tuple(reader.ops), shapes=shapes)
+
+
+def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = False) -> ExportedProgram:
+    """`model` in eval mode as an exported program that shares its tensors.
+
+    Args:
+        model: any module; its mode is restored.
+        example: positional inputs; values are not looked at.
+        any_batch: make one program for batches of any size, where the network's code allows it.
+
+    Raises:
+        SiteError: if `torch.export` refuses the network, or the network refuses the example.
+    """
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    inputs = tuple(torch.empty_like(each, device=device) for each in example)
+    dynamic = {"dynamic_shapes": tuple({0: Dim.AUTO} for _ in inputs)} if any_batch else {}
+    with _eval_mode(model), _quiet(), torch.no_grad():
+        try:
+            return torch.export.export(model, inputs, strict=False, **dynamic)
+        except Exception as error:  # whatever the network's own code raises on fake tensors
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise SiteError(
+                type(model).__name__,
+                f"cannot be traced ({type(error).__name__}: {reason.strip()[:200]})",
+                got=f"input {' + '.join(str(list(tensor.shape)) for tensor in inputs)}",
+                remedy="give an input shape that the network takes (--size, --input-shape)",
+            ) from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from equalize.plan import Plan
 from equalize.sites import Site
 from equalize.strategies import CHANGES_FUNCTION, branch_vectors
 from equalize.surgery import apply, redraw
-from equalize.taps import Batch, Call, run, undisturbed
+from equalize.taps import Batch, Call, inputs_of, run, undisturbed
 
 __all__ = ["Check", "check_function", "check_tensors"]
 
@@ -114,7 +114,7 @@ def check_function(
     tolerance = _TOLERANCE * epsilon / torch.finfo(torch.float32).eps
     keeps_function = not any(site.strategy in CHANGES_FUNCTION for site in plan.sites)
     with undisturbed(original):
-        before = [logits(original(*_inputs(batch))) for batch in batches]
+        before = [logits(original(*inputs_of(batch))) for batch in batches]
     comparisons = {site.weight: _Comparison(original, site, plan) for site in plan.sites}
     with undisturbed(written):
         outputs = run(written, {key: each.add for key, each in comparisons.items()}, batches, stop=False)
@@ -141,10 +141,6 @@ def check_function(
         if key in plan.changed and not torch.allclose(tensor, expected[key].to(tensor), rtol=4 * epsilon, atol=0):
             raise NumericsError(key, "is not what the plan makes of the original", remedy="apply the plan again")
     return check
-
-
-def _inputs(batch: Batch) -> tuple[Tensor, ...]:
-    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def _demand_close(where: str, got: float, allowed: float) -> None:
