@@ -2,15 +2,16 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub: no test may ask the network
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads_at_most():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread():
+    """Tiny tensors gain nothing from more, and busy machines lose much."""
+    torch.set_num_threads(1)
 
 
 def _quietly_save(model, directory: Path, **options) -> Path:
