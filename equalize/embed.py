@@ -1,8 +1,8 @@
 """A checkpoint and images in, a checkpoint with scale equalization out: measured, written, reloaded, proven."""
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from equalize.calibration import calibrate
-from equalize.checkpoint import Checkpoint, load, reload, state_on_disk
+from equalize.checkpoint import Checkpoint, reload, state_on_disk
 from equalize.checkpoint.base import main_output
 from equalize.checkpoint.writing import check_target
 from equalize.errors import InputError
-from equalize.inputs import Images, Measuring, device_of, input_shape, precision_of, traced_shape
+from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of, traced_shape
+from equalize.naming import ModelName
 from equalize.plan import Plan, Strategy
 from equalize.scanning import Scan, scan
 from equalize.sites import SiteKind
@@ -27,30 +28,6 @@ __all__ = ["ModelName", "embed", "find", "replay", "verify"]
 _CHECKED_IMAGES = 2
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelName:
-    """How a user names a model: MODEL and the flags that go with it."""
-
-    source: str
-    arch: str | None = None
-    arch_args: Mapping[str, object] = field(default_factory=dict)
-    init_missing: bool = False
-    num_classes: int | None = None
-    seed: int = 0
-
-    def load(self, *, weights: bool = True) -> Checkpoint:
-        """Loads it; without weights on the meta device."""
-        return load(
-            self.source,
-            self.arch,
-            self.arch_args,
-            weights=weights,
-            init_missing=self.init_missing,
-            num_classes=self.num_classes,
-            seed=self.seed,
-        )
 
 
 def find(checkpoint: Checkpoint, shape: Sequence[int], pattern: str | None = None) -> Scan:
@@ -81,8 +58,9 @@ def embed(
     how: Measuring | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: Progress = lambda done, of: None,
     say: Say = lambda line: None,
+    warn: Say = lambda line: None,
 ) -> Plan:
     """`equalize calibrate`: measures, embeds, writes, reloads, proves.
 
@@ -95,8 +73,8 @@ def embed(
         how: the images and the pass over them.
         dry_run: write nothing.
         overwrite: whether `out` may exist.
-        progress: called with the number of images of each batch that goes through the network.
-        say: called with what a user should know, a line at a time.
+        progress: called with the images done in this pass, and all of it.
+        say, warn: called with what a user should know, or may want to act on; a line at a time.
 
     Returns:
         The plan, its facts filled in: provenance, `check`, `output`.
@@ -115,7 +93,7 @@ def embed(
     if checkpoint.drawn:
         say(f"drawn anew under seed {name.seed}: {_counted(checkpoint.drawn)}")
     images = Images(data, checkpoint, how, progress)
-    say(images.dataset.describe())
+    say(f"data: {images.dataset.describe()}")
     shape = traced_shape(images, checkpoint)
     found = find(checkpoint, shape, pattern)
     with autocast:
@@ -132,7 +110,7 @@ def embed(
         )
     checkpoint.model.cpu()
     for path, reason in images.skipped:
-        say(f"skipped {path}: {reason}")
+        warn(f"skipped {path}: {reason}")
     facts = {
         **_provenance(name, checkpoint, shape, found),
         "data": {"path": str(data), "split": images.dataset.split, "fingerprint": images.dataset.fingerprint()},
@@ -180,7 +158,7 @@ def verify(
     if data is None:
         inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
     else:
-        inputs = _first_images(Images(data, original, how or Measuring(), lambda images: None))
+        inputs = _first_images(Images(data, original, how or Measuring(), lambda done, of: None))
     return plan, _prove(original, Path(out), name, plan, inputs)
 
 

@@ -1,5 +1,6 @@
 """What is run through a network: which images, at what size, on which device, in which precision."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from equalize.checkpoint import Checkpoint
 from equalize.data import DataSet, batches, open_data, sample
 from equalize.errors import DataError, InputError, ResourceError
 
-__all__ = ["Images", "Measuring", "device_of", "input_shape", "precision_of", "traced_shape"]
+__all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of", "traced_shape"]
+
+Progress = Callable[[int, int], None]
+"""Called with the images done in this pass over them, and with all that there are."""
 
 _DEFAULT_SIZE = (512, 512)
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +55,7 @@ class Images:
     """
 
     def __init__(
-        self, data: str | Path, checkpoint: Checkpoint, how: Measuring, progress: Callable[[int], None]
+        self, data: str | Path, checkpoint: Checkpoint, how: Measuring, progress: Progress = lambda done, of: None
     ) -> None:
         self.dataset: DataSet = open_data(data, split=how.split)
         self.paths = list(sample(self.dataset, how.samples, how.seed))
@@ -66,6 +70,7 @@ class Images:
             workers=how.workers,
             skip_bad=how.skip_bad,
         )
+        self._batch_size = how.batch_size
         self.names: list[str] = []
         self._progress = progress
 
@@ -74,11 +79,15 @@ class Images:
         """Images that could not be read, and why."""
         return [(path, reason) for path, reason in self._batches.skipped]
 
+    def __len__(self) -> int:
+        """About how many batches there are; sizes that differ make more."""
+        return math.ceil(len(self.paths) / self._batch_size)
+
     def __iter__(self) -> Iterator[Tensor]:
         self.names.clear()
         for batch in self._batches:
             self.names += [str(path) for path in batch.paths]
-            self._progress(len(batch.paths))
+            self._progress(len(self.names), len(self.paths))
             yield batch.images
 
 
