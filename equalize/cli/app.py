@@ -1,0 +1,47 @@
+"""The `equalize` command and its subcommands."""
+
+from typing import Annotated
+
+import typer
+
+from equalize.cli.apply import apply
+from equalize.cli.calibrate import calibrate
+from equalize.cli.demo import demo
+from equalize.cli.scan import scan
+from equalize.cli.verify import verify
+from equalize.version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="equalize",
+    help="Embed scale equalization into the fusion layers of pretrained segmentation checkpoints.",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help starts in half the time
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(scan)
+app.command()(calibrate)
+app.command()(apply)
+app.command()(verify)
+app.command()(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"equalize {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _equalize(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks, and what libraries log and warn about.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())

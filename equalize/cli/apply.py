@@ -1,0 +1,38 @@
+"""`equalize apply`."""
+
+from typing import Annotated
+
+import typer
+
+from equalize.cli import options as o
+
+__all__ = ["apply"]
+
+
+def apply(
+    context: typer.Context,
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", show_default=False, help="An equalize.json, or a directory that holds one.")
+    ],
+    model: o.Model,
+    out: o.Out,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Do to MODEL what PLAN says, and write OUT; no data needed.
+
+    What was written is loaded again and compared with MODEL, on random inputs, before OUT appears.
+    """
+    from equalize.cli.terminal import Terminal
+
+    with Terminal(context, as_json=json) as terminal:
+        name = o.read_name(model, arch=arch, arch_args=arch_arg)
+        from equalize.embed import replay
+        from equalize.plan import Plan
+        from equalize.report import plan_report
+
+        done = replay(Plan.read(plan), name, out, overwrite=overwrite)
+        terminal.result(done.to_json())
+        terminal.show(plan_report(done, compared_on="random inputs"))

@@ -1,0 +1,72 @@
+"""`equalize demo`."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from equalize.cli import options as o
+
+__all__ = ["demo"]
+
+_BEFORE = {
+    "scan": (
+        "1. equalize scan --data: what does this network fuse, and at which scales?",
+        "A fusion layer mixes branches that were resampled to one size. Each comes in at a scale of its own, which "
+        "training gave it and resampling shrank; the larger it is, the larger the gradients of the weights that read "
+        "it. sigma is that scale: the standard deviation of a branch over all images.",
+    ),
+    "calibrate": (
+        "2. equalize calibrate: bring the branches to one scale, and keep what the network computes.",
+        "The scale of each branch moves from the layers that make it into the fusion weights that read it.",
+    ),
+    "verify": (
+        "3. equalize verify: is what lies on disk still the same network?",
+        "The directory is read by transformers' own loader and compared with the original: tensor by tensor, and in "
+        "what every fusion layer gives.",
+    ),
+}
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="OUT", help="Keep what is written, in this directory.")
+    ] = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+) -> None:
+    """Scan, calibrate and verify a small embedded model.
+
+    A UPerNet trained on drawn street scenes, and scenes it has not seen, come with the package: nothing is downloaded.
+    """
+    from equalize.cli.terminal import Terminal
+
+    start = time.perf_counter()
+    with Terminal(context, as_json=json) as terminal, tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder:
+        from equalize.demo import DATA, MODEL
+        from equalize.embed import embed
+        from equalize.embed import verify as prove
+        from equalize.naming import ModelName
+        from equalize.report import plan_report, scan_report, verification_json, verification_report
+        from equalize.survey import survey
+
+        name, target = ModelName(source=str(MODEL)), out or str(Path(folder, "equalized"))
+        terminal.step(*_BEFORE["scan"])
+        with terminal.progress("measuring") as progress:
+            found = survey(name, data=DATA, progress=progress, say=terminal.note, warn=terminal.warn)
+        terminal.show(scan_report(found))
+        terminal.step(*_BEFORE["calibrate"])
+        with terminal.progress("measuring") as progress:
+            plan = embed(name, DATA, target, overwrite=overwrite, progress=progress, warn=terminal.warn)
+        terminal.show(plan_report(plan))
+        terminal.step(*_BEFORE["verify"])
+        plan, check = prove(target, name, DATA)
+        terminal.show(verification_report(target, str(MODEL), plan, check))
+        seconds = time.perf_counter() - start
+        kept = f"{target} is kept" if out else "what was written is deleted again (-o OUT keeps it)"
+        terminal.step(f"Done in {seconds:.0f} s; {kept}. Your turn: equalize calibrate MODEL --data IMAGES -o OUT")
+        content = {"scan": found.to_json(), "calibrate": plan.to_json()}
+        terminal.result({**content, "verify": verification_json(target, str(MODEL), plan, check), "seconds": seconds})

@@ -1,0 +1,58 @@
+"""The process around a command: signals that end it, and readers that go away."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import IO
+
+__all__ = ["Signals", "Terminated", "discard", "flush", "interruptible"]
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class Signals:
+    """Which signal has asked the process to end, if any."""
+
+    received: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Ends what is running as Ctrl-C does: by an exception, so that every `finally` is carried out."""
+        self.received = number
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Signals]:
+    """SIGINT and SIGTERM become exceptions and are remembered, in case a library swallows or disguises one."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.signal(number, signals.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def flush() -> None:
+    """Empties stdout, so that a full disk behind it is noticed here and not at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+
+
+def discard(stream: IO[str]) -> None:
+    """Points a stream whose reader has gone at the null device: else Python complains when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -1,0 +1,159 @@
+"""Where a command's words go.
+
+    stdout   the result: a report, or with --json one JSON object and nothing else
+    stderr   bars (on a terminal only), warnings, errors; with --json also the notes
+
+While a command runs, `sys.stdout` is stderr, so that nothing a library or a user's own code prints gets into the
+result; and what libraries log and warn about is dropped unless --debug asks for it. Commands import this file when
+they run: Rich is not needed for help.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import IO, Any, Self
+
+import typer
+from rich.console import Console, ConsoleRenderable
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from equalize.cli.process import discard
+
+__all__ = ["Terminal"]
+
+_WIDEST = 10_000
+
+
+class _Console(Console):
+    """A console whose reader may go away (`equalize scan ... | head`); the command then finishes unheard."""
+
+    def on_broken_pipe(self) -> None:
+        discard(self.file)
+        self.quiet = True
+
+
+class Terminal:
+    """What a command prints with; `with Terminal(context, as_json=...) as terminal: ...` around its body."""
+
+    def __init__(self, context: typer.Context, *, as_json: bool) -> None:
+        self._json = as_json
+        self._debug = bool(context.find_root().params.get("debug"))
+        self._undo = contextlib.ExitStack()
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that knows no "×" shows "?", and works
+                stream.reconfigure(errors="replace")
+        self._stdout = sys.stdout
+        self._out = _console(sys.stdout)
+        self._err = _console(sys.stderr)
+
+    def __enter__(self) -> Self:
+        self._undo.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self._undo.enter_context(_quiet_libraries(self._debug))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def note(self, line: str) -> None:
+        """A fact worth knowing while the command works."""
+        _print(self._err if self._json else self._out, Text(line))
+
+    def warn(self, line: str) -> None:
+        """Something that the user may want to act on."""
+        _print(self._err, Text(f"warning: {line}"))
+
+    def hint(self, line: str) -> None:
+        """What could be done next; for people only."""
+        if not self._json:
+            _print(self._err, Text(line, style="dim"))
+
+    def step(self, heading: str, explanation: str = "") -> None:
+        """Opens a part of a command that has several; dropped with --json."""
+        if not self._json:
+            _print(self._out, Text.assemble("\n", (heading, "bold cyan")))
+            _print(self._out, Text(f"{explanation}\n" if explanation else "", style="cyan"))
+
+    def show(self, report: Iterable[ConsoleRenderable]) -> None:
+        """The parts of a report; dropped with --json."""
+        if not self._json:
+            for part in report:
+                _print(self._out, part)
+
+    def result(self, content: Mapping[str, Any]) -> None:
+        """The JSON object; dropped without --json."""
+        if self._json:
+            try:
+                self._stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+                self._stdout.flush()
+            except BrokenPipeError:
+                discard(self._stdout)
+
+    @contextlib.contextmanager
+    def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar, where stderr is a terminal; gives what is to be called with the images done and in all."""
+        if not self._err.is_terminal:
+            yield lambda done, of: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bars:
+            task = bars.add_task(doing, total=None)
+
+            def advance(done: int, of: int) -> None:
+                if done < bars.tasks[0].completed:  # another pass over the same images
+                    bars.reset(task)
+                bars.update(task, completed=done, total=of)
+
+            yield advance
+
+
+class _Rate(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+
+
+def _print(console: Console, renderable: ConsoleRenderable) -> None:
+    """Prints names in full: where the terminal is too narrow for one, the terminal wraps it, and it can be copied."""
+    measured = Measurement.get(console, console.options.update(max_width=_WIDEST), renderable)
+    needed = measured.maximum if isinstance(renderable, Table) else measured.minimum
+    if needed > console.width:
+        console = _console(console.file, needed)
+    console.print(renderable, crop=False)
+
+
+def _console(file: IO[str], width: int | None = None) -> Console:
+    return _Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+@contextlib.contextmanager
+def _quiet_libraries(debug: bool) -> Iterator[None]:
+    if debug:
+        yield
+        return
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,108 @@
+"""What `equalize scan` shows: a checkpoint's fusion layers and, given images, the scales of their branches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from equalize.checkpoint import Checkpoint
+from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of, traced_shape
+from equalize.measurement import measure
+from equalize.naming import ModelName
+from equalize.plan import SCHEMA, site_json
+from equalize.scanning import Scan, scan
+from equalize.sites import SiteKind
+from equalize.strategies import with_moments
+
+__all__ = ["Survey", "survey"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A scan and what was scanned.
+
+    Attributes:
+        source: as typed. family, architecture: of the checkpoint.
+        input_shape: what the network was traced with, (N, C, H, W).
+        scan: its sites; their branches with moments if images were given.
+        images: how many were measured; None without.
+    """
+
+    source: str
+    family: str
+    architecture: str
+    input_shape: tuple[int, ...]
+    scan: Scan
+    images: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """CONTRACT's `scan` object."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "family": self.family,
+            "architecture": self.architecture,
+            "input_shape": list(self.input_shape),
+            "tracer": self.scan.tracer,
+            "sites": [site_json(site) for site in self.scan.sites],
+            "refusals": [asdict(refusal) for refusal in self.scan.refusals],
+        }
+
+
+def survey(
+    name: ModelName,
+    *,
+    shape: Sequence[int] | None = None,
+    plain: bool = False,
+    data: str | Path | None = None,
+    how: Measuring | None = None,
+    progress: Progress = lambda done, of: None,
+    say: Say = lambda line: None,
+    warn: Say = lambda line: None,
+) -> Survey:
+    """Finds the fusion layers of a checkpoint, from its configuration alone unless there are images.
+
+    Args:
+        name: the model.
+        shape: to trace it with, (N, C, H, W); by default two images of `how.size`, else of the checkpoint's own.
+        plain: list fusion layers without a resampled branch as well.
+        data: images to measure the branches on.
+        how: those images, and the pass over them.
+        progress: called with the images done in this pass, and all of it.
+        say, warn: called with what a user should know, or may want to act on; a line at a time.
+    """
+    how = how or Measuring()
+    kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
+    device = device_of(how.device)
+    autocast = precision_of(how.precision, device)
+    checkpoint = name.load(weights=data is not None)
+    images = None if data is None else Images(data, checkpoint, how, progress)
+    if images is not None:
+        say(f"preprocessing: {checkpoint.preprocess}")
+        say(f"data: {images.dataset.describe()}")
+        shape = traced_shape(images, checkpoint)
+    shape = tuple(shape or input_shape(checkpoint, how.size))
+    found = scan(checkpoint.model, torch.empty(shape, device="meta"), kinds=kinds)
+    if images is not None:
+        with autocast:
+            found = _measured(checkpoint, found, images, how, device)
+        for path, reason in images.skipped:
+            warn(f"skipped {path}: {reason}")
+    return Survey(
+        source=name.source,
+        family=checkpoint.family,
+        architecture=checkpoint.architecture,
+        input_shape=shape,
+        scan=found,
+        images=None if images is None else len(images.names),
+    )
+
+
+def _measured(checkpoint: Checkpoint, found: Scan, images: Images, how: Measuring, device: torch.device) -> Scan:
+    model = checkpoint.model.to(device)
+    moments = measure(model, found.sites, images, tolerance=how.tolerance, names=images.names)
+    return replace(found, sites=tuple(with_moments(site, moments[site.layer]) for site in found.sites))
