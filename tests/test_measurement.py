@@ -1,0 +1,273 @@
+"""Moments of branches against a float64 two-pass oracle on what plain forward hooks see."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from equalize.errors import NumericsError, SiteError
+from equalize.measurement import measure
+from equalize.scanning import scan
+from equalize.taps import undisturbed
+
+
+class Decoder(nn.Module):
+    """Three branches of other scales and offsets into one padded convolution."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        self.offset = offset
+        self.low = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.high = nn.Conv2d(3, 2, 1)
+        self.drop = nn.Dropout(0.5)
+        self.pooled = nn.Conv2d(3, 3, 1)
+        self.fuse = nn.Conv2d(9, 5, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+
+    def forward(self, x):
+        low = F.interpolate(self.low(x), size=x.shape[2:], mode="bilinear")
+        pooled = F.interpolate(self.pooled(x.mean((2, 3), keepdim=True)), size=x.shape[2:])
+        fused = torch.cat([low * 0.01, self.high(x) + self.offset, pooled], dim=1)
+        return self.norm(self.fuse(self.drop(fused)))
+
+
+RANGES = [(0, 4), (4, 6), (6, 9)]
+
+
+def seen_by_hook(model: nn.Module, layer: nn.Module, batches) -> torch.Tensor:
+    """Everything that enters `layer`, in float64."""
+    inputs: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].double()))
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    handle.remove()
+    return torch.cat(inputs)
+
+
+def two_pass(x: torch.Tensor) -> tuple[int, float, float]:
+    mean = math.fsum(x.flatten().tolist()) / x.numel()
+    return x.numel(), mean, math.sqrt(math.fsum(((x - mean) ** 2).flatten().tolist()) / x.numel())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(7, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e3, 1e4])
+@pytest.mark.parametrize("split", [[7], [1] * 7, [3, 1, 2, 1], [6, 1]])
+def test_moments_match_two_passes_over_everything(images, offset, split):
+    torch.manual_seed(1)
+    model = Decoder(offset)
+    (site,) = scan(model, images[:1]).sites
+    assert [(branch.start, branch.stop) for branch in site.branches] == RANGES
+    measured = measure(model, [site], images.split(split))["fuse"]
+    everything = seen_by_hook(model, model.fuse, [images])
+    for moments, (start, stop) in zip(measured, RANGES, strict=True):
+        count, mean, std = two_pass(everything[:, start:stop])
+        assert moments.count == count
+        assert moments.images == 7
+        assert moments.mean == pytest.approx(mean, rel=1e-6, abs=1e-6 * std)
+        assert moments.std == pytest.approx(std, rel=1e-6)
+    if offset:
+        assert measured[1].mean / measured[1].std > offset / 2
+
+
+def test_images_of_several_sizes(images):
+    torch.manual_seed(1)
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    batches = [images[:2], images[2:3, :, :6, :8], images[3:, :, :, :4]]
+    measured = measure(model, sites, batches)["fuse"]
+    parts = [seen_by_hook(model, model.fuse, [batch]) for batch in batches]
+    for moments, (start, stop) in zip(measured, RANGES, strict=True):
+        count, mean, std = two_pass(torch.cat([part[:, start:stop].flatten() for part in parts]))
+        assert (moments.count, moments.mean) == (count, pytest.approx(mean, rel=1e-6))
+        assert moments.std == pytest.approx(std, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_promoted(images, dtype):
+    torch.manual_seed(1)
+    model = Decoder().to(dtype)
+    sites = scan(model, images[:1].to(dtype)).sites
+    measured = measure(model, sites, [images.to(dtype)])["fuse"]
+    everything = seen_by_hook(model, model.fuse, [images.to(dtype)])
+    for moments, (start, stop) in zip(measured, RANGES, strict=True):
+        _, mean, std = two_pass(everything[:, start:stop])
+        assert moments.mean == pytest.approx(mean, rel=1e-6)
+        assert moments.std == pytest.approx(std, rel=1e-6)
+
+
+class Functional(nn.Module):
+    """Kernels that are called functionally, two of them kept by one module, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(4, 6, 1, 1))
+        self.second = nn.Parameter(torch.randn(7, 5, 1, 1))
+        self.last = nn.Linear(4 + 5, 2)
+
+    def forward(self, x):
+        small = F.avg_pool2d(x, 2)
+        u = torch.cat([F.interpolate(small, scale_factor=2.0), 5 * x], 1)
+        y = F.conv2d(input=u, weight=self.first)
+        v = torch.cat([F.interpolate(y[:, :2, ::2, ::2], scale_factor=2.0, mode="bilinear"), 100 + x], 1)
+        z = torch.conv2d(v, self.second)
+        w = torch.cat([y.permute(0, 2, 3, 1), z[:, :5].permute(0, 2, 3, 1)], dim=-1)
+        return self.last(w)
+
+
+def test_functional_kernels_of_one_module_are_kept_apart(images):
+    torch.manual_seed(2)
+    model = Functional().eval()
+    found = scan(model, images[:1], kinds=("resampled", "plain"))
+    assert [site.weight for site in found.sites] == ["first", "second", "last.weight"]
+    assert len({site.layer for site in found.sites}) == 3
+    measured = measure(model, found.sites, images.split(2))
+    small = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0)
+    y = F.conv2d(torch.cat([small, 5 * images], 1), model.first.detach())
+    _, mean, std = two_pass((100 + images).double())
+    assert measured[found.sites[1].layer][1].mean == pytest.approx(mean, rel=1e-6)
+    assert measured[found.sites[1].layer][1].std == pytest.approx(std, rel=1e-6)
+    count, mean, std = two_pass(y.double())
+    first = measured["last"][0]
+    assert (first.count, first.images) == (count, 7)
+    assert first.mean == pytest.approx(mean, rel=1e-5, abs=1e-6 * std)
+    assert first.std == pytest.approx(std, rel=1e-5)
+
+
+class Restless(Decoder):
+    """Changes its buffers and draws numbers whenever it runs; one is replaced rather than written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(2))
+        self.interrupt = False
+
+    def forward(self, x):
+        self.calls += 1
+        self.replaced = self.replaced + torch.rand(2)
+        if self.interrupt:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_model_is_left_as_it_was(images, interrupted):
+    torch.manual_seed(3)
+    model = Restless()
+    sites = scan(model, images[:1]).sites
+    model.train()
+    model.norm.eval()
+    seen: list[int] = []
+    model.fuse.register_forward_hook(lambda *_: seen.append(1))
+    hooks = {name: list(module._forward_hooks) for name, module in model.named_modules()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    buffers = {name: id(buffer) for name, buffer in model.named_buffers()}
+    tf32 = torch.backends.cudnn.allow_tf32
+    random = torch.get_rng_state()
+    model.interrupt = interrupted
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            measure(model, sites, [images])
+    else:
+        measure(model, sites, [images])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.backends.cudnn.allow_tf32 == tf32
+    assert torch.is_grad_enabled()
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert {name: list(module._forward_hooks) for name, module in model.named_modules()} == hooks
+    assert {name: id(buffer) for name, buffer in model.named_buffers()} == buffers
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_batches_that_fail_leave_the_model_as_it_was(images):
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    model.train()
+
+    def batches():
+        yield images
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, sites, batches())
+    assert all(module.training for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_nothing_of_the_pass_is_differentiated(images):
+    model = Decoder()
+    with undisturbed(model):
+        assert not model(images).requires_grad
+    assert model(images).requires_grad
+
+
+def test_the_first_bad_image_is_named(images):
+    torch.manual_seed(4)
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    images[4, 1, 3, 3] = math.nan
+    names = [f"street_{number}.png" for number in range(7)]
+    with pytest.raises(NumericsError) as caught:
+        measure(model, sites, images.split(3), names=names)
+    assert caught.value.where == "fuse"
+    assert "street_4.png" in str(caught.value)
+    assert "0..4" in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_infinite_activations_are_refused(images):
+    model = Decoder(math.inf)
+    sites = scan(model, images[:1]).sites
+    with pytest.raises(NumericsError, match=r"channels 4\.\.6"):
+        measure(model, sites, [images])
+
+
+def test_no_images(images):
+    model = Decoder()
+    with pytest.raises(SiteError, match="hold no image"):
+        measure(model, scan(model, images[:1]).sites, [])
+
+
+def test_no_sites_asks_for_no_images():
+    assert measure(nn.Conv2d(3, 3, 1), [], iter(())) == {}
+
+
+def test_a_layer_that_is_not_called_is_named(images):
+    class Sometimes(Decoder):
+        def forward(self, x):
+            return super().forward(x) if x.shape[2] == 12 else self.high(x)
+
+    model = Sometimes()
+    sites = scan(model, images[:1]).sites
+    with pytest.raises(SiteError, match=r"^fuse\.weight: was not called"):
+        measure(model, sites, [images, images[:, :, :8]])
+
+
+def test_tolerance_stops_early_and_only_when_enough_is_known(images):
+    torch.manual_seed(5)
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    taken: list[int] = []
+
+    def stream():
+        for number in range(200):
+            taken.append(number)
+            yield torch.randn(1, 3, 12, 12)
+
+    moments = measure(model, sites, stream(), tolerance=0.1)["fuse"]
+    assert 8 <= len(taken) < 200
+    assert all(each.ci95 is not None and each.ci95 <= 0.1 for each in moments)
+    everything = len(taken)
+    taken.clear()
+    measure(model, sites, stream(), tolerance=0.05)
+    assert len(taken) > everything
