@@ -34,30 +34,30 @@ class CutGraph:
     """The part of a network that its branches depend on; shares the network's parameters."""
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...]) -> None:
-        """Cuts `model`, as it is called with inputs like `example`.
+        """Cuts `model`, as it is called with inputs like `example`: one image, or any other number of them.
 
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
         """
-        pair = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in example)  # one image would be special
-        program = export(model, pair, any_batch=True)
-        if any(isinstance(size, int) for size in _batch_sizes(program)):
+        single = all(len(tensor) == 1 for tensor in example)  # export treats one image as a case of its own
+        pair = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in example)
+        program = export(model, example if single else pair, any_batch=not single)
+        if not (single or _takes_any_batch(program)):
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
         graph, self._ends = _cut(program, sites)
         self._interpreter = fx.Interpreter(program.graph_module, graph=graph)
 
     def __call__(self, *inputs: Tensor) -> dict[str, list[ImageMoments]]:
-        """The moments of each branch of each layer, for one batch of any size."""
+        """The moments of each branch of each layer, for one batch."""
         results = self._interpreter.run(*self._lifted, *inputs, enable_io_processing=False)
         return {layer: [results[index] for index in indices] for layer, indices in self._ends.items()}
 
 
-def _batch_sizes(program: ExportedProgram) -> list[int | torch.SymInt]:
-    inputs = program.graph_signature.user_inputs
-    return [
-        node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
-    ]
+def _takes_any_batch(program: ExportedProgram) -> bool:
+    """Whether the traced code asked nothing of the batch that ties it to a size."""
+    ranges = program.range_constraints.values()
+    return bool(ranges) and all(each.lower <= 2 and each.upper > 2**40 for each in ranges)
 
 
 def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:

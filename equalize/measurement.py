@@ -90,11 +90,11 @@ def _by_hooks(model: nn.Module, sites: Sequence[Site], batches: Iterable[Batch])
 
 def _by_cut_graph(model: nn.Module, sites: Sequence[Site], batches: Iterable[Batch]) -> Iterator[Found]:
     """Runs what is left of the network when all is cut off that the branches do not need; one graph an input size."""
-    cuts: dict[tuple[torch.Size, ...], CutGraph | None] = {}
+    cuts: dict[tuple[bool, tuple[torch.Size, ...]], CutGraph | None] = {}
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     for batch in batches:
         inputs = tuple(tensor.to(device) for tensor in inputs_of(batch))
-        shape = tuple(tensor.shape[1:] for tensor in inputs)
+        shape = (len(inputs[0]) == 1, tuple(tensor.shape[1:] for tensor in inputs))
         if shape not in cuts:
             cuts[shape] = _cut(model, sites, inputs) if len(cuts) < _MOST_CUTS else None
         cut = cuts[shape]
