@@ -1,0 +1,62 @@
+"""Several processes that work on one thing, as `torchrun` starts them."""
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+__all__ = ["broadcast_buffers", "is_main", "join", "my_share", "summed", "wait"]
+
+_Item = TypeVar("_Item")
+
+
+def join(device: torch.device) -> torch.device:
+    """Joins the group that `torchrun` describes in the environment, if it does; gives this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    found: torch.device = state.device
+    return found
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return _rank_and_number()[0] == 0
+
+
+def my_share(items: Sequence[_Item]) -> Sequence[_Item]:
+    """Every n-th of the items, so that each belongs to exactly one of n processes."""
+    rank, number = _rank_and_number()
+    return items[rank::number]
+
+
+def summed(tensor: Tensor, device: torch.device) -> Tensor:
+    """The sum of this tensor over all processes, on the CPU; exact for integers."""
+    if _rank_and_number()[1] == 1:
+        return tensor
+    total = tensor.to(device, copy=True)
+    distributed.all_reduce(total)
+    return total.cpu()
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Gives every process the main one's buffers, such as the running statistics of BatchNorms."""
+    if _rank_and_number()[1] > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if _rank_and_number()[1] > 1:
+        distributed.barrier()
+
+
+def _rank_and_number() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

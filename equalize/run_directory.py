@@ -1,0 +1,155 @@
+"""OUT while and after a training: what lies where, how it is taken up again, how a model gets into it.
+
+OUT/                    the best model so far, in its own format
+OUT/metrics.jsonl       one object a line
+OUT/finetune.yaml       the resolved configuration, for --config
+OUT/last/run.json       what the run is of: refuses to be resumed as another
+OUT/last/checkpoint-N/  weights, optimizer, schedule, random numbers after step N: for --resume
+OUT/last/model/         the model of the last step, in its own format, where it is not the best
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from equalize.checkpoint.writing import check_target
+from equalize.errors import InputError, OutputError, ResourceError
+
+__all__ = ["LAST", "RunDirectory"]
+
+LAST = "last"
+_METRICS = "metrics.jsonl"
+_CONFIG = "finetune.yaml"
+_KEPT = {LAST, _METRICS, _CONFIG}
+_STATE = "trainer_state.json"  # transformers writes it last, so a checkpoint with it is whole
+
+
+class RunDirectory:
+    """The directory of one training.
+
+    Args:
+        path: OUT.
+        source: MODEL, if it is a path; OUT may not touch it.
+        resume: go on with what is there, if anything is.
+        overwrite: throw away what is there.
+
+    Raises:
+        OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
+    """
+
+    def __init__(self, path: str | Path, source: Path | None, *, resume: bool, overwrite: bool) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.last = self.path / LAST
+        self.metrics = self.path / _METRICS
+        begun = (self.last / "run.json").is_file()
+        if resume and self.path.is_dir() and not begun and any(self.path.iterdir()) and not overwrite:
+            raise OutputError(self.path, "holds no training to resume", remedy="--overwrite replaces it")
+        check_target(self.path, overwrite or resume, source)
+        self.resumed = resume and begun
+        self._replace = overwrite and not self.resumed
+
+    def begin(self, run: Mapping[str, Any], config: str) -> None:
+        """Makes the directory, or checks that what is resumed is the same run.
+
+        Args:
+            run: what the run is of, as JSON.
+            config: content of finetune.yaml.
+
+        Raises:
+            InputError: the run that is resumed had other settings, weights or data.
+            ResourceError: it cannot be written.
+        """
+        if self.resumed:
+            _demand_same(json.loads((self.last / "run.json").read_text(encoding="utf-8")), run, self.path)
+            for partial in set(self.last.glob("checkpoint-*")) - set(self._whole()):
+                shutil.rmtree(partial)
+            self._cut_metrics()
+            return
+        try:
+            if self._replace:
+                shutil.rmtree(self.path, ignore_errors=True)
+            self.last.mkdir(parents=True, exist_ok=True)
+            self.metrics.write_text("", encoding="utf-8")
+            (self.path / _CONFIG).write_text(config, encoding="utf-8")
+            write_whole(self.last / "run.json", json.dumps(run, indent=2) + "\n")
+        except OSError as error:
+            raise ResourceError(self.path, f"cannot be written ({error.strerror})") from error
+
+    def checkpoint(self) -> Path | None:
+        """The newest state that is whole."""
+        return max(self._whole(), key=_step, default=None)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says; a line that was cut off while it was written does not count."""
+        found = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def put_model(self, save: Callable[[Path], None]) -> None:
+        """Has a model saved and moves its files into place, each of them whole at any moment.
+
+        Args:
+            save: writes a directory that does not exist yet.
+        """
+        new = self.last / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        save(new)
+        for entry in sorted(new.iterdir()):
+            if entry.name in _KEPT:  # the model that was trained came from a training itself
+                continue
+            place = self.path / entry.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            os.replace(entry, place)
+        shutil.rmtree(new)
+
+    def _whole(self) -> list[Path]:
+        return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
+
+    def _cut_metrics(self) -> None:
+        """Drops what was recorded after the state that is resumed: it will be recorded again."""
+        newest = self.checkpoint()
+        reached = _step(newest) if newest else 0
+        kept = [line for line in self.lines() if line["step"] <= reached] if newest else []
+        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is the old one or the new one at any moment."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def _demand_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    now = json.loads(json.dumps(now))
+    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if differing:
+        facts = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:3])
+        raise InputError(
+            where, f"cannot be resumed as another run: {facts}", remedy="use the same flags, model and data"
+        )
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])

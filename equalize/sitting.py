@@ -1,0 +1,148 @@
+"""One sitting of a training: from the first step, or from where the last sitting stopped, to the end."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import TrainerState
+
+from equalize.checkpoint import Checkpoint
+from equalize.evaluate import Evaluating, confusion
+from equalize.inputs import Progress
+from equalize.labelled import Labelled
+from equalize.objective import Criterion, Trained, backbone_of
+from equalize.optimiser import freeze
+from equalize.plan import Plan
+from equalize.processes import is_main, wait
+from equalize.recipe import Recipe
+from equalize.run_directory import RunDirectory
+from equalize.score import Score
+from equalize.taps import undisturbed
+from equalize.trainer import Listeners, SegmentationTrainer, arguments, best_of
+from equalize.training import fold
+from equalize.training_data import Splits, training_pairs
+
+__all__ = ["Keeper", "train", "unchanged_globals"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeper:
+    """Saves the network that is being trained, in the format it came in.
+
+    Attributes:
+        checkpoint: whose model is trained, perhaps parametrized by `attach`.
+        run: where it goes.
+        plan: of its equalization.
+        facts: of the training, for the receipt.
+    """
+
+    checkpoint: Checkpoint
+    run: RunDirectory
+    plan: Plan | None
+    facts: Mapping[str, Any]
+
+    def keep(self, step: int, score: Score | None) -> None:
+        """Makes the network as it is now the model of OUT."""
+        self.run.put_model(partial(self._save, step=step, score=score))
+
+    def keep_last(self, step: int, score: Score | None) -> None:
+        """Puts the network of the last step beside the best one."""
+        self._save(self.run.last / "model", step=step, score=score, overwrite=True)
+
+    def _save(self, directory: Path, *, step: int, score: Score | None, overwrite: bool = False) -> None:
+        model = copy.deepcopy(self.checkpoint.model).cpu().eval()
+        fold(model)
+        trained = {**self.facts, "step": step, "score": score.to_json() if score else None}
+        plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": trained})
+        replace(self.checkpoint, model=model).save(directory, plan, overwrite=overwrite)
+
+
+def train(
+    checkpoint: Checkpoint,
+    splits: Splits,
+    recipe: Recipe,
+    keeper: Keeper,
+    device: torch.device,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> TrainerState:
+    """Trains, scores, saves; the model is left as it was after the last step.
+
+    Returns:
+        What transformers knows of the run.
+
+    Raises:
+        NumericsError: the loss is not finite. EqualizeError: a pair cannot be read.
+    """
+    run = keeper.run
+    backbone = backbone_of(checkpoint)
+    criterion = Criterion(
+        ignore_index=recipe.ignore_index,
+        class_weights=recipe.class_weights,
+        label_smoothing=recipe.label_smoothing,
+        aux_weight=recipe.aux_weight,
+    )
+    trained = Trained(checkpoint, criterion, freeze(checkpoint.model, backbone, recipe))
+    pairs = training_pairs(checkpoint, splits.train, recipe)
+    scores: list[Score] = []
+
+    def score(labelled: Labelled) -> Score:
+        how = Evaluating(
+            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision, workers=recipe.workers
+        )
+        with undisturbed(trained):
+            scores.append(confusion(checkpoint, labelled, how, device).score(labelled.names))
+        return scores[-1]
+
+    listeners = Listeners(
+        score=partial(score, splits.val) if splits.val else None, improved=keeper.keep, progress=progress, say=say
+    )
+    args = arguments(recipe, run, device=device, pairs=len(pairs))
+    trainer = SegmentationTrainer(trained, backbone, pairs, recipe, args, run, listeners)
+    begun = run.checkpoint() if run.resumed else None
+    state = TrainerState.load_from_json(str(begun / "trainer_state.json")) if begun else None
+    if begun and state and _is_over(state, recipe):
+        say(f"the training was complete after step {state.global_step}")
+        trainer.load_weights(begun)
+    else:
+        say(f"going on after step {state.global_step}" if state else "starting at step 0")
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        state = trainer.state
+    if is_main():
+        _finish(keeper, state, scores[-1] if scores else None)
+    wait()
+    return state
+
+
+def _is_over(state: TrainerState, recipe: Recipe) -> bool:
+    stopped = recipe.patience is not None and best_of(state.log_history)[0] >= recipe.patience
+    return stopped or state.global_step >= state.max_steps
+
+
+def _finish(keeper: Keeper, state: TrainerState, score: Score | None) -> None:
+    """Without scores the last model is the one of OUT; else it lies beside the best where it is another."""
+    since_best, best = best_of(state.log_history)
+    if best is None:
+        keeper.keep(state.global_step, score)
+    elif since_best:
+        keeper.keep_last(state.global_step, score)
+
+
+@contextmanager
+def unchanged_globals() -> Iterator[None]:
+    """Restores the random numbers of Python, NumPy and torch that transformers seeds."""
+    python, of_numpy = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count())
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(of_numpy)

@@ -1,0 +1,243 @@
+"""`transformers.Trainer` for segmentation: our pairs, our loss, our score; state in OUT/last."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+
+from equalize.data.pairs import EpochOrder, TrainingPairs, collate
+from equalize.errors import InputError, NumericsError
+from equalize.inputs import Progress
+from equalize.objective import Trained
+from equalize.optimiser import make_optimiser, make_schedule
+from equalize.processes import broadcast_buffers, is_main, wait
+from equalize.recipe import Recipe
+from equalize.run_directory import RunDirectory
+from equalize.score import Score
+
+__all__ = ["Listeners", "SegmentationTrainer", "arguments", "best_of"]
+
+
+def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs: int) -> TrainingArguments:
+    """The resolved recipe as transformers spells it; when to log, score and save is decided by `_Rhythm`."""
+    return TrainingArguments(
+        output_dir=str(run.last),
+        num_train_epochs=recipe.epochs or 1,
+        max_steps=recipe.max_steps or -1,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        max_grad_norm=recipe.clip,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        seed=recipe.seed,
+        use_cpu=device.type == "cpu",
+        dataloader_num_workers=recipe.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        dataloader_drop_last=pairs >= recipe.batch_size,  # a batch of one is too small for some BatchNorms
+        ddp_find_unused_parameters=True,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_total_limit=1,
+        report_to=list(recipe.report_to),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who is told what while training runs.
+
+    Attributes:
+        score: gives the network's score on the validation split; None where there is none.
+        improved: called when that score is the best so far.
+        progress: called with the steps done and in all.
+        say: called with a line for the user.
+    """
+
+    score: Callable[[], Score] | None
+    improved: Callable[[int, Score], None]
+    progress: Progress
+    say: Callable[[str], None]
+
+
+class SegmentationTrainer(Trainer):  # type: ignore[misc]
+    """Trains a network of any family; resumes bit for bit.
+
+    Args:
+        trained: the network with its loss.
+        backbone: its module path.
+        pairs: what it is trained on.
+        recipe: how.
+        args: from `arguments`.
+        run: where the state goes.
+        listeners: who is told.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        backbone: str | None,
+        pairs: TrainingPairs,
+        recipe: Recipe,
+        args: TrainingArguments,
+        run: RunDirectory,
+        listeners: Listeners,
+    ) -> None:
+        self.optimizer: Optimizer | None
+        self.lr_scheduler: LambdaLR | None
+        self.control: TrainerControl
+        self._recipe = recipe
+        self._run = run
+        self._listeners = listeners
+        self._backbone = backbone
+        super().__init__(
+            model=trained,
+            args=args,
+            data_collator=collate,
+            train_dataset=pairs,
+            callbacks=[_Rhythm(recipe, listeners)],
+        )
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)  # stdout is the command's
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        assert isinstance(self.train_dataset, TrainingPairs)
+        return EpochOrder(len(self.train_dataset), self._recipe.seed)
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """See `make_optimiser`."""
+        if self.optimizer is None:
+            prefix = f"network.{self._backbone}" if self._backbone else None
+            self.optimizer = make_optimiser(self.model if model is None else model, prefix, self._recipe)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """See `make_schedule`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(self.create_optimizer(), num_training_steps, self._recipe)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One batch.
+
+        Raises:
+            EqualizeError: a pair could not be read.
+            InputError: the batch is too small for the network.
+        """
+        if "failure" in inputs:
+            raise inputs["failure"]
+        try:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise InputError(
+                "--batch-size",
+                "is too small for a normalisation of this network",
+                remedy="use 2 or more, or --freeze-norms",
+            ) from error
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Scores the validation split; a better mIoU than ever before is reported to `improved`."""
+        assert self._listeners.score is not None
+        broadcast_buffers(self.model)
+        score = self._listeners.score()
+        best = best_of(self.state.log_history)[1]
+        metrics = {f"eval_{key}": getattr(score, key) for key in ("mIoU", "mAcc", "aAcc")}
+        self.log(dict(metrics))
+        line = {"step": self.state.global_step, "epoch": self.state.epoch, **score.to_json()}
+        if is_main():
+            self._run.record(line)
+            if score.mIoU is not None and (best is None or score.mIoU > best):
+                self._listeners.improved(self.state.global_step, score)
+        wait()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A line of metrics.jsonl for every training log.
+
+        Raises:
+            NumericsError: the loss is not finite.
+        """
+        super().log(logs, start_time)
+        if "loss" not in logs:
+            return
+        step = self.state.global_step
+        if not math.isfinite(logs["loss"]):
+            raise NumericsError(
+                f"step {step}",
+                "the loss is not finite",
+                got=logs["loss"],
+                remedy="use a smaller --lr, or --precision fp32",
+            )
+        if is_main():
+            self._run.record(
+                {"step": step, "epoch": self.state.epoch, "loss": logs["loss"], "lr": logs["learning_rate"]}
+            )
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Puts the weights of a saved state into the model."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The weights as the optimizer sees them; not as safetensors, which refuses weights that are shared."""
+        if self.args.should_save:
+            directory = output_dir or self.args.output_dir
+            os.makedirs(directory, exist_ok=True)
+            torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/pytorch_model.bin")
+
+
+def best_of(history: list[dict[str, Any]]) -> tuple[int, float | None]:
+    """The number of evaluations since the best, and its mIoU."""
+    scores = [line["eval_mIoU"] for line in history if line.get("eval_mIoU") is not None]
+    if not scores:
+        return 0, None
+    best = max(scores)
+    return len(scores) - 1 - scores.index(best), best
+
+
+class _Rhythm(TrainerCallback):  # type: ignore[misc]
+    """When to log, score, save and stop."""
+
+    def __init__(self, recipe: Recipe, listeners: Listeners) -> None:
+        self._recipe = recipe
+        self._listeners = listeners
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._listeners.progress(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        step, every = state.global_step, self._recipe.eval_every
+        log_every = self._recipe.log_every or max(1, state.max_steps // 100)
+        control.should_log = step % log_every == 0 or step in (1, state.max_steps)
+        if step == state.max_steps or (every and step % every == 0):
+            self._score_and_save(control)
+        self._listeners.progress(step, state.max_steps)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self._recipe.eval_every is None and state.global_step < state.max_steps:
+            self._score_and_save(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        patience = self._recipe.patience
+        if patience is not None and best_of(state.log_history)[0] >= patience:
+            self._listeners.say(f"stopped early at step {state.global_step}: no better mIoU in {patience} evaluations")
+            control.should_training_stop = True
+
+    def _score_and_save(self, control: Any) -> None:
+        control.should_evaluate = self._listeners.score is not None
+        control.should_save = True
