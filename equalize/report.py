@@ -24,7 +24,7 @@ _SHOWN = 5  # places of one refusal, and changed tensors; JSON has them all
 
 _MEANING = {
     "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
-    "preserve": "nothing changes on disk; training behind the plan sees branches of scale 1",
+    "preserve": "nothing changes on disk; in training, equalize.attach shows the optimiser branches of scale 1",
     "rescale": "fusion weights divided by each sigma: they act on branches of scale 1",
     "reinit": "fusion weights drawn anew, then divided by each sigma: they act on branches of scale 1",
 }
@@ -247,21 +247,22 @@ def _proof(plan: Plan, check: Mapping[str, float], compared_on: str) -> list[Con
     else:
         logits = f"logits differ by at most {change:.2g}, which is rounding" if change else "logits: the same bits"
     against = "what they gave before" if same else "explicit equalizers in front of the layer"
+    exact = all(site.exact_border for site in plan.sites)
+    border = "" if exact else f" inside, {check['border']:.1e} on the border, which is padded with zeros, not means"
     return [
         Text(f"Proof: loaded again by its own library and compared with the original on {compared_on}."),
         _indented(logits),
-        _indented(
-            f"fusion layers against {against}, relative to their range: "
-            f"{check['interior']:.1e} inside, {check['border']:.1e} on the border"
-        ),
+        _indented(f"fusion layers against {against}, relative to their range: {check['interior']:.1e}{border}"),
     ]
 
 
 def _next(facts: Mapping[str, Any]) -> str:
     """How OUT is loaded where its format is at home."""
     out, family, architecture = facts["output"], facts.get("family"), facts.get("architecture")
-    if family == "transformers":
-        return f'Load it:  transformers.{architecture}.from_pretrained("{out}")'
+    if family == "custom":
+        return f'Load it:  equalize.load("{out}", "{facts.get("arch")}").model, or its weights as those of MODEL'
+    if facts.get("arch") or family == "torchvision":
+        return f'Load it:  equalize.load("{out}").model, or its weights as those of MODEL'
     if family == "smp":
         return f'Load it:  segmentation_models_pytorch.from_pretrained("{out}")'
-    return f'Load it:  equalize.load("{out}"), or its model.pth as before'
+    return f'Load it:  transformers.{architecture}.from_pretrained("{out}")'

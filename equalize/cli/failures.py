@@ -114,12 +114,11 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "equalize"
     parameter = getattr(error, "param", None)
-    where = getattr(error, "param_hint", None) or (max(parameter.opts, key=len) if parameter else command)
-    if parameter is not None and not any(name.startswith("-") for name in parameter.opts):
-        where = parameter.make_metavar(context) if context is not None else parameter.name
-    bad_value = isinstance(error, typer.BadParameter) and error.message
-    what = str(error.message if bad_value else error.format_message()).rstrip(".")
-    return f"{where}: {what[:1].lower()}{what[1:]}; see {command} --help"
+    where, what = command, error.format_message()
+    if isinstance(error, typer.BadParameter) and error.message:  # a value; it is None or "" where one is missing
+        named = max(parameter.opts, key=len) if parameter is not None else command
+        where, what = str(error.param_hint or named), error.message.removeprefix("Value error, ")
+    return f"{where}: {what[:1].lower()}{what[1:].rstrip('.')}; see {command} --help"
 
 
 def _first_line(error: BaseException) -> str:

@@ -51,6 +51,7 @@ class Terminal:
             if hasattr(stream, "reconfigure"):  # a terminal that knows no "×" shows "?", and works
                 stream.reconfigure(errors="replace")
         self._stdout = sys.stdout
+        self._held: list[tuple[Console, Text]] = []
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
 
@@ -65,12 +66,21 @@ class Terminal:
         self._undo.close()
 
     def note(self, line: str) -> None:
-        """A fact worth knowing while the command works."""
-        _print(self._err if self._json else self._out, Text(line))
+        """A fact worth knowing: at once on a terminal, else with the result, so that an error stands alone."""
+        self._say(self._err if self._json else self._out, Text(line))
 
     def warn(self, line: str) -> None:
         """Something that the user may want to act on."""
-        _print(self._err, Text(f"warning: {line}"))
+        self._say(self._err, Text(f"warning: {line}"))
+
+    def _say(self, console: Console, text: Text) -> None:
+        self._held.append((console, text))
+        if self._err.is_terminal:
+            self._release()
+
+    def _release(self) -> None:
+        while self._held:
+            _print(*self._held.pop(0))
 
     def hint(self, line: str) -> None:
         """What could be done next; for people only."""
@@ -85,12 +95,14 @@ class Terminal:
 
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
         """The parts of a report; dropped with --json."""
+        self._release()
         if not self._json:
             for part in report:
                 _print(self._out, part)
 
     def result(self, content: Mapping[str, Any]) -> None:
         """The JSON object; dropped without --json."""
+        self._release()
         if self._json:
             try:
                 self._stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -135,7 +147,13 @@ def _print(console: Console, renderable: ConsoleRenderable) -> None:
     needed = measured.maximum if isinstance(renderable, Table) else measured.minimum
     if needed > console.width:
         console = _console(console.file, needed)
-    console.print(renderable, crop=False)
+    if console.is_terminal:
+        console.print(renderable, crop=False)
+        return
+    with console.capture() as capture:
+        console.print(renderable, crop=False)
+    for line in capture.get().splitlines():  # without the blanks that Rich fills lines up with
+        console.out(line.rstrip(), highlight=False)
 
 
 def _console(file: IO[str], width: int | None = None) -> Console:
