@@ -44,6 +44,12 @@ class Geometry:
         """The geometry of a site's weight."""
         return cls(axis=site.axis, groups=site.groups, transposed="transpose" in site.op)
 
+    def fits(self, weight: Tensor, inputs: int) -> bool:
+        """Whether `weight` is one of a layer with so many input channels."""
+        if self.axis == 0 and not self.transposed:
+            return weight.shape[0] % inputs == 0
+        return weight.ndim > 1 and weight.shape[self.axis] * (self.groups if self.axis == 1 else 1) == inputs
+
 
 def fold_equalizer(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """The weights W, of v's shape, and the shift s (O,) of the layer that does what weights v behind equalizers do.

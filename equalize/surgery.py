@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from equalize.equation import Geometry, per_channel, scale_inputs
 from equalize.errors import NumericsError, SiteError
 from equalize.plan import Edit, Plan
+from equalize.sites import Site
 
-__all__ = ["apply", "apply_edits", "redraw"]
+__all__ = ["apply", "apply_edits", "demand_weight", "redraw"]
 
 
 def apply(plan: Plan, model: nn.Module) -> None:
@@ -24,6 +25,8 @@ def apply(plan: Plan, model: nn.Module) -> None:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+    for site in plan.sites:
+        demand_weight(site, tensors)
     for edit in plan.edits:
         _demand_fit(edit, tensors)
     apply_edits(plan.edits, model)
@@ -79,6 +82,27 @@ def redraw(layer: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         reset()
     return fresh
+
+
+def demand_weight(site: Site, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The fusion weight of a planned site.
+
+    Raises:
+        SiteError: if it is not among `tensors`, or has not the shape that the site says.
+    """
+    weight = tensors.get(site.weight)
+    if weight is None:
+        raise SiteError(site.weight, "is in the plan but not in this model", remedy="use the plan's own model")
+    inputs = site.branches[-1].stop
+    if tuple(weight.shape[2:]) != site.kernel or not Geometry.of(site).fits(weight, inputs):
+        raise SiteError(
+            site.weight,
+            "has other channels or another kernel than in the plan",
+            got=list(weight.shape),
+            expected=f"{inputs} input channels, kernel {list(site.kernel)}",
+            remedy="use the plan's own model",
+        )
+    return weight
 
 
 def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from equalize.equation import Geometry, fold_weight, scale_inputs, shift_of
 from equalize.errors import SiteError
 from equalize.plan import Plan
 from equalize.strategies import branch_vectors
+from equalize.surgery import demand_weight
 
 __all__ = ["attach", "fold"]
 
@@ -19,22 +20,22 @@ __all__ = ["attach", "fold"]
 def attach(plan: Plan, model: nn.Module) -> None:
     """Shows the optimiser the equalized weights of every site. Build the optimiser afterwards.
 
-    A layer with a bias and no normalisation behind it also gets its shift: a' = a + sum_b mu_b sum W_b.
+    A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
     Raises:
-        SiteError: if a layer is not in the model, or is already parametrized.
+        SiteError: if a layer is not in the model, has another shape, or is already parametrized; the model is then
+            unchanged.
     """
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    attached = {path for path, layer in model.named_modules() if parametrize.is_parametrized(layer)}
+    for site in plan.sites:
+        if site.weight.rpartition(".")[0] in attached:
+            raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
+        demand_weight(site, tensors)
     for site in plan.sites:
         path, _, name = site.weight.rpartition(".")
-        try:
-            layer = model.get_submodule(path)
-            weight = layer.get_parameter(name)
-        except AttributeError as error:
-            raise SiteError(
-                site.weight, "is in the plan but not in this model", remedy="use the plan's own model"
-            ) from error
-        if parametrize.is_parametrized(layer, name):
-            raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
+        layer = model.get_submodule(path)
+        weight = layer.get_parameter(name)
         mean_I, std_I = branch_vectors(site, plan.input_scale(site))
         geometry = Geometry.of(site)
         gain = 1.0
@@ -43,7 +44,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
         order = list(layer._parameters)
         folded = _FoldedWeight(weight, mean_I, std_I * gain, geometry, order)
         parametrize.register_parametrization(layer, name, folded)
-        if site.shift == "bias" and site.norm is None and site.bias is not None:
+        if site.shift == "bias" and site.bias is not None:
             bias = site.bias.rpartition(".")[2]
             parametrize.register_parametrization(layer, bias, _ShiftedBias(layer, name, layer.get_parameter(bias)))
 
@@ -60,8 +61,10 @@ def fold(model: nn.Module) -> None:
         ours = {name: each[0] for name, each in lists.items() if isinstance(each[0], _FoldedWeight | _ShiftedBias)}
         values = {name: each.exact(lists[name].original) for name, each in ours.items()}
         order = next((each.order for each in ours.values() if isinstance(each, _FoldedWeight)), [])
+        kind = type(layer)  # torch takes properties off it below: a copy of the network must not share it
+        layer.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         for name, value in values.items():
-            parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            parametrize.remove_parametrizations(layer, name, leave_parametrized=False)
             layer.get_parameter(name).data.copy_(value)
         for name in order:
             if name in layer._parameters:
