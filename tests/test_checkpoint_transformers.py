@@ -303,6 +303,11 @@ def test_broken_configs_are_one_sentence(segformer_dir, tmp_path, changes):
             load(source, weights=weights)
 
 
+@pytest.mark.parametrize("changes", [{"num_labels": 10**9}, {"depths": [10**6] * 4}, {"num_hidden_layers": 10**6}])
+def test_configs_that_no_machine_can_build(segformer_dir, tmp_path, changes):
+    assert "at most" in refusal(edited(segformer_dir, tmp_path / "in", **changes), weights=False)
+
+
 def test_config_that_is_not_json(segformer_dir, tmp_path):
     source = edited(segformer_dir, tmp_path / "in")
     (source / "config.json").write_text('{"model_type": ')

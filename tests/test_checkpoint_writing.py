@@ -124,6 +124,22 @@ def test_a_full_disk_is_a_resource_error(checkpoint, tmp_path, monkeypatch):
     assert leftovers(tmp_path) == []
 
 
+def test_a_full_disk_while_torch_writes(lraspp_state, tmp_path, monkeypatch):
+    """torch reports it as a RuntimeError about positions in the file."""
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598")
+
+    torch.save(lraspp_state, tmp_path / "in.pth")
+    checkpoint = load(tmp_path / "in.pth")
+    with torch.no_grad():
+        checkpoint.model.classifier.high_classifier.weight.mul_(2)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ResourceError):
+        checkpoint.save(tmp_path / "out")
+    assert leftovers(tmp_path) == ["in.pth"]
+
+
 def test_when_the_rename_fails_the_old_directory_stays(checkpoint, tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "out", Plan())
     rename = os.rename

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint import hf, smp_family
+from equalize.checkpoint import hf, hf_config, smp_family
 from equalize.checkpoint.base import PLAN_FILE, Checkpoint, Origin
 from equalize.checkpoint.factory import construct
 from equalize.checkpoint.matching import disk_state, fill, fit
@@ -21,13 +21,13 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
     directory = place.path
     if request.arch is not None:
         directory = Path(request.arch.removeprefix("transformers:"))
-    config = hf.read_config(directory, request.num_classes)
+    config = hf_config.read_config(directory, request.num_classes)
     common: dict[str, Any] = {
         "source": request.source,
         "family": "transformers",
-        "architecture": hf.target_class(config, directory).__name__,
-        "preprocess": hf.preprocessing(place.path),
-        "classes": hf.labels(config),
+        "architecture": hf_config.target_class(config, directory).__name__,
+        "preprocess": hf_config.preprocessing(place.path),
+        "classes": hf_config.labels(config),
         "revision": place.revision,
         "plan_json": read_plan(place.path),
     }

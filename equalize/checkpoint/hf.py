@@ -1,8 +1,6 @@
-"""transformers: config -> segmentation class, on-disk keys <-> model keys by the library's own conversion."""
+"""transformers' models: tensors in by its own loader, and back under the keys on disk by its own conversion."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.factory import construct, seeded
+from equalize.checkpoint.hf_config import named_class, quiet, read_config, target_class
 from equalize.checkpoint.matching import check_finite, mismatch_error, only_class_count, strippings
-from equalize.checkpoint.preprocess import Preprocess
-from equalize.checkpoint.reading import read_json
 from equalize.errors import CheckpointError
 
-__all__ = [
-    "Loaded",
-    "config_fields",
-    "disk_state",
-    "fill",
-    "labels",
-    "preprocessing",
-    "read_config",
-    "reload",
-    "skeleton",
-    "target_class",
-]
+__all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,72 +30,6 @@ class Loaded:
     def prefix(self) -> str:
         """What wrappers put before the keys on disk."""
         return next((disk.removesuffix(key) for key, disk in self.bare.items()), "")
-
-
-def read_config(directory: Path, num_classes: int | None = None) -> Any:
-    """Read ``config.json`` without running code, and set the number of classes if another is asked for.
-
-    Raises:
-        CheckpointError: damaged, asks for remote code, or of a type that transformers does not know.
-    """
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    path = directory / "config.json"
-    raw = read_json(path)
-    if _asks_for_code(raw):
-        raise CheckpointError(path, "asks for code from its repository (auto_map)", remedy="not supported: use --arch")
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise CheckpointError(
-            path, f"has the unknown model_type {model_type!r}", expected="one that transformers knows"
-        )
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-            if num_classes is not None and config.num_labels != num_classes:
-                config.num_labels = num_classes
-    except Exception as error:  # configs check themselves with many exception types
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(path, f"is not a valid {model_type} config ({line})") from error
-    return config
-
-
-def _asks_for_code(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return "auto_map" in value or any(_asks_for_code(inner) for inner in value.values())
-    return isinstance(value, list) and any(_asks_for_code(inner) for inner in value)
-
-
-def target_class(config: Any, where: object) -> Any:
-    """The segmentation class for a config: the one it names, else the one of its model type.
-
-    Raises:
-        CheckpointError: transformers has no segmentation class for that type of model.
-    """
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-
-    named = _named_class(config)
-    if named is not None and named.endswith("Segmentation"):
-        found = getattr(transformers, named, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    for mapping in (auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING):
-        if type(config) in mapping:
-            return mapping[type(config)]
-    raise CheckpointError(
-        where,
-        f"is a {named or config.model_type}, for which transformers has no segmentation network",
-        remedy="put it under one, such as UperNet, with --arch transformers:DIR_WITH_CONFIG",
-    )
-
-
-def _named_class(config: Any) -> str | None:
-    """The first of the config's architectures, which may be anything in a config from strangers."""
-    match config.architectures:
-        case [str(name), *_]:
-            return name
-    return None
 
 
 def skeleton(config: Any, where: object) -> nn.Module:
@@ -192,7 +112,7 @@ def _refuse_or_draw(
         raise CheckpointError(where, f"has no key in common with {kind.__name__}")
     if init_missing and only_class_count(mismatched, num_classes):
         return
-    named = _named_class(config) or config.model_type
+    named = named_class(config) or config.model_type
     architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
     raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
 
@@ -255,33 +175,6 @@ def config_fields(model: nn.Module) -> dict[str, object]:
     }
 
 
-def labels(config: Any) -> tuple[str, ...] | None:
-    """The class names of a config, in order."""
-    names = config.id2label
-    return tuple(str(names[number]) for number in sorted(names)) if names else None
-
-
-def preprocessing(directory: Path) -> Preprocess:
-    """From the image processor's config, if the directory has one."""
-    from transformers import AutoImageProcessor
-
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if not (directory / name).is_file():
-            continue
-        if _asks_for_code(read_json(directory / name)):
-            raise CheckpointError(directory / name, "asks for code from its repository (auto_map)")
-        try:
-            with quiet():
-                processor = AutoImageProcessor.from_pretrained(
-                    directory, trust_remote_code=False, local_files_only=True
-                )
-        except Exception as error:  # as for configs
-            line = " ".join(str(error).split())[:200]
-            raise CheckpointError(directory / name, f"is not a valid image processor config ({line})") from error
-        return Preprocess.from_processor(processor.to_dict(), f"from {name}")
-    return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
-
-
 def reload(directory: Path) -> nn.Module:
     """Load with ``from_pretrained``, and insist on its finding every key.
 
@@ -301,19 +194,3 @@ def reload(directory: Path) -> nn.Module:
     for parameter in result.parameters():  # lies in the file, at odd addresses that change the last bit of a product
         parameter.data = parameter.data.clone()
     return result
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' reports and bars off the terminal: what they say, our errors and ``drawn`` say."""
-    from transformers.utils import logging as library
-
-    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity(logging.CRITICAL)
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)
-        if bars:
-            library.enable_progress_bar()

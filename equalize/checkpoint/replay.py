@@ -1,5 +1,6 @@
 """Weights back into the containers they came from: only what changed is replaced."""
 
+import errno
 import json
 import os
 import re
@@ -89,8 +90,12 @@ def _rewrite_safetensors(path: Path, target: Path, changed: Mapping[str, Tensor]
 def _rewrite_torch(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
     file = read_torch(path)
     file.mapping.update(changed)
-    with target.open("wb") as out:  # a file object reports a full disk as what it is; a path does not
-        torch.save(file.content, out)
+    size = sum(tensor.nbytes for tensor in file.state.values())
+    try:
+        torch.save(file.content, target)
+    except RuntimeError as error:  # all that torch says of a failed write
+        number = errno.ENOSPC if shutil.disk_usage(target.parent).free < size else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path) -> None:

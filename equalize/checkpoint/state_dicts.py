@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from equalize.checkpoint import hf, smp_family, torchvision_family
+from equalize.checkpoint import hf, hf_config, smp_family, torchvision_family
 from equalize.checkpoint.base import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
@@ -120,13 +120,13 @@ def _load_with_config(path: Path, weights: Weights, request: Request) -> Checkpo
     directory = Path(request.arch.removeprefix("transformers:")).expanduser()
     if request.arch_args:
         raise CheckpointError(request.arch, "takes no --arch-arg", remedy="change its config.json")
-    config = hf.read_config(directory, request.num_classes)
+    config = hf_config.read_config(directory, request.num_classes)
     common: dict[str, Any] = {
         "source": request.source,
         "family": "transformers",
-        "architecture": hf.target_class(config, directory).__name__,
-        "preprocess": hf.preprocessing(directory),
-        "classes": hf.labels(config),
+        "architecture": hf_config.target_class(config, directory).__name__,
+        "preprocess": hf_config.preprocessing(directory),
+        "classes": hf_config.labels(config),
         "revision": None,
         "plan_json": read_plan(path) if path.is_dir() else None,
         "arch": request.arch,
