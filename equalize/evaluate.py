@@ -17,7 +17,7 @@ from equalize.errors import InputError, NumericsError
 from equalize.inputs import Progress, device_of, input_shape, precision_of
 from equalize.labelled import Labelled, as_classes, check_split, count_classes, names_of
 from equalize.naming import ModelName
-from equalize.processes import join, my_share, summed
+from equalize.processes import is_main, join, my_share, summed
 from equalize.score import ConfusionMatrix, Score
 from equalize.taps import undisturbed
 
@@ -44,7 +44,7 @@ class Evaluating:
     sliding_window: bool = False
     ignore_index: int = 255
     reduce_labels: ReduceLabels = "auto"
-    class_names: Path | None = None
+    class_names: str | Path | None = None
     batch_size: int = 8
     device: str = "auto"
     precision: str = "fp32"
@@ -76,6 +76,7 @@ def evaluate(
     """
     how = how or Evaluating()
     device = join(device_of(how.device))
+    say = say if is_main() else lambda line: None
     precision_of(how.precision, device)
     dataset = open_data(data, split=how.split, labels=True)
     checkpoint = name.load()

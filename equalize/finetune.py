@@ -90,7 +90,7 @@ def finetune(
         resume: go on where an interrupted run with the same arguments stopped: same weights, same optimizer state.
         overwrite: whether `out` may exist.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `recipe.calibrate`.
-        progress: called with the steps done and in all.
+        progress: called with the pairs trained on and to be trained on.
         say: called with what a user should know, a line at a time.
         warn: called with what a user may want to act on.
 
@@ -103,6 +103,8 @@ def finetune(
     source = Path(name.source)
     run = RunDirectory(out, source if source.exists() else None, resume=resume, overwrite=overwrite)
     device = join(_device(recipe))
+    if not is_main():
+        say = warn = lambda line: None
     found = open_splits(data, recipe, say)
     name, checkpoint = load_for(name, recipe.num_classes or found.named_classes)
     say(f"preprocessing: {checkpoint.preprocess}")

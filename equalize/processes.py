@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["broadcast_buffers", "is_main", "join", "my_share", "summed", "wait"]
+__all__ = ["broadcast_buffers", "is_main", "join", "leave", "my_share", "summed", "wait"]
 
 _Item = TypeVar("_Item")
 
@@ -21,6 +21,12 @@ def join(device: torch.device) -> torch.device:
     state = PartialState(cpu=device.type == "cpu")
     found: torch.device = state.device
     return found
+
+
+def leave() -> None:
+    """Leaves the group that `join` joined, if any."""
+    if _rank_and_number()[1] > 1:
+        distributed.destroy_process_group()
 
 
 def is_main() -> bool:

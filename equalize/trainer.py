@@ -61,7 +61,7 @@ class Listeners:
     Attributes:
         score: gives the network's score on the validation split; None where there is none.
         improved: called when that score is the best so far.
-        progress: called with the steps done and in all.
+        progress: called with the pairs done and in all, repetitions included.
         say: called with a line for the user.
     """
 
@@ -218,7 +218,7 @@ class _Rhythm(TrainerCallback):  # type: ignore[misc]
         self._listeners = listeners
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._listeners.progress(state.global_step, state.max_steps)
+        self._tell(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         step, every = state.global_step, self._recipe.eval_every
@@ -226,7 +226,7 @@ class _Rhythm(TrainerCallback):  # type: ignore[misc]
         control.should_log = step % log_every == 0 or step in (1, state.max_steps)
         if step == state.max_steps or (every and step % every == 0):
             self._score_and_save(control)
-        self._listeners.progress(step, state.max_steps)
+        self._tell(args, state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if self._recipe.eval_every is None and state.global_step < state.max_steps:
@@ -237,6 +237,10 @@ class _Rhythm(TrainerCallback):  # type: ignore[misc]
         if patience is not None and best_of(state.log_history)[0] >= patience:
             self._listeners.say(f"stopped early at step {state.global_step}: no better mIoU in {patience} evaluations")
             control.should_training_stop = True
+
+    def _tell(self, args: Any, state: Any) -> None:
+        pairs = self._recipe.batch_size * self._recipe.accumulate * args.world_size
+        self._listeners.progress(pairs * state.global_step, pairs * state.max_steps)
 
     def _score_and_save(self, control: Any) -> None:
         control.should_evaluate = self._listeners.score is not None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,8 +16,10 @@ __all__ = [
     "Arch",
     "ArchArgs",
     "BatchSize",
+    "ClassNames",
     "Data",
     "Device",
+    "IgnoreIndex",
     "InitMissing",
     "Json",
     "MaybeData",
@@ -27,6 +29,7 @@ __all__ = [
     "Overwrite",
     "Precision",
     "PrecisionName",
+    "ReduceLabels",
     "Samples",
     "Seed",
     "Size",
@@ -37,6 +40,7 @@ __all__ = [
     "read_arch_args",
     "read_measuring",
     "read_name",
+    "read_numbers",
     "read_samples",
     "read_shape",
     "read_size",
@@ -99,6 +103,14 @@ def read_arch_args(pairs: Sequence[str] | None) -> dict[str, object]:
         except ValueError:
             arguments[key] = value
     return arguments
+
+
+def read_numbers(text: str, option: str) -> tuple[float, ...]:
+    """`0.5,2`."""
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError:
+        raise _refused(option, f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
 
 
 def _integers(texts: Sequence[str]) -> tuple[int, ...] | None:
@@ -172,6 +184,16 @@ Tolerance = Annotated[
         metavar="T",
         help="Stop when the 95 % interval of every sigma is this tight, relative to it.",
     ),
+]
+IgnoreIndex = Annotated[
+    int, typer.Option("--ignore-index", metavar="N", help="The label that is neither trained on nor scored.")
+]
+ReduceLabels = Annotated[
+    Literal["auto", "yes", "no"],
+    typer.Option("--reduce-labels", help="Whether label 0 does not count and 1 is class 0; auto looks at the labels."),
+]
+ClassNames = Annotated[
+    str | None, typer.Option("--class-names", metavar="FILE", help="Names of the classes: text or JSON.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images a forward pass.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
