@@ -46,7 +46,9 @@ def test_parents_are_made_and_modes_are_ordinary(checkpoint, tmp_path):
     checkpoint.save(tmp_path / "a" / "b" / "out")
     umask = os.umask(0)
     os.umask(umask)
-    assert (tmp_path / "a" / "b" / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+    out = tmp_path / "a" / "b" / "out"
+    assert out.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask}
 
 
 def test_existing_directory_needs_overwrite(checkpoint, tmp_path):

@@ -89,9 +89,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _flush(directory: Path) -> None:
+    readable = directory.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
     for folder, _, names in os.walk(directory):
         for name in names:
             with open(os.path.join(folder, name), "rb") as file:
+                os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | readable)
                 os.fsync(file.fileno())
         _flush_directory(Path(folder))
 
