@@ -28,7 +28,7 @@ def scenes(tmp_path) -> Path:
 
 def by_hand(model, root, size, *, classes=5, ignored=255) -> dict:
     """Scores one image after another with NumPy sets of pixels, by the definition of IoU."""
-    intersection, union, labelled, right, total = (np.zeros(classes) for _ in range(5))
+    intersection, union, labelled = (np.zeros(classes) for _ in range(3))
     right_pixels = pixels = 0
     for path in sorted((root / "images/val").iterdir()):
         image = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
@@ -173,8 +173,10 @@ def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkey
 def test_two_processes_score_as_one(segformer_dir, scenes):
     one = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu"))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-        + ["-m", "equalize", "evaluate", str(segformer_dir), "--data", str(scenes), "--device", "cpu", "--json"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "equalize"),
+            *("evaluate", str(segformer_dir), "--data", str(scenes), "--device", "cpu", "--json"),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
