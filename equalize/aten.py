@@ -76,7 +76,7 @@ def _convolution(name: str, arguments: Mapping[str, Any], node: Node) -> dict[st
 
 
 def _concat(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    dim = int(arguments.get("dim", 0))
+    dim = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}.get(name, int(arguments.get("dim", 0)))
     return {"dim": dim % max(len(_size(node)), 1)}
 
 
@@ -147,7 +147,7 @@ ROLES: Mapping[Kind, Mapping[str, str]] = {
 _TABLE: Mapping[Kind, str] = {
     "convolution": "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d",
     "linear": "linear",
-    "concat": "cat concat concatenate",
+    "concat": "cat concat concatenate vstack hstack column_stack dstack",
     "resample": """
         upsample_linear1d upsample_bilinear2d upsample_trilinear3d _upsample_bilinear2d_aa
         upsample_bicubic2d _upsample_bicubic2d_aa upsample_nearest1d upsample_nearest2d upsample_nearest3d
