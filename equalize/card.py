@@ -7,10 +7,11 @@ later push renews only ours.
 import re
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from equalize.card_facts import Evaluation, Facts
+from equalize.card_facts import Facts
+from equalize.card_results import Evaluation
 from equalize.card_text import describe
 from equalize.errors import InputError
 

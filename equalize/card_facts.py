@@ -1,22 +1,18 @@
 """What is known about a written checkpoint, read from the files that lie in it: the facts a model card may state."""
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
 
+from equalize.card_results import Evaluation, Training, read_evaluation, read_training
 from equalize.checkpoint.base import PLAN_FILE
 from equalize.checkpoint.matching import PREFIXES
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, weight_files
 from equalize.errors import CheckpointError, InputError, ResourceError
 from equalize.plan import Plan
 
-__all__ = ["Base", "Evaluation", "Facts", "Training", "read_facts"]
-
-EVALUATION_FILE = "evaluation.json"
-METRICS_FILE = "metrics.jsonl"
+__all__ = ["Base", "Facts", "read_facts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,28 +35,6 @@ class Base:
         told = source if source.startswith("torchvision:") else _last_name(source)
         name = source.partition("@")[0] if hub else told
         return cls(name=name, hub=hub, revision=revision if hub else None, sha256=plan.facts.get("sha256"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """A score in percent, as `equalize evaluate` or a fine-tuning run wrote it."""
-
-    metrics: Mapping[str, float]
-    """mIoU, mAcc and aAcc, those there are."""
-    classes: tuple[Mapping[str, Any], ...] = ()
-    images: int | None = None
-    data: str | None = None
-    split: str | None = None
-    step: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """The last step that `metrics.jsonl` tells of."""
-
-    steps: int | None
-    epochs: float | None
-    loss: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +77,6 @@ def read_facts(out: Path) -> Facts:
     family, architecture, arguments = _identity(out)
     read_weights(*weight_files(out))
     plan = Plan.read(out) if (out / PLAN_FILE).is_file() else None
-    records = list(_records(out / METRICS_FILE))
     return Facts(
         family=family,
         architecture=architecture,
@@ -114,8 +87,8 @@ def read_facts(out: Path) -> Facts:
         licence_file=next((name for name in ("LICENSE", "LICENSE.md", "LICENSE.txt") if (out / name).is_file()), None),
         plan=plan,
         base=Base.of(plan) if plan else None,
-        training=_training(records),
-        evaluation=_evaluation(out, records),
+        training=read_training(out, plan),
+        evaluation=read_evaluation(out, plan),
         readme=_text(out / "README.md"),
         base_readme=_base_readme(plan) if plan else None,
     )
@@ -171,62 +144,6 @@ def _text(path: Path) -> str | None:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(path, "is not UTF-8 text", remedy="save it as UTF-8") from error
-
-
-def _records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON-lines file; a line that a crash cut short is passed over."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict):
-                yield record
-
-
-def _training(records: list[Mapping[str, Any]]) -> Training | None:
-    steps = [record for record in records if "loss" in record and "mIoU" not in record]
-    if not steps:
-        return None
-    last = steps[-1]
-    step, epoch = _number(last.get("step")), _number(last.get("epoch"))
-    return Training(steps=None if step is None else int(step), epochs=epoch, loss=_number(last.get("loss")))
-
-
-def _evaluation(out: Path, records: list[Mapping[str, Any]]) -> Evaluation | None:
-    """`evaluation.json` if there is one, else the last evaluation of the training run."""
-    path = out / EVALUATION_FILE
-    scores = [read_json(path)] if path.is_file() else [record for record in records if _is_score(record)]
-    found: Mapping[str, Any] = scores[-1] if scores else {}
-    metrics = {name: value for name in ("mIoU", "mAcc", "aAcc") if (value := _number(found.get(name))) is not None}
-    if not metrics:
-        return None
-    classes, images, step = (found.get(key) for key in ("classes", "images", "step"))
-    data, split = found.get("data"), found.get("split")
-    if isinstance(data, Mapping):  # as `equalize.json` tells it
-        split = data.get("split", split)
-        data = data.get("path")
-    return Evaluation(
-        metrics=metrics,
-        classes=tuple(row for row in classes if isinstance(row, dict)) if isinstance(classes, list) else (),
-        images=images if isinstance(images, int) else None,
-        data=_last_name(data) if isinstance(data, str) and data else None,
-        split=split if isinstance(split, str) else None,
-        step=step if isinstance(step, int) else None,
-    )
-
-
-def _is_score(record: Mapping[str, Any]) -> bool:
-    return _number(record.get("mIoU")) is not None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def _last_name(path: str) -> str:

@@ -29,7 +29,7 @@ def loading(facts: Facts, repository: str, revision: str | None) -> Iterator[str
 
 
 def _transformers(facts: Facts, repository: str, at: str) -> Iterator[str]:
-    name = facts.architecture or "AutoModelForSemanticSegmentation"
+    name = facts.architecture if facts.architecture.isidentifier() else "AutoModelForSemanticSegmentation"
     imports = f"AutoImageProcessor, {name}" if facts.processor else name
     yield f"from transformers import {imports}\n"
     if facts.processor:

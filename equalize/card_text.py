@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from equalize.branches import Branch
-from equalize.card_facts import Evaluation, Facts
+from equalize.card_facts import Facts
 from equalize.card_loading import loading
+from equalize.card_results import Evaluation
 from equalize.plan import Plan
 from equalize.sites import Site
 
@@ -85,9 +86,10 @@ def _measuring(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"- Input size: {shape[2]}x{shape[3]} (height x width)"
     check = facts.get("check")
     if isinstance(check, Mapping) and {"max_abs_change", "interior", "border"} <= set(check):
+        yield f"- Checked after writing: largest change of a logit {check['max_abs_change']:.2g}"
         yield (
-            f"- Checked after writing: largest change of a logit {check['max_abs_change']:.2g}; fusion layers "
-            f"against their reference, relative to their range, {check['interior']:.2g} inside and {check['border']:.2g} at the border"
+            f"- Fusion layers against their reference, relative to its range: {check['interior']:.2g} inside, "
+            f"{check['border']:.2g} at the border"
         )
 
 
@@ -123,7 +125,16 @@ def _training(facts: Facts) -> Iterator[str]:
         f"last loss {training.loss:.4g}" if training.loss is not None else None,
     ]
     yield "## Fine-tuning\n"
-    yield f"According to `metrics.jsonl`: {', '.join(fact for fact in told if fact)}.\n"
+    if any(told):
+        yield f"According to `metrics.jsonl`: {', '.join(fact for fact in told if fact)}."
+    if training.kept is not None:
+        yield f"The weights are those after step {training.kept}."
+    if training.train_as:
+        seen = "behind explicit equalizers" if training.train_as == "explicit" else "as they are stored"
+        yield f"The optimiser saw the fusion weights {seen}."
+    if training.settings:
+        yield f"All settings: [{training.settings}]({training.settings})."
+    yield ""
 
 
 def _evaluation(score: Evaluation) -> Iterator[str]:

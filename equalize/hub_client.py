@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -26,6 +27,7 @@ __all__ = ["hub_errors", "quiet_client", "status_of", "warnings_to"]
 _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_AGAIN = "push again; what has arrived is not sent twice"
 _LONGEST = 160  # characters of what the server says
 
 _BY_STATUS: dict[int, tuple[str, str]] = {
@@ -76,6 +78,7 @@ def quiet_client() -> Iterator[None]:
 def warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
     """What the client warns of, such as the Hub's remarks on the card's metadata, in our own lines."""
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")  # what the client does to its own libraries
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
@@ -84,7 +87,7 @@ def warnings_to(warn: Callable[[str], None]) -> Iterator[None]:
 
 def _is_the_clients(error: Exception) -> bool:
     """Whether it comes from the client, its libraries or the system, and not from a mistake of our own."""
-    library = type(error).__module__.partition(".")[0] in ("huggingface_hub", "hf_xet")
+    library = type(error).__module__.partition(".")[0] in ("huggingface_hub", "hf_xet", "httpx", "httpx2")
     return library or isinstance(error, _HTTPError | OSError | RuntimeError | ValueError | KeyError)
 
 
@@ -113,9 +116,12 @@ def _explain(error: Exception, repository: str, token: str | None) -> EqualizeEr
         return ResourceError(
             repository,
             f"the connection to {constants.ENDPOINT} failed ({_line(_root(error), token) or type(error).__name__})",
-            remedy="check the network and push again; what has arrived is not sent twice",
+            remedy=f"check the network and {_AGAIN}",
         )
-    return ResourceError(repository, f"the Hub gave an answer that its client cannot use ({_line(error, token)})")
+    told = _line(_root(error), token) or type(error).__name__
+    if isinstance(error, JSONDecodeError | KeyError):  # some other server's page, such as a hotel's
+        return ResourceError(repository, f"the Hub gave an answer that its client cannot use ({told})")
+    return ResourceError(repository, f"the upload failed ({told})", remedy=_AGAIN)
 
 
 def _refused(error: Exception, status: int, repository: str, token: str | None) -> ResourceError:

@@ -75,6 +75,8 @@ def _walk(directory: Path, prefix: str) -> Iterator[OutgoingFile | LeftOut]:
         path, status = prefix + entry.name, entry.stat(follow_symlinks=False)
         if S_ISLNK(status.st_mode):
             yield LeftOut(path=path, reason="symbolic link")
+        elif not entry.name.isprintable():
+            yield LeftOut(path=ascii(path), reason="unprintable name")
         elif (reason := _reason_to_stay(entry.name)) is not None:
             yield LeftOut(path=path, reason=reason)
         elif S_ISDIR(status.st_mode):
@@ -97,11 +99,18 @@ def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
     """Demands that no file but the weights holds an access token: the user's own, or what looks like one of the Hub's.
 
     Raises:
-        InputError: names the file, never the token.
+        InputError: names the file, never the token. ResourceError: a file cannot be read.
     """
     for file in files:
         if file.path.lower().endswith(_WEIGHTS) or file.size > _SCANNED:
             continue
-        content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        content = file.source if isinstance(file.source, bytes) else _read(file.source)
         if _TOKEN.search(content) or (token and token.encode() in content):
             raise InputError(file.path, "holds what looks like an access token", remedy="remove it before pushing")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ResourceError(path, f"cannot be read ({error.strerror})") from error

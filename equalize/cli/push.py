@@ -1,0 +1,60 @@
+"""`equalize push`."""
+
+from typing import Annotated
+
+import typer
+
+from equalize.cli import options as o
+
+__all__ = ["push"]
+
+
+def push(
+    context: typer.Context,
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", show_default=False, help="A directory that calibrate or finetune wrote."),
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", show_default=False, help="On the Hub; made if it does not exist.")
+    ],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            show_default=False,
+            help="Of a repository that is made: private, if neither is given. One that exists stays what it is.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Commit there; made if it does not exist.")
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and send nothing; needs no network and no login.")
+    ] = False,
+    json: o.Json = False,
+) -> None:
+    """Upload OUT to the Hugging Face Hub, with a model card.
+
+    Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
+    a training stay behind.
+    """
+    from equalize.cli.terminal import Terminal
+
+    with Terminal(context, as_json=json) as terminal:
+        from equalize.hub import push as send
+        from equalize.push_report import push_report
+
+        pushed = send(
+            out,
+            repository,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            dry_run=dry_run,
+            say=terminal.note,
+            warn=terminal.warn,
+        )
+        terminal.result(pushed.to_json())
+        terminal.show(push_report(pushed))
