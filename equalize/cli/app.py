@@ -7,6 +7,9 @@ import typer
 from equalize.cli.apply import apply
 from equalize.cli.calibrate import calibrate
 from equalize.cli.demo import demo
+from equalize.cli.evaluate import evaluate
+from equalize.cli.finetune import finetune
+from equalize.cli.push import push
 from equalize.cli.scan import scan
 from equalize.cli.verify import verify
 from equalize.version import __version__
@@ -24,6 +27,9 @@ app.command()(scan)
 app.command()(calibrate)
 app.command()(apply)
 app.command()(verify)
+app.command()(finetune)
+app.command()(evaluate)
+app.command()(push)
 app.command()(demo)
 
 
