@@ -157,6 +157,14 @@ class _Handler(BaseHTTPRequestHandler):
             content = {"id": name, "sha": repository.commits[-1], "private": repository.private, "siblings": files}
             self._send(200, content)
 
+    def _tree(self, name, branch):
+        repository = self._repository(name, branch)
+        if repository:
+            files = repository.branches[branch].items()
+            oids = {path: hashlib.sha1(data).hexdigest() for path, data in files}
+            entries = [{"type": "file", "path": path, "size": len(data), "oid": oids[path]} for path, data in files]
+            self._send(200, entries)
+
     def _branch(self, name, branch):
         repository = self._repository(name)
         if repository:
@@ -243,6 +251,7 @@ _ROUTES = [
     ("POST", r"/api/validate-yaml", _Handler._validate),
     ("POST", r"/api/repos/create", _Handler._create),
     ("GET", rf"/api/models/{_NAME}(/revision/(.+))?", _Handler._info),
+    ("GET", rf"/api/models/{_NAME}/tree/(.+)", _Handler._tree),
     ("POST", rf"/api/models/{_NAME}/branch/(.+)", _Handler._branch),
     ("POST", rf"/api/models/{_NAME}/preupload/(.+)", _Handler._preupload),
     ("POST", rf"/api/models/{_NAME}/commit/(.+)", _Handler._commit),

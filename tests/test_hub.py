@@ -1,5 +1,6 @@
 """The real client of the Hub against a small server: what arrives, and what each refusal says."""
 
+import json
 import re
 
 import huggingface_hub
@@ -330,3 +331,12 @@ def test_each_card_says_how_its_own_library_loads_what_arrived(hub, out, smp_dir
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[key], value) for key, value in state.items())
         assert any(line.startswith(f"GET /{name}/resolve/") for line in hub.requests)
+
+
+def test_what_was_pushed_is_a_model_again(hub, out):
+    pushed = push(out, "acme/streets")
+    checkpoint = load("acme/streets")
+    assert checkpoint.revision == pushed.commit
+    assert checkpoint.plan_json == json.loads((out / "equalize.json").read_text())
+    here = load(out).model.state_dict()
+    assert all(torch.equal(value, here[key]) for key, value in checkpoint.model.state_dict().items())
