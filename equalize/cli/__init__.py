@@ -18,7 +18,7 @@ import typer
 
 from equalize.cli.app import app
 from equalize.cli.failures import explain
-from equalize.cli.process import flush, interruptible
+from equalize.cli.process import flush, interruptible, open_streams, reader_has_gone
 
 __all__ = ["main"]
 
@@ -29,22 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process if None.
     """
+    open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = typer.main.get_command(app)
-    debug = False
     with interruptible() as signals:
         try:
-            with command.make_context("equalize", arguments) as context:
-                debug = bool(context.params.get("debug"))
-                command.invoke(context)
-            flush()
-        except typer.Exit as ending:
-            flush()
-            return ending.exit_code
+            return _run(arguments.copy())  # Click uses it up
         except BaseException as error:
+            if isinstance(error, BrokenPipeError) and reader_has_gone():  # such as `equalize --help | head -1`
+                return 0
             failure = explain(error, signals.received)
-            if debug or failure.is_bug:
+            if failure.is_bug or "--debug" in arguments:
                 traceback.print_exc()
             print(failure.sentence, file=sys.stderr)
             return failure.exit_code
-    return 0
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    exit_code = 0
+    try:
+        with command.make_context("equalize", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ending:
+        exit_code = ending.exit_code
+    flush()
+    return exit_code

@@ -95,6 +95,7 @@ _SENTENCES: dict[str, Callable[[BaseException], str]] = {
     "huggingface_hub.errors.HfHubHTTPError": _network,
     "huggingface_hub.errors.OfflineModeIsEnabled": _network,
     "httpx.HTTPError": _network,
+    "httpx2.HTTPError": _network,
     "requests.exceptions.RequestException": _network,
     "safetensors._safetensors_rust.SafetensorError": _safetensors,
 }
@@ -103,7 +104,7 @@ _SENTENCES: dict[str, Callable[[BaseException], str]] = {
 def _system(error: OSError) -> str:
     where = error.filename if error.filename is not None else "system"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: the disk is full; make room"
+        return f"{where}: the disk is full; make room and try again"
     if isinstance(error, PermissionError):
         return f"{where}: permission denied; change its permissions or use another path"
     return f"{where}: {error.strerror or _first_line(error)}"

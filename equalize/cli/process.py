@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import IO
 
-__all__ = ["Signals", "Terminated", "discard", "flush", "interruptible"]
+__all__ = ["Signals", "Terminated", "discard", "flush", "interruptible", "open_streams", "reader_has_gone"]
 
 
 class Terminated(BaseException):
@@ -42,12 +42,28 @@ def interruptible() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
+def open_streams() -> None:
+    """Gives a process that was started without stdout or stderr (`>&-`) ones that lead nowhere."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def flush() -> None:
     """Empties stdout, so that a full disk behind it is noticed here and not at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         discard(sys.stdout)
+
+
+def reader_has_gone() -> bool:
+    """Whether it was stdout's pipe that broke, and not another: one more line tells, buffered or not."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return True
+    return False
 
 
 def discard(stream: IO[str]) -> None:
