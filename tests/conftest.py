@@ -3,6 +3,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub: no test may ask the network
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -32,6 +33,45 @@ def _segformer_config(**changes):
         decoder_hidden_size=8,
         **{"num_labels": 5, **changes},
     )
+
+
+class Ran(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """Standard output with every line break and indent as one blank, as it is wrapped to the terminal."""
+        return " ".join(self.out.split())
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """Runs the command line in this process: `run_cli("scan", path, "--json")`."""
+    from equalize.cli import main
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A folder of four smooth colour images of 64x48. Read only."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(4):
+        pixels = (torch.rand(6, 8, 3, generator=generator) * 255).to(torch.uint8).numpy()
+        Image.fromarray(pixels).resize((64, 48)).save(folder / f"{index}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,234 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SITE_FIELDS = [
+    "layer",
+    "weight",
+    "bias",
+    "norm",
+    "op",
+    "kernel",
+    "axis",
+    "groups",
+    "kind",
+    "exact_border",
+    "shift",
+    "branches",
+]
+BRANCH_FIELDS = ["start", "stop", "resampling", "factor", "source"]
+MEASURED = ["count", "mean", "std", "ci95"]
+SIZE = ("--size", "64")
+
+
+def parsed(ran):
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out)
+
+
+def test_scan_prints_one_json_object_with_the_fields_of_the_contract(run_cli, upernet_dir):
+    ran = run_cli("scan", upernet_dir, *SIZE, "--json")
+    found = parsed(ran)
+    assert ran.err == ""
+    assert list(found) == [
+        "schema",
+        "source",
+        "family",
+        "architecture",
+        "input_shape",
+        "tracer",
+        "sites",
+        "refusals",
+    ]
+    assert (found["schema"], found["source"], found["family"]) == (1, str(upernet_dir), "transformers")
+    assert found["input_shape"] == [2, 3, 64, 64]
+    assert [site["layer"] for site in found["sites"]] == [
+        "decode_head.bottleneck.conv",
+        "decode_head.fpn_bottleneck.conv",
+    ]
+    for site in found["sites"]:
+        assert list(site) == SITE_FIELDS
+        assert all(list(branch) == BRANCH_FIELDS for branch in site["branches"])
+    assert all(list(refusal) == ["at", "reason"] for refusal in found["refusals"])
+
+
+def test_scan_with_data_measures_every_branch(run_cli, segformer_dir, photos):
+    found = parsed(run_cli("scan", segformer_dir, "--data", photos, "--samples", 3, *SIZE, "--json"))
+    (site,) = found["sites"]
+    for branch in site["branches"]:
+        assert list(branch) == BRANCH_FIELDS + MEASURED
+        assert branch["count"] == 3 * 8 * 16 * 16  # images, channels, places
+        assert branch["std"] > 0
+        assert branch["ci95"] > 0
+
+
+def test_scan_reports_layers_branches_and_scales_to_people(run_cli, segformer_dir, photos):
+    ran = run_cli("scan", segformer_dir, "--data", photos, *SIZE)
+    assert ran.code == 0
+    assert "decode_head.linear_fuse\n" in ran.out
+    assert "bilinear x8" in ran.out
+    assert "largest sigma / smallest: " in ran.out
+    assert f"data: {photos}" in ran.out
+    assert "\x1b" not in ran.out
+
+
+def test_scan_all_lists_plain_sites_too(run_cli, tmp_path):
+    factory = tmp_path / "net.py"
+    factory.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, width=4):\n"
+        "        super().__init__()\n"
+        "        self.a = torch.nn.Conv2d(3, width, 1)\n"
+        "        self.b = torch.nn.Conv2d(3, width, 1)\n"
+        "        self.mix = torch.nn.Conv2d(2 * width, 2, 1)\n"
+        "    def forward(self, x):\n"
+        "        print('chatter of the network')\n"
+        "        return self.mix(torch.cat([self.a(x), self.b(x)], 1))\n"
+    )
+    state = {
+        "a.weight": torch.randn(5, 3, 1, 1),
+        "a.bias": torch.zeros(5),
+        "b.weight": torch.randn(5, 3, 1, 1),
+        "b.bias": torch.zeros(5),
+        "mix.weight": torch.randn(2, 10, 1, 1),
+        "mix.bias": torch.zeros(2),
+    }
+    torch.save(state, tmp_path / "net.pth")
+    arguments = ("scan", tmp_path / "net.pth", "--arch", f"{factory}:Net", "--arch-arg", "width=5", *SIZE)
+    ran = run_cli(*arguments)
+    assert "No fusion layer of resampled branches; --all lists 1 more without a resampled branch." in ran.text
+    ran = run_cli(*arguments, "--all", "--json")
+    assert [site["kind"] for site in parsed(ran)["sites"]] == ["plain"]
+    assert "chatter" in ran.err
+
+
+def test_scan_says_that_a_network_fuses_by_addition(run_cli):
+    ran = run_cli("scan", "torchvision:lraspp_mobilenet_v3_large", "--size", "128")
+    assert ran.code == 0
+    assert "fuses by addition" in ran.text
+    assert "next:" not in ran.err
+
+
+def test_calibrate_writes_what_it_says(run_cli, segformer_dir, photos, tmp_path):
+    from transformers import SegformerForSemanticSegmentation
+
+    out = tmp_path / "out"
+    plan = parsed(run_cli("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--json"))
+    assert json.loads((out / "equalize.json").read_text()) == plan
+    assert {"schema", "strategy", "seed", "images", "seconds", "converged", "output", "changed", "check"} <= set(plan)
+    assert plan["output"] == str(out)
+    assert plan["images"] == 4
+    assert [site["strategy"] for site in plan["sites"]] == ["migrate"]
+    assert list(plan["check"]) == ["max_abs_change", "interior", "border"]
+    before, after = (
+        SegformerForSemanticSegmentation.from_pretrained(path).state_dict() for path in (segformer_dir, out)
+    )
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert "decode_head.linear_fuse.weight" in changed
+    assert changed <= set(plan["changed"])  # a bias of zeros stays one
+
+
+def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segformer_dir, photos, tmp_path):
+    out = tmp_path / "out"
+    ran = run_cli("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE)
+    assert ran.err == ""
+    assert "preprocessing: RGB, resize to 48x64" in ran.text
+    assert "migrate: scale moved" in ran.text
+    assert "before, 1.00 after" in ran.text
+    assert "Changed: 9 tensors" in ran.text
+    assert "which is rounding" in ran.text
+    assert f'transformers.SegformerForSemanticSegmentation.from_pretrained("{out}")' in ran.text
+
+
+def test_calibrate_draws_a_missing_decoder(run_cli, segformer_encoder_dir, photos, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("calibrate", segformer_encoder_dir, "--data", photos, "-o", out, *SIZE, "--init-missing")
+    ran = run_cli(*arguments, "--num-classes", 3, "--json")
+    plan = parsed(ran)
+    assert [site["strategy"] for site in plan["sites"]] == ["rescale"]
+    assert "decode_head.linear_fuse.weight" in plan["drawn"]
+    assert "drawn anew under seed 0" in ran.err
+    assert load_file(out / "model.safetensors")["decode_head.classifier.weight"].shape[0] == 3
+
+
+def test_dry_run_measures_and_writes_nothing(run_cli, segformer_dir, photos, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--dry-run")
+    plan = parsed(run_cli(*arguments, "--json"))
+    assert plan["output"] is None
+    assert plan["sites"][0]["branches"][0]["std"] > 0
+    assert "Nothing was written (--dry-run)." in run_cli(*arguments).out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_without_sites_is_no_error(run_cli, lraspp_state, photos, tmp_path):
+    torch.save(lraspp_state, tmp_path / "lraspp.pth")
+    arguments = ("calibrate", tmp_path / "lraspp.pth", "--data", photos, "-o", tmp_path / "out", *SIZE)
+    ran = run_cli(*arguments)
+    assert ran.code == 0
+    assert "fuses by addition" in ran.text
+    assert "nothing was written" in ran.out
+    assert parsed(run_cli(*arguments, "--json"))["sites"] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_share_of_bad_images_is_skipped_and_named(run_cli, segformer_dir, photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "1.png").write_bytes((photos / "1.png").read_bytes()[:60])
+    arguments = ("calibrate", segformer_dir, "--data", folder, "-o", tmp_path / "out", *SIZE, "--json")
+    ran = run_cli(*arguments, "--skip-bad", "0.25")
+    plan = parsed(ran)
+    assert (plan["images"], plan["skipped"]) == (3, 1)
+    assert f"warning: skipped {folder / '1.png'}" in " ".join(ran.err.split())
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, segformer_dir, photos):
+    from equalize.cli import main
+
+    out = tmp_path_factory.mktemp("calibrated") / "out"
+    assert main(["calibrate", str(segformer_dir), "--data", str(photos), "-o", str(out), *SIZE, "--json"]) == 0
+    return out
+
+
+def test_verify_proves_what_calibrate_wrote(run_cli, calibrated, segformer_dir, photos):
+    proven = parsed(run_cli("verify", calibrated, "--against", segformer_dir, "--json"))
+    assert list(proven) == ["schema", "output", "against", "strategy", "changed", "check"]
+    assert proven["check"]["max_abs_change"] < 1e-4
+    ran = run_cli("verify", calibrated, "--against", segformer_dir, "--data", photos)
+    assert ran.code == 0
+    assert "all others kept every bit" in ran.text
+
+
+def test_verify_notices_one_changed_number(run_cli, calibrated, segformer_dir, tmp_path):
+    from safetensors.torch import save_file
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in calibrated.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    state = load_file(copy / "model.safetensors")
+    state["decode_head.classifier.bias"][0] += 1e-6
+    save_file(state, copy / "model.safetensors", {"format": "pt"})
+    ran = run_cli("verify", copy, "--against", segformer_dir)
+    assert ran.code == 4
+    assert ran.err.startswith("error: decode_head.classifier.bias: changed but are not in the plan")
+
+
+def test_apply_gives_the_same_bits_as_calibrate(run_cli, calibrated, segformer_dir, tmp_path):
+    out = tmp_path / "again"
+    ran = run_cli("apply", calibrated / "equalize.json", segformer_dir, "-o", out)
+    assert ran.code == 0
+    assert "random inputs" in ran.text
+    first, second = load_file(calibrated / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_an_equalized_directory_is_a_model_again(run_cli, calibrated):
+    assert parsed(run_cli("scan", calibrated, "--json"))["sites"][0]["layer"] == "decode_head.linear_fuse"
