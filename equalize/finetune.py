@@ -109,7 +109,7 @@ def finetune(
     name, checkpoint = load_for(name, recipe.num_classes or found.named_classes)
     say(f"preprocessing: {checkpoint.preprocess}")
     if checkpoint.drawn:
-        say(f"drawn anew under seed {name.seed}: {', '.join(checkpoint.drawn)}")
+        say(f"drawn anew under seed {name.seed}: {_listed(checkpoint.drawn)}")
     checkpoint.model.to(device)
     checkpoint, splits = check_splits(checkpoint, found, recipe, device, say)
     _refuse_early(checkpoint, splits, recipe)
@@ -142,6 +142,11 @@ def finetune(
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
         seconds=time.monotonic() - started,
     )
+
+
+def _listed(keys: tuple[str, ...]) -> str:
+    """All of a few keys: those of a classifier; of a decoder's many the first."""
+    return ", ".join(keys) if len(keys) <= 6 else f"{len(keys)} tensors ({', '.join(keys[:3])} and others)"
 
 
 def _device(recipe: Recipe) -> torch.device:

@@ -116,7 +116,7 @@ def test_smp(smp_dir, tmp_path):
     import segmentation_models_pytorch as smp
 
     root = write_scenes(tmp_path / "data", 2, counts={"train": 4, "val": 1}, size=(64, 64))
-    done = finetune(named(smp_dir), root, tmp_path / "out", replace(QUICK, max_steps=4, size=(64, 64)))
+    done = finetune(named(smp_dir), root, tmp_path / "out", replace(QUICK, max_steps=4, eval_every=4, size=(64, 64)))
     assert falls(done)
     model = smp.from_pretrained(str(tmp_path / "out"))
     assert same(model.state_dict(), state(tmp_path / "out"))
@@ -127,7 +127,9 @@ def test_torchvision(lraspp_state, tmp_path):
 
     torch.save({"model": lraspp_state, "epoch": 3}, tmp_path / "lraspp.pth")
     root = write_scenes(tmp_path / "data", 4, counts={"train": 4}, size=(64, 64))
-    done = finetune(named(tmp_path / "lraspp.pth"), root, tmp_path / "out", replace(QUICK, max_steps=4, size=(64, 64)))
+    done = finetune(
+        named(tmp_path / "lraspp.pth"), root, tmp_path / "out", replace(QUICK, max_steps=4, eval_every=4, size=(64, 64))
+    )
     assert falls(done)
     assert done.best is None
     content = torch.load(tmp_path / "out/model.pth", weights_only=True)
@@ -225,7 +227,7 @@ def uninterrupted(custom, five_classes, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("steps", [1, 4, 5])
 def test_killed_and_resumed_ends_with_the_same_bits(custom, five_classes, tmp_path, uninterrupted, steps):
     out = tmp_path / "out"
     with pytest.raises(Killed):

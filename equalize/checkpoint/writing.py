@@ -14,7 +14,7 @@ from equalize.errors import OutputError, ResourceError
 __all__ = ["atomic_directory", "copy_side_files"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-_NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json"}
+_NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 
 
 @contextmanager
