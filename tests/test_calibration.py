@@ -198,8 +198,35 @@ def test_norms_that_never_saw_data_are_estimated_first():
 
 def test_norms_that_were_converted_without_their_counter_keep_their_statistics():
     model, data = network(), batches()
-    model.lateral[1].num_batches_tracked.zero_()
-    assert "lateral.1.running_mean" not in calibrate(model, data, "rescale").changed
+    for norm in (model.lateral[1], model.deep[1]):
+        norm.num_batches_tracked.zero_()
+    model.lateral[1].running_mean.zero_()
+    model.deep[1].running_var.fill_(1)
+    changed = calibrate(model, data, "rescale").changed
+    assert "deep.1.running_mean" not in changed
+    assert "lateral.1.running_mean" not in changed
+
+
+class Refined(Pyramid):
+    """A second BatchNorm between the first fusion layer and the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(*block(9, 4), *block(4, 4))
+
+
+def test_every_norm_between_two_levels_is_estimated():
+    torch.manual_seed(3)
+    model = Refined().eval()
+    expected, data = copy.deepcopy(model), [torch.cat(batches())]
+    by_hand(expected, expected.first[0], [(0, 6), (6, 9)], data)
+    re_estimate(expected, expected.first[1], data)
+    re_estimate(expected, expected.first[4], data)
+    by_hand(expected, expected.side, [(0, 6), (6, 10)], data)
+    by_hand(expected, expected.last[0], [(0, 4), (4, 8)], data)
+    re_estimate(expected, expected.last[1], data)
+    calibrate(model, data, "rescale")
+    assert_close(model, expected, 1e-5)
 
 
 def test_preserve_leaves_norms_without_data_alone():

@@ -89,6 +89,15 @@ class InPlace(Net):
         return torch.cat([up(F.relu_(self.low(half(x)))), F.leaky_relu_(self.high(x), 0.2)], 1)
 
 
+class InPlaceUnused(Net):
+    """The concat reads the tensor that was written to, not the result of the call."""
+
+    def cat(self, x):
+        high = self.high(x)
+        F.relu_(high)
+        return torch.cat([up(self.low(half(x))), high], 1)
+
+
 class NoGrad(Net):
     def forward(self, x):
         with torch.no_grad():
@@ -124,7 +133,7 @@ class Padded(Net):
 
 
 @pytest.mark.parametrize(
-    "net", [Net, NegativeAxis, Hstack, InPlace, NoGrad, NoGradBranch, Autocast, Dropped, Padded]
+    "net", [Net, NegativeAxis, Hstack, InPlace, InPlaceUnused, NoGrad, NoGradBranch, Autocast, Dropped, Padded]
 )  # fmt: skip
 def test_ways_to_write_the_same_network(net):
     torch.manual_seed(1)
