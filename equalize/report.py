@@ -196,13 +196,10 @@ def _after(plan: Plan, site: Site) -> list[float]:
     sigmas = [branch.std or 0.0 for branch in site.branches]
     if site.strategy == "preserve":
         return [1.0] * len(sigmas)
-    factors = {edit.start: edit.factor for edit in plan.edits if edit.tensor == site.weight and edit.start is not None}
     if site.strategy == "migrate":
         return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
-    rows = site.axis == 0 and site.groups > 1
-    if rows:  # depthwise: several rows a channel
-        return [1.0] * len(sigmas)
-    return [sigma * (factors.get(branch.start) or 1.0) for sigma, branch in zip(sigmas, site.branches, strict=True)]
+    own = [edit for edit in plan.edits if edit.tensor == site.weight and edit.start is not None]  # one a branch
+    return [sigma * (edit.factor or 1.0) for sigma, edit in zip(sigmas, own, strict=True)]
 
 
 def _plan_columns(plan: Plan, site: Site) -> Columns:
@@ -223,11 +220,7 @@ def _ratio_after(plan: Plan, site: Site) -> list[ConsoleRenderable]:
 def _effort(facts: Mapping[str, Any]) -> str:
     if "images" not in facts:
         return ""
-    known = (
-        "every sigma is known well enough"
-        if facts.get("converged")
-        else "not every sigma is known to 5 %, more --samples help"
-    )
+    known = "every sigma is known well enough" if facts.get("converged") else "more --samples would make sigma surer"
     return f"Measured on {facts['images']} images in {facts.get('seconds', 0):.1f} s; {known}."
 
 

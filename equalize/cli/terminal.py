@@ -123,15 +123,19 @@ class Terminal:
             _Rate(),
             TimeRemainingColumn(compact=True),
         )
-        with Progress(*columns, console=self._err, transient=True) as bars:
-            task = bars.add_task(doing, total=None)
+        bars = Progress(*columns, console=self._err, transient=True)
+        task = bars.add_task(doing, total=None)
 
-            def advance(done: int, of: int) -> None:
-                if done < bars.tasks[0].completed:  # another pass over the same images
-                    bars.reset(task)
-                bars.update(task, completed=done, total=of)
+        def advance(done: int, of: int) -> None:
+            bars.start()  # not before there is something to show: notes come first
+            if done < bars.tasks[0].completed:  # another pass over the same images
+                bars.reset(task)
+            bars.update(task, completed=done, total=of)
 
+        try:
             yield advance
+        finally:
+            bars.stop()
 
 
 class _Rate(ProgressColumn):
