@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.hf import quiet
+from equalize.checkpoint.hf_config import quiet
 from equalize.embed import embed
 from equalize.errors import InputError, ResourceError
 from equalize.inputs import Measuring, Progress, device_of
@@ -24,6 +24,7 @@ from equalize.recipe import Recipe, TrainAs
 from equalize.run_directory import RunDirectory, write_whole
 from equalize.sitting import Keeper, train, unchanged_globals
 from equalize.surgery import apply
+from equalize.trainer import check_trackers
 from equalize.training import attach
 from equalize.training_data import Splits, check_splits, open_splits
 
@@ -125,7 +126,9 @@ def finetune(
         say(f"explicit equalization: the optimiser sees V of {len(seen.sites)} fusion layers")
     elif train_as:
         say("folded equalization: the optimiser sees the weights as they are stored")
-    keeper = Keeper(checkpoint=checkpoint, run=run, plan=plan, facts={"train_as": train_as, **identity})
+    keeper = Keeper(
+        checkpoint=checkpoint, run=run, plan=plan, facts={"train_as": train_as, "data": str(data), **identity}
+    )
     with unchanged_globals(), quiet():
         state = train(checkpoint, splits, recipe, keeper, device, progress, say)
     lines = run.lines()
@@ -191,6 +194,7 @@ def _refuse_early(checkpoint: Checkpoint, splits: Splits, recipe: Recipe) -> Non
         raise InputError(
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )
+    check_trackers(recipe.report_to)
     backbone = backbone_of(checkpoint)
     Trained(checkpoint, Criterion())
     make_optimiser(checkpoint.model, backbone, recipe)

@@ -64,7 +64,7 @@ class RunDirectory:
         """
         if self.resumed:
             _demand_same(json.loads((self.last / "run.json").read_text(encoding="utf-8")), run, self.path)
-            for partial in set(self.last.glob("checkpoint-*")) - set(self._whole()):
+            for partial in {*self.last.glob("checkpoint-*"), *self.last.glob(".*.tmp-*")} - set(self._whole()):
                 shutil.rmtree(partial)
             self._cut_metrics()
             return

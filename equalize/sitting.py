@@ -59,9 +59,12 @@ class Keeper:
     def _save(self, directory: Path, *, step: int, score: Score | None, overwrite: bool = False) -> None:
         model = copy.deepcopy(self.checkpoint.model).cpu().eval()
         fold(model)
-        trained = {**self.facts, "step": step, "score": score.to_json() if score else None}
+        trained = {**self.facts, "step": step, "score": self._told(score)}
         plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": trained})
         replace(self.checkpoint, model=model).save(directory, plan, overwrite=overwrite)
+
+    def _told(self, score: Score | None) -> dict[str, Any] | None:
+        return {"split": self.facts["recipe"]["val_split"], **score.to_json()} if score else None
 
 
 def train(

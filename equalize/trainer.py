@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
-from equalize.errors import InputError, NumericsError
+from equalize.errors import InputError, NumericsError, ResourceError
 from equalize.inputs import Progress
 from equalize.objective import Trained
 from equalize.optimiser import make_optimiser, make_schedule
@@ -23,7 +24,7 @@ from equalize.recipe import Recipe
 from equalize.run_directory import RunDirectory
 from equalize.score import Score
 
-__all__ = ["Listeners", "SegmentationTrainer", "arguments", "best_of"]
+__all__ = ["Listeners", "SegmentationTrainer", "arguments", "best_of", "check_trackers"]
 
 
 def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs: int) -> TrainingArguments:
@@ -52,6 +53,22 @@ def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Demands that transformers can report to each.
+
+    Raises:
+        InputError: it knows no such tracker. ResourceError: the tracker is not installed.
+    """
+    for name in names:
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except ValueError as error:
+            raise InputError("--report-to", "is unknown", got=name, expected="tensorboard, trackio") from error
+        except (RuntimeError, ImportError) as error:
+            raise ResourceError("--report-to", f"{name} is not installed", remedy=f"pip install {name}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +175,9 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         best = best_of(self.state.log_history)[1]
         metrics = {f"eval_{key}": getattr(score, key) for key in ("mIoU", "mAcc", "aAcc")}
         self.log(dict(metrics))
-        line = {"step": self.state.global_step, "epoch": self.state.epoch, **score.to_json()}
+        line = {"step": self.state.global_step, "epoch": self.state.epoch, "split": self._recipe.val_split}
         if is_main():
-            self._run.record(line)
+            self._run.record({**line, **score.to_json()})
             if score.mIoU is not None and (best is None or score.mIoU > best):
                 self._listeners.improved(self.state.global_step, score)
         wait()
@@ -188,6 +205,18 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             self._run.record(
                 {"step": step, "epoch": self.state.epoch, "loss": logs["loss"], "lr": logs["learning_rate"]}
             )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:  # what torch makes of a full disk
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise ResourceError(
+                self._run.last,
+                "the state cannot be written, most often for want of space",
+                remedy="make room, --resume",
+            ) from error
 
     def load_weights(self, checkpoint: Path) -> None:
         """Puts the weights of a saved state into the model."""

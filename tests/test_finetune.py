@@ -522,6 +522,7 @@ def test_bad_input_is_refused_before_the_first_step(custom, five_classes, tmp_pa
         assert not (tmp_path / "never/last").exists()
 
     refuses(InputError, "--class-weights: is not one a class, got 2, expected 5", replace(QUICK, class_weights=(1, 2)))
+    refuses(InputError, "--report-to: is unknown, got nowhere", replace(QUICK, report_to=("nowhere",)))
     refuses(DataError, "no split 'training2'", replace(QUICK, train_split="training2"))
     refuses(ResourceError, "fp16 cannot be trained on a CPU", replace(QUICK, precision="fp16"))
     refuses(CheckpointError, "no such file", name=named(tmp_path / "missing.pth"))
@@ -569,3 +570,42 @@ def test_what_was_trained_trains_on(custom, five_classes, tmp_path):
     finetune(name, five_classes, tmp_path / "two", replace(QUICK, max_steps=1))
     assert len(metrics(tmp_path / "two")) == 2
     assert [path.name for path in (tmp_path / "two/last").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_networks_that_match_masks_are_refused():
+    from equalize.objective import Criterion, Trained
+
+    class Matcher(torch.nn.Conv2d):
+        def forward(self, x, mask_labels=None):
+            return x
+
+    checkpoint = type("Stub", (), {"model": Matcher(3, 3, 1), "architecture": "Matcher", "family": "custom"})()
+    with pytest.raises(InputError, match="Matcher: is trained by matching masks"):
+        Trained(checkpoint, Criterion())
+
+
+def test_loss_is_the_mean_over_labelled_pixels():
+    from equalize.objective import Criterion
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 6, 6), torch.randint(0, 4, (2, 6, 6))
+    labels[:, :2] = 11
+    options = {"label_smoothing": 0.1, "ignore_index": 11}
+    weights = (1.0, 2.0, 0.5, 3.0)
+    for weight in (None, weights):
+        given = None if weight is None else torch.tensor(weight)
+        expected = torch.nn.functional.cross_entropy(logits, labels, weight=given, **options)
+        found = Criterion(class_weights=weight, aux_weight=0.25, **options)([logits, logits], labels)
+        assert found == pytest.approx(1.25 * float(expected), rel=1e-5)
+    assert float(Criterion(ignore_index=11)([logits], torch.full((2, 6, 6), 11))) == 0.0
+
+
+def test_a_full_disk_is_said_to_be_one(custom, tmp_path, monkeypatch):
+    root = write_scenes(tmp_path / "data", 5, counts={None: 4})
+
+    def full(*arguments, **options):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr("equalize.trainer.torch.save", full)
+    with pytest.raises(ResourceError, match="the state cannot be written"):
+        finetune(custom, root, tmp_path / "out", replace(QUICK, max_steps=1))
