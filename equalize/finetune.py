@@ -40,7 +40,7 @@ class Finetuned:
     """What a training came to.
 
     Attributes:
-        output: the directory; it holds the best model, or the last where nothing was scored.
+        output: holds the best model, or the last where nothing was scored.
         steps, epochs: done in all, earlier sittings included.
         strategy: of the equalization, if there is one.
         train_as: what the optimiser saw of it.
@@ -127,7 +127,11 @@ def finetune(
     elif train_as:
         say("folded equalization: the optimiser sees the weights as they are stored")
     keeper = Keeper(
-        checkpoint=checkpoint, run=run, plan=plan, facts={"train_as": train_as, "data": str(data), **identity}
+        checkpoint=checkpoint,
+        run=run,
+        plan=plan,
+        facts={"train_as": train_as, "data": str(data), **identity},
+        reduced_labels=splits.train.rule.reduce,
     )
     with unchanged_globals(), quiet():
         state = train(checkpoint, splits, recipe, keeper, device, progress, say)
@@ -205,7 +209,12 @@ def _equalize(
 ) -> Plan | None:
     """The plan in effect, carried out on the model; measured once, by the main process, whoever resumes."""
     if recipe.calibrate is None:
-        return Plan.from_json(checkpoint.plan_json, name.source) if checkpoint.plan_json else None
+        if checkpoint.plan_json is None:
+            return None
+        plan = Plan.from_json(checkpoint.plan_json, name.source)
+        if "finetuned" in plan.facts:
+            warn(f"{name.source} was trained since its scales were measured")
+        return plan
     kept = run.last / "equalize.json"
     if not kept.is_file() and is_main():
         dataset = splits.train.dataset

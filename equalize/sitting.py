@@ -1,6 +1,7 @@
 """One sitting of a training: from the first step, or from where the last sitting stopped, to the end."""
 
 import copy
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from equalize.optimiser import freeze
 from equalize.plan import Plan
 from equalize.processes import is_main, wait
 from equalize.recipe import Recipe
+from equalize.rhythm import Listeners, best_of
 from equalize.run_directory import RunDirectory
 from equalize.score import Score
 from equalize.taps import undisturbed
-from equalize.trainer import Listeners, SegmentationTrainer, arguments, best_of
+from equalize.trainer import SegmentationTrainer, arguments
 from equalize.training import fold
 from equalize.training_data import Splits, training_pairs
 
@@ -41,12 +43,14 @@ class Keeper:
         run: where it goes.
         plan: of its equalization.
         facts: of the training, for the receipt.
+        reduced_labels: whether it was trained on labels moved down by one; its image processor shall say so.
     """
 
     checkpoint: Checkpoint
     run: RunDirectory
     plan: Plan | None
     facts: Mapping[str, Any]
+    reduced_labels: bool
 
     def keep(self, step: int, score: Score | None) -> None:
         """Makes the network as it is now the model of OUT."""
@@ -62,6 +66,18 @@ class Keeper:
         trained = {**self.facts, "step": step, "score": self._told(score)}
         plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": trained})
         replace(self.checkpoint, model=model).save(directory, plan, overwrite=overwrite)
+        self._tell_processor(directory / "preprocessor_config.json")
+
+    def _tell_processor(self, path: Path) -> None:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stale = [
+            key
+            for key in ("do_reduce_labels", "reduce_labels")
+            if content.get(key, None) not in (None, self.reduced_labels)
+        ]
+        if stale:
+            content |= dict.fromkeys(stale, self.reduced_labels)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _told(self, score: Score | None) -> dict[str, Any] | None:
         return {"split": self.facts["recipe"]["val_split"], **score.to_json()} if score else None

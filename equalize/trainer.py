@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.errors import InputError, NumericsError, ResourceError
-from equalize.inputs import Progress
 from equalize.objective import Trained
 from equalize.optimiser import make_optimiser, make_schedule
 from equalize.processes import broadcast_buffers, is_main, wait
 from equalize.recipe import Recipe
+from equalize.rhythm import Listeners, Rhythm, best_of
 from equalize.run_directory import RunDirectory
-from equalize.score import Score
 
-__all__ = ["Listeners", "SegmentationTrainer", "arguments", "best_of", "check_trackers"]
+__all__ = ["SegmentationTrainer", "arguments", "check_trackers"]
 
 
 def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs: int) -> TrainingArguments:
-    """The resolved recipe as transformers spells it; when to log, score and save is decided by `_Rhythm`."""
+    """The resolved recipe as transformers spells it; when to log, score and save is decided by `Rhythm`."""
     return TrainingArguments(
         output_dir=str(run.last),
         num_train_epochs=recipe.epochs or 1,
@@ -71,23 +69,6 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ResourceError("--report-to", f"{name} is not installed", remedy=f"pip install {name}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
-    """Who is told what while training runs.
-
-    Attributes:
-        score: gives the network's score on the validation split; None where there is none.
-        improved: called when that score is the best so far.
-        progress: called with the pairs done and in all, repetitions included.
-        say: called with a line for the user.
-    """
-
-    score: Callable[[], Score] | None
-    improved: Callable[[int, Score], None]
-    progress: Progress
-    say: Callable[[str], None]
-
-
 class SegmentationTrainer(Trainer):  # type: ignore[misc]
     """Trains a network of any family; resumes bit for bit.
 
@@ -123,7 +104,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             args=args,
             data_collator=collate,
             train_dataset=pairs,
-            callbacks=[_Rhythm(recipe, listeners)],
+            callbacks=[Rhythm(recipe, listeners)],
         )
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # stdout is the command's
@@ -228,49 +209,3 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             directory = output_dir or self.args.output_dir
             os.makedirs(directory, exist_ok=True)
             torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/pytorch_model.bin")
-
-
-def best_of(history: list[dict[str, Any]]) -> tuple[int, float | None]:
-    """The number of evaluations since the best, and its mIoU."""
-    scores = [line["eval_mIoU"] for line in history if line.get("eval_mIoU") is not None]
-    if not scores:
-        return 0, None
-    best = max(scores)
-    return len(scores) - 1 - scores.index(best), best
-
-
-class _Rhythm(TrainerCallback):  # type: ignore[misc]
-    """When to log, score, save and stop."""
-
-    def __init__(self, recipe: Recipe, listeners: Listeners) -> None:
-        self._recipe = recipe
-        self._listeners = listeners
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._tell(args, state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        step, every = state.global_step, self._recipe.eval_every
-        log_every = self._recipe.log_every or max(1, state.max_steps // 100)
-        control.should_log = step % log_every == 0 or step in (1, state.max_steps)
-        if step == state.max_steps or (every and step % every == 0):
-            self._score_and_save(control)
-        self._tell(args, state)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if self._recipe.eval_every is None and state.global_step < state.max_steps:
-            self._score_and_save(control)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        patience = self._recipe.patience
-        if patience is not None and best_of(state.log_history)[0] >= patience:
-            self._listeners.say(f"stopped early at step {state.global_step}: no better mIoU in {patience} evaluations")
-            control.should_training_stop = True
-
-    def _tell(self, args: Any, state: Any) -> None:
-        pairs = self._recipe.batch_size * self._recipe.accumulate * args.world_size
-        self._listeners.progress(pairs * state.global_step, pairs * state.max_steps)
-
-    def _score_and_save(self, control: Any) -> None:
-        control.should_evaluate = self._listeners.score is not None
-        control.should_save = True

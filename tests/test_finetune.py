@@ -81,7 +81,8 @@ def test_transformers(segformer_dir, five_classes, tmp_path):
     assert falls(done)
     model, info = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    SegformerImageProcessor.from_pretrained(tmp_path / "out")
+    assert SegformerImageProcessor.from_pretrained(segformer_dir).do_reduce_labels
+    assert not SegformerImageProcessor.from_pretrained(tmp_path / "out").do_reduce_labels  # as it was trained
     written = state(tmp_path / "out")
     both = [key for key in model.state_dict() if key in written]  # others have another name on disk
     assert {"decode_head.linear_fuse.weight", "decode_head.classifier.bias"} <= set(both)
