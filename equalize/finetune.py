@@ -113,7 +113,7 @@ def finetune(
         say(f"drawn anew under seed {name.seed}: {_listed(checkpoint.drawn)}")
     checkpoint.model.to(device)
     checkpoint, splits = check_splits(checkpoint, found, recipe, device, say)
-    _refuse_early(checkpoint, splits, recipe)
+    _refuse_early(checkpoint, splits, recipe, will_have_plan=prepare is not None or recipe.calibrate is not None)
     identity = _identity(name, checkpoint, splits, recipe)
     if is_main():
         run.begin(identity, recipe.to_yaml())
@@ -183,7 +183,7 @@ def _identity(name: ModelName, checkpoint: Checkpoint, splits: Splits, recipe: R
     }
 
 
-def _refuse_early(checkpoint: Checkpoint, splits: Splits, recipe: Recipe) -> None:
+def _refuse_early(checkpoint: Checkpoint, splits: Splits, recipe: Recipe, *, will_have_plan: bool) -> None:
     """What would fail only once the training has begun.
 
     Raises:
@@ -194,7 +194,7 @@ def _refuse_early(checkpoint: Checkpoint, splits: Splits, recipe: Recipe) -> Non
         raise InputError("--class-weights", "is not one a class", got=len(weights), expected=splits.train.num_classes)
     if recipe.patience is not None and splits.val is None:
         raise InputError("--patience", "needs a validation split", remedy="leave it away, or name one with --val-split")
-    if recipe.train_as == "explicit" and recipe.calibrate is None and checkpoint.plan_json is None:
+    if recipe.train_as == "explicit" and not will_have_plan and checkpoint.plan_json is None:
         raise InputError(
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )

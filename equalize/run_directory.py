@@ -18,7 +18,7 @@ from typing import Any
 from equalize.checkpoint.writing import check_target
 from equalize.errors import InputError, OutputError, ResourceError
 
-__all__ = ["LAST", "RunDirectory"]
+__all__ = ["LAST", "RunDirectory", "write_whole"]
 
 LAST = "last"
 _METRICS = "metrics.jsonl"

@@ -389,6 +389,12 @@ def test_calibrated_run_resumes_with_the_scales_it_measured(custom, five_classes
     assert_same_run(tmp_path / "whole", tmp_path / "out")
 
 
+def measure_and_rescale(checkpoint):
+    from equalize import calibrate
+
+    return calibrate(checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
+
+
 def test_prepare_gives_the_plan(custom, five_classes, tmp_path):
     def silence(checkpoint):
         torch.nn.init.zeros_(checkpoint.model.fuse.weight)
@@ -396,6 +402,10 @@ def test_prepare_gives_the_plan(custom, five_classes, tmp_path):
     done = finetune(custom, five_classes, tmp_path / "out", replace(QUICK, max_steps=1), prepare=silence)
     ordinary = finetune(custom, five_classes, tmp_path / "plain", replace(QUICK, max_steps=1))
     assert done.losses[0][1] != ordinary.losses[0][1]
+    rescale = replace(QUICK, max_steps=1, train_as="explicit")
+    assert (
+        finetune(custom, five_classes, tmp_path / "plan", rescale, prepare=measure_and_rescale).train_as == "explicit"
+    )
     with pytest.raises(InputError, match="no equalization to train through"):
         finetune(custom, five_classes, tmp_path / "no", replace(QUICK, train_as="explicit"))
 
