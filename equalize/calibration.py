@@ -71,7 +71,7 @@ def calibrate(
     edits: list[Edit] = []
     refusals: list[Refusal] = []
     if any(site.strategy in CHANGES_FUNCTION for site in sites):
-        edits += _estimate(model, untouched_norms(model), batches)
+        edits += _estimate(model, untouched_norms(model), batches, found)
     for stage in _stages(sites):
         moments |= measure(model, stage, batches, tolerance=tolerance, names=names)
         for site in stage:
@@ -83,7 +83,7 @@ def calibrate(
                 done.append(measured)
                 apply_edits(result, model)
                 edits += result
-        edits += _estimate(model, _norms_behind(stage, sites), batches)
+        edits += _estimate(model, _norms_behind(stage, sites), batches, found)
     done.sort(key=lambda site: [each.layer for each in sites].index(site.layer))
     return Plan(
         strategy=strategy,
@@ -131,9 +131,9 @@ def _norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
     return [norm for norm in dict.fromkeys(behind) if norm not in later]
 
 
-def _estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch]) -> list[Edit]:
+def _estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch], found: Scan) -> list[Edit]:
     """Re-estimates norms and writes them into the model."""
-    values: Mapping[str, Tensor] = estimate_norms(model, norms, batches)
+    values: Mapping[str, Tensor] = estimate_norms(model, norms, batches, found.norms)
     edits = [
         Edit(tensor=key, action="set", values=tuple(value.double().flatten().tolist())) for key, value in values.items()
     ]

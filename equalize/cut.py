@@ -152,16 +152,18 @@ def _base(write: fx.Node) -> fx.Node:
 def _branches(reader: fx.Node, site: Site) -> Iterator[tuple[Callable[[Tensor], ImageMoments], fx.Node]]:
     """For each branch, the earliest node that tells its moments, and how."""
     data = reader.args[0]
+    if site.pads_itself and isinstance(data, fx.Node):
+        data = data.args[0]
     assert isinstance(data, fx.Node)
     leaves = _leaves(data)
     widths = [branch.stop - branch.start for branch in site.branches]
     if site.op != "linear" and leaves and [_shape(leaf)[1] for leaf in leaves] == widths:
         for leaf in leaves:
-            interpolation, source = _interpolation(leaf), leaf.args[0]
-            if interpolation is not None and isinstance(source, fx.Node):
-                yield partial(interpolated_moments, interpolation=interpolation), source
-            else:
+            interpolation = _interpolation(leaf)
+            if interpolation is None:
                 yield per_image, leaf
+            else:
+                yield partial(interpolated_moments, interpolation=interpolation), leaf.all_input_nodes[0]
         return
     axis = -1 if site.op == "linear" else 1
     for branch in site.branches:
@@ -172,7 +174,7 @@ def _leaves(node: fx.Node) -> list[fx.Node]:
     """The tensors of a concat along the channels, nested ones taken apart; [] if `node` is none."""
     while _name(node) in {"dropout", "clone", "contiguous", "feature_dropout"} and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    if _name(node) != "cat" or (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) not in {1, -3}:
+    if _name(node) != "cat" or named_arguments(node)["dim"] % len(_shape(node)) != 1:
         return []
     tensors = node.args[0]
     assert isinstance(tensors, list | tuple)

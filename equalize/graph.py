@@ -117,6 +117,20 @@ class Graph:
                 fed.add(op.name)
         return frozenset(fed)
 
+    @cached_property
+    def norms_before(self) -> Mapping[str, frozenset[str]]:
+        """For each `running_mean`, those of the BatchNorms whose output reaches that one."""
+        reaching: dict[str, frozenset[str]] = {}
+        before: dict[str, frozenset[str]] = {}
+        for op in self.ops:
+            found = frozenset[str]().union(*(reaching[name] for name in op.inputs))
+            key = op.parameters.get("running_mean")
+            if key is not None:
+                before[key] = before.get(key, frozenset()) | found
+                found |= {key}
+            reaching[op.name] = found
+        return before
+
     def downstream(self, name: str) -> frozenset[str]:
         """Every op that the tensor of op `name` reaches."""
         reached: set[str] = set()

@@ -109,7 +109,7 @@ def _cut(model: nn.Module, sites: Sequence[Site], inputs: tuple[Tensor, ...]) ->
 
 
 def _take(site: Site, found: Found, call: Call) -> None:
-    u = channels_first(call.data, site)
+    u = channels_first(call.unpadded if site.pads_itself else call.data, site)
     if u.shape[1] != site.branches[-1].stop:
         raise SiteError(site.layer, "gets another input than when it was traced", got=list(call.data.shape))
     found[site.layer] = [per_image(u[:, branch.start : branch.stop]) for branch in site.branches]

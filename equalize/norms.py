@@ -5,7 +5,7 @@ Population statistics over the calibration images replace the exponential averag
 in BatchNorm", arXiv 2105.07576, section 3), merged by count so that the split into batches has no say.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from equalize.taps import Batch, Call, run, undisturbed
 
 __all__ = ["estimate_norms", "untouched_norms"]
+
+_MOST_PASSES = 12
 
 
 def untouched_norms(model: nn.Module) -> list[str]:
@@ -34,32 +36,51 @@ def untouched_norms(model: nn.Module) -> list[str]:
     ]
 
 
-def estimate_norms(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
+def estimate_norms(
+    model: nn.Module,
+    norms: Sequence[str],
+    batches: Iterable[Batch],
+    before: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Tensor]:
     """The statistics that the named BatchNorms would have over all images.
 
-    Each normalises with what it has gathered so far, the current batch included, so that those behind it see
-    normalised inputs from the first batch on.
+    One pass over the images for all BatchNorms that have no other of them before them, another for those that have
+    only these before them, and so on: each is estimated on what it will see. Where that would take more than a dozen
+    passes, as in a network that was never trained, the first levels share one, in which each BatchNorm normalises
+    with what it has gathered so far.
 
     Args:
         model: run in eval mode; left as it was.
         norms: `running_mean` keys.
-        batches: the network's own inputs.
+        batches: the network's own inputs; iterated once a pass.
+        before: for each key, those of the BatchNorms that reach it, as `Scan.norms` has them.
 
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
     """
-    if not norms:
-        return {}
     buffers = dict(model.named_buffers())
-    gathered = {key: _Gathered(buffers, key) for key in norms}
     values: dict[str, Tensor] = {}
     with undisturbed(model):
-        handlers = {key: partial(_Gathered.add, gathered[key]) for key in norms}
-        for _ in run(model, handlers, batches, strict=False):
-            pass
-        for each in gathered.values():
-            values |= each.values() if each.calls else {}
+        for level in _levels(norms, before or {}):
+            gathered = {key: _Gathered(buffers, key) for key in level}
+            handlers = {key: partial(_Gathered.add, gathered[key]) for key in level}
+            for _ in run(model, handlers, batches, strict=False):
+                pass
+            for each in gathered.values():
+                values |= each.values() if each.calls else {}
     return values
+
+
+def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The norms in groups that can share a pass, in order."""
+    levels: list[list[str]] = []
+    waiting = dict.fromkeys(norms)
+    while waiting:
+        ready = [key for key in waiting if not waiting.keys() & (set(before.get(key, ())) - {key})]
+        levels.append(ready or list(waiting))  # a BatchNorm used twice may stand before itself and others
+        waiting = {key: None for key in waiting if key not in levels[-1]}
+    excess = len(levels) - _MOST_PASSES
+    return [[key for level in levels[: excess + 1] for key in level], *levels[excess + 1 :]] if excess > 0 else levels
 
 
 class _Gathered:

@@ -19,7 +19,7 @@ SCHEMA = 1
 
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 
-_UNWRITTEN = {"producers", "fixed", "upstream", "norms"}  # of use while a plan is made, not after
+_UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # of use while a plan is made, not after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,8 @@ class Edit:
         tensor: state-dict key.
         action: "draw" calls the layer's own `reset_parameters` under `seed`, which draws its bias as well;
             "scale" multiplies by `factor`; "add" adds `values`; "set" replaces by `values`.
-        axis, start, stop: the part that is scaled; the whole tensor if None. On axis 1 of a grouped convolution
-            they count the layer's input channels.
-        groups: of that convolution.
+        axis, start, stop: the part that is scaled, in the layer's input channels; the whole tensor if None.
+        groups: of a grouped or depthwise convolution; what its input channels are found by.
     """
 
     tensor: str

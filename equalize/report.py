@@ -241,7 +241,8 @@ def _proof(plan: Plan, check: Mapping[str, float], compared_on: str) -> list[Con
         logits = f"logits differ by at most {change:.2g}, which is rounding" if change else "logits: the same bits"
     against = "what they gave before" if same else "explicit equalizers in front of the layer"
     exact = all(site.exact_border for site in plan.sites)
-    border = "" if exact else f" inside, {check['border']:.1e} on the border, which is padded with zeros, not means"
+    why = "" if same else ", which is padded with zeros, not means"
+    border = "" if exact else f" inside, {check['border']:.1e} on the border{why}"
     return [
         Text(f"Proof: loaded again by its own library and compared with the original on {compared_on}."),
         _indented(logits),

@@ -1,7 +1,7 @@
 """A model and an example input become a list of fusion layers."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ class Scan:
         refusals: what cannot be equalized, and why.
         tracer: how the network was read.
         unlisted: how many sites of other kinds there are.
+        norms: `running_mean` keys of the BatchNorms, each with those before it.
     """
 
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
     tracer: Literal["export", "recorder"]
     unlisted: int = 0
+    norms: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
 
 def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = _RESAMPLED) -> Scan:
@@ -45,4 +47,10 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
     graph = trace(model, example)
     sites, refusals = find_sites(graph)
     listed = tuple(site for site in sites if site.kind in kinds)
-    return Scan(sites=listed, refusals=refusals, tracer=graph.tracer, unlisted=len(sites) - len(listed))
+    return Scan(
+        sites=listed,
+        refusals=refusals,
+        tracer=graph.tracer,
+        unlisted=len(sites) - len(listed),
+        norms=graph.norms_before,
+    )

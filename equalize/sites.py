@@ -31,6 +31,8 @@ class Site:
         shift: where the means can go: the layer's own bias, the BatchNorm behind it, or nowhere.
         upstream: layers of the sites whose output reaches this one.
         norms: `running_mean` keys of the BatchNorms that this layer's output reaches, in graph order.
+        pads_itself: whether the layer's module pads its input before the convolution (`padding_mode="reflect"`); what
+            enters the layer is then what enters the padding.
         strategy: what a plan chose for it.
     """
 
@@ -48,6 +50,7 @@ class Site:
     branches: tuple[Branch, ...]
     upstream: tuple[str, ...] = field(default=(), repr=False)
     norms: tuple[str, ...] = field(default=(), repr=False)
+    pads_itself: bool = field(default=False, repr=False)
     strategy: str | None = None
 
 
@@ -228,7 +231,14 @@ def _site(graph: Graph, concat: Op, reading: _Reading) -> Site:
         exact_border=not (layer.attributes.get("padded", False) or reading.zero_padded),
         shift=shift,
         branches=branches,
+        pads_itself=_pads_itself(graph, layer, reading),
     )
+
+
+def _pads_itself(graph: Graph, layer: Op, reading: _Reading) -> bool:
+    last = graph[reading.way[-1]] if reading.way else None
+    owner = str(layer.parameters["weight"]).removesuffix(".weight")
+    return last is not None and last.kind == "pad" and last.module == layer.module == owner
 
 
 def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:

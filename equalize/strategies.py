@@ -133,7 +133,7 @@ def _rescale(site: Site, v: Tensor, *, keep_norm: bool) -> list[Edit]:
     mean_I, std_I = branch_vectors(site)
     w, shift_O = fold_equalizer(v.double(), mean_I, std_I, geometry)
     gain = float(v.double().norm() / w.norm()) if keep_norm else 1.0
-    edits = [_scale_branch(site, v, branch, gain / _std(branch)) for branch in site.branches]
+    edits = [_scale_branch(site, branch, gain / _std(branch)) for branch in site.branches]
     if site.shift == "bias":
         assert site.bias is not None
         edits.append(Edit(tensor=site.bias, action="add", values=tuple((-gain * shift_O).tolist())))
@@ -157,22 +157,19 @@ def _migrate(site: Site, w: Tensor, *, keep_norm: bool) -> list[Edit] | Refusal:
         tau = math.exp(math.fsum(math.log(_std(branch)) for branch in fixed or moving) / len(fixed or moving))
     edits: list[Edit] = []
     for branch in moving:
-        edits.append(_scale_branch(site, w, branch, _std(branch) / tau))
+        edits.append(_scale_branch(site, branch, _std(branch) / tau))
         edits += [Edit(tensor=key, action="scale", factor=tau / _std(branch)) for key in branch.producers]
     return edits
 
 
-def _scale_branch(site: Site, weight: Tensor, branch: Branch, factor: float) -> Edit:
-    rows = 1  # of a depthwise convolution that read one channel
-    if site.axis == 0:
-        rows = weight.shape[0] // site.branches[-1].stop
+def _scale_branch(site: Site, branch: Branch, factor: float) -> Edit:
     return Edit(
         tensor=site.weight,
         action="scale",
         axis=site.axis,
-        start=branch.start * rows,
-        stop=branch.stop * rows,
-        groups=site.groups if site.axis == 1 else 1,
+        start=branch.start,
+        stop=branch.stop,
+        groups=1 if "transpose" in site.op else site.groups,
         factor=factor,
     )
 

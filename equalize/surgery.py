@@ -62,10 +62,16 @@ def _edited(edit: Edit, tensor: Tensor) -> Tensor:
     assert edit.factor is not None
     if edit.axis is None or edit.start is None or edit.stop is None:
         return tensor.double() * edit.factor
-    inputs = tensor.shape[0] if edit.axis == 0 else tensor.shape[1] * edit.groups
-    ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, inputs, 1.0)]
+    ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, _inputs(edit, tensor), 1.0)]
     geometry = Geometry(axis=edit.axis, groups=edit.groups, transposed=False)
     return scale_inputs(tensor.double(), per_channel(ranges), geometry)
+
+
+def _inputs(edit: Edit, weight: Tensor) -> int:
+    """How many input channels a weight has."""
+    if edit.axis == 0:  # depthwise: each group reads one; else transposed
+        return edit.groups if edit.groups > 1 else weight.shape[0]
+    return weight.shape[1] * edit.groups
 
 
 def redraw(layer: nn.Module, seed: int) -> nn.Module:
@@ -115,7 +121,7 @@ def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
     if edit.values is not None and len(edit.values) != expected:
         raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))
     if edit.axis is not None and edit.stop is not None:
-        channels = tensor.shape[edit.axis] * (edit.groups if edit.axis == 1 else 1) if tensor.ndim > edit.axis else 0
+        channels = _inputs(edit, tensor) if tensor.ndim > edit.axis else 0
         if edit.stop > channels:
             raise SiteError(
                 edit.tensor, "has fewer channels than in the plan", got=channels, expected=f"{edit.stop} or more"

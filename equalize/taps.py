@@ -38,15 +38,23 @@ class Call:
 
     Attributes:
         data: its input, as (N, C, *) or (N, *, C) for a linear layer.
+        unpadded: the same before a padding function that made it.
     """
 
-    def __init__(self, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        padding: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         names = ("input", "weight", "bias")
         self._function = function
         self._args = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
         self._rest = args[len(names) :]
         self._kwargs = {key: value for key, value in kwargs.items() if key not in names}
         self.data: Tensor = self._args["input"]
+        self.unpadded = padding[0] if padding is not None and padding[1] is self.data else self.data
 
     def __call__(self, **replaced: Tensor | None) -> Tensor:
         """The layer's output, with `input`, `weight` or `bias` replaced; not for batch normalisations."""
@@ -69,6 +77,7 @@ class _Watch(TorchFunctionMode):
         self.handlers = handlers
         self.stop = stop
         self.seen: set[int] = set()
+        self.padding: tuple[Tensor, Tensor] | None = None  # input and output of the last padding
 
     def __torch_function__(
         self,
@@ -78,12 +87,17 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "").split(".")[0] in _READERS:
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name == "pad":
+            padded = func(*args, **kwargs)
+            self.padding = (args[0], padded) if args else None
+            return padded
+        if name in _READERS:
             for argument in (*args[1:3], *kwargs.values()):
                 if id(argument) in self.handlers:
                     if self.stop and len(self.seen) == len(self.handlers):
                         raise _Done
-                    self.handlers[id(argument)](Call(func, args, kwargs))
+                    self.handlers[id(argument)](Call(func, args, kwargs, self.padding))
                     self.seen.add(id(argument))
                     if self.stop and len(self.seen) == len(self.handlers):
                         raise _Done

@@ -59,10 +59,12 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
     """
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)
-    dynamic = {"dynamic_shapes": tuple({0: Dim.AUTO} for _ in inputs)} if any_batch else {}
+    shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
     with _eval_mode(model), _quiet(), torch.no_grad():
         try:
-            return torch.export.export(model, inputs, strict=False, **dynamic)
+            return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever the network's own code raises on fake tensors
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise SiteError(
@@ -137,8 +139,6 @@ class _Reader:
                 env[node] = self._append(node, Op(name=node.name, kind="other", target="getitem", inputs=(inner,)))
             return
         env[node] = self._append(node, self._convert(name, node, env))
-        if name.endswith("_") and not name.endswith("__") and isinstance(node.args[0], Node):
-            env[node.args[0]] = env[node]  # in place: whoever reads the argument later, reads the result
 
     def _inline(self, module: GraphModule, node: Node, body: Node, env: dict[Node, str]) -> None:
         inner = _submodule(module, body)

@@ -67,12 +67,10 @@ def explicit(model: Fusion, means: list[float], stds: list[float]) -> Fusion:
     return twin
 
 
-def oracle_moments(model: Fusion, x: Tensor, reflect: int = 0) -> tuple[list[float], list[float]]:
+def oracle_moments(model: Fusion, x: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each branch, in float64, of the features as the network computes them."""
     with torch.no_grad():
         u = model.features(x).double()
-    if reflect:  # padding by reflection is done before the convolution, which reads what it made
-        u = F.pad(u, [reflect] * 4, mode="reflect")
     parts = [u[:, start:stop] for start, stop in BRANCHES]
     return [float(part.mean()) for part in parts], [float(part.std(correction=0)) for part in parts]
 

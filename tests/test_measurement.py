@@ -271,3 +271,29 @@ def test_tolerance_stops_early_and_only_when_enough_is_known(images):
     taken.clear()
     measure(model, sites, stream(), tolerance=0.05)
     assert len(taken) > everything
+
+
+@pytest.mark.parametrize("pays", [0, 1 << 62])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate"])
+def test_padding_of_the_layer_itself_is_not_measured(mode, pays, monkeypatch):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fuse = nn.Conv2d(6, 4, 3, padding=1, padding_mode=mode)
+
+        def forward(self, x):
+            low = F.interpolate(F.avg_pool2d(x, 3), size=x.shape[2:], mode="bilinear")
+            return self.fuse(torch.cat([x, low], 1))
+
+    monkeypatch.setattr("equalize.measurement._PAYS", pays)
+    torch.manual_seed(0)
+    model, batches = Padded(), [torch.randn(2, 3, 9, 9), torch.randn(3, 3, 9, 9)]
+    inputs = []
+    handle = model.fuse.register_forward_pre_hook(lambda module, args: inputs.append(args[0].double()))
+    for batch in batches:
+        model(batch)
+    handle.remove()
+    whole = torch.cat(inputs)
+    found = measure(model, scan(model, batches[0]).sites, batches)["fuse"]
+    assert found[1].std == pytest.approx(float(whole[:, 3:].std(correction=0)), rel=1e-6)
+    assert found[1].count == whole[:, 3:].numel()

@@ -5,6 +5,7 @@ import torch
 from networks import batch_norm
 from torch import nn
 
+import equalize.tracing
 from equalize.norms import estimate_norms, untouched_norms
 
 SPLITS = [[11], [1] * 11, [5, 1, 2, 3], [10, 1]]
@@ -68,3 +69,57 @@ def test_which_norms_never_saw_data():
     model = nn.Sequential(fresh, seen, converted, bare, counted, untracked, nn.InstanceNorm2d(2))
     assert untouched_norms(model) == ["0.running_mean", "3.running_mean"]
     assert untouched_norms(nn.BatchNorm2d(2)) == ["running_mean"]
+
+
+class Row(nn.Module):
+    """Five BatchNorms in a row, and one beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.row = nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3), batch_norm(4), nn.ReLU()) for _ in range(5)))
+        self.beside = batch_norm(3)
+
+    def forward(self, x):
+        return self.row(x).mean() + self.beside(x).mean()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_norms_in_a_row_are_each_estimated_on_what_they_will_see(split):
+    torch.manual_seed(4)
+    model = Row().eval()
+    x = torch.randn(11, 4, 16, 16)
+    model.beside = batch_norm(4)
+    graph = equalize.tracing.trace(model, x)
+    norms = [*(f"row.{place}.1.running_mean" for place in range(5)), "beside.running_mean"]
+    assert graph.norms_before["row.3.1.running_mean"] == set(norms[:3])
+    assert graph.norms_before["beside.running_mean"] == set()
+    values = estimate_norms(model, norms, x.split(split), graph.norms_before)
+    with torch.no_grad():
+        seen = x.double()
+        for place, block in enumerate(model.double().row):
+            y = block[0](seen)
+            rows = y.movedim(1, 0).flatten(1)
+            mean, variance = rows.mean(1), rows.var(1, correction=0)
+            torch.testing.assert_close(values[f"row.{place}.1.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(values[f"row.{place}.1.running_var"].double(), variance, rtol=1e-4, atol=0)
+            shape = (1, -1, 1, 1)
+            y = (y - mean.view(shape)) / (variance.view(shape) + block[1].eps).sqrt()
+            seen = (y * block[1].weight.view(shape) + block[1].bias.view(shape)).relu()
+
+
+def test_a_network_that_was_never_trained_takes_a_dozen_passes_at_most():
+    passes = 0
+
+    class Counted(list):
+        def __iter__(self):
+            nonlocal passes
+            passes += 1
+            return super().__iter__()
+
+    model = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(20))).eval()
+    norms = [f"{place}.running_mean" for place in range(20)]
+    before = {key: set(norms[:place]) for place, key in enumerate(norms)}
+    values = estimate_norms(model, norms, Counted([torch.randn(4, 2, 8, 8) * 3 + 1]), before)
+    assert passes == 12
+    for key in norms[1:]:
+        assert values[key].abs().max() < 1e-3  # what comes out of a BatchNorm is centred

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from networks import BRANCHES, Fusion, batch_norm, explicit, oracle_moments
 from torch import nn
 
+from equalize.calibration import calibrate
 from equalize.errors import SiteError
 from equalize.measurement import measure
 from equalize.moments import Moments
@@ -85,7 +86,7 @@ def interior(y: torch.Tensor, border: int) -> torch.Tensor:
 def test_folded_weights_equal_explicit_equalizers(name, strategy):
     case = CASES[name]
     model, x = build(case)
-    means, stds = oracle_moments(model, x, reflect=int(name == "reflected"))
+    means, stds = oracle_moments(model, x)
     start = copy.deepcopy(model)
     if strategy == "reinit":
         with torch.random.fork_rng():
@@ -545,3 +546,25 @@ def test_each_site_draws_under_its_own_seed():
     seeds = {edit.tensor: edit.seed for edit in plan.edits if edit.action == "draw"}
     layers = [site.layer for site in plan.sites]
     assert seeds == {f"{layer}.{name}": 10 + place for place, layer in enumerate(layers) for name in ("weight", "bias")}
+
+
+def test_a_migrated_plan_knows_its_scales_for_every_geometry():
+    """A depthwise layer with a channel multiplier reads each channel with several rows."""
+    torch.manual_seed(0)
+    for fuse in (nn.Conv2d(6, 12, 3, groups=6), nn.Conv2d(6, 4, 1, groups=2), nn.ConvTranspose2d(6, 4, 1, groups=2)):
+
+        class Pair(nn.Module):
+            def __init__(self, fuse):
+                super().__init__()
+                self.a, self.b, self.fuse = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1), fuse
+
+            def forward(self, x):
+                return self.fuse(torch.cat([self.a(x), F.interpolate(self.b(x), scale_factor=1.0)], 1))
+
+        model, x = Pair(fuse), torch.randn(2, 3, 8, 8)
+        plan = calibrate(model, [x], "migrate")
+        (site,) = plan.sites
+        after = measure(model, plan.sites, [x])["fuse"]
+        for scale, branch, found in zip(plan.input_scale(site), site.branches, after, strict=True):
+            assert scale != 1
+            assert branch.std / scale == pytest.approx(found.std, rel=1e-5)
