@@ -79,6 +79,8 @@ class Recipe:
     """Scored during training where the data set has it."""
     eval_every: int | None = None
     """Steps between evaluations and saves; an epoch if None. The last step always counts."""
+    eval_first: int | None = None
+    """One more evaluation, after that many steps."""
     log_every: int | None = None
     """Steps between lines of metrics.jsonl; a hundredth of the training if None."""
     patience: int | None = None
@@ -148,7 +150,7 @@ class Recipe:
 
 _SMALLEST: dict[str, float] = {
     **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulate", "num_classes", "samples"), 1),
-    **dict.fromkeys(("eval_every", "log_every", "patience"), 1),
+    **dict.fromkeys(("eval_every", "eval_first", "log_every", "patience"), 1),
     **dict.fromkeys(("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult"), 0),
 }
 

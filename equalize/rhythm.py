@@ -55,7 +55,7 @@ class Rhythm(TrainerCallback):  # type: ignore[misc]
         step, every = state.global_step, self._recipe.eval_every
         log_every = self._recipe.log_every or max(1, state.max_steps // 100)
         control.should_log = step % log_every == 0 or step in (1, state.max_steps)
-        if step == state.max_steps or (every and step % every == 0):
+        if step in (state.max_steps, self._recipe.eval_first) or (every and step % every == 0):
             self._score_and_save(control)
         self._tell(args, state)
 
