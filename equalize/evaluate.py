@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import ReduceLabels, batches, check_labels, open_data, read_mask
+from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, read_mask
 from equalize.data.loader import Preprocessor
 from equalize.errors import InputError, NumericsError
 from equalize.inputs import Progress, device_of, input_shape, precision_of
@@ -58,7 +58,7 @@ def evaluate(
     *,
     progress: Progress = lambda done, of: None,
     say: Callable[[str], None] = lambda line: None,
-    each: Callable[[Path, ConfusionMatrix], None] = lambda path, counted: None,
+    each: Callable[[Item, ConfusionMatrix], None] = lambda path, counted: None,
 ) -> Score:
     """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same.
 
@@ -100,7 +100,7 @@ def confusion(
     device: torch.device,
     *,
     progress: Progress = lambda done, of: None,
-    each: Callable[[Path, ConfusionMatrix], None] = lambda path, counted: None,
+    each: Callable[[Item, ConfusionMatrix], None] = lambda path, counted: None,
 ) -> ConfusionMatrix:
     """Counts every pixel of a split, summed over processes; the caller has put the model into eval mode on `device`."""
     preprocess: Preprocessor = checkpoint.preprocess
@@ -134,7 +134,7 @@ def _window(checkpoint: Checkpoint, how: Evaluating) -> tuple[int, int]:
     return height, width
 
 
-def _count(scores_Khw: Tensor, image: Path, mask: Path, labelled: Labelled) -> ConfusionMatrix:
+def _count(scores_Khw: Tensor, image: Item, mask: Item, labelled: Labelled) -> ConfusionMatrix:
     """One image: logits bilinearly to the mask's size, the largest wins."""
     if not scores_Khw.isfinite().all():
         raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import DataSet, batches, open_data, sample
+from equalize.data import DataSet, Item, batches, open_data, sample
 from equalize.errors import DataError, InputError, ResourceError
 
 __all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of", "traced_shape"]
@@ -75,7 +75,7 @@ class Images:
         self._progress = progress
 
     @property
-    def skipped(self) -> list[tuple[Path, str]]:
+    def skipped(self) -> list[tuple[Item, str]]:
         """Images that could not be read, and why."""
         return [(path, reason) for path, reason in self._batches.skipped]
 

@@ -81,6 +81,34 @@ def test_masks_are_never_taken_for_images(tmp_path: Path) -> None:
     assert names(open_data(tmp_path)) == ["images/a.jpg"]
 
 
+@pytest.mark.parametrize("ending", ["annot", "_labels", "-masks", "_Annotations"])
+def test_folders_of_masks_beside_those_of_splits(tmp_path: Path, ending: str) -> None:
+    """CamVid as SegNet laid it out."""
+    for split, stem in (("train", "a"), ("val", "b"), ("test", "c")):
+        plant(tmp_path, f"{split}/{stem}.png", "train.txt")
+        if split != "test":
+            plant(tmp_path, f"{split}{ending}/{stem}.png")
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split) == ("camvid", "train")
+    assert (names(dataset), mask_names(dataset)) == (["train/a.png"], [f"train{ending}/a.png"])
+    assert names(open_data(tmp_path, labels=True)) == ["val/b.png"]
+    with pytest.raises(DataError, match=r"test/c\.png: has no mask"):
+        open_data(tmp_path, split="test", labels=True)
+    plant(tmp_path, "video/x.png")
+    assert open_data(tmp_path).layout == "images"
+
+
+def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
+    plant(tmp_path, "day/rgb/a.jpg", "day/rgb/b.jpg", "day/labels/a.png", "trainannot/c.png", "train/c.png")
+    dataset = open_data(tmp_path)
+    assert names(dataset) == ["day/rgb/a.jpg", "day/rgb/b.jpg", "train/c.png"]
+    assert dataset.describe().endswith("no splits, 3 images, 2 more passed over in folders of masks")
+    plant(tmp_path / "splits", "train/image/a.png", "train/mask/a.png", "val/image/b.png")
+    assert names(open_data(tmp_path / "splits")) == ["train/image/a.png"]
+    masks_only = open_data(plant(tmp_path / "only", "masks/a.png", "labels/b.png"))
+    assert (names(masks_only), masks_only.passed_over) == (["labels/b.png", "masks/a.png"], 0)
+
+
 @pytest.mark.parametrize("prefix", ["", "ADEChallengeData2016/"])
 def test_ade20k(tmp_path: Path, prefix: str) -> None:
     for split, stem in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
@@ -136,7 +164,7 @@ def test_missing_masks_are_counted_and_the_first_is_named(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"b\.jpg: has no mask; 2 of 3 images"):
         open_data(tmp_path, labels=True)
     plant(tmp_path / "flat", "a.jpg")
-    with pytest.raises(DataError, match="folder of images without masks"):
+    with pytest.raises(DataError, match="flat: holds images without masks"):
         open_data(tmp_path / "flat", labels=True)
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 from equalize.checkpoint.reading import WEIGHT_SUFFIXES, read_json
 from equalize.errors import CheckpointError, ResourceError
 
-__all__ = ["Place", "fetch_weights", "hub_reachable", "locate"]
+__all__ = ["HUB_ID", "Place", "fetch_weights", "hub_reachable", "locate"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
 _SIDE_FILES = ["*.json", "*.txt", "*.md", "LICENSE*"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -49,7 +49,7 @@ def locate(source: str | Path) -> Place:
             return Place(kind="file", path=path)
     except OSError as error:  # permission denied on the way, or a name too long
         raise ResourceError(name, f"cannot be opened ({error.strerror})") from error
-    if isinstance(source, str) and _HUB_ID.fullmatch(name) and path.suffix not in WEIGHT_SUFFIXES:
+    if isinstance(source, str) and HUB_ID.fullmatch(name) and path.suffix not in WEIGHT_SUFFIXES:
         return _snapshot(name)
     raise CheckpointError(name, "no such file or directory")
 

@@ -158,12 +158,9 @@ InitMissing = Annotated[
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", min=1, metavar="N", help="Classes of a head that is drawn.")
 ]
-Data = Annotated[
-    str, typer.Option("--data", metavar="DIR", show_default=False, help="A folder of images, or a data set's root.")
-]
-MaybeData = Annotated[
-    str | None, typer.Option("--data", metavar="DIR", help="A folder of images, or a data set's root.")
-]
+_DATA_HELP = "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub."
+Data = Annotated[str, typer.Option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
+MaybeData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=_DATA_HELP)]
 Split = Annotated[
     str | None, typer.Option("--split", metavar="NAME", help="Of the data set; the training split if left away.")
 ]

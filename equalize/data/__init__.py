@@ -1,17 +1,21 @@
-"""A folder on disk -> images, and masks where there are any.
+"""A folder, or a table of Hugging Face `datasets` -> images, and masks where there are any.
 
     folders.py      what is in a folder: files, subfolders, what is passed over
     layouts.py      how well-known data sets lay out images, masks and splits
+    cells.py        a picture in a table, which opens as a file does
+    tables.py       which columns of a table hold pictures and labels, which splits it has
+    table_loading.py  tables from files and from the Hub
     dataset.py      `open_data`: the match, the split, the pairs
-    images.py       one file -> one RGB picture
+    images.py       one file or cell -> one RGB picture
     loader.py       pictures -> batches of tensors, with workers and a share of bad files allowed
-    masks.py        one file -> one class index a pixel
+    masks.py        one file or cell -> one class index a pixel
     label_check.py  a sample of the labels, checked before anything is trained or scored
     classes.py      names of classes
 
 A package of floor 1: it knows nothing of models but the `preprocess` it is handed.
 """
 
+from .cells import Cell, Item
 from .classes import class_names, read_class_names
 from .dataset import DataSet, open_data, require_masks, sample
 from .images import read_image
@@ -22,7 +26,9 @@ from .masks import LabelRule, check_labels, read_mask
 __all__ = [
     "Batch",
     "Batches",
+    "Cell",
     "DataSet",
+    "Item",
     "LabelRule",
     "Preflight",
     "ReduceLabels",

@@ -1,4 +1,4 @@
-"""Names of classes, from a file or from a data set that is known by its layout."""
+"""Names of classes, from a file, from a table, or from a data set that is known by its layout."""
 
 import json
 from pathlib import Path
@@ -26,9 +26,9 @@ _ADE20K_FILE = "objectInfo150.txt"
 def class_names(dataset: DataSet) -> tuple[str, ...] | None:
     """The names that the data set brings along, by class; None where it brings none.
 
-    A file `classes.txt`, `classes.json` or `id2label.json` in its root comes first, then what the layout is known for:
-    Cityscapes' 19, Pascal VOC's 21, ADE20K's own `objectInfo150.txt`. The caller compares their number to the
-    network's.
+    A file `classes.txt`, `classes.json` or `id2label.json` in its root comes first, then what a table says of itself,
+    then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own `objectInfo150.txt`. The caller
+    compares their number to the network's.
 
     Raises:
         DataError: such a file is there but cannot be read.
@@ -36,6 +36,8 @@ def class_names(dataset: DataSet) -> tuple[str, ...] | None:
     for name in _FILES:
         if (dataset.root / name).is_file():
             return read_class_names(dataset.root / name)
+    if dataset.classes is not None:
+        return read_class_names(dataset.classes) if isinstance(dataset.classes, Path) else dataset.classes
     if dataset.layout == "ade20k":
         folders = (dataset.root, dataset.root / "ADEChallengeData2016")
         table = next((folder / _ADE20K_FILE for folder in folders if (folder / _ADE20K_FILE).is_file()), None)

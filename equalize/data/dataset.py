@@ -1,4 +1,4 @@
-"""A folder as a data set: which layout it has, which split was chosen, which images belong to it."""
+"""A folder or a table as a data set: which layout it has, which split was chosen, which images belong to it."""
 
 import hashlib
 import random
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, InputError
+from .cells import Cell, Item
 from .folders import IMAGE_SUFFIXES, walk_files
-from .layouts import SPLIT_SYNONYMS, Layout, find_layout
+from .layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
+from .tables import find_table, find_tables_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,18 +18,24 @@ class DataSet:
     """The images of one split, with their masks where the layout has masks.
 
     Attributes:
-        root: the folder as the user gave it.
-        layout: ``images``, ``images+masks``, ``ade20k``, ``voc`` or ``cityscapes``.
-        split: the split as the folder spells it; None where the folder has no splits.
-        images: sorted by relative path.
+        root: the folder, the file or the Hub id, as the user gave it.
+        layout: ``images``, ``images+masks``, ``camvid``, ``ade20k``, ``voc``, ``cityscapes`` or ``table``.
+        split: the split as the data set spells it; None where it has no splits.
+        images: files sorted by relative path, or the cells of a table in its order.
         masks: one for each image, None where it is missing; empty where the layout has none.
+        passed_over: how many images are not among `images` because they lie in folders of masks.
+        classes: their names, or the file that gives them, where a table has either.
+        identity: of a table, what its library tells it from others by.
     """
 
     root: Path
     layout: str
     split: str | None
-    images: tuple[Path, ...]
-    masks: tuple[Path | None, ...] = ()
+    images: tuple[Item, ...]
+    masks: tuple[Item | None, ...] = ()
+    passed_over: int = 0
+    classes: tuple[str, ...] | Path | None = None
+    identity: str | None = None
 
     @property
     def pairs(self) -> int:
@@ -37,27 +45,37 @@ class DataSet:
     def fingerprint(self) -> str:
         """Sha256 over the relative name and size in bytes of every image and mask, in sorted order.
 
-        Cheap enough to take every time; a file changed without changing its size goes unnoticed.
+        Cheap enough to take every time; a file changed without changing its size goes unnoticed. Of a table it is
+        Sha256 over its own fingerprint, which for parquet and arrow files follows their place and time of change.
         """
+        if self.identity is not None:
+            return hashlib.sha256(self.identity.encode()).hexdigest()
         digest = hashlib.sha256()
-        for path in sorted([*self.images, *(mask for mask in self.masks if mask)]):
+        for path in sorted(item for item in (*self.images, *self.masks) if isinstance(item, Path)):
             digest.update(f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> str:
         """One line for people: what was matched, which split, how many images and pairs."""
         split = f"split {self.split}" if self.split else "no splits"
-        facts = [f"{self.layout} layout", split, _counted(len(self.images), "image")]
+        facts = [f"{self.layout} layout", *self._columns(), split, _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
+        if self.passed_over:
+            facts.append(f"{self.passed_over} more passed over in folders of masks")
         return f"{self.root}: {', '.join(facts)}"
+
+    def _columns(self) -> list[str]:
+        firsts = (self.images[:1], [mask for mask in self.masks if mask][:1])
+        names = [item.column for items in firsts for item in items if isinstance(item, Cell)]
+        return [f"column{'s' * (len(names) > 1)} {' and '.join(names)}"] if names else []
 
 
 def open_data(path: str | Path, *, split: str | None = None, labels: bool = False) -> DataSet:
-    """Look at a folder, recognise its layout and list one split of it.
+    """Look at a folder or a table, recognise its layout and list one split of it.
 
     Args:
-        path: a folder.
+        path: a folder, a .parquet or .arrow file, or a Hub id ``org/name[@revision]`` where no such folder exists.
         split: the split to take; synonyms (``val``, ``validation``) are understood. By default the training split
             where no labels are asked for (calibration), else the validation split, else the test split.
         labels: whether every image must have a mask.
@@ -65,28 +83,32 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     Raises:
         DataError: the folder is missing, empty, unreadable or without images; there is no such split; with
             `labels`, masks are missing.
+        ResourceError: the Hub cannot be reached, or the library `datasets` is not installed and needed.
     """
     root = Path(path)
-    _check_folder(root)
-    layout = find_layout(root)
+    layout = find_table(path, labels=labels) or _find_in_folder(root, labels)
     chosen = _choose_split(root, layout, split, labels)
-    pairs = layout.read(chosen)
-    if not pairs:
+    listed = layout.read(chosen)
+    if not listed:
         raise _no_images(root, layout, chosen)
+    pairs = listed if layout.has_masks else without_masks(root, listed)
     dataset = DataSet(
         root=root,
         layout=layout.name,
         split=chosen,
         images=tuple(image for image, _ in pairs),
         masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
+        passed_over=len(listed) - len(pairs),
+        classes=layout.classes,
+        identity=layout.identity(chosen) if layout.identity else None,
     )
     if labels:
         require_masks(dataset)
     return dataset
 
 
-def sample(dataset: DataSet, count: int | None, seed: int) -> tuple[Path, ...]:
-    """A random subset of `count` images, the same for the same seed, in sorted order; all of them for None.
+def sample(dataset: DataSet, count: int | None, seed: int) -> tuple[Item, ...]:
+    """A random subset of `count` images, the same for the same seed, in their order; all of them for None.
 
     Raises:
         InputError: `count` is not positive.
@@ -108,7 +130,7 @@ def require_masks(dataset: DataSet) -> None:
     if not dataset.masks:
         raise DataError(
             dataset.root,
-            "is a folder of images without masks",
+            "holds images without masks",
             remedy="put the images into images/ and the masks, under the same names, into masks/",
         )
     missing = [image for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is None]
@@ -120,8 +142,14 @@ def require_masks(dataset: DataSet) -> None:
         )
 
 
+def _find_in_folder(root: Path, labels: bool) -> Layout:
+    _check_folder(root)
+    layout = find_layout(root)
+    return (find_tables_in(root, labels=labels) if layout.name == "images" else None) or layout
+
+
 def _check_folder(root: Path) -> None:
-    wanted = "a folder of images, images/ + masks/, or the root of ADE20K, Pascal VOC or Cityscapes"
+    wanted = "a folder of images, images/ + masks/, the root of ADE20K, Pascal VOC or Cityscapes, or parquet files"
     try:
         if not root.is_dir():
             what = "is a file, not a folder" if root.exists() else "no such folder"
@@ -156,6 +184,8 @@ def _match(wanted: str, splits: Iterable[str]) -> str | None:
 
 def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
     place = f"split {split} of the {layout.name} layout" if split else f"{layout.name} layout"
+    if layout.name == "table":
+        return DataError(root, f"has no rows ({place})")
     return DataError(
         root,
         f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})",

@@ -1,4 +1,4 @@
-"""One file -> one RGB picture.
+"""One file, or cell of a table -> one RGB picture.
 
 What a file holds and what it becomes, as torchvision, transformers and mmsegmentation users know it:
 
@@ -15,63 +15,65 @@ What a file holds and what it becomes, as torchvision, transformers and mmsegmen
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
+from .cells import Item, as_item
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Item) -> Image.Image:
     """Read a picture as RGB, 8 bits a channel, upright.
 
     Raises:
         DataError: the file is missing, truncated, not an image, or so large when decoded that PIL takes it for a
             decompression bomb.
     """
-    with open_picture(Path(path)) as image:
-        return _to_rgb(ImageOps.exif_transpose(image), Path(path))
+    item = as_item(path)
+    with open_picture(item) as image:
+        return _to_rgb(ImageOps.exif_transpose(image), item)
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open an image file and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
+def open_picture(item: Item) -> Iterator[Image.Image]:
+    """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with item.open("rb") as file, Image.open(file) as image:
                 image.load()
                 yield image
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise _unreadable(path, error) from error
+        raise _unreadable(item, error) from error
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
     if image.mode == "F":
-        raise DataError(path, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
+        raise DataError(item, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        image = _upper_8_bits(image, path)
+        image = _upper_8_bits(image, item)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about the direct way
     return image.convert("RGB")
 
 
-def _upper_8_bits(image: Image.Image, path: Path) -> Image.Image:
+def _upper_8_bits(image: Image.Image, item: Item) -> Image.Image:
     values = np.asarray(image)  # (H, W), 16 or 32 bits
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise DataError(path, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
+        raise DataError(item, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(item: Item, error: Exception) -> DataError:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         limit = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
-        return DataError(path, "is so large when decoded that it may be a decompression bomb", expected=limit)
+        return DataError(item, "is so large when decoded that it may be a decompression bomb", expected=limit)
     if isinstance(error, UnidentifiedImageError):
-        empty = path.stat().st_size == 0
-        return DataError(path, "is an empty file" if empty else "is not an image of a known format")
+        with item.open("rb") as file:
+            empty = not file.read(1)
+        return DataError(item, "is an empty file" if empty else "is not an image of a known format")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-    return DataError(path, f"cannot be read as an image ({reason})")
+    return DataError(item, f"cannot be read as an image ({reason})")

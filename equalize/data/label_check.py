@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, InputError
+from .cells import Item
 from .dataset import DataSet, require_masks
 from .images import read_image
 from .masks import LabelRule, check_labels, read_mask
@@ -94,14 +94,14 @@ def preflight(
     return Preflight(rule=rule, reason=reason, checked=len(labels), classes=tuple(seen))
 
 
-def _sample_pairs(dataset: DataSet, samples: int, seed: int) -> Iterable[tuple[Path, Path]]:
+def _sample_pairs(dataset: DataSet, samples: int, seed: int) -> Iterable[tuple[Item, Item]]:
     pairs = [(image, mask) for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is not None]
-    if samples < len(pairs):
-        pairs = random.Random(seed).sample(pairs, samples)
-    return sorted(pairs)
+    if samples >= len(pairs):
+        return pairs
+    return [pairs[index] for index in sorted(random.Random(seed).sample(range(len(pairs)), samples))]
 
 
-def _read_pair(image_path: Path, mask_path: Path, rule: LabelRule) -> set[int]:
+def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule) -> set[int]:
     """The labels of a mask that has the size of its image."""
     mask_HW = read_mask(mask_path, rule)
     image = read_image(image_path)

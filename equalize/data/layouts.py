@@ -7,14 +7,17 @@ from the most specific to the least; the last, a plain folder of images, fits ev
     voc             JPEGImages/, SegmentationClass/, ImageSets/Segmentation/SPLIT.txt
     ade20k          images/{training,validation}/, annotations/{training,validation}/
     images+masks    images/[SPLIT/], masks/[SPLIT/]
-    images          [SPLIT/] with images at any depth
+    camvid          SPLIT/, SPLITannot/ (or _labels, _masks, ... in place of annot)
+    images          [SPLIT/] with images at any depth, but for folders that hold masks by their names
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from .cells import Item
 from .folders import list_folders, list_images, read_text
 
 SPLIT_SYNONYMS = (
@@ -27,9 +30,13 @@ SPLIT_SYNONYMS = (
 
 _SPLIT_NAMES = frozenset(name for names in SPLIT_SYNONYMS for name in names)
 _MASK_FOLDERS = ("masks", "annotations", "labels")
+_HOLDS_MASKS = re.compile(r"(annot|annotations?|masks?|labels?)$", re.IGNORECASE)
+"""Folders named so, beside images, are none of a plain folder's images."""
 
-Pairs = list[tuple[Path, Path | None]]
+Pairs = Sequence[tuple[Item, Item | None]]
 """Images, each with its mask or None, sorted by the image."""
+
+_Files = list[tuple[Path, Path | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +44,37 @@ class Layout:
     """A layout that fits a folder.
 
     Attributes:
-        name: one of the names above.
-        splits: the splits that the folder has; empty where it has none.
+        name: one of the names above, or `table`.
+        splits: the splits that the data set has; empty where it has none.
         has_masks: whether the layout has a place for masks.
         read: lists the pairs of one of `splits`, or of everything (None) where there are none.
+        identity: of a split that is not made of files, what tells it from others.
+        classes: their names, or the file that gives them, where the data set itself has either.
     """
 
     name: str
     splits: tuple[str, ...]
     has_masks: bool
     read: Callable[[str | None], Pairs]
+    identity: Callable[[str | None], str] | None = None
+    classes: tuple[str, ...] | Path | None = None
 
 
 def find_layout(root: Path) -> Layout:
     """The most specific layout that fits the folder `root`."""
-    for finder in (_find_cityscapes, _find_voc, _find_ade20k, _find_images_and_masks):
+    for finder in (_find_cityscapes, _find_voc, _find_ade20k, _find_images_and_masks, _find_camvid):
         if layout := finder(root):
             return layout
     return _find_images(root)
+
+
+def without_masks(root: Path, pairs: Pairs) -> Pairs:
+    """Those of a plain folder that lie in no folder of masks, unless all do."""
+
+    def is_mask(item: Item) -> bool:
+        return isinstance(item, Path) and any(map(_HOLDS_MASKS.search, item.relative_to(root).parts[:-1]))
+
+    return [pair for pair in pairs if not is_mask(pair[0])] or pairs
 
 
 def _find_cityscapes(root: Path) -> Layout | None:
@@ -95,7 +115,7 @@ def _find_voc(root: Path) -> Layout | None:
     return Layout(name="voc", splits=splits, has_masks=True, read=read)
 
 
-def _select(pairs: Pairs, listing: Path) -> Pairs:
+def _select(pairs: _Files, listing: Path) -> _Files:
     """The pairs whose image is named in `listing`, one stem a line."""
     wanted = {line.split()[0] for line in read_text(listing).splitlines() if line.strip()}
     by_stem = {pair[0].stem: pair for pair in pairs}
@@ -124,6 +144,26 @@ def _find_images_and_masks(root: Path) -> Layout | None:
     return _folder_layout("images+masks", root / "images", masks)
 
 
+def _find_camvid(root: Path) -> Layout | None:
+    """A folder of masks for every split, or for every one but the test split."""
+    folders = list_folders(root)
+    masks = {split: _mask_folder(split, folders) for split in folders if split in _SPLIT_NAMES}
+    if not any(masks.values()) or len(folders) != len(masks) + sum(map(bool, masks.values())):
+        return None
+
+    def read(split: str | None) -> Pairs:
+        assert split is not None
+        folder = masks[split]
+        return _pair_by_stem(root / split, root / folder if folder else None)
+
+    return Layout(name="camvid", splits=tuple(masks), has_masks=True, read=read)
+
+
+def _mask_folder(split: str, folders: list[str]) -> str | None:
+    named_so = (name for name in folders if name.startswith(split) and name != split)
+    return next((name for name in named_so if _HOLDS_MASKS.match(name.removeprefix(split).lstrip("_-"))), None)
+
+
 def _find_images(root: Path) -> Layout:
     # Without masks the pictures of `images/train` are as good a training split as those of `train`.
     inner = _folder_layout("images", root / "images", None)
@@ -141,7 +181,7 @@ def _folder_layout(name: str, images: Path, masks: Path | None) -> Layout:
     return Layout(name=name, splits=splits, has_masks=masks is not None, read=read)
 
 
-def _pair_by_stem(images: Path, masks: Path | None) -> Pairs:
+def _pair_by_stem(images: Path, masks: Path | None) -> _Files:
     """Pairs `images/a/b.jpg` with `masks/a/b.png`: same relative path but for the suffix."""
     by_stem: dict[Path, Path] = {}
     if masks is not None and masks.is_dir():

@@ -7,7 +7,6 @@ import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, EqualizeError, InputError, ResourceError
+from .cells import Item
 from .images import read_image
 
 Size = tuple[int, int] | None
@@ -37,13 +37,13 @@ class Batch:
     """
 
     images: Tensor
-    paths: tuple[Path, ...]
+    paths: tuple[Item, ...]
 
 
 class Skipped(NamedTuple):
-    """A file that could not be read, and why."""
+    """An image that could not be read, and why."""
 
-    path: Path
+    path: Item
     reason: str
 
 
@@ -60,7 +60,7 @@ class Batches:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Item],
         preprocess: Preprocessor,
         *,
         size: Size = None,
@@ -89,7 +89,7 @@ class Batches:
             ResourceError: a worker died.
         """
         self.skipped = []
-        waiting: dict[torch.Size, list[tuple[Path, Tensor]]] = {}
+        waiting: dict[torch.Size, list[tuple[Item, Tensor]]] = {}
         for path, image in self._read():
             queue = waiting.setdefault(image.shape, [])
             queue.append((path, image))
@@ -99,7 +99,7 @@ class Batches:
                 yield _stack(waiting.pop(next(iter(waiting))))
         yield from map(_stack, waiting.values())
 
-    def _read(self) -> Iterator[tuple[Path, Tensor]]:
+    def _read(self) -> Iterator[tuple[Item, Tensor]]:
         """The images that can be read, one by one, in the order of `paths`."""
         for path, item in zip(self.paths, _survive_dead_workers(self._loader()), strict=True):
             if isinstance(item, Tensor):
@@ -109,7 +109,7 @@ class Batches:
             else:
                 raise item
 
-    def _skip(self, path: Path, error: DataError) -> None:
+    def _skip(self, path: Item, error: DataError) -> None:
         if self._skip_bad == 0:
             error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
             raise error
@@ -139,7 +139,7 @@ class Batches:
 
 
 def batches(
-    paths: Sequence[Path],
+    paths: Sequence[Item],
     preprocess: Preprocessor,
     *,
     size: Size = None,
@@ -150,7 +150,7 @@ def batches(
     """Batches of the images in `paths`, an iterable that can be passed over several times.
 
     Args:
-        paths: files, as from `sample`.
+        paths: files or cells, as from `sample`.
         preprocess: makes a (3, H, W) tensor of an RGB picture; with workers on a platform that does not fork, it must
             pickle.
         size: (H, W) handed to `preprocess`.
@@ -168,7 +168,7 @@ def batches(
 class _Reader(Dataset[Tensor | EqualizeError]):
     """Errors of ours come back as values: torch cannot carry them from a worker, having only their message."""
 
-    def __init__(self, paths: tuple[Path, ...], preprocess: Preprocessor, size: Size) -> None:
+    def __init__(self, paths: tuple[Item, ...], preprocess: Preprocessor, size: Size) -> None:
         self._paths = paths
         self._preprocess = preprocess
         self._size = size
@@ -196,7 +196,7 @@ def _survive_dead_workers(items: Iterable[Tensor | EqualizeError]) -> Iterator[T
         ) from error
 
 
-def _stack(queue: list[tuple[Path, Tensor]]) -> Batch:
+def _stack(queue: list[tuple[Item, Tensor]]) -> Batch:
     return Batch(images=torch.stack([image for _, image in queue]), paths=tuple(path for path, _ in queue))
 
 

@@ -1,13 +1,12 @@
-"""One mask file -> one class index a pixel.
+"""One mask -> one class index a pixel.
 
-Three numberings meet here. *Stored* values are what the file holds; palette and grayscale files keep theirs, colours
-are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and one *ignored* value, in this
-order: Cityscapes ids to train ids, the data set's own void value to the ignored one, label 0 to the ignored one with
-the rest moved down by one.
+Three numberings meet here. *Stored* values are what the file, or the cell of a table, holds; palette and grayscale
+pictures keep theirs, colours are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and
+one *ignored* value, in this order: Cityscapes ids to train ids, the data set's own void value to the ignored one,
+label 0 to the ignored one with the rest moved down by one.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
+from .cells import Item, as_item
 from .images import open_picture
 
 _VOID = 255
@@ -51,32 +51,32 @@ class LabelRule:
         return stored_HW.masked_fill(ignored_HW, self.ignore_index)
 
 
-def read_mask(path: str | Path, rule: LabelRule | None = None) -> Tensor:
+def read_mask(path: str | Item, rule: LabelRule | None = None) -> Tensor:
     """Read a mask as classes, (H, W) int64; without a rule 255 is ignored and nothing else changes.
 
     Raises:
         DataError: the file is missing, damaged, a JPEG (whose compression invents labels), or has colours instead
             of one label a pixel.
     """
-    path = Path(path)
+    item = as_item(path)
     rule = rule or LabelRule()
-    with open_picture(path) as image:
-        _check_format(image, path)
+    with open_picture(item) as image:
+        _check_format(image, item)
         stored = np.asarray(image).astype(np.int64)
     stored_HW = torch.from_numpy(stored)
-    if path.name.endswith("_gtFine_labelIds.png"):
+    if item.name.endswith("_gtFine_labelIds.png"):
         stored_HW = _to_train_ids(stored_HW)
     return rule(stored_HW)
 
 
-def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Path) -> None:
+def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Item) -> None:
     """Refuse labels that are neither one of `num_classes` classes nor ignored.
 
     Args:
         labels_HW: classes, (H, W), as from `read_mask` with the same rule.
         num_classes: how many classes the network has.
         rule: how they were made.
-        path: the file to name.
+        path: the mask to name.
 
     Raises:
         DataError: with the first value that is out of range, as stored in the file.
@@ -93,15 +93,15 @@ def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Pat
         )
 
 
-def _check_format(image: Image.Image, path: Path) -> None:
+def _check_format(image: Image.Image, item: Item) -> None:
     if image.format in {"JPEG", "MPO"}:
         raise DataError(
-            path, "is a JPEG, whose compression changes labels", remedy="export the masks as PNG from their source"
+            item, "is a JPEG, whose compression changes labels", remedy="export the masks as PNG from their source"
         )
     if image.mode not in {"1", "L", "P"} and not image.mode.startswith("I"):
         channels = len(image.getbands())
         raise DataError(
-            path,
+            item,
             f"has {channels} channels ({image.mode})" if channels > 1 else "has floating-point pixels",
             expected="one label a pixel: a grayscale or palette PNG",
             remedy="convert its colours to class indices",

@@ -1,0 +1,83 @@
+"""A Hub on this machine's loopback with one data set to read, for a process whose HF_ENDPOINT is its `url`."""
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+NAME = "acme/streets"
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
+class DataHub(ThreadingHTTPServer):
+    """Start it with `with`; `files` are those of the branch `main`, the only one."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files = files
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: DataHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def _answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(self.path).path)
+        revision = rf"(?:main|{COMMIT})"
+        if file := re.fullmatch(rf"/datasets/{NAME}/resolve/{revision}/(.+)", path):
+            self._file(self.server.files.get(file[1]))
+        elif re.fullmatch(rf"/api/datasets/{NAME}(/revision/{revision})?", path):
+            listed = [{"rfilename": name} for name in self.server.files]
+            self._send(200, {"id": NAME, "sha": COMMIT, "private": False, "siblings": listed})
+        elif folder := re.fullmatch(rf"/api/datasets/{NAME}/tree/{revision}/?(.*)", path):
+            self._send(200, self._entries(folder[1]))
+        elif re.fullmatch(rf"/api/datasets/{NAME}/paths-info/{revision}", path):
+            wanted = parse_qs(body.decode()).get("paths", [])
+            self._send(200, [entry for name in wanted for entry in self._entries("") if entry["path"] == name])
+        else:
+            self._send(404, {}, X_Error_Code="RevisionNotFound" if NAME in path else "RepoNotFound")
+
+    do_GET = do_HEAD = do_POST = _answer
+
+    def _entries(self, folder):
+        """The files and folders directly in a folder."""
+        prefix = f"{folder}/" if folder else ""
+        entries = {}
+        for name, content in self.server.files.items():
+            head, deeper, _ = name.removeprefix(prefix).partition("/")
+            if name.startswith(prefix):
+                kind = {"type": "directory"} if deeper else {"type": "file", "size": len(content)}
+                entries[head] = {**kind, "path": prefix + head, "oid": hashlib.sha1(content).hexdigest()}
+        return list(entries.values())
+
+    def _file(self, content):
+        if content is None:
+            return self._send(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        return self._send(200, content, ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=COMMIT)
+
+    def _send(self, status, content, **headers):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
