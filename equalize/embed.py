@@ -216,12 +216,15 @@ def _provenance(name: ModelName, checkpoint: Checkpoint, shape: Sequence[int], f
 
 
 def _as_planned(name: ModelName, plan: Plan) -> ModelName:
-    """The name with what the plan knows of how its model was made."""
+    """The name with what the plan knows of how its model was made; a plan never names code to run."""
     facts = plan.facts
+    arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
+    if name.arch is None and arch is not None and not str(arch).startswith(("torchvision:", "smp:", "transformers:")):
+        raise InputError(name.source, "was built by code outside it", remedy=f"name that code again: --arch {arch}")
     return replace(
         name,
-        arch=name.arch or facts.get("arch"),
-        arch_args=name.arch_args or facts.get("arch_args") or {},
+        arch=name.arch or arch,
+        arch_args=name.arch_args or (arguments if name.arch in (None, arch) else {}),
         init_missing=name.init_missing or bool(facts.get("init_missing")),
         num_classes=name.num_classes or facts.get("num_classes"),
         seed=plan.seed,
