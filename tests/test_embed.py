@@ -88,7 +88,7 @@ def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         output = model(x)
     if isinstance(output, torch.Tensor):
         return output
-    return output["out"] if "out" in output else output.logits
+    return output.logits if hasattr(output, "logits") else output["out"]
 
 
 @pytest.mark.parametrize(
