@@ -6,6 +6,7 @@ import typer
 
 from equalize.cli.apply import apply
 from equalize.cli.calibrate import calibrate
+from equalize.cli.compare import compare
 from equalize.cli.demo import demo
 from equalize.cli.evaluate import evaluate
 from equalize.cli.finetune import finetune
@@ -29,6 +30,7 @@ app.command()(apply)
 app.command()(verify)
 app.command()(finetune)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(push)
 app.command()(demo)
 

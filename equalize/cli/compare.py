@@ -1,0 +1,147 @@
+"""`equalize compare`."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from equalize.cli import options as o
+
+__all__ = ["compare"]
+
+
+def compare(
+    context: typer.Context,
+    model: o.Model,
+    data: o.Data,
+    out: Annotated[
+        str,
+        typer.Option(
+            "-o", "--out", metavar="OUT", show_default=False, help="The directory to write, or to go on with."
+        ),
+    ],
+    arms: Annotated[
+        str,
+        typer.Option(
+            "--arms",
+            metavar="ARM,ARM,...",
+            help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
+            "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
+        ),
+    ] = "none,auto",
+    seeds: Annotated[int, typer.Option("--seeds", metavar="K", help="Runs of each arm and rate, from --seed on.")] = 3,
+    lrs: Annotated[
+        str | None, typer.Option("--lrs", metavar="LR,LR,...", help="Rates that every arm is trained with.")
+    ] = None,
+    evaluations: Annotated[
+        int, typer.Option("--evaluations", metavar="N", help="Of each run; one after a tenth of the steps is added.")
+    ] = 10,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="YAML with settings of finetune; flags win.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="E", help="20 if left away.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", "--steps", metavar="K", help="Instead of --epochs.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Pairs a step; 8 if left away.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option("--accumulate", metavar="N", help="Batches that make a step.")
+    ] = None,
+    optimizer: Annotated[
+        Literal["adamw", "sgd"] | None, typer.Option("--optimizer", help="adamw if left away; sgd has momentum 0.9.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="One rate, instead of --lrs; 1e-4 if left away.")] = None,
+    head_lr_mult: Annotated[
+        float | None, typer.Option("--head-lr-mult", help="All but the backbone learns this many times faster.")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="fp32 if left away.")
+    ] = None,
+    freeze_backbone: Annotated[bool | None, typer.Option("--freeze-backbone/--no-freeze-backbone")] = None,
+    freeze_norms: Annotated[bool | None, typer.Option("--freeze-norms/--no-freeze-norms")] = None,
+    size: o.Size = None,
+    crop: Annotated[
+        str | None, typer.Option("--crop", metavar="H[xW]", help="What training sees; --size if left away.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", metavar="N", help="The classifier is drawn anew if it has others.")
+    ] = None,
+    class_names: o.ClassNames = None,
+    ignore_index: Annotated[int | None, typer.Option("--ignore-index", help="Label that does not count; 255.")] = None,
+    reduce_labels: Annotated[
+        Literal["auto", "yes", "no"] | None,
+        typer.Option("--reduce-labels", help="Label 0 does not count, 1 is class 0."),
+    ] = None,
+    train_split: Annotated[str | None, typer.Option("--train-split", metavar="NAME")] = None,
+    val_split: Annotated[str | None, typer.Option("--val-split", metavar="NAME")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", help="Images that sigmas are measured on; 256 if left away.")
+    ] = None,
+    train_as: Annotated[
+        Literal["explicit", "folded"] | None,
+        typer.Option("--train-as", help="Of equalized arms that don't say; as in finetune if left away."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The first one; 0 if left away.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes that read images.")] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")] = None,
+    init_missing: o.InitMissing = False,
+    arch: o.Arch = None,
+    arch_arg: o.ArchArgs = None,
+    json: o.Json = False,
+) -> None:
+    """Train MODEL with and without equalization, from the same seeds, and say whether it made a difference.
+
+    All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md
+    and, with matplotlib, compare.png; called again with the same flags, what is finished is not trained again, and
+    more arms, rates or seeds can be added.
+    """
+    if lr is not None and lrs is not None:
+        raise typer.BadParameter("cannot stand with --lrs", param_hint="--lr")
+    given: dict[str, Any] = {key: value for key, value in locals().items() if key in _SETTINGS and value is not None}
+    from equalize.cli.terminal import Terminal
+
+    with Terminal(context, as_json=json) as terminal:
+        given |= {key: o.read_size(value) for key, value in {"size": size, "crop": crop}.items() if value}
+        rates = o.read_numbers(lrs, "--lrs") if lrs else ()
+        name = o.read_name(model, arch=arch, arch_args=arch_arg, init_missing=init_missing)
+        from equalize.compare.arms import read_arms
+
+        read = read_arms(arms.split(","))
+        from pathlib import Path
+
+        from equalize.compare.comparison import compare as run
+        from equalize.compare.curves import can_draw, draw_curves
+        from equalize.compare.report import comparison_report, markdown
+        from equalize.compare.setup import Setup
+        from equalize.recipe import Recipe
+
+        setup = Setup.make(
+            name,
+            data,
+            Recipe.make(given, config),
+            arms=read,
+            rates=rates,
+            seeds=seeds,
+            evaluations=evaluations,
+            say=terminal.note,
+        )
+        with terminal.progress("training") as progress:
+            found = run(setup, out, progress=progress, say=terminal.note, warn=terminal.warn)
+        place, drawn = Path(out), can_draw()
+        if drawn:
+            draw_curves(found, place / "compare.png")
+        (place / "compare.md").write_text(markdown(found, "compare.png" if drawn else None), encoding="utf-8")
+        terminal.result(found.to_json())
+        terminal.show(comparison_report(found))
+        wrote = "compare.json, compare.md" + (", compare.png" if drawn else "")
+        terminal.hint(f"wrote {wrote} to {out}")
+        if not drawn:
+            terminal.hint("for a picture of the learning curves: pip install 'equalize[plot]', then this command again")
+
+
+_SETTINGS = {
+    *("epochs", "max_steps", "batch_size", "accumulate", "optimizer", "lr", "head_lr_mult", "precision"),
+    *("freeze_backbone", "freeze_norms", "num_classes", "class_names", "ignore_index", "reduce_labels"),
+    *("train_split", "val_split", "samples", "train_as", "seed", "workers", "device"),
+}
