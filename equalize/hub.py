@@ -20,6 +20,7 @@ from equalize.checkpoint.reading import weight_files
 from equalize.errors import InputError, ResourceError
 from equalize.hub_client import hub_errors, quiet_client, status_of, warnings_to
 from equalize.outgoing import LeftOut, OutgoingFile, choose_files, refuse_tokens
+from equalize.places import without_places
 from equalize.version import __version__
 
 __all__ = ["Push", "push"]
@@ -83,6 +84,8 @@ def push(
     warn: Say = lambda line: None,
 ) -> Push:
     """`equalize push`: uploads a directory with a model card, under the access token of `hf auth login` or HF_TOKEN.
+
+    Files go out as they are, but for those that record paths on this machine: of these only the last names go.
 
     Args:
         out: what `calibrate` or `finetune` wrote, or a directory saved by transformers or smp. It is not changed.
@@ -161,7 +164,7 @@ def _files(
     if _CARD not in there:  # a link is not followed, for its text neither
         facts = replace(facts, readme=None)
     card = model_card(facts, repository, branch).encode()
-    files = [file for file in files if file.path != _CARD]
+    files = [without_places(file) for file in files if file.path != _CARD]
     files.append(OutgoingFile(path=_CARD, size=len(card), source=card))
     refuse_tokens(files, token)
     return sorted(files, key=lambda file: file.path), left_out
