@@ -131,6 +131,7 @@ def finetune(
         run=run,
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
+        scored_on={"data": splits.val.dataset.name, "split": splits.val.dataset.split} if splits.val else {},
         reduced_labels=splits.train.rule.reduce,
     )
     with unchanged_globals(), quiet():

@@ -15,8 +15,8 @@ from equalize.outgoing import OutgoingFile
 
 __all__ = ["without_places"]
 
-_PLACES = frozenset({"source", "output", "path", "arch", "class_names"})
-_MAY_BE_ON_THE_HUB = frozenset({"source", "path"})
+_PLACES = frozenset({"source", "output", "data", "path", "arch", "class_names"})
+_MAY_BE_ON_THE_HUB = frozenset({"source", "data", "path"})
 _SCHEMES = ("torchvision:", "smp:", "transformers:")
 _WITHOUT_PLACES = frozenset({"sites", "refusals", "edits"})  # their "source" is a module of the network
 

@@ -1,6 +1,6 @@
 """When a training logs, scores, saves and stops, and who is told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,14 @@ class Listeners:
 
     Attributes:
         score: gives the network's score on the validation split; None where there is none.
+        scored_on: "data" and "split", for the record.
         improved: called when that score is the best so far.
         progress: called with the pairs done and in all, repetitions included.
         say: called with a line for the user.
     """
 
     score: Callable[[], Score] | None
+    scored_on: Mapping[str, str | None]
     improved: Callable[[int, Score], None]
     progress: Progress
     say: Callable[[str], None]

@@ -43,6 +43,7 @@ class Keeper:
         run: where it goes.
         plan: of its equalization.
         facts: of the training, for the receipt.
+        scored_on: "data" and "split", by their names, where something is scored.
         reduced_labels: whether it was trained on labels moved down by one; its image processor shall say so.
     """
 
@@ -50,6 +51,7 @@ class Keeper:
     run: RunDirectory
     plan: Plan | None
     facts: Mapping[str, Any]
+    scored_on: Mapping[str, str | None]
     reduced_labels: bool
 
     def keep(self, step: int, score: Score | None) -> None:
@@ -80,7 +82,7 @@ class Keeper:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _told(self, score: Score | None) -> dict[str, Any] | None:
-        return {"split": self.facts["recipe"]["val_split"], **score.to_json()} if score else None
+        return {**self.scored_on, **score.to_json()} if score else None
 
 
 def train(
@@ -121,7 +123,11 @@ def train(
         return scores[-1]
 
     listeners = Listeners(
-        score=partial(score, splits.val) if splits.val else None, improved=keeper.keep, progress=progress, say=say
+        score=partial(score, splits.val) if splits.val else None,
+        scored_on=keeper.scored_on,
+        improved=keeper.keep,
+        progress=progress,
+        say=say,
     )
     args = arguments(recipe, run, device=device, pairs=len(pairs))
     trainer = SegmentationTrainer(trained, backbone, pairs, recipe, args, run, listeners)

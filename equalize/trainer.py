@@ -156,7 +156,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         best = best_of(self.state.log_history)[1]
         metrics = {f"eval_{key}": getattr(score, key) for key in ("mIoU", "mAcc", "aAcc")}
         self.log(dict(metrics))
-        line = {"step": self.state.global_step, "epoch": self.state.epoch, "split": self._recipe.val_split}
+        line = {"step": self.state.global_step, "epoch": self.state.epoch, **self._listeners.scored_on}
         if is_main():
             self._run.record({**line, **score.to_json()})
             if score.mIoU is not None and (best is None or score.mIoU > best):

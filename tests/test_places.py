@@ -19,6 +19,7 @@ def pushed(directory):
 def test_of_paths_the_last_names_go_out(segformer_dir, tmp_path):
     trained = {
         "source": "/home/alice/secret-project/runs/first",
+        "data": "/home/alice/secret-project/streets",
         "recipe": {"class_names": "secret/classes.txt", "lr": 0.1},
         "score": {"mIoU": 50.0, "data": {"path": "/home/alice/secret-project/streets", "split": "val"}},
     }
@@ -34,7 +35,7 @@ def test_of_paths_the_last_names_go_out(segformer_dir, tmp_path):
     told = json.loads(content)
     assert (told["source"], told["output"], told["arch"]) == ("mit-b0", "out", "net.py:make")
     assert told["data"] == {"path": "streets", "split": "train", "fingerprint": "f" * 64}
-    assert told["finetuned"]["source"] == "first"
+    assert (told["finetuned"]["source"], told["finetuned"]["data"]) == ("first", "streets")
     assert told["finetuned"]["recipe"] == {"class_names": "classes.txt", "lr": 0.1}
     assert told["finetuned"]["score"]["data"]["path"] == "streets"
     assert yaml.safe_load(files["finetune.yaml"].source) == {"lr": 0.1, "class_names": "classes.txt"}

@@ -1,6 +1,7 @@
 """A folder or a table as a data set: which layout it has, which split was chosen, which images belong to it."""
 
 import hashlib
+import os
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ class DataSet:
     passed_over: int = 0
     classes: tuple[str, ...] | Path | None = None
     identity: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called where its place is nobody's business: the last part of its path, or its Hub id."""
+        on_hub = self.layout == "table" and not self.root.exists()
+        return str(self.root) if on_hub else os.path.basename(os.path.abspath(self.root))
 
     @property
     def pairs(self) -> int:
