@@ -22,7 +22,7 @@ from equalize.errors import EqualizeError
 for name in sys.argv[1:]:
     try:
         data = open_data(name, labels=True)
-        print(data.describe(), class_names(data), read_mask(data.masks[0]).tolist(), data.masks[0])
+        print(data.describe(), class_names(data), read_mask(data.masks[0]).tolist(), data.masks[0], data.name)
     except EqualizeError as error:
         print(error.exit_code, error)
 """
@@ -60,7 +60,7 @@ def test_a_data_set_on_the_hub_and_then_from_the_cache(server: DataHub, tmp_path
     names = (NAME, f"{NAME}@{COMMIT}", f"{NAME}@main", f"{NAME}@nope", "acme/nothing")
     *found, nope, nothing = ask(home, *names, HF_ENDPOINT=server.url)
     told = "table layout, columns image and label, split validation, 1 image, 1 pair ('road', 'sky') [[1, 1]]"
-    assert found == [f"{name}: {told} {name} validation[0].label" for name in names[:3]]
+    assert found == [f"{name}: {told} {name} validation[0].label {name}" for name in names[:3]]
     for line, name in ((nope, f"{NAME}@nope"), (nothing, "acme/nothing")):
         assert line.startswith(f"3 {name}: no such path, and no such data set on the Hub, or none for you; check")
 
