@@ -11,7 +11,7 @@ import yaml
 from equalize.checkpoint.reading import ARCHITECTURE_FILE
 from equalize.checkpoint.source import HUB_ID
 from equalize.errors import InputError, ResourceError
-from equalize.outgoing import OutgoingFile
+from equalize.publishing.outgoing import OutgoingFile
 
 __all__ = ["without_places"]
 

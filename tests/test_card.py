@@ -7,9 +7,9 @@ import yaml
 from huggingface_hub import ModelCard
 from planned import planned
 
-from equalize.card import model_card
-from equalize.card_facts import read_facts
 from equalize.errors import CheckpointError, InputError
+from equalize.publishing.card import model_card
+from equalize.publishing.facts import read_facts
 
 SCORE = {
     "mIoU": 41.25,

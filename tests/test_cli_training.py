@@ -7,7 +7,7 @@ import yaml
 from scenes import write_scenes
 
 from equalize.errors import InputError
-from equalize.recipe import Recipe
+from equalize.finetuning.recipe import Recipe
 
 QUICK = ("--batch-size", "2", "--max-steps", "3", "--device", "cpu", "--size", "48x64", "--lr", "0.01")
 

@@ -17,9 +17,9 @@ from scenes import write_scenes
 
 from equalize.errors import CheckpointError, DataError, InputError, NumericsError, OutputError, ResourceError
 from equalize.evaluate import Evaluating, evaluate
-from equalize.finetune import finetune
+from equalize.finetuning.finetune import finetune
+from equalize.finetuning.recipe import Recipe
 from equalize.naming import ModelName
-from equalize.recipe import Recipe
 
 QUICK = Recipe(
     max_steps=8,
@@ -271,9 +271,9 @@ def test_killed_by_the_system(custom, five_classes, tmp_path, uninterrupted):
     code = f"""
 import torch
 torch.set_num_threads(1)
-from equalize.finetune import finetune
+from equalize.finetuning.finetune import finetune
 from equalize.naming import ModelName
-from equalize.recipe import Recipe
+from equalize.finetuning.recipe import Recipe
 finetune(ModelName(**{flags}), {str(five_classes)!r}, {str(out)!r}, {STEADY!r})
 """
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -584,7 +584,7 @@ def test_what_was_trained_trains_on(custom, five_classes, tmp_path):
 
 
 def test_networks_that_match_masks_are_refused():
-    from equalize.objective import Criterion, Trained
+    from equalize.finetuning.objective import Criterion, Trained
 
     class Matcher(torch.nn.Conv2d):
         def forward(self, x, mask_labels=None):
@@ -596,7 +596,7 @@ def test_networks_that_match_masks_are_refused():
 
 
 def test_loss_is_the_mean_over_labelled_pixels():
-    from equalize.objective import Criterion
+    from equalize.finetuning.objective import Criterion
 
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 4, 6, 6), torch.randint(0, 4, (2, 6, 6))
@@ -617,6 +617,6 @@ def test_a_full_disk_is_said_to_be_one(custom, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0")
 
-    monkeypatch.setattr("equalize.trainer.torch.save", full)
+    monkeypatch.setattr("equalize.finetuning.trainer.torch.save", full)
     with pytest.raises(ResourceError, match="the state cannot be written"):
         finetune(custom, root, tmp_path / "out", replace(QUICK, max_steps=1))

@@ -14,7 +14,7 @@ from transformers import SegformerForSemanticSegmentation
 
 from equalize.checkpoint import load
 from equalize.errors import InputError, ResourceError
-from equalize.hub import push
+from equalize.publishing.hub import push
 from equalize.version import __version__
 
 

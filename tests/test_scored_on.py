@@ -4,8 +4,8 @@ import json
 
 from scenes import write_scenes
 
-from equalize.card_facts import read_facts
 from equalize.data import open_data
+from equalize.publishing.facts import read_facts
 
 
 def test_the_record_and_the_card_name_the_data_and_the_split(run_cli, segformer_dir, tmp_path):

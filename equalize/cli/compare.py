@@ -114,7 +114,7 @@ def compare(
         from equalize.compare.curves import can_draw, draw_curves
         from equalize.compare.report import comparison_report, markdown
         from equalize.compare.setup import Setup
-        from equalize.recipe import Recipe
+        from equalize.finetuning.recipe import Recipe
 
         setup = Setup.make(
             name,

@@ -45,8 +45,8 @@ def evaluate(
         name = o.read_name(model, arch=arch, arch_args=arch_arg, num_classes=num_classes)
         from equalize.evaluate import Evaluating
         from equalize.evaluate import evaluate as score
+        from equalize.finetuning.report import score_report
         from equalize.processes import is_main, leave
-        from equalize.training_report import score_report
 
         how = Evaluating(
             split=split,

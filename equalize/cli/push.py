@@ -43,8 +43,8 @@ def push(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        from equalize.hub import push as send
-        from equalize.push_report import push_report
+        from equalize.publishing.hub import push as send
+        from equalize.publishing.report import push_report
 
         pushed = send(
             out,

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from equalize.errors import InputError
+from equalize.finetuning.recipe import TrainAs
 from equalize.plan import Strategy
-from equalize.recipe import TrainAs
 
 __all__ = ["Arm", "baselines", "read_arms"]
 

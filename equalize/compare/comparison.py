@@ -14,8 +14,8 @@ from equalize.compare.runs import Runs
 from equalize.compare.setup import Run, Setup
 from equalize.compare.verdict import Cell, Row, Verdict, judge
 from equalize.errors import InputError
+from equalize.finetuning.run_directory import write_whole
 from equalize.inputs import Progress
-from equalize.run_directory import write_whole
 from equalize.version import __version__
 
 __all__ = ["SCHEMA", "Comparison", "compare"]

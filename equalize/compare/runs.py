@@ -25,14 +25,14 @@ from equalize.compare.setup import Run, Setup, demand_same
 from equalize.compare.start import begin, digest, scales
 from equalize.errors import InputError, OutputError, ResourceError
 from equalize.evaluate import Evaluating, confusion
-from equalize.finetune import finetune
+from equalize.finetuning.finetune import finetune
+from equalize.finetuning.run_directory import write_whole
+from equalize.finetuning.training_data import check_splits, open_splits
 from equalize.inputs import Images, Measuring, Progress, device_of
 from equalize.plan import Plan
-from equalize.run_directory import write_whole
 from equalize.score import ConfusionMatrix, Score
 from equalize.surgery import apply
 from equalize.taps import undisturbed
-from equalize.training_data import check_splits, open_splits
 
 __all__ = ["Runs"]
 

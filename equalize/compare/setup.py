@@ -9,9 +9,9 @@ from typing import Any, Self
 from equalize.compare.arms import Arm
 from equalize.data import DataSet
 from equalize.errors import DataError, InputError
+from equalize.finetuning.recipe import Recipe
+from equalize.finetuning.training_data import open_splits
 from equalize.naming import ModelName
-from equalize.recipe import Recipe
-from equalize.training_data import open_splits
 
 __all__ = ["Run", "Setup", "demand_same"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from equalize.finetuning.recipe import Recipe
 from equalize.inputs import Progress
-from equalize.recipe import Recipe
 from equalize.score import Score
 
 __all__ = ["Listeners", "Rhythm", "best_of"]

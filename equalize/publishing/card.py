@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from equalize.card_facts import Facts
-from equalize.card_results import Evaluation
-from equalize.card_text import describe
 from equalize.errors import InputError
+from equalize.publishing.facts import Facts
+from equalize.publishing.results import Evaluation
+from equalize.publishing.text import describe
 
 __all__ = ["model_card"]
 

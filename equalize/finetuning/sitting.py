@@ -16,20 +16,20 @@ from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint
 from equalize.evaluate import Evaluating, confusion
+from equalize.finetuning.objective import Criterion, Trained, backbone_of
+from equalize.finetuning.optimiser import freeze
+from equalize.finetuning.recipe import Recipe
+from equalize.finetuning.rhythm import Listeners, best_of
+from equalize.finetuning.run_directory import RunDirectory
+from equalize.finetuning.trainer import SegmentationTrainer, arguments
+from equalize.finetuning.training_data import Splits, training_pairs
 from equalize.inputs import Progress
 from equalize.labelled import Labelled
-from equalize.objective import Criterion, Trained, backbone_of
-from equalize.optimiser import freeze
 from equalize.plan import Plan
 from equalize.processes import is_main, wait
-from equalize.recipe import Recipe
-from equalize.rhythm import Listeners, best_of
-from equalize.run_directory import RunDirectory
 from equalize.score import Score
 from equalize.taps import undisturbed
-from equalize.trainer import SegmentationTrainer, arguments
 from equalize.training import fold
-from equalize.training_data import Splits, training_pairs
 
 __all__ = ["Keeper", "train", "unchanged_globals"]
 

@@ -13,20 +13,20 @@ from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.hf_config import quiet
 from equalize.embed import embed
 from equalize.errors import InputError, ResourceError
+from equalize.finetuning.new_classes import load_for
+from equalize.finetuning.objective import Criterion, Trained, backbone_of
+from equalize.finetuning.optimiser import make_optimiser
+from equalize.finetuning.recipe import Recipe, TrainAs
+from equalize.finetuning.run_directory import RunDirectory, write_whole
+from equalize.finetuning.sitting import Keeper, train, unchanged_globals
+from equalize.finetuning.trainer import check_trackers
+from equalize.finetuning.training_data import Splits, check_splits, open_splits
 from equalize.inputs import Measuring, Progress, device_of
 from equalize.naming import ModelName
-from equalize.new_classes import load_for
-from equalize.objective import Criterion, Trained, backbone_of
-from equalize.optimiser import make_optimiser
 from equalize.plan import Plan
 from equalize.processes import is_main, join, wait
-from equalize.recipe import Recipe, TrainAs
-from equalize.run_directory import RunDirectory, write_whole
-from equalize.sitting import Keeper, train, unchanged_globals
 from equalize.surgery import apply
-from equalize.trainer import check_trackers
 from equalize.training import attach
-from equalize.training_data import Splits, check_splits, open_splits
 
 __all__ = ["Finetuned", "finetune"]
 

@@ -6,7 +6,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.hub import Push
+from equalize.publishing.hub import Push
 
 __all__ = ["push_report"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from equalize.card_facts import Facts
+from equalize.publishing.facts import Facts
 
 __all__ = ["loading"]
 

@@ -15,12 +15,12 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.errors import InputError, NumericsError, ResourceError
-from equalize.objective import Trained
-from equalize.optimiser import make_optimiser, make_schedule
+from equalize.finetuning.objective import Trained
+from equalize.finetuning.optimiser import make_optimiser, make_schedule
+from equalize.finetuning.recipe import Recipe
+from equalize.finetuning.rhythm import Listeners, Rhythm, best_of
+from equalize.finetuning.run_directory import RunDirectory
 from equalize.processes import broadcast_buffers, is_main, wait
-from equalize.recipe import Recipe
-from equalize.rhythm import Listeners, Rhythm, best_of
-from equalize.run_directory import RunDirectory
 
 __all__ = ["SegmentationTrainer", "arguments", "check_trackers"]
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from equalize.branches import Branch
-from equalize.card_facts import Facts
-from equalize.card_loading import loading
-from equalize.card_results import Evaluation
 from equalize.plan import Plan
+from equalize.publishing.facts import Facts
+from equalize.publishing.loading import loading
+from equalize.publishing.results import Evaluation
 from equalize.sites import Site
 
 __all__ = ["describe"]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
 
-from equalize.card_results import Evaluation, Training, read_evaluation, read_training
 from equalize.checkpoint.base import PLAN_FILE
 from equalize.checkpoint.matching import PREFIXES
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, weight_files
 from equalize.errors import CheckpointError, InputError, ResourceError
 from equalize.plan import Plan
+from equalize.publishing.results import Evaluation, Training, read_evaluation, read_training
 
 __all__ = ["Base", "Facts", "read_facts"]
 

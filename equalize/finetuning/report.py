@@ -5,7 +5,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.finetune import Finetuned
+from equalize.finetuning.finetune import Finetuned
 from equalize.score import Score
 
 __all__ = ["score_report", "training_report"]

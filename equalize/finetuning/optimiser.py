@@ -9,7 +9,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from equalize.errors import InputError
-from equalize.recipe import Recipe
+from equalize.finetuning.recipe import Recipe
 
 __all__ = ["freeze", "make_optimiser", "make_schedule"]
 
