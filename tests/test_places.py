@@ -6,10 +6,10 @@ import yaml
 from planned import plan, planned
 from test_hub import _no_open_connections, hub, out  # noqa: F401
 
-from equalize.places import without_places
 from equalize.plan import Plan
 from equalize.publishing.hub import push
 from equalize.publishing.outgoing import OutgoingFile
+from equalize.publishing.places import without_places
 
 
 def pushed(directory):

@@ -16,11 +16,11 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from equalize.checkpoint.reading import weight_files
 from equalize.errors import InputError, ResourceError
-from equalize.places import without_places
 from equalize.publishing.card import model_card
 from equalize.publishing.client import hub_errors, quiet_client, status_of, warnings_to
 from equalize.publishing.facts import read_facts
 from equalize.publishing.outgoing import LeftOut, OutgoingFile, choose_files, refuse_tokens
+from equalize.publishing.places import without_places
 from equalize.version import __version__
 
 __all__ = ["Push", "push"]
