@@ -14,7 +14,7 @@ from equalize.checkpoint.source import Place, fetch_weights, locate
 from equalize.checkpoint.state_dicts import load_published, load_state_dict, load_written, reload_state_dict
 from equalize.errors import CheckpointError
 
-__all__ = ["load", "reload"]
+__all__ = ["load", "load_request", "reload"]
 
 
 def load(
@@ -45,8 +45,6 @@ def load(
         NumericsError: its weights hold NaN or Inf.
         ResourceError: not readable, or the Hub fails.
     """
-    if num_classes is not None and num_classes < 1:
-        raise CheckpointError("--num-classes", "must be positive", got=num_classes)
     request = Request(
         source=str(source),
         arch=arch,
@@ -56,9 +54,16 @@ def load(
         num_classes=num_classes,
         seed=seed,
     )
-    if arch_args and arch is None:
+    return load_request(request)
+
+
+def load_request(request: Request) -> Checkpoint:
+    """`load`, its arguments in one."""
+    if request.num_classes is not None and request.num_classes < 1:
+        raise CheckpointError("--num-classes", "must be positive", got=request.num_classes)
+    if request.arch_args and request.arch is None:
         raise CheckpointError("--arch-arg", "needs --arch")
-    place = locate(source)
+    place = locate(request.source)
     if place.kind == "torchvision":
         return load_published(place.path.name, request)
     if place.kind == "directory":

@@ -1,7 +1,7 @@
 """What the caller of `load` asked for, passed down unchanged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Request"]
 
@@ -13,7 +13,7 @@ class Request:
     source: str
     """As typed."""
     arch: str | None = None
-    arch_args: Mapping[str, object]
+    arch_args: Mapping[str, object] = field(default_factory=dict)
     weights: bool = True
     """False: on the meta device, for looking at the structure alone."""
     init_missing: bool = False
