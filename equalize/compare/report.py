@@ -14,7 +14,7 @@ from equalize.compare.verdict import Row
 
 __all__ = ["comparison_report", "markdown"]
 
-_HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % images", "early", "difference")
+_HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % images", "early", "early difference")
 
 
 def comparison_report(found: Comparison) -> list[ConsoleRenderable]:
