@@ -110,5 +110,6 @@ def _legend(found: Comparison) -> list[str]:
     return [
         f"mIoU in percent on {images} images after {recipe.max_steps} steps, early after {recipe.eval_first}; means "
         f"over {seeds}. sigmas: largest over smallest in the fusion layer where they are furthest apart, as measured "
-        "and as trained. Differences to the baseline are paired by seed; intervals are not corrected for their number."
+        "and as trained. Differences to the baseline are paired by seed; intervals are not corrected for their number, "
+        "and those over images take them as independent, which frames of a video are not."
     ]
