@@ -138,7 +138,7 @@ _DERIVED = {"schema", "strategy", "seed", "keep_norm", "sites", "refusals", "cha
 
 
 def site_json(site: Site) -> dict[str, Any]:
-    """A site as CONTRACT's SITE; measured values and the strategy only once they are known."""
+    """A site as it stands in JSON; measured values and the strategy only once they are known."""
     content = {key: value for key, value in asdict(site).items() if key not in _UNWRITTEN}
     content["kernel"] = list(site.kernel)
     if site.strategy is None:

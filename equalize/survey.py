@@ -40,7 +40,7 @@ class Survey:
     images: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """CONTRACT's `scan` object."""
+        """What `equalize scan --json` prints."""
         return {
             "schema": SCHEMA,
             "source": self.source,

@@ -44,7 +44,7 @@ class Check:
     border: float
 
     def to_json(self) -> dict[str, float]:
-        """CONTRACT's "check"."""
+        """What stands under "check" in a plan."""
         return asdict(self)
 
 

@@ -114,7 +114,7 @@ def test_importing_costs_no_torch(statement):
 
 
 def test_public_names():
-    """CONTRACT's Python section, and what its signatures speak of."""
+    """The Python interface that others build on, and what its signatures speak of."""
     assert equalize.__all__ == sorted(equalize.__all__)
     contract = {"load", "scan", "measure", "make_plan", "calibrate", "apply", "attach", "fold"}
     kinds = {"Branch", "Checkpoint", "Edit", "EqualizeError", "Moments", "Plan", "Refusal", "Scan", "Site"}
