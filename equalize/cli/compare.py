@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import training_options as t
 
 __all__ = ["compare"]
 
@@ -38,43 +39,28 @@ def compare(
     config: Annotated[
         str | None, typer.Option("--config", metavar="FILE", help="YAML with settings of finetune; flags win.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="E", help="20 if left away.")] = None,
+    epochs: t.Epochs = None,
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", "--steps", metavar="K", help="Instead of --epochs.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", help="Pairs a step; 8 if left away.")
     ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option("--accumulate", metavar="N", help="Batches that make a step.")
-    ] = None,
-    optimizer: Annotated[
-        Literal["adamw", "sgd"] | None, typer.Option("--optimizer", help="adamw if left away; sgd has momentum 0.9.")
-    ] = None,
+    accumulate: t.Accumulate = None,
+    optimizer: t.Optimizer = None,
     lr: Annotated[float | None, typer.Option("--lr", help="One rate, instead of --lrs; 1e-4 if left away.")] = None,
-    head_lr_mult: Annotated[
-        float | None, typer.Option("--head-lr-mult", help="All but the backbone learns this many times faster.")
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="fp32 if left away.")
-    ] = None,
-    freeze_backbone: Annotated[bool | None, typer.Option("--freeze-backbone/--no-freeze-backbone")] = None,
-    freeze_norms: Annotated[bool | None, typer.Option("--freeze-norms/--no-freeze-norms")] = None,
+    head_lr_mult: t.HeadLrMult = None,
+    precision: t.Precision = None,
+    freeze_backbone: t.FreezeBackbone = None,
+    freeze_norms: t.FreezeNorms = None,
     size: o.Size = None,
-    crop: Annotated[
-        str | None, typer.Option("--crop", metavar="H[xW]", help="What training sees; --size if left away.")
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option("--num-classes", metavar="N", help="The classifier is drawn anew if it has others.")
-    ] = None,
+    crop: t.Crop = None,
+    num_classes: t.NumClasses = None,
     class_names: o.ClassNames = None,
-    ignore_index: Annotated[int | None, typer.Option("--ignore-index", help="Label that does not count; 255.")] = None,
-    reduce_labels: Annotated[
-        Literal["auto", "yes", "no"] | None,
-        typer.Option("--reduce-labels", help="Label 0 does not count, 1 is class 0."),
-    ] = None,
-    train_split: Annotated[str | None, typer.Option("--train-split", metavar="NAME")] = None,
-    val_split: Annotated[str | None, typer.Option("--val-split", metavar="NAME")] = None,
+    ignore_index: t.IgnoreIndex = None,
+    reduce_labels: t.ReduceLabels = None,
+    train_split: t.TrainSplit = None,
+    val_split: t.ValSplit = None,
     samples: Annotated[
         int | None, typer.Option("--samples", metavar="N", help="Images that sigmas are measured on; 256 if left away.")
     ] = None,
@@ -84,7 +70,7 @@ def compare(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The first one; 0 if left away.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes that read images.")] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")] = None,
+    device: t.Device = None,
     init_missing: o.InitMissing = False,
     arch: o.Arch = None,
     arch_arg: o.ArchArgs = None,

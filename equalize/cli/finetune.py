@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import training_options as t
 
 __all__ = ["finetune"]
 
@@ -19,43 +20,33 @@ def finetune(
     config: Annotated[
         str | None, typer.Option("--config", metavar="FILE", help="YAML with any of these settings; flags win.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="E", help="20 if left away.")] = None,
+    epochs: t.Epochs = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", metavar="K", help="Instead of --epochs.")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", help="Pairs a step and process; 8 if left away.")
     ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option("--accumulate", metavar="N", help="Batches that make a step.")
-    ] = None,
-    optimizer: Annotated[
-        Literal["adamw", "sgd"] | None, typer.Option("--optimizer", help="adamw if left away; sgd has momentum 0.9.")
-    ] = None,
+    accumulate: t.Accumulate = None,
+    optimizer: t.Optimizer = None,
     lr: Annotated[
         float | None, typer.Option("--lr", help="Peak learning rate; 1e-4 for adamw, 0.01 for sgd if left away.")
     ] = None,
-    head_lr_mult: Annotated[
-        float | None, typer.Option("--head-lr-mult", help="All but the backbone learns this many times faster.")
-    ] = None,
+    head_lr_mult: t.HeadLrMult = None,
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="0.01 for adamw, 5e-4 for sgd.")] = None,
     power: Annotated[float | None, typer.Option("--power", help="Of the polynomial decay; 0.9.")] = None,
     warmup: Annotated[
         float | None, typer.Option("--warmup", help="Share of the steps with a rising rate; 0.05.")
     ] = None,
     clip: Annotated[float | None, typer.Option("--clip", help="Largest norm of the gradient; 1; 0 for none.")] = None,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="fp32 if left away.")
-    ] = None,
+    precision: t.Precision = None,
     label_smoothing: Annotated[float | None, typer.Option("--label-smoothing")] = None,
     class_weights: Annotated[
         str | None, typer.Option("--class-weights", metavar="W,W,...", help="Of the loss, one a class.")
     ] = None,
     aux_weight: Annotated[float | None, typer.Option("--aux-weight", help="Of an auxiliary head's loss; 0.4.")] = None,
-    freeze_backbone: Annotated[bool | None, typer.Option("--freeze-backbone/--no-freeze-backbone")] = None,
-    freeze_norms: Annotated[bool | None, typer.Option("--freeze-norms/--no-freeze-norms")] = None,
+    freeze_backbone: t.FreezeBackbone = None,
+    freeze_norms: t.FreezeNorms = None,
     size: o.Size = None,
-    crop: Annotated[
-        str | None, typer.Option("--crop", metavar="H[xW]", help="What training sees; --size if left away.")
-    ] = None,
+    crop: t.Crop = None,
     scale: Annotated[
         str | None, typer.Option("--scale", metavar="LOW,HIGH", help="Of the random resize; 0.5,2.")
     ] = None,
@@ -66,17 +57,12 @@ def finetune(
     photometric: Annotated[
         bool | None, typer.Option("--photometric/--no-photometric", help="Vary brightness, contrast, colours.")
     ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option("--num-classes", metavar="N", help="The classifier is drawn anew if it has others.")
-    ] = None,
+    num_classes: t.NumClasses = None,
     class_names: o.ClassNames = None,
-    ignore_index: Annotated[int | None, typer.Option("--ignore-index", help="Label that does not count; 255.")] = None,
-    reduce_labels: Annotated[
-        Literal["auto", "yes", "no"] | None,
-        typer.Option("--reduce-labels", help="Label 0 does not count, 1 is class 0."),
-    ] = None,
-    train_split: Annotated[str | None, typer.Option("--train-split", metavar="NAME")] = None,
-    val_split: Annotated[str | None, typer.Option("--val-split", metavar="NAME")] = None,
+    ignore_index: t.IgnoreIndex = None,
+    reduce_labels: t.ReduceLabels = None,
+    train_split: t.TrainSplit = None,
+    val_split: t.ValSplit = None,
     eval_every: Annotated[
         int | None, typer.Option("--eval-every", metavar="STEPS", help="Score and save; each epoch if left away.")
     ] = None,
@@ -104,7 +90,7 @@ def finetune(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of all that is random; 0.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes that read pairs.")] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")] = None,
+    device: t.Device = None,
     report_to: Annotated[
         list[str] | None, typer.Option("--report-to", metavar="NAME", help="tensorboard or trackio; repeatable.")
     ] = None,
