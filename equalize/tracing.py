@@ -1,38 +1,53 @@
-"""A model and an example input become a `Graph`, by `torch.export`.
+"""A model and an example input become a `Graph`, by `torch.export` or, where that refuses, by a recorded run.
 
-Tracing runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
-computed and the network is left as it was. Only this file, `aten.py` and `cut.py` know `torch.export` and ATen.
+Export runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
+computed and the network is left as it was. `recorder.py` needs a real forward pass.
 """
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule, Node
 
-from equalize.aten import attributes_of, kind_of, named_arguments, parameter_roles
-from equalize.errors import SiteError
+from equalize.errors import ResourceError, SiteError
 from equalize.graph import Graph, Op
+from equalize.reader import read_ops
+from equalize.recorder import Recording, record
 
 __all__ = ["export", "trace"]
 
+_REMEDY = "give an input shape that the network takes (--size, --input-shape)"
+
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
-    """Traces `model` in eval mode on inputs shaped like `example`.
+    """Traces `model` in eval mode on inputs shaped like `example`; records a run of it where it cannot be exported.
 
     Args:
-        model: any module; its mode is restored.
-        example: the positional input, such as (N, C, H, W), or a tuple of them; values are not looked at.
+        model: any module; it is left as it was.
+        example: the positional input, such as (N, C, H, W), or a tuple of them; values matter in a recorded run only.
 
     Raises:
-        SiteError: if `torch.export` refuses the network, or the network refuses the example.
+        SiteError: if the network can neither be exported nor run, or refuses the example.
+        ResourceError: if there is no memory to run it.
     """
-    program = export(model, example if isinstance(example, tuple) else (example,))
+    inputs = example if isinstance(example, tuple) else (example,)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    try:
+        return Graph(ops=_exported(model, inputs), shapes=shapes)
+    except SiteError as refusal:
+        recording = _record(model, inputs, refusal)
+    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
+    return Graph(ops=ops, shapes=shapes, tracer="recorder")
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
+    program = export(model, inputs)
+    if program.range_constraints:
+        raise SiteError(type(model).__name__, "cannot be traced (sizes depend on values)", got=_shapes(inputs))
     signature = program.graph_signature
     keys = {
         **signature.inputs_to_parameters,
@@ -40,10 +55,38 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         **signature.inputs_to_lifted_tensor_constants,
     }
     plain = frozenset(signature.inputs_to_parameters.values())
-    reader = _Reader(keys=keys, plain=plain)
-    reader.read(program.graph_module, env={})
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    return Graph(ops=tuple(reader.ops), shapes=shapes)
+    module = program.graph_module
+    return read_ops(module.graph, module, keys=keys, plain=plain)
+
+
+def _record(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -> Recording:
+    try:
+        with _eval_mode(model), _quiet():
+            return record(model, example)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the network's own code raises
+        if "allocate memory" in str(error):
+            raise ResourceError(
+                type(model).__name__,
+                "must be run to be read, and there is too little memory for that",
+                remedy="use a smaller --size",
+            ) from error
+        raise SiteError(
+            type(model).__name__,
+            f"{refusal.what}, and a run failed ({_line(error)})",
+            got=refusal.got,
+            remedy=_REMEDY,
+        ) from error
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> str:
+    return f"input {' + '.join(str(list(tensor.shape)) for tensor in inputs)}"
+
+
+def _line(error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first.strip()[:200]}".removesuffix(": ")
 
 
 def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = False) -> ExportedProgram:
@@ -66,12 +109,11 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
         except MemoryError:
             raise
         except Exception as error:  # whatever the network's own code raises on fake tensors
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise SiteError(
                 type(model).__name__,
-                f"cannot be traced ({type(error).__name__}: {reason.strip()[:200]})",
-                got=f"input {' + '.join(str(list(tensor.shape)) for tensor in inputs)}",
-                remedy="give an input shape that the network takes (--size, --input-shape)",
+                f"cannot be traced ({_line(error)})",
+                got=_shapes(inputs),
+                remedy=_REMEDY,
             ) from error
 
 
@@ -97,128 +139,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-class _Reader:
-    """Turns the nodes of an exported program into `Op`s."""
-
-    def __init__(self, *, keys: Mapping[str, str], plain: frozenset[str]) -> None:
-        self.keys = keys
-        self.plain = plain
-        self.ops: list[Op] = []
-
-    def read(self, module: GraphModule, env: dict[Node, str]) -> None:
-        """Appends the ops of `module`; `env` holds the op that now stands for each node's tensor."""
-        for node in module.graph.nodes:
-            if node.op == "placeholder" and node not in env:
-                key = self.keys.get(node.name)
-                op = Op(name=node.name, kind="input")
-                constant = Op(name=node.name, kind="constant", attributes={"key": key})
-                env[node] = self._append(node, op if key is None else constant)
-            elif node.op == "get_attr":
-                if not isinstance(getattr(module, str(node.target), None), GraphModule):
-                    env[node] = self._append(node, Op(name=node.name, kind="constant"))
-            elif node.op == "output":
-                self.ops.append(Op(name=f"output_{len(self.ops)}", kind="output", inputs=_names(node.args, env)))
-            elif node.op == "call_function":
-                self._call(module, node, env)
-
-    def _call(self, module: GraphModule, node: Node, env: dict[Node, str]) -> None:
-        body = next((arg for arg in node.args if isinstance(arg, Node) and _submodule(module, arg)), None)
-        if body is not None:  # a region under no_grad or autocast: read it in place
-            self._inline(module, node, body, env)
-            return
-        if node.target is getattr:
-            return
-        name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-        if name == "getitem":
-            source = node.args[0]
-            assert isinstance(source, Node)
-            inner = env.get(source)
-            if isinstance(inner, str):
-                env[node] = self._append(node, Op(name=node.name, kind="other", target="getitem", inputs=(inner,)))
-            return
-        env[node] = self._append(node, self._convert(name, node, env))
-
-    def _inline(self, module: GraphModule, node: Node, body: Node, env: dict[Node, str]) -> None:
-        inner = _submodule(module, body)
-        assert inner is not None
-        arguments = node.args[node.args.index(body) + 1 :]
-        placeholders = [each for each in inner.graph.nodes if each.op == "placeholder"]
-        inner_env = {
-            placeholder: env[argument]
-            for placeholder, argument in zip(placeholders, arguments, strict=False)
-            if isinstance(argument, Node) and argument in env
-        }
-        reader = _Reader(
-            keys={
-                placeholder.name: self.keys[argument.name]
-                for placeholder, argument in zip(placeholders, arguments, strict=False)
-                if isinstance(argument, Node) and argument.name in self.keys
-            },
-            plain=self.plain,
-        )
-        reader.read(inner, inner_env)
-        results = reader.ops.pop()
-        assert results.kind == "output"
-        prefix = f"{node.name}."
-        local = {op.name for op in reader.ops}
-
-        def rename(name: str) -> str:
-            return prefix + name if name in local else name
-
-        for op in reader.ops:
-            inputs = tuple(rename(each) for each in op.inputs)
-            self.ops.append(replace(op, name=rename(op.name), inputs=inputs))
-        for user in list(node.users):  # a region returns a tuple: its getitems are the results themselves
-            if getattr(user.target, "__name__", "") == "getitem" and isinstance(user.args[1], int):
-                env[user] = rename(results.inputs[user.args[1]])
-
-    def _append(self, node: Node, op: Op) -> str:
-        value = node.meta.get("val")
-        if isinstance(value, list | tuple):
-            value = next((each for each in value if isinstance(each, Tensor)), None)
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        shape = tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
-        self.ops.append(replace(op, shape=shape, module=_module_path(stack[-1][0]) if stack else ""))
-        return op.name
-
-    def _convert(self, name: str, node: Node, env: Mapping[Node, str]) -> Op:
-        arguments = named_arguments(node)
-        kind = kind_of(name, node, arguments)
-        roles = parameter_roles(kind)
-        parameters: dict[str, str | None] = {}
-        for role, argument in ((role, arguments.get(argument)) for argument, role in roles.items()):
-            if isinstance(argument, Node):
-                key = self.keys.get(argument.name)
-                parameters[role] = key if key in self.plain or role.startswith("running") else None
-        data = {argument: value for argument, value in arguments.items() if argument not in roles}
-        return Op(
-            name=node.name,
-            kind=kind,
-            target=name,
-            inputs=_names(tuple(data.values()), env),
-            parameters=parameters,
-            attributes=attributes_of(kind, name, node, arguments),
-        )
-
-
-def _module_path(path: str) -> str:
-    """Module stack entries say "L['self'].a.b", "a.b" or "" by version; only the path is wanted."""
-    return path.removeprefix("L['self']").removeprefix(".")
-
-
-def _submodule(module: GraphModule, node: Node) -> GraphModule | None:
-    inner = getattr(module, str(node.target), None) if node.op == "get_attr" else None
-    return inner if isinstance(inner, GraphModule) else None
-
-
-def _names(arguments: object, env: Mapping[Node, str]) -> tuple[str, ...]:
-    """The ops behind every tensor in a nest of arguments, in order."""
-    if isinstance(arguments, Node):
-        return (env[arguments],) if arguments in env else ()
-    if isinstance(arguments, Mapping):
-        arguments = tuple(arguments.values())
-    if isinstance(arguments, list | tuple):
-        return tuple(name for argument in arguments for name in _names(argument, env))
-    return ()

@@ -15,7 +15,7 @@ ROOT = Path(equalize.__file__).parent
 
 FLOORS = {
     0: {"errors", "version"},
-    1: {"graph", "tracing", "aten", "checkpoint", "data", "score"},
+    1: {"graph", "tracing", "recorder", "reader", "aten", "checkpoint", "data", "score"},
     2: {"branches", "sites", "scanning"},
     3: {"moments", "taps", "cut", "measurement", "norms"},
     4: {"equation", "plan", "surgery", "strategies", "training", "calibration"},
@@ -142,4 +142,4 @@ def test_only_tracing_names_torch_export():
         if (isinstance(node, ast.ImportFrom) and str(node.module).startswith(("torch.export", "torch.fx")))
         or (isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("torch.export", "torch.ops")))
     }
-    assert users <= {"tracing", "aten", "cut"}
+    assert users <= {"tracing", "recorder", "reader", "aten", "cut"}

@@ -472,16 +472,17 @@ def test_the_network_is_left_as_it_was():
         assert torch.equal(value, state[key])
 
 
-def test_what_cannot_be_traced_says_why_and_is_left_as_it_was():
+def test_what_can_neither_be_exported_nor_run_gives_both_reasons_and_is_left_as_it_was():
     class Dynamic(Net):
         def forward(self, x):
             if x.sum() > 0:  # depends on values
                 return super().forward(x)
-            return self.high(x)
+            raise LookupError("nothing to see")
 
     model = Dynamic().train()
-    with pytest.raises(SiteError, match=r"^Dynamic: cannot be traced \(.+\), got input \[2, 3, 16, 16\]; give"):
-        scan(model, X)
+    reasons = r"\(.+data.+\), and a run failed \(LookupError: nothing to see\)"
+    with pytest.raises(SiteError, match=rf"^Dynamic: cannot be traced {reasons}, got input \[2, 3, 16, 16\]; give"):
+        scan(model, torch.zeros(2, 3, 16, 16))
     with pytest.raises(SiteError, match=r"got input \[2, 4, 16, 16\]"):
         scan(Net(), torch.zeros(2, 4, 16, 16))
     assert all(module.training for module in model.modules())
