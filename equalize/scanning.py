@@ -37,12 +37,12 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
     """Finds the fusion layers of `model`.
 
     Args:
-        model: any module, on any device, the meta device included; it is not run.
-        example: an input or a tuple of inputs, (N, C, H, W); only shapes and dtypes matter.
+        model: any module, on any device, the meta device included; it is run only if `torch.export` refuses it.
+        example: an input or a tuple of inputs, (N, C, H, W); values matter only where the network must be run.
         kinds: "resampled" where a branch was resampled, "plain" where none was.
 
     Raises:
-        SiteError: if the network cannot be traced with such an input.
+        SiteError: if the network cannot be traced with such an input. ResourceError: if there is no memory to run it.
     """
     graph = trace(model, example)
     sites, refusals = find_sites(graph)

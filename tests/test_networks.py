@@ -7,14 +7,18 @@ order of the concat; one factor stands for both spatial axes.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
-from equalize.scanning import Scan, scan
-from equalize.sites import Site
+from equalize.graph import Graph
+from equalize.reader import read_ops
+from equalize.recorder import record
+from equalize.scanning import Scan
+from equalize.sites import Site, find_sites
+from equalize.tracing import trace
 
 BranchRow = tuple[int, str | None, float]
 
@@ -346,13 +350,28 @@ NETWORKS = {
 }
 
 
-@functools.cache
-def scanned(name: str) -> Scan:
+def built(name: str) -> tuple[nn.Module, torch.Tensor]:
     network = NETWORKS[name]
     with torch.device(network.device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own, when building
-        model = network.build()
-    return scan(model, torch.zeros(1, 3, network.size, network.size), kinds=("resampled", "plain"))
+        return network.build().eval(), torch.empty(1, 3, network.size, network.size, device="meta")
+
+
+@functools.cache
+def graphs(name: str) -> tuple[Graph, Graph]:
+    """Of one network, by both tracers."""
+    model, example = built(name)
+    recording = record(model, (example,))
+    exported = trace(model, example)
+    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
+    return exported, replace(exported, ops=ops, tracer="recorder")
+
+
+@functools.cache
+def scanned(name: str) -> Scan:
+    exported, _ = graphs(name)
+    sites, refusals = find_sites(exported)
+    return Scan(sites=sites, refusals=refusals, tracer=exported.tracer)
 
 
 def sites_of(name: str, kind: str) -> list[Site]:
@@ -379,6 +398,15 @@ def test_fusion_layers(name):
     for reason in network.refused:
         assert reason in reasons
     assert found.sites or found.refusals
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_recorded_run_says_the_same_as_export(name):
+    """Every field of every site, and the refusals: from the same operators, seen on real and on fake tensors."""
+    exported, recorded = graphs(name)
+    assert exported.tracer == "export"
+    assert find_sites(recorded) == find_sites(exported)
+    assert recorded.norms_before == exported.norms_before
 
 
 def test_facts_of_a_pointwise_layer_before_batch_norm():
