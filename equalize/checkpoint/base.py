@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +20,7 @@ __all__ = ["PLAN_FILE", "Checkpoint", "Origin"]
 
 PLAN_FILE = "equalize.json"
 
-Family = Literal["transformers", "smp", "torchvision", "custom"]
+Family = Literal["transformers", "smp", "torchvision", "mmsegmentation", "custom"]
 
 
 class _Receipt(Protocol):
@@ -44,6 +44,8 @@ class Origin:
     """What wrappers put before the model's keys on disk."""
     beside: tuple[Path, ...] = ()
     """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Files to write beside the weights, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,8 @@ class Checkpoint:
             copy_side_files(origin.path, out, leave_out={*containers, *others})
         for path in origin.beside:
             shutil.copyfile(path, out / path.name)
+        for name, text in origin.texts.items():
+            (out / name).write_text(text, encoding="utf-8")
         write_weights(weights, changed, names)
         if lone and names[weights.files[0]].suffix == ".pth":
             stored = {**weights.tensors, **changed}

@@ -14,6 +14,7 @@ from equalize.checkpoint.base import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
 from equalize.checkpoint.matching import disk_state, fill, fit
+from equalize.checkpoint.mmseg_loading import is_mmseg, load_mmseg
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
 from equalize.checkpoint.request import Request
@@ -49,6 +50,8 @@ def load_state_dict(
     """
     if request.arch is not None and request.arch.startswith("transformers:"):
         return _load_with_config(path, weights, request)
+    if is_mmseg(weights, request.arch):
+        return load_mmseg(path, weights, request)
     plan = _blueprint(weights, request)
     model = construct(partial(plan.make, **plan.arguments), plan.arch, weights=request.weights, seed=request.seed)
     match = fit(
@@ -204,7 +207,7 @@ def _recorded(directory: Path, arch: str | None, arch_args: Mapping[str, object]
         return arch, {**(arguments if arch == named else {}), **arch_args}
     if named == "transformers:.":
         return f"transformers:{directory}", {}
-    if named.startswith(("torchvision:", "smp:")):
+    if named.startswith(("torchvision:", "smp:")) or named == "mmseg":
         return named, arguments
     raise CheckpointError(directory, "was built by code outside it", remedy=f"name that code again: --arch {named}")
 

@@ -106,10 +106,20 @@ def _transformers_heads(network: nn.Module, images_NCHW: Tensor) -> list[Tensor]
         hook.remove()
 
 
+def _mmseg_heads(network: Any, images_NCHW: Tensor) -> list[Tensor]:
+    """Its forward runs the main head alone; auxiliary heads take the same features."""
+    features = network.extract_feat(images_NCHW)
+    auxiliary = getattr(network, "auxiliary_head", None) or ()
+    several = auxiliary if isinstance(auxiliary, (nn.ModuleList, tuple)) else (auxiliary,)
+    heads = [network.decode_head, *several]
+    return [main_output(head(features), type(network).__name__) for head in heads]
+
+
 _ADAPTERS = {
     "transformers": _Adapter(heads=_transformers_heads, backbones=("backbone",)),
     "torchvision": _Adapter(heads=_torchvision_heads, backbones=("backbone",)),
     "smp": _Adapter(heads=_main_head, backbones=("encoder",)),
+    "mmsegmentation": _Adapter(heads=_mmseg_heads, backbones=("backbone",)),
     "custom": _Adapter(heads=_torchvision_heads, backbones=("backbone", "encoder")),
 }
 
