@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from equalize.graph import Kind
 
-__all__ = ["attributes_of", "kind_of", "named_arguments", "parameter_roles"]
+__all__ = ["attributes_of", "kind_of", "named_arguments", "parameter_roles", "shape_of"]
 
 
 def named_arguments(node: Node) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def _is_area_interpolation(node: Node, arguments: Mapping[str, Any]) -> bool:
     return "AdaptiveAvgPool" not in owner and math.prod(arguments.get("output_size") or [1]) > 1
 
 
-def _size(node: object) -> tuple[int, ...]:
+def shape_of(node: object) -> tuple[int, ...]:
+    """The shape of a node's tensor; () for anything else."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
 
@@ -60,7 +61,7 @@ def _size(node: object) -> tuple[int, ...]:
 def _convolution(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     padding = arguments.get("padding", 0)
     amounts = padding if isinstance(padding, list | tuple) else [padding]
-    kernel = _size(arguments.get("weight"))[2:]
+    kernel = shape_of(arguments.get("weight"))[2:]
     stride = list(arguments.get("stride") or [1])
     stride = stride * len(kernel) if len(stride) == 1 else stride
     if "transpose" in name:  # at stride 1 the kernel reaches over the border, with padding or without
@@ -77,7 +78,7 @@ def _convolution(name: str, arguments: Mapping[str, Any], node: Node) -> dict[st
 
 def _concat(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     dim = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}.get(name, int(arguments.get("dim", 0)))
-    return {"dim": dim % max(len(_size(node)), 1)}
+    return {"dim": dim % max(len(shape_of(node)), 1)}
 
 
 def _resample(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _pad(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
 
 
 def _permute(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    rank = len(_size(node))
+    rank = len(shape_of(node))
     order = list(range(rank))
     if name == "permute":
         order = [int(dim) % rank for dim in arguments["dims"]]
@@ -117,7 +118,7 @@ def _permute(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, A
 
 
 def _crop(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    return {"dim": int(arguments.get("dim", 0)) % max(len(_size(node)), 1)}
+    return {"dim": int(arguments.get("dim", 0)) % max(len(shape_of(node)), 1)}
 
 
 def _shuffle(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The nodes of an fx graph of ATen calls, exported or recorded, become the `Op`s of a `Graph`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
-from equalize.aten import attributes_of, kind_of, named_arguments, parameter_roles
+from equalize.aten import attributes_of, kind_of, named_arguments, parameter_roles, shape_of
 from equalize.graph import Op
 
 __all__ = ["read_ops"]
@@ -58,15 +59,16 @@ class _Reader:
             return
         if node.target is getattr:
             return
-        name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
-        if name == "getitem":
-            source = node.args[0]
-            assert isinstance(source, Node)
-            inner = env.get(source)
-            if isinstance(inner, str):
-                env[node] = self._append(node, Op(name=node.name, kind="other", target="getitem", inputs=(inner,)))
-            return
-        env[node] = self._append(node, self._convert(name, node, env))
+        name = _name(node)
+        first = node.args[0] if node.args else None
+        if name in _SPLITS and isinstance(first, Node):
+            env[node] = env[first]  # only its parts are ops
+        elif name == "getitem":
+            assert isinstance(first, Node)
+            if first in env:
+                env[node] = self._append(node, _part(node, first, env[first]))
+        elif name != "stack" or _flattened(node) is None:
+            env[node] = self._append(node, _joined(node, env) or self._convert(name, node, env))
 
     def _inline(self, module: nn.Module, node: Node, body: Node, env: dict[Node, str]) -> None:
         inner = _submodule(module, body)
@@ -129,6 +131,46 @@ class _Reader:
             parameters=parameters,
             attributes=attributes_of(kind, name, node, arguments),
         )
+
+
+# Operators that give slices of their first argument.
+_SPLITS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+def _part(node: Node, source: Node, made: str) -> Op:
+    """One tensor of an operator's several, where op `made` stands for all of them or for what is split."""
+    name = _name(source)
+    if name not in _SPLITS:
+        return Op(name=node.name, kind="other", target="getitem", inputs=(made,))
+    dim = int(named_arguments(source).get("dim", 0)) % max(len(shape_of(node)), 1)
+    return Op(name=node.name, kind="crop", target=name, inputs=(made,), attributes={"dim": dim})
+
+
+def _flattened(stack: Node) -> Node | None:
+    """The one reader of a stack, if it flattens the new axis and the next into one: together they concatenate."""
+    reader = next(iter(stack.users), None)
+    if reader is None or len(stack.users) > 1 or kind_of(_name(reader), reader, {}) != "reshape":
+        return None
+    shape, dim = shape_of(stack), _stacked_dim(stack)
+    joined = (*shape[:dim], math.prod(shape[dim : dim + 2]), *shape[dim + 2 :])
+    return reader if len(shape) > dim + 1 and shape_of(reader) == joined else None
+
+
+def _stacked_dim(stack: Node) -> int:
+    return int(named_arguments(stack).get("dim", 0)) % len(shape_of(stack))
+
+
+def _joined(node: Node, env: Mapping[Node, str]) -> Op | None:
+    """What flattens a stack, as the concat that it is."""
+    stack = node.args[0] if node.args else None
+    if not isinstance(stack, Node) or _name(stack) != "stack" or _flattened(stack) is not node:
+        return None
+    inputs = _names(stack.args[0], env)
+    return Op(name=node.name, kind="concat", target="stack", inputs=inputs, attributes={"dim": _stacked_dim(stack)})
 
 
 def _module_path(path: str) -> str:

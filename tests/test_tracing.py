@@ -9,6 +9,7 @@ from networks import batch_norm
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from equalize import measurement
 from equalize.errors import SiteError
 from equalize.measurement import measure
 from equalize.scanning import Scan, scan
@@ -82,6 +83,17 @@ class NegativeAxis(Net):
 class Hstack(Net):
     def cat(self, x):
         return torch.hstack([up(self.low(half(x))), self.high(x)])
+
+
+class Stacked(Net):
+    """Branches of one width, stacked and flattened."""
+
+    def __init__(self):
+        super().__init__()
+        self.high, self.fuse = conv(3, 4), conv(8, 5)
+
+    def cat(self, x):
+        return torch.stack([up(self.low(half(x))), self.high(x)], dim=-4).flatten(1, 2)
 
 
 class InPlace(Net):
@@ -378,6 +390,44 @@ def test_chunks_put_together_again_are_a_site_that_stays_put():
     assert [site.layer for site in found.sites] == ["fuse"]
     assert movable(found) == [False, False]
     assert "chunk" in found.refusals[0].reason
+
+
+def test_stacks_are_concats_where_branches_stay_whole(monkeypatch):
+    torch.manual_seed(1)
+    monkeypatch.setattr(measurement, "_PAYS", 0)
+    found = scanned(Stacked())
+    assert summary(found) == [("fuse", [(4, "bilinear"), (4, None)])]
+    assert movable(found) == [True, True]
+    assert found.refusals == ()
+
+    class Interleaved(Stacked):
+        """Channels of both branches in turn."""
+
+        def cat(self, x):
+            return torch.stack([up(self.low(half(x))), self.high(x)], 2).flatten(1, 2)
+
+    class ReadTwice(Stacked):
+        def forward(self, x):
+            u = torch.stack([up(self.low(half(x))), self.high(x)], 1)
+            return self.fuse(u.flatten(1, 2)) + u.sum()
+
+    for net in (Interleaved, ReadTwice):
+        assert scanned(net()).sites == ()
+
+
+def test_a_chunk_of_a_resampled_tensor_is_a_resampled_branch():
+    class Half(Net):
+        def __init__(self):
+            super().__init__()
+            self.fuse = conv(4, 5)
+
+        def cat(self, x):
+            first, second = up(self.low(half(x))).chunk(2, 1)
+            return torch.cat([first * torch.sigmoid(second), self.high(x)], 1)
+
+    found = scanned(Half())
+    assert summary(found) == [("fuse", [(2, "bilinear"), (2, None)])]
+    assert found.sites[0].branches[0].source == "low"
 
 
 def test_area_interpolation_is_resampling_and_pooling_is_not():
