@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from equalize.blocks import Blocks
 from equalize.errors import SiteError
 from equalize.measurement import measure
 from equalize.moments import Moments
@@ -30,7 +31,7 @@ CONVERGED = 0.05
 
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Blocks,
     strategy: Strategy = "preserve",
     seed: int = 0,
     *,
@@ -67,13 +68,14 @@ def calibrate(
         found = scan(model, _first(batches))
     sites = [replace(site, strategy=choose(site, strategy, drawn)) for site in found.sites]
     moments: dict[str, list[Moments]] = {}
+    ways: list[str] = []
     done: list[Site] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
     if any(site.strategy in CHANGES_FUNCTION for site in sites):
         edits += _estimate(model, untouched_norms(model), batches, found)
     for stage in _stages(sites):
-        moments |= measure(model, stage, batches, tolerance=tolerance, names=names)
+        moments |= measure(model, stage, batches, tolerance=tolerance, names=names, tell=ways.append)
         for site in stage:
             measured = with_moments(site, moments[site.layer])
             result = equalize_site(model, measured, seed=seed + sites.index(site), keep_norm=keep_norm)
@@ -95,12 +97,15 @@ def calibrate(
         facts={
             "images": max((each.images or 0 for branches in moments.values() for each in branches), default=0),
             "seconds": round(time.perf_counter() - start, 3),
+            "measured_by": ways[0] if ways else None,
             "converged": _converged(moments, CONVERGED if tolerance is None else tolerance),
         },
     )
 
 
-def _first(batches: Iterable[Batch]) -> Batch:
+def _first(batches: Iterable[Batch] | Blocks) -> Batch:
+    if isinstance(batches, Blocks):
+        batches = (batch for block in batches.read(0, 1) for batch in block.batches)
     first = next(iter(batches), None)
     if first is None:
         raise SiteError("batches", "hold no image", remedy="give at least one")
@@ -131,7 +136,7 @@ def _norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
     return [norm for norm in dict.fromkeys(behind) if norm not in later]
 
 
-def _estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch], found: Scan) -> list[Edit]:
+def _estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:
     """Re-estimates norms and writes them into the model."""
     values: Mapping[str, Tensor] = estimate_norms(model, norms, batches, found.norms)
     edits = [

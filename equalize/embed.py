@@ -14,8 +14,9 @@ from equalize.checkpoint import Checkpoint, reload, state_on_disk
 from equalize.checkpoint.base import main_output
 from equalize.checkpoint.writing import check_target
 from equalize.errors import InputError
-from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of, traced_shape
+from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of
 from equalize.naming import ModelName
+from equalize.peers import ALONE, Peers
 from equalize.plan import Plan, Strategy
 from equalize.scanning import Scan, scan
 from equalize.sites import SiteKind
@@ -58,6 +59,7 @@ def embed(
     how: Measuring | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    peers: Peers = ALONE,
     progress: Progress = lambda done, of: None,
     say: Say = lambda line: None,
     warn: Say = lambda line: None,
@@ -73,29 +75,31 @@ def embed(
         how: the images and the pass over them.
         dry_run: write nothing.
         overwrite: whether `out` may exist.
+        peers: the processes that share the images; the main one writes.
         progress: called with the images done in this pass, and all of it.
         say, warn: called with what a user should know, or may want to act on; a line at a time.
 
     Returns:
-        The plan, its facts filled in: provenance, `check`, `output`.
+        The plan, its facts filled in: provenance and, in the main process, `check` and `output`.
     """
     how = how or Measuring()
-    device = device_of(how.device)
+    device = peers.device(device_of(how.device))
     autocast = precision_of(how.precision, device)
     source = Path(name.source)
-    if not dry_run:
+    if not dry_run and peers.is_main:
         check_target(Path(out), overwrite, source if source.exists() else None)
     checkpoint = name.load()
     if checkpoint.plan_json is not None:
         earlier = checkpoint.plan_json.get("strategy", "unknown")
         raise InputError(name.source, f"is already equalized (strategy {earlier})", remedy="calibrate the original")
+    for note in checkpoint.notes:
+        say(note)
     say(f"preprocessing: {checkpoint.preprocess}")
     if checkpoint.drawn:
         say(f"drawn anew under seed {name.seed}: {_counted(checkpoint.drawn)}")
-    images = Images(data, checkpoint, how, progress)
+    images = Images(data, checkpoint, how, progress, peers)
     say(f"data: {images.dataset.describe()}")
-    shape = traced_shape(images, checkpoint)
-    found = find(checkpoint, shape, pattern)
+    found = find(checkpoint, images.shape, pattern)
     with autocast:
         plan = calibrate(
             checkpoint.model.to(device),
@@ -106,13 +110,12 @@ def embed(
             drawn=checkpoint.drawn,
             found=found,
             tolerance=how.tolerance,
-            names=images.names,
         )
     checkpoint.model.cpu()
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
     facts = {
-        **_provenance(name, checkpoint, shape, found),
+        **_provenance(name, checkpoint, images.shape, found),
         "data": {"path": str(data), "split": images.dataset.split, "fingerprint": images.dataset.fingerprint()},
         **plan.facts,
         "skipped": len(images.skipped),
@@ -120,9 +123,9 @@ def embed(
         "check": None,
     }
     plan = replace(plan, facts=facts)
-    if dry_run or not plan.sites:
+    if dry_run or not plan.sites or not peers.is_main:
         return plan
-    return _write(checkpoint, name, plan, Path(out), _first_images(images), overwrite=overwrite)
+    return _write(checkpoint, name, plan, Path(out), [images.few(_CHECKED_IMAGES)], overwrite=overwrite)
 
 
 def replay(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False) -> Plan:
@@ -158,7 +161,7 @@ def verify(
     if data is None:
         inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
     else:
-        inputs = _first_images(Images(data, original, how or Measuring(), lambda done, of: None))
+        inputs = [Images(data, original, how or Measuring()).few(_CHECKED_IMAGES)]
     return plan, _prove(original, Path(out), name, plan, inputs)
 
 
@@ -229,10 +232,6 @@ def _as_planned(name: ModelName, plan: Plan) -> ModelName:
         num_classes=name.num_classes or facts.get("num_classes"),
         seed=plan.seed,
     )
-
-
-def _first_images(images: Images) -> list[Tensor]:
-    return [next(iter(images))[:_CHECKED_IMAGES]]
 
 
 def _random_images(shape: Sequence[int]) -> list[Tensor]:

@@ -7,7 +7,8 @@
     │   ├── SiteError                   a network, site or strategy that cannot be served
     │   └── OutputError                 the place to write to is refused
     ├── ResourceError               3   memory, disk, device, network, Hub
-    └── NumericsError               4   non-finite values, or a proof that failed
+    ├── NumericsError               4   non-finite values, or a proof that failed
+    └── PeerError                       another process failed, and has said why
 
 Errors carry facts (where, what, got, expected, remedy); ``str()`` strings them into the one sentence
 the command line prints behind ``error: ``.
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "NumericsError",
     "OutputError",
+    "PeerError",
     "ResourceError",
     "SiteError",
 ]
@@ -98,3 +100,15 @@ class NumericsError(EqualizeError):
     """Non-finite values, or a proof that failed."""
 
     exit_code = 4
+
+
+class PeerError(EqualizeError):
+    """Another process that shares the work failed, and says why itself.
+
+    Args:
+        code: its exit code, which this process shall have too.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__("another process", "failed")
+        self.code = code

@@ -1,24 +1,32 @@
 """What is run through a network: which images, at what size, on which device, in which precision."""
 
+import contextlib
 import math
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from equalize.blocks import Block, Blocks, Skip
 from equalize.checkpoint import Checkpoint
-from equalize.data import DataSet, Item, batches, open_data, sample
+from equalize.data import Batches, DataSet, batches, open_data, sample
 from equalize.errors import DataError, InputError, ResourceError
+from equalize.peers import ALONE, Peers
 
-__all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of", "traced_shape"]
+__all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of"]
 
 Progress = Callable[[int, int], None]
 """Called with the images done in this pass over them, and with all that there are."""
 
 _DEFAULT_SIZE = (512, 512)
+_MOST_IMAGES = 8
+_MOST_PIXELS = 2**22  # a batch
+_MOST_WORKERS = 8
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,6 +38,8 @@ class Measuring:
         samples: how many images are drawn; None for all.
         tolerance: stop when the 95 % interval of every sigma is this tight.
         size: (H, W) that images are brought to; the checkpoint's own if None.
+        batch_size: images a forward pass; None for at most 8, and at most 4 megapixels.
+        workers: processes that read images; None for a few where there is an accelerator, else a thread.
         skip_bad: share of images that may be unreadable.
     """
 
@@ -37,58 +47,105 @@ class Measuring:
     tolerance: float | None = None
     size: tuple[int, int] | None = None
     split: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     device: str = "auto"
     precision: str = "fp32"
-    workers: int = 0
+    workers: int | None = None
     skip_bad: float = 0.0
     seed: int = 0
 
 
-class Images:
-    """The images that are measured: iterable as often as needed, counted, named.
+class Images(Blocks):
+    """The images that are measured: iterable as often as needed, by one process or several.
 
     Attributes:
         dataset: where they come from.
         paths: those drawn.
-        names: of the images of the running pass, in the order they came.
+        skipped: those that could not be read in the pass that ran last, and why.
+        batch_size: the most images in a batch.
     """
 
     def __init__(
-        self, data: str | Path, checkpoint: Checkpoint, how: Measuring, progress: Progress = lambda done, of: None
+        self,
+        data: str | Path,
+        checkpoint: Checkpoint,
+        how: Measuring,
+        progress: Progress = lambda done, of: None,
+        peers: Peers = ALONE,
     ) -> None:
         self.dataset: DataSet = open_data(data, split=how.split)
         self.paths = list(sample(self.dataset, how.samples, how.seed))
         if how.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
             random.Random(how.seed).shuffle(self.paths)
-        self.size = how.size or checkpoint.preprocess.size
-        self._batches = batches(
-            self.paths,
-            checkpoint.preprocess,
-            size=self.size,
-            batch_size=how.batch_size,
-            workers=how.workers,
-            skip_bad=how.skip_bad,
-        )
-        self._batch_size = how.batch_size
-        self.names: list[str] = []
+        self.peers = peers
+        self.skipped: list[Skip] = []
         self._progress = progress
+        size = how.size or checkpoint.preprocess.size
+        device = device_of(how.device)
+        workers = _workers(device) if how.workers is None else how.workers
+        read = partial(batches, self.paths, checkpoint.preprocess, size=size, skip_bad=how.skip_bad)
+        sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
+        self.batch_size = how.batch_size or _batch_size(sides)
+        self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
+        self.pixels = len(self.paths) * math.prod(sides)
+        self._batches = read(batch_size=self.batch_size, workers=workers, pinned=device.type == "cuda")
 
     @property
-    def skipped(self) -> list[tuple[Item, str]]:
-        """Images that could not be read, and why."""
-        return [(path, reason) for path, reason in self._batches.skipped]
+    def shape(self) -> tuple[int, ...]:
+        """What a network is traced with: two images of the first one's size."""
+        assert self.shapes is not None
+        return (2, *self.shapes[0][1:])
 
-    def __len__(self) -> int:
-        """About how many batches there are; sizes that differ make more."""
-        return math.ceil(len(self.paths) / self._batch_size)
+    def number(self) -> int:
+        """Of blocks."""
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        self.names.clear()
-        for batch in self._batches:
-            self.names += [str(path) for path in batch.paths]
-            self._progress(len(self.names), len(self.paths))
-            yield batch.images
+    def read(self, first: int = 0, step: int = 1) -> Generator[Block, None, None]:
+        """The blocks `first`, `first + step`, ..., read while the last one is computed with."""
+        done = 0
+        with contextlib.closing(self._batches.groups(first, step)) as groups:
+            for group in groups:
+                done += sum(len(batch.paths) for batch in group.batches)
+                self._progress(min(done * step, len(self.paths)), len(self.paths))  # the others are as far
+                yield Block(
+                    index=group.index,
+                    batches=tuple(batch.images for batch in group.batches),
+                    names=[str(path) for batch in group.batches for path in batch.paths],
+                    skipped=tuple((str(path), reason) for path, reason in group.skipped),
+                )
+
+    def leave_out(self, skipped: Sequence[Skip]) -> None:
+        """Remembers images that could not be read.
+
+        Raises:
+            DataError: they are more than the share that may be.
+        """
+        self.skipped = list(skipped)
+        self._batches.demand_few(skipped)
+
+    def few(self, number: int) -> Tensor:
+        """The first images, `number` at most."""
+        return _first(self._batches, self.dataset)[:number]
+
+
+def _first(found: Batches, dataset: DataSet) -> Tensor:
+    batch = next(iter(found), None)
+    if batch is None:
+        raise DataError(dataset.root, "holds no readable image")
+    return batch.images
+
+
+def _batch_size(sides: Sequence[int]) -> int:
+    """The same on every machine, for it has a say in how results are rounded."""
+    return min(_MOST_IMAGES, max(1, _MOST_PIXELS // math.prod(sides)))
+
+
+def _workers(device: torch.device) -> int:
+    """A thread keeps up with a CPU that computes, but not with an accelerator."""
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def input_shape(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, ...]:
@@ -120,13 +177,3 @@ def precision_of(name: str, device: torch.device) -> torch.autocast:
         raise InputError("--precision", "is unknown", got=name, expected=" or ".join(_PRECISIONS))
     dtype = _PRECISIONS[name]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-def traced_shape(images: Images, checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The shape that the network is traced with: that of the images, two of them."""
-    if images.size:
-        return input_shape(checkpoint, images.size)
-    first = next(iter(images), None)
-    if first is None:
-        raise DataError(images.dataset.root, "holds no readable image")
-    return (2, *first.shape[1:])

@@ -2,15 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from equalize.blocks import Block, Blocks, as_blocks, each_block
 from equalize.branches import Branch
 from equalize.cut import CutGraph
-from equalize.errors import NumericsError, SiteError
+from equalize.errors import EqualizeError, NumericsError, SiteError
 from equalize.moments import ImageMoments, Moments, per_image, pool
 from equalize.sites import Site
 from equalize.taps import Batch, Call, inputs_of, run, undisturbed
@@ -20,21 +21,23 @@ __all__ = ["channels_first", "measure"]
 Found = dict[str, list[ImageMoments]]
 """Of one batch: by layer, the moments of each branch."""
 
+Rows = tuple[list[int], Tensor]
+"""Of one batch: the count of each branch, the same for all images; and (branches, 2, N) their mean and M2, float64."""
+
 # With fewer images an interval says little, and stopping early would rest on luck.
 _FEWEST_IMAGES = 8
-# Exporting and cutting a network takes seconds: from as many pixels on, that comes back. Inputs of further sizes than
-# the first few are not cut for.
+# Exporting and cutting a network takes seconds: from as many pixels on, that comes back.
 _PAYS = 2**24
-_MOST_CUTS = 4
 
 
 def measure(
     model: nn.Module,
     sites: Sequence[Site],
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Blocks,
     *,
     tolerance: float | None = None,
     names: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda way: None,
 ) -> dict[str, list[Moments]]:
     """Population moments, over N, space and channels, of each branch as it enters its fusion layer.
 
@@ -42,70 +45,93 @@ def measure(
         model: run in eval mode without gradients; mode, buffers and hooks are left as they were.
         sites: from `scan`.
         batches: the network's own inputs, (N, C, H, W) each or tuples of tensors; of any sizes. With many images and a
-            length known, the network is first cut down to what the moments need (see `cut.py`).
-        tolerance: stop as soon as `ci95` of every branch is at most this.
+            length known, the network is first cut down to what the moments need (see `cut.py`). `Blocks` may be shared
+            by several processes.
+        tolerance: stop as soon as `ci95` of every branch is at most this; looked at every few batches. The images
+            should come in random order.
         names: what to call the images in messages, in the order of `batches`.
+        tell: is told how it is measured: "cut graph", or "hooks" and why.
 
     Returns:
-        For each site's layer the moments of its branches, in order.
+        For each site's layer the moments of its branches, in order; the same in all processes.
 
     Raises:
         NumericsError: at the first non-finite value; says the layer and the image.
         SiteError: if there is no image, or a layer is not called as it was traced.
     """
-    blocks: dict[str, list[list[ImageMoments]]] = {site.layer: [[] for _ in site.branches] for site in sites}
-    if sites:
-        with undisturbed(model):
-            for found in _found_in_each(model, sites, batches):
-                for site in sites:
-                    _keep(site, found[site.layer], blocks[site.layer], names)
-                if tolerance is not None and _known(blocks, tolerance):
-                    break
-        if not blocks[sites[0].layer][0]:
-            raise SiteError("batches", "hold no image", remedy="give at least one")
-    return {layer: [pool(branch) for branch in branches] for layer, branches in blocks.items()}
+    if not sites:
+        return {}
+    blocks = as_blocks(batches, names)
+    with undisturbed(model):
+        way = _Way(model, sites, blocks)
+        tell(way.name)
+        look = None if tolerance is None else lambda results: _known(_by_branch(sites, results), tolerance)
+        results = each_block(blocks, partial(_begin, way, sites), look)
+    found = _by_branch(sites, results)
+    if not found[0]:
+        raise SiteError("batches", "hold no image", remedy="give at least one")
+    moments = iter([pool(branch) for branch in found])
+    return {site.layer: [next(moments) for _ in site.branches] for site in sites}
 
 
-def _found_in_each(model: nn.Module, sites: Sequence[Site], batches: Iterable[Batch]) -> Iterator[Found]:
-    """The moments of every branch in each batch, by the cheaper way."""
-    if isinstance(batches, Sized) and isinstance(batches, Iterable) and len(batches):
-        ahead = iter(batches)
-        first = next(ahead, None)
-        if first is None:
+class _Way:
+    """How a batch is measured: by the cut graph where that serves, else by hooks.
+
+    The graph is cut for the size of the first image and for that on its side. Other sizes, and a single image left over
+    at the end, are measured by hooks; so a batch is measured the same way whoever sees it, and whenever.
+
+    Attributes:
+        name: "cut graph", or "hooks (the reason)".
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], blocks: Blocks) -> None:
+        self._model = model
+        self._sites = sites
+        self._device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph | None] = {}
+        if blocks.pixels < _PAYS or blocks.shapes is None:
+            self.name = "hooks (so few images that cutting the graph would take longer)"
             return
-        pixels = len(batches) * math.prod(inputs_of(first)[0].shape) // max(inputs_of(first)[0].shape[1], 1)
-        way = _by_cut_graph if pixels >= _PAYS else _by_hooks
-        yield from way(model, sites, itertools.chain([first], ahead))
-    else:
-        yield from _by_hooks(model, sites, batches)
+        shapes = blocks.shapes
+        try:
+            self._cuts[_key(shapes)] = self._cut(shapes)
+        except (EqualizeError, ValueError) as error:  # made for one batch size only, a site inside a region of its own
+            self.name = f"hooks (no cut graph: {' '.join(str(error).split())})"
+            return
+        self.name = "cut graph"
+        turned = tuple((*shape[:2], *reversed(shape[2:])) for shape in shapes)
+        self._cuts.setdefault(_key(turned), None)  # cut when it comes
+
+    def __call__(self, batch: Batch) -> Found:
+        """The moments of every branch, without waiting for the device."""
+        inputs = tuple(tensor.to(self._device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
+        key = _key([tuple(tensor.shape) for tensor in inputs])
+        if key not in self._cuts:
+            return self._by_hooks(inputs)
+        cut = self._cuts[key]
+        if cut is None:
+            try:
+                cut = self._cuts[key] = self._cut([tuple(tensor.shape) for tensor in inputs])
+            except (EqualizeError, ValueError):
+                del self._cuts[key]
+                return self._by_hooks(inputs)
+        return cut(*inputs)
+
+    def _cut(self, shapes: Sequence[tuple[int, ...]]) -> CutGraph:
+        return CutGraph(self._model, self._sites, tuple(torch.empty(shape, device=self._device) for shape in shapes))
+
+    def _by_hooks(self, inputs: tuple[Tensor, ...]) -> Found:
+        """Runs the network up to the last fusion layer and looks at what enters each."""
+        found: Found = {}
+        handlers = {site.weight: partial(_take, site, found) for site in self._sites}
+        for _ in run(self._model, handlers, [inputs]):
+            pass
+        return found
 
 
-def _by_hooks(model: nn.Module, sites: Sequence[Site], batches: Iterable[Batch]) -> Iterator[Found]:
-    """Runs the network up to the last fusion layer and looks at what enters each."""
-    found: Found = {}
-    handlers = {site.weight: partial(_take, site, found) for site in sites}
-    for _ in run(model, handlers, batches):
-        yield dict(found)
-
-
-def _by_cut_graph(model: nn.Module, sites: Sequence[Site], batches: Iterable[Batch]) -> Iterator[Found]:
-    """Runs what is left of the network when all is cut off that the branches do not need; one graph an input size."""
-    cuts: dict[tuple[bool, tuple[torch.Size, ...]], CutGraph | None] = {}
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    for batch in batches:
-        inputs = tuple(tensor.to(device) for tensor in inputs_of(batch))
-        shape = (len(inputs[0]) == 1, tuple(tensor.shape[1:] for tensor in inputs))
-        if shape not in cuts:
-            cuts[shape] = _cut(model, sites, inputs) if len(cuts) < _MOST_CUTS else None
-        cut = cuts[shape]
-        yield cut(*inputs) if cut is not None else next(_by_hooks(model, sites, [batch]))
-
-
-def _cut(model: nn.Module, sites: Sequence[Site], inputs: tuple[Tensor, ...]) -> CutGraph | None:
-    try:
-        return CutGraph(model, sites, inputs)
-    except (SiteError, ValueError):  # made for one batch size only, or a site inside a region of its own
-        return None
+def _key(shapes: Sequence[tuple[int, ...]]) -> tuple[bool, tuple[tuple[int, ...], ...]]:
+    """What a graph is cut for: one image, or any other number of them; and their shapes."""
+    return shapes[0][0] == 1, tuple(shape[1:] for shape in shapes)
 
 
 def _take(site: Site, found: Found, call: Call) -> None:
@@ -115,12 +141,6 @@ def _take(site: Site, found: Found, call: Call) -> None:
     found[site.layer] = [per_image(u[:, branch.start : branch.stop]) for branch in site.branches]
 
 
-def _keep(site: Site, found: list[ImageMoments], blocks: list[list[ImageMoments]], names: Sequence[str]) -> None:
-    for branch, moments, block in zip(site.branches, found, blocks, strict=True):
-        _demand_finite(site, branch, moments, sum(len(each.mean_N) for each in block), names)
-        block.append(moments)
-
-
 def channels_first(data: Tensor, site: Site) -> Tensor:
     """A fusion layer's input as (N, C, *)."""
     if site.op == "linear":
@@ -128,22 +148,54 @@ def channels_first(data: Tensor, site: Site) -> Tensor:
     return data if data.ndim == len(site.kernel) + 2 else data.unsqueeze(0)
 
 
-def _demand_finite(site: Site, branch: Branch, moments: ImageMoments, before: int, names: Sequence[str]) -> None:
-    finite = (moments.mean_N + moments.m2_N).isfinite()
-    if finite.all():
-        return
-    index = before + int((~finite).nonzero()[0])
-    raise NumericsError(
+def _begin(way: _Way, sites: Sequence[Site], block: Block) -> Callable[[], list[Rows]]:
+    """Measures a block; on an accelerator its moments stay there until they are asked for."""
+    begun = [_as_rows(way(batch), sites) for batch in block.batches]
+    if all(rows_BSN.device.type == "cpu" for _, rows_BSN in begun):
+        rows = _finite(begun, sites, block)
+        return lambda: rows
+    return lambda: _finite([(counts, rows_BSN.cpu()) for counts, rows_BSN in begun], sites, block)
+
+
+def _as_rows(found: Found, sites: Sequence[Site]) -> Rows:
+    branches = [branch for site in sites for branch in found[site.layer]]
+    return [branch.count for branch in branches], torch.stack([torch.stack([b.mean_N, b.m2_N]) for b in branches])
+
+
+def _finite(rows: list[Rows], sites: Sequence[Site], block: Block) -> list[Rows]:
+    """The same, if every number is finite; else the first image that makes one that is not, and its first layer."""
+    before = 0
+    for _, rows_BSN in rows:
+        bad_NB = ~rows_BSN.isfinite().all(1).T
+        if bad_NB.any():
+            image, place = bad_NB.nonzero()[0].tolist()
+            name = block.names[before + image] if before + image < len(block.names) else before + image
+            site, branch = [(site, branch) for site in sites for branch in site.branches][place]
+            raise _non_finite(site, branch, name)
+        before += len(bad_NB)
+    return rows
+
+
+def _non_finite(site: Site, branch: Branch, image: object) -> NumericsError:
+    return NumericsError(
         site.layer,
         f"gets non-finite values in channels {branch.start}..{branch.stop} from {branch.source}",
-        got=f"image {names[index] if index < len(names) else index}",
+        got=f"image {image}",
         remedy="check that image and the weights before this layer, or measure in float32",
     )
 
 
-def _known(blocks: dict[str, list[list[ImageMoments]]], tolerance: float) -> bool:
-    branches = [branch for each in blocks.values() for branch in each]
-    if sum(len(block.mean_N) for block in branches[0]) < _FEWEST_IMAGES:
+def _by_branch(sites: Sequence[Site], blocks: Iterable[Sequence[Rows]]) -> list[list[ImageMoments]]:
+    """For every branch of every site the moments of all images, in batches."""
+    found: list[list[ImageMoments]] = [[] for site in sites for _ in site.branches]
+    for counts, rows_BSN in itertools.chain.from_iterable(blocks):
+        for branch, count, (mean_N, m2_N) in zip(found, counts, rows_BSN, strict=True):
+            branch.append(ImageMoments(count=count, mean_N=mean_N, m2_N=m2_N))
+    return found
+
+
+def _known(found: Sequence[Sequence[ImageMoments]], tolerance: float) -> bool:
+    if sum(len(batch.mean_N) for batch in found[0]) < _FEWEST_IMAGES:
         return False
-    intervals = (pool(branch).ci95 for branch in branches)
+    intervals = (pool(branch).ci95 for branch in found)
     return all((math.inf if interval is None else interval) <= tolerance for interval in intervals)

@@ -5,13 +5,14 @@ Population statistics over the calibration images replace the exponential averag
 in BatchNorm", arXiv 2105.07576, section 3), merged by count so that the split into batches has no say.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equalize.blocks import Block, Blocks, as_blocks, each_block
 from equalize.taps import Batch, Call, run, undisturbed
 
 __all__ = ["estimate_norms", "untouched_norms"]
@@ -39,7 +40,7 @@ def untouched_norms(model: nn.Module) -> list[str]:
 def estimate_norms(
     model: nn.Module,
     norms: Sequence[str],
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Blocks,
     before: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Tensor]:
     """The statistics that the named BatchNorms would have over all images.
@@ -47,12 +48,12 @@ def estimate_norms(
     One pass over the images for all BatchNorms that have no other of them before them, another for those that have
     only these before them, and so on: each is estimated on what it will see. Where that would take more than a dozen
     passes, as in a network that was never trained, the first levels share one, in which each BatchNorm normalises
-    with what it has gathered so far.
+    with what was gathered in the rounds before and in its own block.
 
     Args:
         model: run in eval mode; left as it was.
         norms: `running_mean` keys.
-        batches: the network's own inputs; iterated once a pass.
+        batches: the network's own inputs; iterated once a pass. `Blocks` may be shared by several processes.
         before: for each key, those of the BatchNorms that reach it, as `Scan.norms` has them.
 
     Returns:
@@ -63,12 +64,31 @@ def estimate_norms(
     with undisturbed(model):
         for level in _levels(norms, before or {}):
             gathered = {key: _Gathered(buffers, key) for key in level}
-            handlers = {key: partial(_Gathered.add, gathered[key]) for key in level}
-            for _ in run(model, handlers, batches, strict=False):
-                pass
+            look = partial(_adopt, gathered)
+            apart = before is not None and all(not set(level) & set(before.get(key, level)) for key in level)
+            results = each_block(as_blocks(batches), partial(_begin, model, gathered), None if apart else look)
+            look(results)
             for each in gathered.values():
                 values |= each.values() if each.calls else {}
     return values
+
+
+def _begin(model: nn.Module, gathered: Mapping[str, "_Gathered"], block: Block) -> Callable[[], "_Statistics"]:
+    """What the BatchNorms of a level see in a block; in each call they normalise with what is gathered up to it."""
+    for each in gathered.values():
+        each.begin()
+    handlers = {key: each.add for key, each in gathered.items()}
+    for _ in run(model, handlers, block.batches, strict=False):
+        pass
+    seen = {key: (each.block.calls, each.block.count, each.block.moments_2C) for key, each in gathered.items()}
+    return lambda: {key: (calls, count, moments_2C.cpu()) for key, (calls, count, moments_2C) in seen.items()}
+
+
+def _adopt(gathered: Mapping[str, "_Gathered"], results: Sequence["_Statistics"]) -> bool:
+    """Merges the blocks in their order, and lets the BatchNorms normalise with that."""
+    for key, each in gathered.items():
+        each.adopt([result[key] for result in results])
+    return False
 
 
 def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list[list[str]]:
@@ -83,32 +103,72 @@ def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list
     return [[key for level in levels[: excess + 1] for key in level], *levels[excess + 1 :]] if excess > 0 else levels
 
 
+_Statistics = dict[str, tuple[int, int, Tensor]]
+"""Of one block, by `running_mean` key: calls, numbers a channel, and (2, C) their mean and M2, float64 on the CPU."""
+
+
+class _Merged:
+    """Per-channel moments (2, C), mean and M2, with the update of Chan, Golub & LeVeque as in moments.py."""
+
+    def __init__(self, moments_2C: Tensor, count: int = 0, calls: int = 0) -> None:
+        self.moments_2C = moments_2C.clone()
+        self.count = count
+        self.calls = calls
+
+    def add(self, calls: int, count: int, moments_2C: Tensor) -> None:
+        """Further numbers."""
+        if count:
+            total = self.count + count
+            (mean_C, m2_C), (more_C, m2_more_C) = self.moments_2C, moments_2C
+            delta_C = more_C - mean_C
+            m2_C += m2_more_C + delta_C.square() * (self.count * count / total)
+            mean_C += delta_C * (count / total)
+            self.count = total
+        self.calls += calls
+
+
 class _Gathered:
-    """Per-channel moments of one BatchNorm's input, written into its buffers as they grow."""
+    """What one BatchNorm saw; kept in its buffers as it grows."""
 
     def __init__(self, buffers: dict[str, Tensor], key: str) -> None:
         prefix = key.removesuffix("running_mean")
         self.keys = [prefix + name for name in ("running_mean", "running_var", "num_batches_tracked")]
         self.running_mean, self.running_var = buffers[self.keys[0]], buffers[self.keys[1]]
         self.tracked = buffers.get(self.keys[2])
-        self.calls = 0
-        self.count = 0
-        self.mean_C = torch.zeros_like(self.running_mean, dtype=torch.float64)
-        self.m2_C = torch.zeros_like(self.mean_C)
+        self._nothing_2C = torch.zeros((2, *self.running_mean.shape), dtype=torch.float64)
+        self._before = _Merged(self._nothing_2C)
+        self.block = self._so_far = _Merged(self._nothing_2C)
+
+    @property
+    def calls(self) -> int:
+        return self._before.calls
+
+    def begin(self) -> None:
+        """A block begins."""
+        self.block = _Merged(self._nothing_2C.to(self.running_mean.device))
+        self._so_far = _Merged(self._before.moments_2C.to(self.running_mean.device), self._before.count)
 
     def add(self, call: Call) -> None:
         x_CL = call.data.movedim(1, 0).flatten(1)
         x_CL = x_CL if x_CL.dtype == torch.float64 else x_CL.float()
-        count = x_CL.shape[1]
         variance_C, mean_C = torch.var_mean(x_CL, dim=1, correction=0)
-        delta_C = mean_C.double() - self.mean_C  # Chan, Golub & LeVeque, as in moments.py
-        total = self.count + count
-        self.mean_C += delta_C * (count / total)
-        self.m2_C += variance_C.double() * count + delta_C.square() * (self.count * count / total)
-        self.count = total
-        self.calls += 1
-        self.running_mean.copy_(self.mean_C)
-        self.running_var.copy_(self.m2_C / total)
+        moments_2C = torch.stack([mean_C.double(), variance_C.double() * x_CL.shape[1]])
+        for merged in (self.block, self._so_far):
+            merged.add(1, x_CL.shape[1], moments_2C)
+        self._write(self._so_far)
+
+    def adopt(self, blocks: Sequence[tuple[int, int, Tensor]]) -> None:
+        """Takes these blocks, and no others, for all there is."""
+        self._before = _Merged(self._nothing_2C)
+        for block in blocks:
+            self._before.add(*block)
+        if self._before.count:
+            self._write(self._before)
+
+    def _write(self, merged: _Merged) -> None:
+        mean_C, m2_C = merged.moments_2C
+        self.running_mean.copy_(mean_C)
+        self.running_var.copy_(m2_C / merged.count)
 
     def values(self) -> dict[str, Tensor]:
         statistics = [self.running_mean.clone(), self.running_var.clone()]

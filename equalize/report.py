@@ -164,9 +164,11 @@ def _quotient(sigmas: Sequence[float]) -> str:
 def _count(found: Survey) -> str:
     count, hidden = len(found.scan.sites), found.scan.unlisted
     listed = f"{count} fusion layer{'' if count == 1 else 's'}" if count else "No fusion layer of resampled branches"
-    images = f", measured on {found.images} images" if found.images is not None and count else ""
+    images = (
+        f", measured on {found.images} images{_by(found.measured_by)}" if found.images is not None and count else ""
+    )
     more = f"; --all lists {hidden} more without a resampled branch" if hidden else ""
-    return f"{listed}{images}{more}."
+    return f"{listed}{images if count else ''}{more}."
 
 
 def _refusals(refusals: Sequence[Refusal]) -> list[ConsoleRenderable]:
@@ -221,7 +223,12 @@ def _effort(facts: Mapping[str, Any]) -> str:
     if "images" not in facts:
         return ""
     known = "every sigma is known well enough" if facts.get("converged") else "more --samples would make sigma surer"
-    return f"Measured on {facts['images']} images in {facts.get('seconds', 0):.1f} s; {known}."
+    by = _by(facts.get("measured_by"))
+    return f"Measured on {facts['images']} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
+
+
+def _by(way: str | None) -> str:
+    return f" by {way}" if way else ""
 
 
 def _changes(plan: Plan) -> str:

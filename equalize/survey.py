@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from equalize.checkpoint import Checkpoint
-from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of, traced_shape
+from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of
 from equalize.measurement import measure
 from equalize.naming import ModelName
+from equalize.peers import ALONE, Peers
 from equalize.plan import SCHEMA, site_json
 from equalize.scanning import Scan, scan
 from equalize.sites import SiteKind
@@ -30,6 +30,7 @@ class Survey:
         input_shape: what the network was traced with, (N, C, H, W).
         scan: its sites; their branches with moments if images were given.
         images: how many were measured; None without.
+        measured_by: how, where they were.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Survey:
     input_shape: tuple[int, ...]
     scan: Scan
     images: int | None = None
+    measured_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
@@ -60,6 +62,7 @@ def survey(
     plain: bool = False,
     data: str | Path | None = None,
     how: Measuring | None = None,
+    peers: Peers = ALONE,
     progress: Progress = lambda done, of: None,
     say: Say = lambda line: None,
     warn: Say = lambda line: None,
@@ -72,37 +75,41 @@ def survey(
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
         how: those images, and the pass over them.
+        peers: the processes that share them.
         progress: called with the images done in this pass, and all of it.
         say, warn: called with what a user should know, or may want to act on; a line at a time.
     """
     how = how or Measuring()
     kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
-    device = device_of(how.device)
+    device = peers.device(device_of(how.device))
     autocast = precision_of(how.precision, device)
     checkpoint = name.load(weights=data is not None)
-    images = None if data is None else Images(data, checkpoint, how, progress)
+    images = None if data is None else Images(data, checkpoint, how, progress, peers)
     if images is not None:
         say(f"preprocessing: {checkpoint.preprocess}")
         say(f"data: {images.dataset.describe()}")
-        shape = traced_shape(images, checkpoint)
+        shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, how.size))
     found = scan(checkpoint.model, torch.empty(shape, device="meta"), kinds=kinds)
+    number = 0
+    ways: list[str] = []
     if images is not None:
         with autocast:
-            found = _measured(checkpoint, found, images, how, device)
+            moments = measure(
+                checkpoint.model.to(device), found.sites, images, tolerance=how.tolerance, tell=ways.append
+            )
+        number = max((each.images or 0 for branches in moments.values() for each in branches), default=0)
+        found = replace(found, sites=tuple(with_moments(site, moments[site.layer]) for site in found.sites))
         for path, reason in images.skipped:
             warn(f"skipped {path}: {reason}")
+    for note in checkpoint.notes:
+        say(note)
     return Survey(
         source=name.source,
         family=checkpoint.family,
         architecture=checkpoint.architecture,
         input_shape=shape,
         scan=found,
-        images=None if images is None else len(images.names),
+        images=None if images is None else number,
+        measured_by=ways[0] if ways else None,
     )
-
-
-def _measured(checkpoint: Checkpoint, found: Scan, images: Images, how: Measuring, device: torch.device) -> Scan:
-    model = checkpoint.model.to(device)
-    moments = measure(model, found.sites, images, tolerance=how.tolerance, names=images.names)
-    return replace(found, sites=tuple(with_moments(site, moments[site.layer]) for site in found.sites))

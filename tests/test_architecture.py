@@ -17,7 +17,7 @@ FLOORS = {
     0: {"errors", "version"},
     1: {"graph", "tracing", "recorder", "reader", "aten", "checkpoint", "data", "score"},
     2: {"branches", "sites", "scanning"},
-    3: {"moments", "taps", "cut", "measurement", "norms"},
+    3: {"moments", "taps", "cut", "peers", "blocks", "measurement", "norms"},
     4: {"equation", "plan", "surgery", "strategies", "training", "calibration"},
     # 5: what one does with a plan; every module that is not named here
     6: {"cli", "__main__"},

@@ -91,7 +91,7 @@ def test_all_different_sizes_do_not_pile_up(tmp_path: Path) -> None:
     seen = []
     for batch in batches(paths, watch, batch_size=2):
         seen.extend(batch.paths)
-        assert len(read) - len(seen) < 8  # four batches of two
+        assert len(read) - len(seen) <= 8 + 4  # four batches of two in the group, two batches ahead
     assert seen == paths
 
 

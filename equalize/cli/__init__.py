@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             failure = explain(error, signals.received)
             if failure.is_bug or "--debug" in arguments:
                 traceback.print_exc()
-            print(failure.sentence, file=sys.stderr)
+            if failure.sentence:
+                print(failure.sentence, file=sys.stderr)
             return failure.exit_code
 
 

@@ -34,11 +34,11 @@ def calibrate(
     tolerance: o.Tolerance = None,
     size: o.Size = None,
     split: o.Split = None,
-    batch_size: o.BatchSize = 8,
+    batch_size: o.MaybeBatchSize = None,
     device: o.Device = "auto",
     precision: o.Precision = o.PrecisionName.FP32,
     seed: o.Seed = 0,
-    workers: o.Workers = 0,
+    workers: o.MaybeWorkers = None,
     skip_bad: o.SkipBad = 0.0,
     arch: o.Arch = None,
     arch_arg: o.ArchArgs = None,
@@ -53,7 +53,7 @@ def calibrate(
     """
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
         how = o.read_measuring(
             samples=samples,
             tolerance=tolerance,
@@ -83,6 +83,7 @@ def calibrate(
                 how=how,
                 dry_run=dry_run,
                 overwrite=overwrite,
+                peers=peers,
                 progress=progress,
                 say=terminal.note,
                 warn=terminal.warn,

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from equalize.cli.process import Terminated
-from equalize.errors import EqualizeError
+from equalize.errors import EqualizeError, PeerError
 
 __all__ = ["Failure", "explain"]
 
@@ -23,7 +23,7 @@ class Failure:
     """How a command ends that did not succeed.
 
     Attributes:
-        sentence: one line for stderr.
+        sentence: one line for stderr; empty where another process has said it.
         is_bug: whether the traceback belongs to it.
     """
 
@@ -39,8 +39,11 @@ def explain(error: BaseException, signal_number: int | None = None) -> Failure:
         error: whatever reached `main`.
         signal_number: the signal that had arrived before, which then is the reason, whatever the exception says.
     """
+    if isinstance(error, PeerError):
+        return Failure(sentence="", exit_code=error.code)
     if signal_number is not None or isinstance(error, KeyboardInterrupt | Terminated):
-        return Failure(sentence="interrupted", exit_code=128 + (signal_number or signal.SIGINT))
+        default = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        return Failure(sentence="interrupted", exit_code=128 + (signal_number or default))
     if isinstance(error, EqualizeError):
         return _failure(str(error), error.exit_code)
     if hasattr(error, "format_message"):  # what Typer refuses; the class is Click's or Typer's, by version

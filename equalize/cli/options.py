@@ -22,7 +22,9 @@ __all__ = [
     "IgnoreIndex",
     "InitMissing",
     "Json",
+    "MaybeBatchSize",
     "MaybeData",
+    "MaybeWorkers",
     "Model",
     "NumClasses",
     "Out",
@@ -193,9 +195,24 @@ ClassNames = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="Names of the classes: text or JSON.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images a forward pass.")]
+MaybeBatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, metavar="N", help="Images a forward pass; at most 8, by their size, if left away."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
 Precision = Annotated[PrecisionName, typer.Option("--precision", help="Of the forward pass.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read images.")]
+MaybeWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        metavar="N",
+        help="Processes that read images; a thread on a CPU, some on a GPU if left away.",
+    ),
+]
 SkipBad = Annotated[
     float, typer.Option("--skip-bad", min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")
 ]

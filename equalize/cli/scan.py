@@ -21,10 +21,10 @@ def scan(
     samples: o.Samples = None,
     split: o.Split = None,
     tolerance: o.Tolerance = None,
-    batch_size: o.BatchSize = 8,
+    batch_size: o.MaybeBatchSize = None,
     device: o.Device = "auto",
     precision: o.Precision = o.PrecisionName.FP32,
-    workers: o.Workers = 0,
+    workers: o.MaybeWorkers = None,
     skip_bad: o.SkipBad = 0.0,
     arch: o.Arch = None,
     arch_arg: o.ArchArgs = None,
@@ -46,7 +46,7 @@ def scan(
             raise typer.BadParameter("needs --data", param_hint=option)
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
         how = o.read_measuring(
             samples=samples,
             tolerance=tolerance,
@@ -72,6 +72,7 @@ def scan(
                 plain=every,
                 data=data,
                 how=how,
+                peers=peers,
                 progress=progress,
                 say=terminal.note,
                 warn=terminal.warn,

@@ -9,6 +9,7 @@ they run: Rich is not needed for help.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import typer
 from rich.console import Console, ConsoleRenderable
@@ -25,7 +26,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from equalize.cli.failures import explain
 from equalize.cli.process import discard
+
+if TYPE_CHECKING:
+    from equalize.peers import Peers
 
 __all__ = ["Terminal"]
 
@@ -64,6 +69,17 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._undo.close()
+
+    @contextlib.contextmanager
+    def among_peers(self) -> Iterator["Peers"]:
+        """The processes that a launcher started, else this one alone; only the main one is heard."""
+        from equalize.peers import joined
+
+        with joined(lambda error: explain(error).exit_code) as peers:
+            if not peers.is_main:
+                self._json = False
+                self._out = self._err = _console(io.StringIO())
+            yield peers
 
     def note(self, line: str) -> None:
         """A fact worth knowing: at once on a terminal, else with the result, so that an error stands alone."""

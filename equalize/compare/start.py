@@ -17,7 +17,7 @@ from equalize.checkpoint import Checkpoint
 from equalize.compare.arms import Arm
 from equalize.embed import find
 from equalize.errors import SiteError
-from equalize.inputs import Images, traced_shape
+from equalize.inputs import Images
 from equalize.norms import estimate_norms, untouched_norms
 from equalize.plan import Edit, Plan
 from equalize.scanning import Scan
@@ -43,7 +43,7 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
         SiteError: the network has no fusion layer of resampled branches.
     """
     model = checkpoint.model
-    found = find(checkpoint, traced_shape(images, checkpoint))
+    found = find(checkpoint, images.shape)
     if not found.sites:
         raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
     edits = _estimate(model, untouched_norms(model), images)
@@ -58,7 +58,6 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
         keep_norm=arm.keep_norm,
         drawn=checkpoint.drawn,
         found=found,
-        names=images.names,
     )
     return replace(plan, edits=(*edits, *plan.edits))
 

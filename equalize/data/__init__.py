@@ -7,7 +7,8 @@
     table_loading.py  tables from files and from the Hub
     dataset.py      `open_data`: the match, the split, the pairs
     images.py       one file or cell -> one RGB picture
-    loader.py       pictures -> batches of tensors, with workers and a share of bad files allowed
+    ahead.py        reading while something else computes: a thread or worker processes
+    loader.py       pictures -> batches of tensors, with a share of bad files allowed
     masks.py        one file or cell -> one class index a pixel
     label_check.py  a sample of the labels, checked before anything is trained or scored
     classes.py      names of classes

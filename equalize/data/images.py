@@ -12,7 +12,7 @@ What a file holds and what it becomes, as torchvision, transformers and mmsegmen
     floating point                  refused: the range of its values is not known
 """
 
-import warnings
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,11 +39,13 @@ def read_image(path: str | Item) -> Image.Image:
 def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with item.open("rb") as file, Image.open(file) as image:
-                image.load()
-                yield image
+        with item.open("rb") as file, Image.open(file) as image:
+            if (
+                Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS
+            ):  # PIL but warns up to twice that
+                raise Image.DecompressionBombError
+            image.load()
+            yield image
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...

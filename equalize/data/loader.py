@@ -1,20 +1,21 @@
-"""Pictures -> batches of tensors, read by worker processes if asked for, with a share of bad files allowed.
+"""Pictures -> batches of tensors, read ahead while the last ones are computed with, with a share of bad files allowed.
 
 N images a batch, H x W pixels.
 """
 
+import contextlib
 import math
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ..errors import DataError, EqualizeError, InputError, ResourceError
+from ..errors import DataError, EqualizeError, InputError
+from .ahead import read_ahead
 from .cells import Item
 from .images import read_image
 
@@ -25,6 +26,7 @@ Preprocessor = Callable[[Image.Image, Size], Tensor]
 """What a checkpoint does to a picture: (RGB image, size) -> (3, H, W) float32."""
 
 _HELD_BATCHES = 4
+_READ_AHEAD = 2  # batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +49,31 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Batches:
-    """Batches of the images in `paths`; every `iter()` reads them anew.
-
-    Images that come out of `preprocess` with different sizes never share a batch: they wait in one queue a size, and
-    when `_HELD_BATCHES` batches are waiting in all, the oldest queue leaves although it is short. So memory is bounded,
-    and a folder of portraits and landscapes still makes full batches. With one size the order of `paths` is kept.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A fixed run of `paths` in batches.
 
     Attributes:
-        skipped: the bad files of the pass that is running, or that ran last.
+        index: its place among the groups.
+        batches: of it alone.
+        skipped: its bad files.
+    """
+
+    index: int
+    batches: tuple[Batch, ...]
+    skipped: tuple[Skipped, ...]
+
+
+class Batches:
+    """Batches of the images in `paths`; every pass reads them anew.
+
+    Images that come out of `preprocess` with different sizes never share a batch. So `paths` is taken in groups, whose
+    bounds depend on nothing that is read: a batch long where a size is given, else four batches, in which the images
+    wait in one queue a size. So memory is bounded, and a folder of portraits and landscapes still makes full batches.
+    With one size the order of `paths` is kept.
+
+    Attributes:
+        skipped: the bad files of the iteration that is running, or that ran last.
     """
 
     def __init__(
@@ -67,6 +85,7 @@ class Batches:
         batch_size: int,
         workers: int = 0,
         skip_bad: float = 0.0,
+        pinned: bool = False,
     ) -> None:
         if batch_size < 1:
             raise InputError("batch_size", "out of range", got=batch_size, expected="at least 1")
@@ -78,8 +97,14 @@ class Batches:
         self.skipped: list[Skipped] = []
         self._reader = _Reader(self.paths, preprocess, size)
         self._batch_size = batch_size
+        self._group = batch_size if size is not None else _HELD_BATCHES * batch_size
         self._workers = workers
         self._skip_bad = skip_bad
+        self._pinned = pinned
+
+    def __len__(self) -> int:
+        """How many groups there are."""
+        return math.ceil(len(self.paths) / self._group)
 
     def __iter__(self) -> Iterator[Batch]:
         """Read, preprocess and group.
@@ -89,53 +114,77 @@ class Batches:
             ResourceError: a worker died.
         """
         self.skipped = []
-        waiting: dict[torch.Size, list[tuple[Item, Tensor]]] = {}
-        for path, image in self._read():
-            queue = waiting.setdefault(image.shape, [])
-            queue.append((path, image))
-            if len(queue) == self._batch_size:
-                yield _stack(waiting.pop(image.shape))
-            elif sum(map(len, waiting.values())) >= _HELD_BATCHES * self._batch_size:
-                yield _stack(waiting.pop(next(iter(waiting))))
-        yield from map(_stack, waiting.values())
+        with self._read(range(len(self.paths))) as items:
+            for group in range(len(self)):
+                yield from self._batches(self._indices(group), items, self.skipped)
 
-    def _read(self) -> Iterator[tuple[Item, Tensor]]:
-        """The images that can be read, one by one, in the order of `paths`."""
-        for path, item in zip(self.paths, _survive_dead_workers(self._loader()), strict=True):
+    def groups(self, first: int = 0, step: int = 1) -> Generator[Group, None, None]:
+        """The groups `first`, `first + step`, ...; their bad files are counted against those of this iteration alone.
+
+        Raises:
+            DataError, ResourceError: as iterating.
+        """
+        places = range(first, len(self), step)
+        every: list[Skipped] = []
+        with self._read([index for place in places for index in self._indices(place)]) as items:
+            for place in places:
+                before = len(every)
+                found = tuple(self._batches(self._indices(place), items, every))
+                yield Group(index=place, batches=found, skipped=tuple(every[before:]))
+
+    def _indices(self, group: int) -> range:
+        return range(group * self._group, min((group + 1) * self._group, len(self.paths)))
+
+    def _batches(
+        self, indices: Sequence[int], items: Iterator[Tensor | EqualizeError], skipped: list[Skipped]
+    ) -> Iterator[Batch]:
+        """Those of one group, as soon as they are full; takes as many items as there are indices."""
+        waiting: dict[torch.Size, list[tuple[Item, Tensor]]] = {}
+        for index in indices:
+            path, item = self.paths[index], next(items)
             if isinstance(item, Tensor):
-                yield path, item
+                queue = waiting.setdefault(item.shape, [])
+                queue.append((path, item))
+                if len(queue) == self._batch_size:
+                    yield self._stack(waiting.pop(item.shape))
             elif isinstance(item, DataError):
-                self._skip(path, item)
+                self._skip(path, item, skipped)
             else:
                 raise item
+        yield from map(self._stack, waiting.values())
 
-    def _skip(self, path: Item, error: DataError) -> None:
+    def _stack(self, queue: list[tuple[Item, Tensor]]) -> Batch:
+        images = torch.empty((len(queue), *queue[0][1].shape), pin_memory=self._pinned)
+        torch.stack([image for _, image in queue], out=images)
+        return Batch(images=images, paths=tuple(path for path, _ in queue))
+
+    def _skip(self, path: Item, error: DataError, skipped: list[Skipped]) -> None:
         if self._skip_bad == 0:
             error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
             raise error
-        self.skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
+        skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
+        self.demand_few([(str(path), reason) for path, reason in skipped])
+
+    def demand_few(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Refuses more bad files, by name and reason, than the share that is allowed.
+
+        Raises:
+            DataError: names the first that is one too many.
+        """
         # Rounded up, so that any share above 0 allows one bad image in a small folder; 1e-9 is for 0.01 * 700 > 7.
-        allowed = math.ceil(self._skip_bad * len(self.paths) - 1e-9)
-        if len(self.skipped) > allowed or len(self.skipped) == len(self.paths):
+        allowed = min(math.ceil(self._skip_bad * len(self.paths) - 1e-9), len(self.paths) - 1)
+        if len(skipped) > allowed:
+            path, reason = skipped[allowed]
             raise DataError(
                 path,
-                f"is bad image number {len(self.skipped)} of {len(self.paths)} ({self.skipped[-1].reason})",
+                f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})",
                 expected=f"at most {allowed} (--skip-bad {self._skip_bad:g})",
                 remedy="repair or remove them, or allow a larger share",
-            ) from error
+            )
 
-    def _loader(self) -> "DataLoader[Tensor | EqualizeError]":
-        """One image a step; the start method of processes is the platform's, as everywhere in PyTorch."""
-        ahead = 2 * self._batch_size  # images, so that workers fill the next batches while one is being computed
-        return DataLoader(
-            self._reader,
-            batch_size=None,
-            collate_fn=_as_is,
-            num_workers=self._workers,
-            prefetch_factor=max(2, math.ceil(ahead / self._workers)) if self._workers else None,
-            worker_init_fn=_leave_interrupts_to_parent,
-            generator=torch.Generator(),  # else each pass would draw from the global random numbers
-        )
+    def _read(self, indices: Sequence[int]) -> "contextlib.closing[Generator[Tensor | EqualizeError, None, None]]":
+        """The images of these places in `paths`, or why they cannot be read, in order."""
+        return read_ahead(self._reader, indices, workers=self._workers, ahead=_READ_AHEAD * self._batch_size)
 
 
 def batches(
@@ -146,6 +195,7 @@ def batches(
     batch_size: int,
     workers: int = 0,
     skip_bad: float = 0.0,
+    pinned: bool = False,
 ) -> Batches:
     """Batches of the images in `paths`, an iterable that can be passed over several times.
 
@@ -155,14 +205,17 @@ def batches(
             pickle.
         size: (H, W) handed to `preprocess`.
         batch_size: the most images in a batch; images of different sizes never share one.
-        workers: processes that read; 0 reads in this one.
+        workers: processes that read; with 0 a thread of this one does.
         skip_bad: share of `paths`, rounded up, that may be unreadable; they end up in ``.skipped``. At 0 the first bad
             file is an error.
+        pinned: put batches into memory that a CUDA device copies from by itself.
 
     Raises:
         InputError: an argument is out of range.
     """
-    return Batches(paths, preprocess, size=size, batch_size=batch_size, workers=workers, skip_bad=skip_bad)
+    return Batches(
+        paths, preprocess, size=size, batch_size=batch_size, workers=workers, skip_bad=skip_bad, pinned=pinned
+    )
 
 
 class _Reader(Dataset[Tensor | EqualizeError]):
@@ -181,29 +234,3 @@ class _Reader(Dataset[Tensor | EqualizeError]):
             return self._preprocess(read_image(self._paths[index]), self._size)
         except EqualizeError as error:
             return error
-
-
-def _survive_dead_workers(items: Iterable[Tensor | EqualizeError]) -> Iterator[Tensor | EqualizeError]:
-    try:
-        yield from items
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise ResourceError(
-            "workers",
-            "a process that reads images was killed, most often for want of memory or shared memory",
-            remedy="use fewer --workers, or none, or smaller batches",
-        ) from error
-
-
-def _stack(queue: list[tuple[Item, Tensor]]) -> Batch:
-    return Batch(images=torch.stack([image for _, image in queue]), paths=tuple(path for path, _ in queue))
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent alone answers it and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
