@@ -5,6 +5,7 @@ computed and the network is left as it was. `recorder.py` needs a real forward p
 """
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -130,11 +131,11 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Export's own chatter is no news to someone who asked for a scan."""
+    """Export's own chatter is no news to someone who asked for a scan; where it refuses, it prints the whole graph."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -89,10 +89,11 @@ def recorded(model, x=X) -> Scan:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_what_only_a_run_can_read_goes_all_the_way(net, monkeypatch):
+def test_what_only_a_run_can_read_goes_all_the_way(net, monkeypatch, capfd):
     """Scanned, measured (also where cutting the graph would pay), planned, applied, attached: against an oracle."""
     model = made(net)
     found = recorded(model)
+    assert capfd.readouterr() == ("", "")  # export would print what it had come to
     (site,) = found.sites
     assert (site.layer, site.shift, site.exact_border) == ("fuse", "bias", True)
     assert [(each.start, each.stop, each.resampling) for each in site.branches] == [(0, 4, "nearest"), (4, 6, None)]
