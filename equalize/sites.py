@@ -86,7 +86,7 @@ def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
     sites.sort(key=lambda site: graph.order[graph.readers[site.weight].name])
     if not sites:
         refusals += _explain_nothing(graph, refusals)
-    return tuple(_with_surroundings(graph, sites)), tuple(refusals)
+    return tuple(_with_surroundings(graph, sites)), tuple(dict.fromkeys(refusals))
 
 
 def _with_surroundings(graph: Graph, sites: Sequence[Site]) -> Iterator[Site]:
