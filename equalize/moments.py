@@ -7,7 +7,7 @@ sample variances" (1979). E[x^2] - E[x]^2 is never formed: it loses everything a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["ImageMoments", "Moments", "corrected", "per_image", "pool", "promote"]
+
+# Numbers (float32: 512 KiB) that are read from memory once and passed over several times in the processor's cache.
+_PART = 2**17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +51,55 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMoments:
-    """One row an image: `count` numbers each, (N,) means and (N,) sums of squared deviations, float64."""
+    """One row an image: `count` numbers each, (N,) means and (N,) sums of squared deviations, float64.
+
+    They stay on the device that they were measured on, so that nothing waits for it.
+    """
 
     count: int
     mean_N: Tensor
     m2_N: Tensor
 
+    def repeated(self, times: int) -> "ImageMoments":
+        """Of images in which every number stands that many times."""
+        return ImageMoments(count=self.count * times, mean_N=self.mean_N, m2_N=self.m2_N * times)
+
 
 def per_image(x: Tensor) -> ImageMoments:
-    """Moments of each row of x (N, *), of any floating dtype; the results are on the CPU."""
-    x_NL = promote(x).flatten(1)
-    count = x_NL.shape[1]
-    m_N1 = x_NL.sum(dim=1, keepdim=True) / count
-    d_NL = x_NL - m_N1
-    r_N = d_NL.sum(dim=1)
-    q_N = d_NL.square_().sum(dim=1)
-    return corrected(count, m_N1.squeeze(1), r_N, q_N)
+    """Moments of each row of x (N, *), of any floating dtype and any strides; on x's device."""
+    if x.device.type != "cpu" or x.numel() <= _PART or x.ndim == 1:
+        return _at_once(x if x.ndim > 1 else x.unsqueeze(1))
+    parts = [_at_once(part) for row in x for part in _in_memory_order(row)]
+    return _merged(parts, len(x))
+
+
+def _at_once(x: Tensor) -> ImageMoments:
+    x = promote(x)
+    count, axes = x[0].numel() if len(x) else 0, tuple(range(1, x.ndim))
+    m_N = x.sum(axes) / count
+    d = x - m_N.view(-1, *[1] * len(axes))
+    r_N = d.sum(axes)
+    return corrected(count, m_N, r_N, d.square_().sum(axes))
+
+
+def _in_memory_order(row: Tensor) -> Iterator[Tensor]:
+    """The numbers of one image, (1, *) at a time, so many that they stay in the processor's cache."""
+    row = row.permute(sorted(range(row.ndim), key=row.stride, reverse=True))
+    if row.is_contiguous():
+        row = row.view(-1)
+    for part in torch.split(row, max(1, _PART * len(row) // row.numel())):
+        yield part.unsqueeze(0)
+
+
+def _merged(parts: Sequence[ImageMoments], images: int) -> ImageMoments:
+    """The parts of each image together, image after image, as many of each."""
+    counts_P = torch.tensor([part.count for part in parts[: len(parts) // images]], dtype=torch.float64)
+    mean_NP = torch.cat([part.mean_N for part in parts]).view(images, -1)
+    m2_NP = torch.cat([part.m2_N for part in parts]).view(images, -1)
+    count = counts_P.sum()
+    mean_N1 = (mean_NP * counts_P).sum(1, keepdim=True) / count
+    m2_N = (m2_NP + counts_P * (mean_NP - mean_N1).square()).sum(1)
+    return ImageMoments(count=int(count), mean_N=mean_N1.squeeze(1), m2_N=m2_N)
 
 
 def promote(x: Tensor) -> Tensor:
@@ -73,7 +109,8 @@ def promote(x: Tensor) -> Tensor:
 
 def corrected(count: int, m_N: Tensor, r_N: Tensor, q_N: Tensor) -> ImageMoments:
     """Moments from sums over each row about an approximate mean m: r = sum(x - m), q = sum((x - m)^2)."""
-    m_N, r_N, q_N = torch.stack([m_N, r_N, q_N]).cpu().double()
+    sums_3N = torch.stack([m_N, r_N, q_N])
+    m_N, r_N, q_N = (sums_3N.cpu() if sums_3N.device.type == "mps" else sums_3N).double()  # no float64 on Metal
     return ImageMoments(count=count, mean_N=m_N + r_N / count, m2_N=(q_N - r_N.square() / count).clamp_min_(0))
 
 
@@ -84,9 +121,9 @@ def pool(images: Sequence[ImageMoments]) -> Moments:
     is that of a ratio estimator (Cochran, "Sampling Techniques", 3rd ed., 1977, eq. 2.46 and 6.13), and half of its
     relative size is that of the standard deviation.
     """
-    n_I = torch.cat([torch.full_like(block.mean_N, block.count) for block in images])
-    mean_I = torch.cat([block.mean_N for block in images])
-    m2_I = torch.cat([block.m2_N for block in images])
+    n_I = torch.cat([torch.full_like(block.mean_N, block.count) for block in images]).cpu()
+    mean_I = torch.cat([block.mean_N for block in images]).cpu()
+    m2_I = torch.cat([block.m2_N for block in images]).cpu()
     count = n_I.sum()
     origin = mean_I[0]
     mean = origin + (n_I * (mean_I - origin)).sum() / count

@@ -17,7 +17,7 @@ FLOORS = {
     0: {"errors", "version"},
     1: {"graph", "tracing", "recorder", "reader", "aten", "checkpoint", "data", "score"},
     2: {"branches", "sites", "scanning"},
-    3: {"moments", "taps", "cut", "peers", "blocks", "measurement", "norms"},
+    3: {"moments", "interpolated", "taps", "lean", "cut", "peers", "blocks", "measurement", "norms"},
     4: {"equation", "plan", "surgery", "strategies", "training", "calibration"},
     # 5: what one does with a plan; every module that is not named here
     6: {"cli", "__main__"},
@@ -142,4 +142,4 @@ def test_only_tracing_names_torch_export():
         if (isinstance(node, ast.ImportFrom) and str(node.module).startswith(("torch.export", "torch.fx")))
         or (isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("torch.export", "torch.ops")))
     }
-    assert users <= {"tracing", "recorder", "reader", "aten", "cut"}
+    assert users <= {"tracing", "recorder", "reader", "aten", "cut", "lean", "interpolated"}

@@ -7,7 +7,8 @@ from torch import nn
 
 import equalize
 from equalize import measurement
-from equalize.cut import CutGraph, Interpolation, interpolated_moments
+from equalize.cut import CutGraph
+from equalize.interpolated import Interpolation, interpolated_moments
 
 ONE_AXIS = {
     "bilinear": "upsample_linear1d",

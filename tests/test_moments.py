@@ -41,6 +41,20 @@ def test_pooling_far_apart_images(ratio):
         assert pooled.var == pytest.approx(std**2, rel=2e-6)
 
 
+@pytest.mark.parametrize("ratio", [0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_images_of_any_strides(ratio, dtype):
+    """More numbers than are passed over at a time: channels first and last, a slice of channels, a stretched pixel."""
+    x = (torch.randn(2, 12, 96, 130, generator=torch.Generator().manual_seed(3)) + ratio).to(dtype)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for u in (x, last, x[:, 1:], last[:, 1:], last[:, :, ::2, 1:], x.transpose(0, 3), x[:, :, :1, :1].expand_as(x)):
+        rows, found = u.double().flatten(1), per_image(u)
+        std = rows.std(1, correction=0)
+        assert found.count == rows.shape[1]
+        assert torch.allclose(found.mean_N, rows.mean(1), rtol=0, atol=1e-6 * float(std.mean() + ratio))
+        assert torch.allclose((found.m2_N / found.count).sqrt(), std, rtol=1e-6)
+
+
 def test_images_count_by_their_size():
     torch.manual_seed(2)
     parts = [torch.randn(1, 1, 4, 4), 10 + torch.randn(2, 1, 2, 3), torch.randn(1, 1, 1, 1)]
