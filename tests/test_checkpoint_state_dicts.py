@@ -96,10 +96,10 @@ def test_smp_config_never_downloads_encoder_weights(smp_dir, tmp_path):
     assert same_bits(reload(tmp_path.with_name("out")).state_dict(), checkpoint.model.state_dict())
 
 
-def test_smp_state_dict_needs_its_architecture_once(smp_dir, tmp_path):
+def test_smp_state_dict_under_the_architecture_that_is_named(smp_dir, tmp_path):
     path = tmp_path / "unet.pth"
     torch.save(load_file(smp_dir / "model.safetensors"), path)
-    refusal(path)
+    assert load(path).arch == "smp:Unet"
     checkpoint = load(path, arch="smp:unet", arch_args=DECODER)
     checkpoint.save(tmp_path / "out")
     again = load(tmp_path / "out")

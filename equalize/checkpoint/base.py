@@ -42,6 +42,8 @@ class Origin:
     """Content of ``architecture.json``; given for state dicts alone."""
     prefix: str = ""
     """What wrappers put before the model's keys on disk."""
+    model_key: Mapping[str, str] = field(default_factory=dict)
+    """Key on disk -> model key, where they differ by more than ``prefix``."""
     beside: tuple[Path, ...] = ()
     """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class Checkpoint:
     """The commit that a Hub id resolved to."""
     drawn: tuple[str, ...] = ()
     """The model's state-dict keys that ``init_missing`` drew."""
+    notes: tuple[str, ...] = ()
+    """What was chosen where the files left a choice: a line each, for the user."""
     sha256: str | None = None
     """Over the input's weight files."""
     plan_json: dict[str, Any] | None = None
@@ -144,7 +148,8 @@ class Checkpoint:
         write_weights(weights, changed, names)
         if lone and names[weights.files[0]].suffix == ".pth":
             stored = {**weights.tensors, **changed}
-            write_flat({key.removeprefix(origin.prefix): stored[key] for key in state}, out / "model.safetensors")
+            bare = {key: origin.model_key.get(key, key.removeprefix(origin.prefix)) for key in state}
+            write_flat({bare[key]: stored[key] for key in state}, out / "model.safetensors")
         if origin.architecture is not None:
             (out / ARCHITECTURE_FILE).write_text(json.dumps(origin.architecture, indent=2) + "\n", encoding="utf-8")
         if origin.config:

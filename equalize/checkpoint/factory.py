@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from equalize.errors import CheckpointError
 
@@ -51,9 +53,24 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             return make()
-    except Exception:  # some constructors read values (`.item()`), which meta tensors lack: build, then drop them
-        model = make()
+    except Exception:  # some constructors read values (`torch.linspace(…).item()`), which meta tensors lack
+        with _StorageOnMeta():
+            model = make()
         return model.to("meta") if isinstance(model, nn.Module) else model
+
+
+class _StorageOnMeta(TorchFunctionMode):
+    """Puts what is made to be filled, as parameters are, on the meta device; ranges of values stay real."""
+
+    _FILLED = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._FILLED and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def load_factory(arch: str) -> Callable[..., nn.Module]:

@@ -8,7 +8,7 @@ from torch import nn
 from equalize.checkpoint import hf, smp_family
 from equalize.checkpoint.base import Checkpoint
 from equalize.checkpoint.directories import load_smp, load_transformers
-from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, weight_files
+from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, shards, weight_files
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place, fetch_weights, locate
 from equalize.checkpoint.state_dicts import load_published, load_state_dict, load_written, reload_state_dict
@@ -68,6 +68,8 @@ def load_request(request: Request) -> Checkpoint:
         return load_published(place.path.name, request)
     if place.kind == "directory":
         return _load_directory(place, request)
+    if place.path.name.endswith(".index.json"):
+        return load_state_dict(place.path, read_weights(shards(place.path), place.path), request)
     return load_state_dict(place.path, read_weights((place.path,)), request)
 
 

@@ -1,6 +1,6 @@
 """The keys of a file against the keys of a model: what pairs up, what is missing, what must be drawn."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,11 @@ __all__ = [
     "mismatch_error",
     "only_class_count",
     "pair",
+    "placements",
     "strippings",
 ]
 
-PREFIXES = ("module.", "model.", "_orig_mod.")
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 _COUNTER = ".num_batches_tracked"
 
 
@@ -41,6 +42,8 @@ class Match:
     """Model key -> key on disk, also for what is missing there: where a drawn tensor is to be written."""
     prefix: str
     """What wrappers put before the model's keys on disk."""
+    submodule: str = ""
+    """The submodule, with a dot behind, whose own keys the file has: an encoder that was saved by itself."""
 
     @property
     def complete(self) -> bool:
@@ -67,11 +70,19 @@ def strippings(keys: Iterable[str]) -> list[dict[str, str]]:
 
 
 def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Match:
-    """Pair a model's keys with those on disk, under the reading of prefixes that fits best."""
-    reading = max(strippings(disk), key=lambda bare: len(bare.keys() & model.keys()))
-    sample = next(((key, name) for key, name in reading.items() if key in model), None)
-    prefix = sample[1].removesuffix(sample[0]) if sample else ""
+    """Pair a model's keys with those on disk, under the reading of prefixes that fits best.
+
+    An encoder that was saved by itself is found under the one submodule whose keys and shapes it has exactly; what
+    else it holds, such as an image classifier, belongs to nothing.
+    """
+    reading = max(strippings(disk), key=lambda bare: _affinity(model, disk, bare))
     children = {key.partition(".")[0] for key in model}
+    prefix = next((name.removesuffix(key) for key, name in reading.items()), "")
+    places = placements(model, {key: disk[name] for key, name in reading.items()})
+    submodule = places[0] if len(places) == 1 else ""
+    if submodule:
+        reading = {submodule + key if submodule + key in model else key: name for key, name in reading.items()}
+        children = set()
     shared = [key for key in model if key in reading]
     return Match(
         on_disk={key: reading[key] for key in shared if model[key] == disk[reading[key]]},
@@ -82,10 +93,39 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
         mismatched=tuple(key for key in shared if model[key] != disk[reading[key]]),
         prefix=prefix,
         disk_name={key: reading.get(key, prefix + key) for key in model if not _old_counter(key, reading)},
+        submodule=submodule,
     )
 
 
-def _old_counter(key: str, reading: Mapping[str, str]) -> bool:
+def _affinity(
+    model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size], bare: Mapping[str, str]
+) -> tuple[int, bool]:
+    return len(bare.keys() & model.keys()), bool(placements(model, {key: disk[name] for key, name in bare.items()}))
+
+
+def placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
+    """The submodules, with a dot behind, whose state dict a file holds among keys that the model itself has not.
+
+    Args:
+        model: key -> shape.
+        disk: bare key -> shape.
+    """
+    foreign = {key: shape for key, shape in disk.items() if key not in model}
+    groups: dict[str, dict[str, torch.Size]] = {}
+    for key, shape in model.items() if foreign else ():
+        parts = key.split(".")
+        for depth in range(1, len(parts)):
+            groups.setdefault(".".join(parts[:depth]) + ".", {})[".".join(parts[depth:])] = shape
+    return [
+        place
+        for place, own in groups.items()
+        if 2 * len(own) >= len(foreign)  # less is chance: a single layer fits in many places
+        and not any(place + key in disk for key in own)
+        and all(foreign.get(key) == shape or _old_counter(key, foreign) for key, shape in own.items())
+    ]
+
+
+def _old_counter(key: str, reading: Collection[str]) -> bool:
     """A BatchNorm counter that the file never had, beside statistics that it has: torch's loader lets it pass."""
     bare = key.removesuffix(_COUNTER)
     return bare != key and key not in reading and f"{bare}.running_mean" in reading
@@ -111,6 +151,12 @@ def fit(
         return match
     if not match.on_disk:
         first = ", ".join(list(tensors)[:3])
+        places = placements(shapes, {key: tensor.shape for key, tensor in tensors.items()})
+        if places:
+            names = " and ".join(place.removesuffix(".") for place in places)
+            raise CheckpointError(
+                where, f"fits several parts of {architecture}: {names}", remedy="put the name of one before its keys"
+            )
         raise CheckpointError(
             where, f"has no key in common with {architecture}", got=first, remedy="check --arch and --arch-arg"
         )

@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from equalize.errors import CheckpointError
 
 __all__ = ["NESTS", "TorchFile", "read_torch"]
 
-NESTS = ("state_dict", "model", "model_state_dict", "net")
+NESTS = ("state_dict", "model", "model_state_dict", "net", "ema")
+"""Keys under which training code puts a state dict; where a file has several, the first of them counts."""
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_HEAD = 1 << 24
+_MOST_NESTS = 100  # a pickle may hold dicts in dicts without end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class TorchFile:
     """The unpickled object, to be saved again with other tensors in ``state``'s place."""
     nest: tuple[str, ...]
     """The keys that lead from ``content`` to the state dict."""
+    others: tuple[tuple[str, ...], ...] = ()
+    """Where further state dicts lie, which are left as they are: often the average of the weights, beside them."""
 
     @property
     def mapping(self) -> MutableMapping[str, Any]:
@@ -74,7 +78,8 @@ def read_torch(path: Path) -> TorchFile:
         raise _damaged(path, error) from error
     except Exception as error:  # a hostile pickle can raise anything from inside torch.load
         raise _damaged(path, error) from error
-    found = TorchFile(content=content, nest=_find_state(path, content))
+    nest, *others = _find_states(path, content)
+    found = TorchFile(content=content, nest=nest, others=tuple(others))
     _check_tensors(found, path)
     return found
 
@@ -154,18 +159,10 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
             )
 
 
-def _find_state(path: Path, content: object) -> tuple[str, ...]:
-    nest: list[str] = []
-    inner = content
-    for _ in range(4):
-        if not isinstance(inner, MutableMapping):
-            break
-        if any(isinstance(value, Tensor) for value in inner.values()) and not _nested(inner):
-            return tuple(nest)
-        if (key := _nested(inner)) is None:
-            break
-        nest.append(key)
-        inner = inner[key]
+def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
+    found = list(_states(content, set()))
+    if found:
+        return found
     got = f"a {type(content).__name__}"
     if isinstance(content, MutableMapping):
         got = "the keys " + ", ".join(repr(key) for key in list(content)[:5]) if content else "an empty dict"
@@ -174,5 +171,13 @@ def _find_state(path: Path, content: object) -> tuple[str, ...]:
     )
 
 
-def _nested(mapping: MutableMapping[str, Any]) -> str | None:
-    return next((key for key in NESTS if isinstance(mapping.get(key), MutableMapping)), None)
+def _states(mapping: object, seen: set[int]) -> Iterator[tuple[str, ...]]:
+    """The ways to the state dicts in ``mapping``, innermost first: a dict with one in it is none itself."""
+    if not isinstance(mapping, MutableMapping) or id(mapping) in seen or len(seen) > _MOST_NESTS:
+        return
+    seen.add(id(mapping))
+    inner = [(key, *way) for key in NESTS for way in _states(mapping.get(key), seen)]
+    if inner:
+        yield from inner
+    elif any(isinstance(value, Tensor) for value in mapping.values()):
+        yield ()

@@ -22,6 +22,7 @@ __all__ = [
     "Weights",
     "read_json",
     "read_weights",
+    "shards",
     "state_on_disk",
     "weight_files",
 ]
@@ -49,6 +50,8 @@ class Weights:
     """By the key on disk; memory-mapped where the format allows."""
     home: Mapping[str, Path]
     """The file of each key."""
+    notes: tuple[str, ...] = ()
+    """What was chosen where a file left a choice."""
 
     def sha256(self) -> str:
         """Over the bytes of all files, in order."""
@@ -66,16 +69,28 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
     """
     tensors: dict[str, Tensor] = {}
     home: dict[str, Path] = {}
+    notes: list[str] = []
     for path in files:
         check_readable(path)
-        found = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path).state
+        found, note = _read(path)
+        notes += note
         for key, tensor in found.items():
             if key in home:
                 raise CheckpointError(path, f"holds {key!r}, which {home[key].name} holds as well")
             tensors[key], home[key] = tensor, path
     if not tensors:
         raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
-    return Weights(files=files, index=index, tensors=tensors, home=home)
+    return Weights(files=files, index=index, tensors=tensors, home=home, notes=tuple(notes))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path), []
+    file = read_torch(path)
+    if not file.others:
+        return file.state, []
+    read, *left = ["/".join(way) for way in (file.nest, *file.others)]
+    return file.state, [f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}"]
 
 
 def state_on_disk(path: str | Path) -> dict[str, Tensor]:
@@ -97,7 +112,7 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     for name in _STANDARD_NAMES:
         path = directory / name
         if path.is_file():
-            return (_shards(path), path) if name.endswith(".json") else ((path,), None)
+            return (shards(path), path) if name.endswith(".json") else ((path,), None)
     loose = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
     if len(loose) == 1:
         return (loose[0],), None
@@ -113,7 +128,12 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     )
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: it is no index, a file is missing, or a name leads elsewhere.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(index, "has no weight_map from keys to file names")

@@ -13,10 +13,11 @@ from equalize.checkpoint import hf, hf_config, smp_family, torchvision_family
 from equalize.checkpoint.base import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
-from equalize.checkpoint.matching import disk_state, fill, fit
+from equalize.checkpoint.matching import Match, disk_state, fill, fit
 from equalize.checkpoint.mmseg_loading import is_mmseg, load_mmseg
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
+from equalize.checkpoint.recognition import recognise
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
 
@@ -35,6 +36,8 @@ class _Blueprint:
     arguments: Mapping[str, object]
     make: Callable[..., nn.Module]
     preprocess: Preprocess
+    notes: tuple[str, ...] = ()
+    """What the keys told, where the caller did not."""
 
 
 def load_state_dict(
@@ -65,7 +68,12 @@ def load_state_dict(
     drawn = fill(model, weights.tensors, match, request.source) if request.weights else ()
     record = {"arch": plan.arch, "arch_args": json_arguments(plan.arguments)}
     origin = Origin(
-        path=path, weights=weights, disk_state=partial(disk_state, match), architecture=record, prefix=match.prefix
+        path=path,
+        weights=weights,
+        disk_state=partial(disk_state, match),
+        architecture=record,
+        prefix=match.prefix,
+        model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
     )
     return Checkpoint(
         source=request.source,
@@ -76,6 +84,7 @@ def load_state_dict(
         classes=classes,
         revision=None,
         drawn=drawn,
+        notes=(*weights.notes, *plan.notes, *_placement_note(path, match)),
         sha256=weights.sha256() if request.weights else None,
         plan_json=read_plan(path) if path.is_dir() else None,
         arch=plan.arch,
@@ -84,12 +93,19 @@ def load_state_dict(
     )
 
 
+def _placement_note(path: Path, match: Match) -> list[str]:
+    if not match.submodule:
+        return []
+    found = sum(key.startswith(match.submodule) for key in match.on_disk)
+    return [f"{path.name}: {found} tensors were taken as those of {match.submodule.removesuffix('.')}"]
+
+
 def _blueprint(weights: Weights, request: Request) -> _Blueprint:
     shapes = {key: tensor.shape for key, tensor in weights.tensors.items()}
     arch, arguments = request.arch, dict(request.arch_args)
+    notes: tuple[str, ...] = ()
     if arch is None:
-        found, _ = torchvision_family.recognise(shapes, request.source, init_missing=request.init_missing)
-        arch = f"torchvision:{found}"
+        arch, arguments, notes = recognise(shapes, request.source, init_missing=request.init_missing)
     family, _, name = arch.partition(":")
     if family == "torchvision":
         arguments = {**torchvision_family.arguments_from(name, shapes), **arguments}
@@ -99,7 +115,7 @@ def _blueprint(weights: Weights, request: Request) -> _Blueprint:
     if family == "smp":
         encoder = arguments.get("encoder_name", "resnet34")
         plan = replace(plan, preprocess=smp_family.preprocessing(str(encoder), None))
-    return replace(plan, arguments=arguments)
+    return replace(plan, arguments=arguments, notes=notes)
 
 
 def _unfinished(arch: str, family: str, name: str) -> _Blueprint:
@@ -218,9 +234,10 @@ def reload_state_dict(directory: Path, arch: str | None, arch_args: Mapping[str,
     if named.startswith("transformers:"):
         return hf.reload(directory)
     request = Request(source=str(directory), arch=named, arch_args=arguments)
-    checkpoint = load_state_dict(directory, read_weights(*weight_files(directory)), request)
+    weights = read_weights(*weight_files(directory))
+    checkpoint = load_state_dict(directory, weights, request)
     model = checkpoint.model
     twin = directory / "model.safetensors"
-    if twin.is_file():
+    if twin.is_file() and twin not in weights.files:
         model.load_state_dict(load_file(twin), strict=True)
     return model
