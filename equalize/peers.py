@@ -155,14 +155,19 @@ class Peers:
         self.leave(last=self.is_main)
 
     def leave(self, *, last: bool) -> None:
-        """Says that nothing more is needed of the store; the last to leave waits for the others a while."""
+        """Says that nothing more is needed of the store; waits a while for the others before, if `last`.
+
+        The main process, in which the store may lie, always leaves last of all.
+        """
         assert self._store is not None
+        others = [f"left/{rank}" for rank in range(self.number) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
-            self._store.set(f"left/{self.rank}", "")
-            everybody = [f"left/{rank}" for rank in range(self.number)]
+            if self.is_main or not last:
+                self._store.set(f"left/{self.rank}", "")
             until = time.monotonic() + (_PARTING if last or self.is_main else 0)
-            while time.monotonic() < until and not self._store.check(everybody):
+            while time.monotonic() < until and not self._store.check(others):
                 time.sleep(0.02)
+            self._store.set(f"left/{self.rank}", "")
         self._ended.set()
 
 
