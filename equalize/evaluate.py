@@ -17,11 +17,11 @@ from equalize.errors import InputError, NumericsError
 from equalize.inputs import Progress, device_of, input_shape, precision_of
 from equalize.labelled import Labelled, as_classes, check_split, count_classes, names_of
 from equalize.naming import ModelName
-from equalize.processes import is_main, join, my_share, summed
+from equalize.processes import in_step, is_main, join, my_share, summed
 from equalize.score import ConfusionMatrix, Score
 from equalize.taps import undisturbed
 
-__all__ = ["Evaluating", "confusion", "evaluate", "sliding"]
+__all__ = ["Evaluating", "Logits", "confusion", "evaluate", "sliding"]
 
 Logits = Callable[[Tensor], Tensor]
 """(N, 3, H, W) -> (N, classes, h, w)."""
@@ -101,10 +101,18 @@ def confusion(
     *,
     progress: Progress = lambda done, of: None,
     each: Callable[[Item, ConfusionMatrix], None] = lambda path, counted: None,
+    together: Logits | None = None,
 ) -> ConfusionMatrix:
-    """Counts every pixel of a split, summed over processes; the caller has put the model into eval mode on `device`."""
+    """Counts every pixel of a split, summed over processes; the caller has put the model into eval mode on `device`.
+
+    Args:
+        checkpoint, labelled, how, device: what is scored, on what, how and where.
+        progress, each: see `evaluate`.
+        together: gives the logits in place of the checkpoint where each process holds but a part of the network, so
+            that all must call it equally often.
+    """
     preprocess: Preprocessor = checkpoint.preprocess
-    logits: Logits = checkpoint.logits
+    logits: Logits = together or checkpoint.logits
     size = how.size or checkpoint.preprocess.size
     if how.sliding_window:
         logits = partial(sliding, logits, _window(checkpoint, how))
@@ -112,9 +120,14 @@ def confusion(
     masks = dict(zip(labelled.dataset.images, labelled.dataset.masks, strict=True))
     mine = my_share(labelled.dataset.images)
     total = ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index)
-    for batch in batches(mine, preprocess, size=size, batch_size=how.batch_size, workers=how.workers):
+    read = mine or labelled.dataset.images[:1]  # with fewer images than processes some have none to count
+    found = batches(read, preprocess, size=size, batch_size=how.batch_size, workers=how.workers)
+    steps = in_step(found, device) if together else ((batch, True) for batch in found if mine)
+    for batch, fresh in steps:
         with torch.no_grad(), precision_of(how.precision, device):
             scores_NKhw = as_classes(logits(batch.images.to(device))).float()
+        if not (fresh and mine):
+            continue
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True):
             mask = masks[path]
             assert mask is not None

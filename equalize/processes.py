@@ -1,13 +1,13 @@
 """Several processes that work on one thing, as `torchrun` starts them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["broadcast_buffers", "is_main", "join", "leave", "my_share", "summed", "wait"]
+__all__ = ["broadcast_buffers", "in_step", "is_main", "join", "leave", "my_share", "summed", "wait"]
 
 _Item = TypeVar("_Item")
 
@@ -38,6 +38,21 @@ def my_share(items: Sequence[_Item]) -> Sequence[_Item]:
     """Every n-th of the items, so that each belongs to exactly one of n processes."""
     rank, number = _rank_and_number()
     return items[rank::number]
+
+
+def in_step(items: Iterable[_Item], device: torch.device) -> Iterator[tuple[_Item, bool]]:
+    """Items and True; then, as long as another process still has some, the last one again and False.
+
+    For work that all processes must do equally often, each with items of its own, at least one.
+    """
+    mine = iter(items)
+    item = next(mine)
+    fresh = True
+    while int(summed(torch.tensor(int(fresh)), device)):
+        yield item, fresh
+        following = next(mine, None) if fresh else None
+        fresh = following is not None
+        item = item if following is None else following
 
 
 def summed(tensor: Tensor, device: torch.device) -> Tensor:

@@ -486,20 +486,61 @@ def test_accumulated_batches_are_a_larger_one(custom, five_classes, tmp_path):
     assert small.losses[-1][1] == pytest.approx(large.losses[-1][1], rel=0.02)
 
 
-def test_two_processes_train_as_one_that_accumulates(five_classes, custom, tmp_path):
-    source = textwrap.dedent(FACTORY).replace("nn.Dropout(0.2)", "nn.Identity()")
-    (tmp_path / "calm_net.py").write_text(source)
-    name = named(custom.source, arch=f"{tmp_path / 'calm_net.py'}:Net")
-    recipe = replace(QUICK, freeze_norms=True, max_steps=3, batch_size=2)
-    one = finetune(name, five_classes, tmp_path / "one", replace(recipe, accumulate=2))
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+SHARDING_ON_CPU = """
+    import sys
+
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    start = state.AcceleratorState.__init__
+
+    def start_sharded(self, *args, **kwargs):
+        # Accelerate shards on accelerators only, torch on any device
+        if state.PartialState._shared_state.get("distributed_type") is DistributedType.MULTI_CPU:
+            state.PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        start(self, *args, **kwargs)
+
+    state.AcceleratorState.__init__ = start_sharded
+
+    from equalize.cli import main
+
+    sys.exit(main())
+"""
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+
+@pytest.fixture(scope="module")
+def calm(custom, tmp_path_factory) -> ModelName:
+    """`custom` without dropout."""
+    place = tmp_path_factory.mktemp("calm") / "calm_net.py"
+    place.write_text(textwrap.dedent(FACTORY).replace("nn.Dropout(0.2)", "nn.Identity()"))
+    return named(custom.source, arch=f"{place}:Net")
+
+
+ALONE = replace(QUICK, freeze_norms=True, max_steps=3, batch_size=1, calibrate="preserve")
+
+
+@pytest.fixture(scope="module")
+def trained_alone(calm, five_classes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "out"
+    return out, finetune(calm, five_classes, out, replace(ALONE, accumulate=2))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_as_one_that_accumulates(five_classes, calm, trained_alone, tmp_path, sharded):
+    """Each holds the whole network, or half of every parameter; the second has fewer images to score."""
+    whole, one = trained_alone
+    (tmp_path / "recipe.yaml").write_text(ALONE.to_yaml())
+    (tmp_path / "sharding.py").write_text(textwrap.dedent(SHARDING_ON_CPU))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "equalize"),
-            *("finetune", name.source, "--arch", name.arch, "--data", str(five_classes), "-o", str(tmp_path / "two")),
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+            *([str(tmp_path / "sharding.py")] if sharded else ["-m", "equalize"]),
+            *("finetune", calm.source, "--arch", calm.arch, "--data", str(five_classes), "-o", str(tmp_path / "two")),
             *("--config", str(tmp_path / "recipe.yaml"), "--json"),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})},
         capture_output=True,
         text=True,
         timeout=240,
@@ -507,10 +548,26 @@ def test_two_processes_train_as_one_that_accumulates(five_classes, custom, tmp_p
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)
     assert two["steps"] == 3
+    assert two["train_as"] == "explicit"
     assert two["best"]["images"] == 3
     assert two["loss"] == pytest.approx(one.losses[-1][1], rel=1e-4)
-    first, second = (torch.load(tmp_path / each / "model.pth", weights_only=True) for each in ("one", "two"))
+    first, second = (torch.load(out / "model.pth", weights_only=True) for out in (whole, tmp_path / "two"))
+    assert list(first) == list(second)
     assert all(torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-5) for key in first)
+    (state,) = (tmp_path / "two/last").glob("checkpoint-*")
+    assert (state / "pytorch_model_fsdp.bin").is_file() == sharded
+
+
+def test_launches_that_are_not_served(custom, five_classes, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="fsdp_version: is not served, got 1, expected 2"):
+        finetune(custom, five_classes, tmp_path / "out", QUICK)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(InputError, match="mixed_precision: is not served, got fp8"):
+        QUICK.resolved()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert QUICK.resolved().precision == "bf16"
+    assert replace(QUICK, precision="fp32").resolved().precision == "fp32"
 
 
 def test_workers_and_sgd_and_weights_and_bf16(custom, five_classes, tmp_path):

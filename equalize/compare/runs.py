@@ -190,7 +190,7 @@ class Runs:
         assert labelled is not None
         each: list[ConfusionMatrix] = []
         how = Evaluating(
-            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision, workers=recipe.workers
+            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision or "fp32", workers=recipe.workers
         )
         with undisturbed(checkpoint.model):
             total = confusion(checkpoint, labelled, how, device, each=lambda image, counted: each.append(counted))

@@ -1,5 +1,6 @@
 """Training a checkpoint, with its equalization in effect, and writing it back in its own format."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from equalize.finetuning.objective import Criterion, Trained, backbone_of
 from equalize.finetuning.optimiser import make_optimiser
 from equalize.finetuning.recipe import Recipe, TrainAs
 from equalize.finetuning.run_directory import RunDirectory, write_whole
+from equalize.finetuning.sharding import check_launch
 from equalize.finetuning.sitting import Keeper, train, unchanged_globals
 from equalize.finetuning.trainer import check_trackers
 from equalize.finetuning.training_data import Splits, check_splits, open_splits
@@ -106,6 +108,7 @@ def finetune(
     device = join(_device(recipe))
     if not is_main():
         say = warn = lambda line: None
+    check_launch(device, warn)
     found = open_splits(data, recipe, say)
     name, checkpoint = load_for(name, recipe.num_classes or found.named_classes)
     say(f"preprocessing: {checkpoint.preprocess}")
@@ -127,7 +130,7 @@ def finetune(
     elif train_as:
         say("folded equalization: the optimiser sees the weights as they are stored")
     keeper = Keeper(
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, model=copy.deepcopy(checkpoint.model).cpu()),
         run=run,
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},

@@ -152,12 +152,15 @@ class Trained(nn.Module):
                 expected="a network that gives logits for every pixel",
             )
         self.network = checkpoint.model
+        self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # where FSDP shall cut
         self.criterion = criterion
         self._heads = _ADAPTERS[checkpoint.family].heads
         self._frozen = frozen
 
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch: (N, 3, H, W) and (N, H, W)."""
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss of a batch, (N, 3, H, W) and (N, H, W); without labels the logits of the main head."""
+        if labels is None:
+            return {"logits": _main_head(self.network, pixel_values)[0]}
         return {"loss": self.criterion(self._heads(self.network, pixel_values), labels)}
 
     def train(self, mode: bool = True) -> "Trained":

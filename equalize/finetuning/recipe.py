@@ -1,5 +1,6 @@
 """How a network is trained: every choice under one name, from flags, from a YAML file, and back to one."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -49,7 +50,8 @@ class Recipe:
     """Share of the steps over which the learning rate rises linearly."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """That of Accelerate's configuration, else fp32, if None."""
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     """Of the loss, one a class."""
@@ -121,6 +123,7 @@ class Recipe:
             self,
             lr=defaults["lr"] if self.lr is None else self.lr,
             weight_decay=defaults["weight_decay"] if self.weight_decay is None else self.weight_decay,
+            precision=self.precision or _launched_precision(),
             epochs=_EPOCHS if self.epochs is None and self.max_steps is None else self.epochs,
         )
 
@@ -153,6 +156,15 @@ _SMALLEST: dict[str, float] = {
     **dict.fromkeys(("eval_every", "eval_first", "log_every", "patience"), 1),
     **dict.fromkeys(("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult"), 0),
 }
+
+
+def _launched_precision() -> Literal["fp32", "bf16", "fp16"]:
+    """What `accelerate launch` was configured with."""
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    known: dict[str, Literal["fp32", "bf16", "fp16"]] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    if name not in known:
+        raise InputError("mixed_precision", "is not served", got=name, expected=", ".join(known))
+    return known[name]
 
 
 def _flag(name: str) -> str:

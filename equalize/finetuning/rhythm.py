@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback
 
+from equalize.evaluate import Logits
 from equalize.finetuning.recipe import Recipe
 from equalize.inputs import Progress
 from equalize.score import Score
@@ -18,16 +20,18 @@ class Listeners:
     """Who is told what while training runs.
 
     Attributes:
-        score: gives the network's score on the validation split; None where there is none.
+        score: gives the network's score on the validation split; None where there is none. Takes what gives the logits
+            where each process holds but a part of the network, else None.
         scored_on: "data" and "split", for the record.
-        improved: called when that score is the best so far.
+        improved: called in the main process with the step, the score and the network's state dict when that score is
+            the best so far.
         progress: called with the pairs done and in all, repetitions included.
         say: called with a line for the user.
     """
 
-    score: Callable[[], Score] | None
+    score: Callable[[Logits | None], Score] | None
     scored_on: Mapping[str, str | None]
-    improved: Callable[[int, Score], None]
+    improved: Callable[[int, Score, Mapping[str, Tensor]], None]
     progress: Progress
     say: Callable[[str], None]
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint
-from equalize.evaluate import Evaluating, confusion
+from equalize.evaluate import Evaluating, Logits, confusion
 from equalize.finetuning.objective import Criterion, Trained, backbone_of
 from equalize.finetuning.optimiser import freeze
 from equalize.finetuning.recipe import Recipe
@@ -33,13 +34,16 @@ from equalize.training import fold
 
 __all__ = ["Keeper", "train", "unchanged_globals"]
 
+State = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeper:
     """Saves the network that is being trained, in the format it came in.
 
     Attributes:
-        checkpoint: whose model is trained, perhaps parametrized by `attach`.
+        checkpoint: with a copy of the network on the CPU, whole and as it was before the first step, perhaps
+            parametrized by `attach`: the one that is trained may lie in parts in several processes.
         run: where it goes.
         plan: of its equalization.
         facts: of the training, for the receipt.
@@ -54,16 +58,17 @@ class Keeper:
     scored_on: Mapping[str, str | None]
     reduced_labels: bool
 
-    def keep(self, step: int, score: Score | None) -> None:
-        """Makes the network as it is now the model of OUT."""
-        self.run.put_model(partial(self._save, step=step, score=score))
+    def keep(self, step: int, score: Score | None, state: State) -> None:
+        """Makes the network with that state dict the model of OUT."""
+        self.run.put_model(partial(self._save, step=step, score=score, state=state))
 
-    def keep_last(self, step: int, score: Score | None) -> None:
+    def keep_last(self, step: int, score: Score | None, state: State) -> None:
         """Puts the network of the last step beside the best one."""
-        self._save(self.run.last / "model", step=step, score=score, overwrite=True)
+        self._save(self.run.last / "model", step=step, score=score, state=state, overwrite=True)
 
-    def _save(self, directory: Path, *, step: int, score: Score | None, overwrite: bool = False) -> None:
-        model = copy.deepcopy(self.checkpoint.model).cpu().eval()
+    def _save(self, directory: Path, *, step: int, score: Score | None, state: State, overwrite: bool = False) -> None:
+        model = copy.deepcopy(self.checkpoint.model)
+        model.load_state_dict(state)
         fold(model)
         trained = {**self.facts, "step": step, "score": self._told(score)}
         plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": trained})
@@ -114,12 +119,13 @@ def train(
     pairs = training_pairs(checkpoint, splits.train, recipe)
     scores: list[Score] = []
 
-    def score(labelled: Labelled) -> Score:
+    def score(labelled: Labelled, together: Logits | None) -> Score:
         how = Evaluating(
-            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision, workers=recipe.workers
+            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision or "fp32", workers=recipe.workers
         )
         with undisturbed(trained):
-            scores.append(confusion(checkpoint, labelled, how, device).score(labelled.names))
+            counted = confusion(checkpoint, labelled, how, device, together=together)
+            scores.append(counted.score(labelled.names))
         return scores[-1]
 
     listeners = Listeners(
@@ -135,13 +141,15 @@ def train(
     state = TrainerState.load_from_json(str(begun / "trainer_state.json")) if begun else None
     if begun and state and _is_over(state, recipe):
         say(f"the training was complete after step {state.global_step}")
-        trainer.load_weights(begun)
+        weights = trainer.weights_in(begun)
+        checkpoint.model.load_state_dict(weights)
     else:
         say(f"going on after step {state.global_step}" if state else "starting at step 0")
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
         state = trainer.state
+        weights = trainer.weights()
     if is_main():
-        _finish(keeper, state, scores[-1] if scores else None)
+        _finish(keeper, state, scores[-1] if scores else None, weights)
     wait()
     return state
 
@@ -151,13 +159,13 @@ def _is_over(state: TrainerState, recipe: Recipe) -> bool:
     return stopped or state.global_step >= state.max_steps
 
 
-def _finish(keeper: Keeper, state: TrainerState, score: Score | None) -> None:
+def _finish(keeper: Keeper, state: TrainerState, score: Score | None, weights: State) -> None:
     """Without scores the last model is the one of OUT; else it lies beside the best where it is another."""
     since_best, best = best_of(state.log_history)
     if best is None:
-        keeper.keep(state.global_step, score)
+        keeper.keep(state.global_step, score, weights)
     elif since_best:
-        keeper.keep_last(state.global_step, score)
+        keeper.keep_last(state.global_step, score, weights)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import WEIGHTS_NAME
 
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.errors import InputError, NumericsError, ResourceError
@@ -20,6 +21,7 @@ from equalize.finetuning.optimiser import make_optimiser, make_schedule
 from equalize.finetuning.recipe import Recipe
 from equalize.finetuning.rhythm import Listeners, Rhythm, best_of
 from equalize.finetuning.run_directory import RunDirectory
+from equalize.finetuning.sharding import settle
 from equalize.processes import broadcast_buffers, is_main, wait
 
 __all__ = ["SegmentationTrainer", "arguments", "check_trackers"]
@@ -27,7 +29,7 @@ __all__ = ["SegmentationTrainer", "arguments", "check_trackers"]
 
 def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs: int) -> TrainingArguments:
     """The resolved recipe as transformers spells it; when to log, score and save is decided by `Rhythm`."""
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(run.last),
         num_train_epochs=recipe.epochs or 1,
         max_steps=recipe.max_steps or -1,
@@ -51,6 +53,9 @@ def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+    if recipe.precision == "fp32":
+        args.mixed_precision = "no"  # also where Accelerate's configuration has another
+    return args
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -107,11 +112,29 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             callbacks=[Rhythm(recipe, listeners)],
         )
         self.model_accepts_loss_kwargs = False
+        settle(self.accelerator.state)
         self.remove_callback(PrinterCallback)  # stdout is the command's
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         assert isinstance(self.train_dataset, TrainingPairs)
         return EpochOrder(len(self.train_dataset), self._recipe.seed)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Spreads the network over the processes.
+
+        Raises:
+            InputError: FSDP does not take it as it was told to cut it.
+        """
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        except (ValueError, KeyError) as error:
+            if not self.is_fsdp_enabled:
+                raise
+            raise InputError(
+                "accelerate",
+                f"FSDP does not take this network ({' '.join(str(error).split())[:160]})",
+                remedy="try fsdp_auto_wrap_policy: NO_WRAP",
+            ) from error
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """See `make_optimiser`."""
@@ -152,15 +175,17 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         """Scores the validation split; a better mIoU than ever before is reported to `improved`."""
         assert self._listeners.score is not None
         broadcast_buffers(self.model)
-        score = self._listeners.score()
+        score = self._listeners.score(self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None)
         best = best_of(self.state.log_history)[1]
+        better = score.mIoU is not None and (best is None or score.mIoU > best)
+        weights = self.weights() if better else {}
         metrics = {f"eval_{key}": getattr(score, key) for key in ("mIoU", "mAcc", "aAcc")}
         self.log(dict(metrics))
         line = {"step": self.state.global_step, "epoch": self.state.epoch, **self._listeners.scored_on}
         if is_main():
             self._run.record({**line, **score.to_json()})
-            if score.mIoU is not None and (best is None or score.mIoU > best):
-                self._listeners.improved(self.state.global_step, score)
+            if better:
+                self._listeners.improved(self.state.global_step, score, weights)
         wait()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -199,13 +224,27 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
                 remedy="make room, --resume",
             ) from error
 
-    def load_weights(self, checkpoint: Path) -> None:
-        """Puts the weights of a saved state into the model."""
-        self._load_from_checkpoint(str(checkpoint))
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict, put together in the main process where all hold parts; every process must ask."""
+        return _of_network(self.accelerator.get_state_dict(self.model_wrapped) or {})
+
+    def weights_in(self, checkpoint: Path) -> dict[str, Tensor]:
+        """The network's state dict in a saved state."""
+        return _of_network(torch.load(checkpoint / WEIGHTS_NAME, map_location="cpu", weights_only=True))
+
+    def _logits(self, images_NCHW: Tensor) -> Tensor:
+        """Of the network as it is spread over the processes."""
+        logits: Tensor = self.model(**self._prepare_inputs({"pixel_values": images_NCHW}))["logits"]
+        return logits
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The weights as the optimizer sees them; not as safetensors, which refuses weights that are shared."""
         if self.args.should_save:
             directory = output_dir or self.args.output_dir
             os.makedirs(directory, exist_ok=True)
-            torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/pytorch_model.bin")
+            torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/{WEIGHTS_NAME}")
+
+
+def _of_network(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the name that `Trained` has for it."""
+    return {key.removeprefix("network."): tensor for key, tensor in state.items()}

@@ -1,0 +1,57 @@
+"""What `accelerate launch` asks for beyond a whole network in every process: FSDP and DeepSpeed.
+
+Accelerate reads both from the environment. Under FSDP, and under DeepSpeed's stage 3, every process holds a part of
+each parameter, so that a forward pass, and putting the state dict together, are the work of all of them.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import disable_fsdp_ram_efficient_loading, str_to_bool
+
+from equalize.errors import InputError
+
+__all__ = ["check_launch", "settle"]
+
+
+def check_launch(device: torch.device, warn: Callable[[str], None]) -> None:
+    """Makes the environment ready for networks that every process loads whole, before any is loaded.
+
+    Raises:
+        InputError: version 1 of FSDP is asked for: its flat parameters do not tell weights from biases and norms.
+    """
+    found = [name for name in ("FSDP", "DeepSpeed") if _asked_for(f"ACCELERATE_USE_{name.upper()}")]
+    if "FSDP" in found:
+        version = os.environ.get("FSDP_VERSION", "1")
+        if version != "2":
+            raise InputError("fsdp_version", "is not served", got=version, expected=2, remedy="use accelerate config")
+        disable_fsdp_ram_efficient_loading()  # it leaves every process but the first without weights
+    if found and device.type == "cpu":
+        warn(f"Accelerate uses {found[0]} on accelerators alone: on a CPU every process holds the whole network")
+
+
+def settle(state: Any) -> None:
+    """Makes Accelerate's configuration agree with a recipe: its optimizer, and states that are saved whole.
+
+    Args:
+        state: the accelerator's.
+
+    Raises:
+        InputError: DeepSpeed is configured with an optimizer or a schedule of its own.
+    """
+    if (fsdp := getattr(state, "fsdp_plugin", None)) is not None:
+        fsdp.set_state_dict_type("FULL_STATE_DICT")
+    if (deepspeed := getattr(state, "deepspeed_plugin", None)) is not None:
+        config = deepspeed.deepspeed_config
+        for key in ("optimizer", "scheduler"):
+            if key in config:
+                raise InputError(
+                    "DeepSpeed's configuration", f"has an {key} of its own", remedy="leave it out: the recipe has one"
+                )
+        config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def _asked_for(variable: str) -> bool:
+    return bool(str_to_bool(os.environ.get(variable) or "false"))
