@@ -25,6 +25,10 @@ ONE_AXIS = {
         ((1, 1), {"size": (20, 31), "mode": "bilinear", "align_corners": False}),
         ((16, 12), {"size": (5, 7), "mode": "bilinear", "align_corners": False}),
         ((16, 12), {"size": (1, 1), "mode": "bilinear", "align_corners": True}),
+        ((16, 12), {"size": (5, 7), "mode": "bilinear", "align_corners": True}),
+        ((16, 12), {"size": (16, 12), "mode": "bilinear", "align_corners": False}),
+        ((16, 12), {"size": (32, 36), "mode": "nearest"}),
+        ((1, 1), {"size": (20, 31), "mode": "nearest"}),
         ((9, 9), {"scale_factor": 2.5, "mode": "bilinear", "align_corners": False}),
         ((9, 11), {"scale_factor": (1.7, 2.3), "mode": "nearest"}),
         ((9, 11), {"size": (4, 25), "mode": "nearest"}),
@@ -106,6 +110,46 @@ def test_both_ways_agree_on_batches_of_any_size(monkeypatch):
             assert found.std == pytest.approx(expected.std, rel=1e-6)
             assert found.mean == pytest.approx(expected.mean, abs=1e-6 * expected.std)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Variants(nn.Module):
+    """Every way of interpolating to the same size, of which some can be measured from their source and some not."""
+
+    WAYS = (
+        {"scale_factor": 1.7, "mode": "bilinear"},
+        {"scale_factor": 1.7, "mode": "bilinear", "recompute_scale_factor": True},
+        {"scale_factor": 1.7, "mode": "bilinear", "align_corners": True},
+        {"scale_factor": (1.7, 1.65), "mode": "nearest"},
+        {"scale_factor": 1.7, "mode": "nearest", "recompute_scale_factor": True},
+        {"scale_factor": 1.7, "mode": "nearest-exact"},
+        {"scale_factor": 1.7, "mode": "bicubic"},
+        {"size": (15, 18), "mode": "bilinear", "antialias": True},
+        {"size": (15, 18), "mode": "bicubic", "align_corners": True, "antialias": True},
+        {"size": (15, 18), "mode": "area"},
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.ReLU())
+        self.fuse = nn.Conv2d(2 * len(self.WAYS), 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fuse(torch.cat([F.interpolate(x, **way) for way in self.WAYS], 1))
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_both_ways_agree_on_every_way_of_interpolating(last, monkeypatch):
+    torch.manual_seed(0)
+    model = Variants()
+    model.stem[1].running_mean.normal_()
+    batches = [3 + torch.randn(number, 3, 9, 11) for number in (3, 3, last)]
+    _, whole, cut = by_both_ways(model, batches, monkeypatch)
+    for expected, found in zip(whole["fuse"], cut["fuse"], strict=True):
+        assert found.count == expected.count
+        assert found.images == expected.images == 6 + last
+        assert found.std == pytest.approx(expected.std, rel=1e-6)
+        assert found.mean == pytest.approx(expected.mean, rel=1e-6)
 
 
 def test_the_cut_graph_sees_weights_as_they_are_now():

@@ -1,0 +1,104 @@
+"""How long whole commands take: `--help`, `scan`, and `calibrate` on a folder against a bare loop over it.
+
+python examples/bench_commands.py MODEL DATA --size 512 --samples 64 --batch-size 8     the bare loop
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["command_times", "end_to_end"]
+
+EQUALIZE = (sys.executable, "-m", "equalize")
+
+
+def bare_loop() -> None:
+    """Decodes, preprocesses and runs the network, with the loader that `calibrate` has, and nothing else."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--batch-size", type=int)
+    arguments = parser.parse_args()
+    import torch
+
+    import equalize
+    from equalize.data import batches, open_data, sample
+
+    checkpoint = equalize.load(arguments.model)
+    paths = sample(open_data(arguments.data, split="train"), arguments.samples, 0)
+    size = (arguments.size, arguments.size)
+    checkpoint.model.eval()
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in batches(paths, checkpoint.preprocess, size=size, batch_size=arguments.batch_size):
+            checkpoint.model(batch.images)
+    print(json.dumps({"seconds": round(time.perf_counter() - start, 3)}))
+
+
+def command_times(rounds: int) -> dict[str, float]:
+    """Median wall seconds of `equalize --help` and of `equalize scan` on SegFormer-B0."""
+    with tempfile.TemporaryDirectory() as folder:
+        commands = {"equalize --help": ("--help",), "equalize scan": ("scan", _segformer(Path(folder)), "--json")}
+        return {
+            name: statistics.median(_timed((*EQUALIZE, *arguments))[0] for _ in range(rounds))
+            for name, arguments in commands.items()
+        }
+
+
+def end_to_end(data: str, *, size: int, samples: int, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds of whole processes, and of the loop or the calibration in them; interleaved, SegFormer-B0."""
+    options = ("--size", str(size), "--samples", str(samples), "--batch-size", str(batch))
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = _segformer(Path(folder))
+        calibrate = ("calibrate", model, "--data", data, "--split", "train", "--device", "cpu", *options)
+        calibrate = (*calibrate, "-o", f"{folder}/out", "--overwrite", "--json")
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        commands: dict[str, Sequence[str]] = {
+            "bare loop": (sys.executable, __file__, model, data, *options),
+            "calibrate, 1 process": (*EQUALIZE, *calibrate),
+            "calibrate, 2 processes of 1 thread": (*launcher, "-m", "equalize", *calibrate),
+        }
+        for _ in range(rounds):
+            for name, command in commands.items():
+                wall, said = _timed(command)
+                found.setdefault(name, []).append((wall, json.loads(said)["seconds"]))
+    return {
+        name: (statistics.median(wall for wall, _ in each), statistics.median(inner for _, inner in each))
+        for name, each in found.items()
+    }
+
+
+def _segformer(folder: Path) -> str:
+    """SegFormer-B0 with weights just drawn, as a directory."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model = folder / "segformer-b0"
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=11)).save_pretrained(model)
+    SegformerImageProcessor(size={"height": 512, "width": 512}).save_pretrained(model)
+    return str(model)
+
+
+def _timed(command: Sequence[str]) -> tuple[float, str]:
+    """Wall seconds of a command, and its standard output."""
+    start = time.perf_counter()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return time.perf_counter() - start, done.stdout
+
+
+if __name__ == "__main__":
+    bare_loop()
