@@ -1,12 +1,15 @@
 """What `equalize scan` shows: a checkpoint's fusion layers and, given images, the scales of their branches."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from equalize.errors import CheckpointError, SiteError
 from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of
 from equalize.measurement import measure
 from equalize.naming import ModelName
@@ -90,7 +93,7 @@ def survey(
         say(f"data: {images.dataset.describe()}")
         shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, how.size))
-    found = scan(checkpoint.model, torch.empty(shape, device="meta"), kinds=kinds)
+    found = _scanned(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
     number = 0
     ways: list[str] = []
     if images is not None:
@@ -113,3 +116,19 @@ def survey(
         images=None if images is None else number,
         measured_by=ways[0] if ways else None,
     )
+
+
+def _scanned(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
+    """A scan from the configuration alone, where that will do: the way of a run may depend on the weights there are."""
+    without = any(tensor.is_meta for tensor in model.parameters())
+    try:
+        found = scan(model, example, kinds=kinds)
+    except SiteError:
+        if without:
+            with contextlib.suppress(CheckpointError):
+                return scan(name.load(weights=True).model, example, kinds=kinds)
+        raise
+    if without and found.tracer == "recorder":
+        with contextlib.suppress(CheckpointError):  # a configuration alone, or an encoder
+            return scan(name.load(weights=True).model, example, kinds=kinds)
+    return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import config as fx_config
 
 from equalize.errors import ResourceError, SiteError
 from equalize.graph import Graph, Op
@@ -104,7 +105,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)
     shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
-    with _eval_mode(model), _quiet(), torch.no_grad():
+    with _eval_mode(model), _quiet(), _without_stack_traces(), torch.no_grad():
         try:
             return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
         except MemoryError:
@@ -140,3 +141,14 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Nobody reads the source lines that export keeps of every call, and finding them is a sixth of its time."""
+    kept = getattr(fx_config, "do_not_emit_stack_traces", False)
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = kept

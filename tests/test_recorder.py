@@ -256,25 +256,46 @@ def test_too_little_memory_is_no_fault_of_the_network():
         scan(made(Greedy), X)
 
 
-def test_scan_says_how_the_network_was_read(tmp_path, run_cli):
-    code = tmp_path / "nets.py"
-    code.write_text(
-        "import torch\nfrom torch import nn\n\n"
-        "class Net(nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.low, self.fuse = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(7, 2, 1)\n"
-        "    def forward(self, x):\n"
-        "        times = int(x.amax().clamp(2, 2).item())\n"
-        "        return self.fuse(torch.cat([nn.functional.interpolate(self.low(x), scale_factor=times), x], 1))\n"
-    )
-    name = {}
-    exec(code.read_text(), name)
-    torch.save(name["Net"]().state_dict(), tmp_path / "net.pth")
-    arguments = ("scan", tmp_path / "net.pth", "--arch", f"{code}:Net", "--size", "16")
-    ran = run_cli(*arguments, "--json")
-    assert ran.code == 0, ran.err
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low, self.fuse = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(7, 2, 1)
+        self.register_buffer("factor", torch.tensor(1.0))
+
+    def forward(self, x):
+        low = nn.functional.interpolate(self.low(x), scale_factor=self.factor.item())
+        return self.fuse(torch.cat([low, x], 1))
+"""
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A state dict with a factor that is not the one drawn, and the code of its network."""
+    (tmp_path / "nets.py").write_text(NETWORK)
+    weights, bias = torch.randn(4, 3, 2, 2), torch.zeros(4)
+    state = {"low.weight": weights, "low.bias": bias, "fuse.weight": torch.randn(2, 7, 1, 1)}
+    torch.save({**state, "fuse.bias": torch.zeros(2), "factor": torch.tensor(2.0)}, tmp_path / "net.pth")
+    return tmp_path / "net.pth", "--arch", f"{tmp_path}/nets.py:Net", "--size", "16"
+
+
+def test_scan_says_how_the_network_was_read_and_runs_it_with_its_own_weights(network, run_cli):
+    ran = run_cli("scan", *network, "--json")
+    assert (ran.code, ran.err) == (0, "")
     found = json.loads(ran.out)
     assert (found["tracer"], found["input_shape"]) == ("recorder", [2, 3, 16, 16])
     assert [site["layer"] for site in found["sites"]] == ["fuse"]
-    assert "read by a recorded run at 2x3x16x16" in run_cli(*arguments).text
+    assert [branch["factor"] for branch in found["sites"][0]["branches"]] == [[2.0, 2.0], [1.0, 1.0]]
+    assert "read by a recorded run at 2x3x16x16" in run_cli("scan", *network).text
+
+
+def test_calibrate_on_the_command_line(network, photos, tmp_path, run_cli):
+    ran = run_cli("calibrate", *network, "--data", photos, "-o", tmp_path / "out", "--strategy", "migrate", "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["changed"] == ["fuse.weight", "low.weight", "low.bias"]
+    assert found["check"]["max_abs_change"] < 1e-4
+    assert json.loads((tmp_path / "out" / "equalize.json").read_text())["tracer"] == "recorder"
