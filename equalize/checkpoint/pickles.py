@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equalize.checkpoint.inert import INERT
 from equalize.checkpoint.pickle_scan import asks_for_code, foreign_global
 from equalize.errors import CheckpointError
 
@@ -70,7 +71,7 @@ def read_torch(path: Path) -> TorchFile:
             raise asks_for_code(path, name)
         raise CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error

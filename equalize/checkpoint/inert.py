@@ -1,0 +1,106 @@
+"""What a training leaves beside the weights, numbers of numpy and mmengine's histories of losses, held as notes.
+
+A pickle makes such objects by naming functions. Under `INERT` these names stand for classes that only note what they
+were called with: no function of numpy, no `getattr` and nothing of mmengine runs on what a stranger wrote. When a
+checkpoint is saved again, the note is pickled as the call that it was read from.
+"""
+
+import importlib
+import pickle
+import re
+from typing import Any, ClassVar
+
+from equalize.errors import ResourceError
+
+__all__ = ["INERT"]
+
+_PLAIN_DTYPE = re.compile(r"[<>=|]?([biuf][1248]|c(8|16)|b1|\?)")
+_STATISTICS = ("min", "max", "current", "mean")
+
+
+class _Note:
+    """A call in a pickle, not carried out."""
+
+    home: ClassVar[tuple[str, str]]
+    """The module and the name of what was to be called."""
+
+    args: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> "_Note":
+        note = object.__new__(cls)
+        note.args = args
+        return note
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _real(type(self)), tuple(map(_real, self.args)), self.state
+
+
+class _Array(_Note):
+    home = ("numpy", "ndarray")
+
+
+class _Reconstruct(_Note):
+    home = ("numpy._core.multiarray", "_reconstruct")
+
+
+class _Scalar(_Note):
+    home = ("numpy._core.multiarray", "scalar")
+
+
+class _Dtype(_Note):
+    """Of plain numbers only: others can make numpy take bytes for objects, wherever the checkpoint goes from here."""
+
+    home = ("numpy", "dtype")
+
+    def __new__(cls, *args: Any) -> "_Note":
+        if not args or not isinstance(args[0], str) or not _PLAIN_DTYPE.fullmatch(args[0]):
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
+        return super().__new__(cls, *args)
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or state[2:] != (None, None, None, -1, -1, 0):
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
+        super().__setstate__(state)
+
+
+class _History(_Note):
+    home = ("mmengine.logging.history_buffer", "HistoryBuffer")
+
+
+class _Getattr(_Note):
+    """How a pickle of protocol 2 names a method; those of a history that it always has are the only ones let pass."""
+
+    home = ("builtins", "getattr")
+
+    def __new__(cls, *args: Any) -> "_Note":
+        if len(args) != 2 or args[0] is not _History or args[1] not in _STATISTICS:
+            raise pickle.UnpicklingError("GLOBAL builtins.getattr")
+        return super().__new__(cls, *args)
+
+
+_NOTES = (_Array, _Reconstruct, _Scalar, _Dtype, _History, _Getattr)
+_OLD_HOMES = {"numpy._core.multiarray": "numpy.core.multiarray"}  # numpy 1
+INERT: list[Any] = [
+    (note, f"{home}.{note.home[1]}")
+    for note in _NOTES
+    for home in (note.home[0], _OLD_HOMES.get(note.home[0]))
+    if home is not None
+]
+"""For `torch.serialization.safe_globals`: what stands in for which name."""
+
+
+def _real(value: Any) -> Any:
+    """The function or class that a note stands for, to be named in a pickle; anything else as it is."""
+    if not (isinstance(value, type) and issubclass(value, _Note)):
+        return value
+    module, name = value.home
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ResourceError(
+            module, "is needed to write this checkpoint", remedy="pip install 'equalize[mmseg]'"
+        ) from error
