@@ -11,7 +11,7 @@ from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
 
-__all__ = ["atomic_directory", "copy_side_files"]
+__all__ = ["atomic_directory", "copy_side_files", "take_place"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
@@ -40,7 +40,7 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         work.mkdir()
         yield work
         _flush(work)
-        _take_place(work, out)
+        take_place(work, out)
     except OSError as error:
         raise _resource_error(out, error) from error
     finally:
@@ -63,7 +63,7 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
         raise OutputError(out, "exists", remedy="--overwrite replaces it")
 
 
-def _take_place(work: Path, out: Path) -> None:
+def take_place(work: Path, out: Path) -> None:
     """Give the finished directory its name; the one that had it goes, in one step where the system can."""
     if not out.exists():
         os.rename(work, out)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.writing import check_target
+from equalize.checkpoint.writing import check_target, take_place
 from equalize.errors import InputError, OutputError, ResourceError
 
 __all__ = ["LAST", "RunDirectory", "write_whole"]
@@ -48,6 +48,8 @@ class RunDirectory:
         if resume and self.path.is_dir() and not begun and any(self.path.iterdir()) and not overwrite:
             raise OutputError(self.path, "holds no training to resume", remedy="--overwrite replaces it")
         check_target(self.path, overwrite or resume, source)
+        if self.path.is_mount():
+            raise OutputError(self.path, "is where a disk is mounted", remedy="name a directory below it")
         self.resumed = resume and begun
         self._replace = overwrite and not self.resumed
 
@@ -66,6 +68,7 @@ class RunDirectory:
             _demand_same(json.loads((self.last / "run.json").read_text(encoding="utf-8")), run, self.path)
             for partial in {*self.last.glob("checkpoint-*"), *self.last.glob(".*.tmp-*")} - set(self._whole()):
                 shutil.rmtree(partial)
+            shutil.rmtree(self._sibling("new"), ignore_errors=True)
             self._cut_metrics()
             return
         try:
@@ -98,22 +101,22 @@ class RunDirectory:
         return found
 
     def put_model(self, save: Callable[[Path], None]) -> None:
-        """Has a model saved and moves its files into place, each of them whole at any moment.
+        """Has a model saved in place of the one that is there: OUT holds the old or the new one, whole, at any moment.
 
         Args:
             save: writes a directory that does not exist yet.
         """
-        new = self.last / "new"
+        new = self._sibling("new")
         shutil.rmtree(new, ignore_errors=True)
         save(new)
-        for entry in sorted(new.iterdir()):
-            if entry.name in _KEPT:  # the model that was trained came from a training itself
-                continue
-            place = self.path / entry.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            os.replace(entry, place)
-        shutil.rmtree(new)
+        for entry in self.path.iterdir():
+            if entry.name in _KEPT or not (new / entry.name).exists():
+                _share(entry, new / entry.name)
+        take_place(new, self.path)
+        shutil.rmtree(new, ignore_errors=True)  # by now the old
+
+    def _sibling(self, name: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{name}")
 
     def _whole(self) -> list[Path]:
         return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
@@ -124,6 +127,21 @@ class RunDirectory:
         reached = _step(newest) if newest else 0
         kept = [line for line in self.lines() if line["step"] <= reached] if newest else []
         write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _share(source: Path, place: Path) -> None:
+    """Gives files, which nobody writes to at this moment, a second name; copies them where a disk has no such thing."""
+    if not source.is_dir():
+        _link(source, place)
+    else:
+        shutil.copytree(source, place, copy_function=_link)
+
+
+def _link(source: str | Path, place: str | Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copy2(source, place)
 
 
 def write_whole(path: Path, text: str) -> None:
