@@ -6,6 +6,8 @@ operators. What was recorded is the way that this one input took.
 """
 
 import contextlib
+import inspect
+import itertools
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -57,8 +59,8 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
         inputs = tuple(_input(tensor, device) for tensor in example)
         recorder = _Recorder(tensors)
-        for tensor in inputs:
-            recorder.placeholder(tensor, "input")
+        for tensor, name in zip(inputs, _names_of_inputs(model), strict=False):
+            recorder.placeholder(tensor, name)
         with recorder.following(model), enable_python_dispatcher(), recorder:
             output = torch.func.functional_call(model, tensors, inputs)
         recorder.graph.output(tuple(recorder.node(tensor) for tensor in _tensors(output)))
@@ -99,6 +101,15 @@ def _input(tensor: Tensor, device: torch.device) -> Tensor:
     return torch.randn(tensor.shape, dtype=tensor.dtype, device=device)
 
 
+def _names_of_inputs(model: nn.Module) -> Iterator[str]:
+    named = (
+        each.name
+        for each in inspect.signature(model.forward).parameters.values()
+        if each.kind is not each.VAR_POSITIONAL
+    )
+    return itertools.chain(named, itertools.repeat("input"))
+
+
 def _tensors(output: object) -> Iterator[Tensor]:
     """The tensors of whatever a network returns, in order."""
     if isinstance(output, Tensor):
@@ -131,8 +142,8 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         for key, tensor in tensors.items():
             if tensor not in self._nodes:
                 node = self.placeholder(tensor, key.replace(".", "_"))
-                self.keys[node.name] = key
                 self._storages[tensor.untyped_storage().data_ptr()] = node
+            self.keys[self._nodes[tensor].name] = key  # the last of several names, as export has it
 
     def placeholder(self, tensor: Tensor, name: str) -> fx.Node:
         """A node that stands for a tensor which the network is given."""

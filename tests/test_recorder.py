@@ -236,7 +236,7 @@ def test_tied_weights_are_one_on_the_meta_device_too():
         with torch.device(device):
             model = Tied(nn.Conv2d(6, 5, 1))
         found = recorded(model.eval())
-        assert {refusal.reason for refusal in found.refusals} == {"fuse.weight is used 2 times"}
+        assert {refusal.reason for refusal in found.refusals} == {"other.weight is used 2 times"}
 
 
 def test_values_that_a_run_needs_may_be_given():

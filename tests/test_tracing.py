@@ -11,8 +11,12 @@ from torch.nn.utils import parametrizations
 
 from equalize import measurement
 from equalize.errors import SiteError
+from equalize.graph import Graph
 from equalize.measurement import measure
+from equalize.reader import read_ops
+from equalize.recorder import record
 from equalize.scanning import Scan, scan
+from equalize.sites import find_sites
 from equalize.strategies import make_plan
 from equalize.surgery import apply
 from equalize.tracing import trace
@@ -50,9 +54,13 @@ X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def scanned(model: nn.Module, x: torch.Tensor = X) -> Scan:
-    """Scans, and demands that `migrate` keeps the function of whatever was found."""
+    """Scans, and demands that a recorded run says the same, and that `migrate` keeps the function."""
     found = scan(model, x, kinds=("resampled", "plain"))
     model.eval()
+    recording = record(model, (x,))
+    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
+    recorded = find_sites(Graph(ops=ops, shapes={key: tuple(value.shape) for key, value in model.state_dict().items()}))
+    assert recorded == (found.sites, found.refusals)
     with torch.no_grad():
         expected = model(x)
         if found.sites:
@@ -209,6 +217,37 @@ def test_branches_that_cannot_move(net):
     found = scanned(net())
     assert movable(found) == HELD[net]
     assert found.sites[0].branches[0].resampling == "bilinear"
+
+
+class Dense(nn.Module):
+    """Every layer reads all that came before, as in DenseNet, but for the normalisations that would refuse them."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = conv(3, 4), conv(3, 2)
+        self.first, self.second, self.fuse = conv(6, 3), conv(9, 3), conv(12, 5)
+
+    def forward(self, x):
+        u = torch.cat([up(self.low(half(x))), self.high(x)], 1)
+        u = torch.cat([u, F.relu(self.first(u))], 1)
+        u = torch.cat([u, F.relu(self.second(u))], 1)
+        return self.fuse(u)
+
+
+def test_nested_concats_are_one_list_of_branches():
+    found = scanned(Dense())
+    low, high, grown = (4, "bilinear"), (2, None), (3, None)
+    assert summary(found) == [
+        ("first", [low, high]),
+        ("second", [low, high, grown]),
+        ("fuse", [low, high, grown, grown]),
+    ]
+    assert [site.upstream for site in found.sites] == [(), ("first",), ("first", "second")]
+    assert [[each.fixed is None for each in site.branches] for site in found.sites] == [
+        [False, False],  # u is read again
+        [False, False, False],
+        [False, False, False, True],
+    ]
 
 
 def refusal(found: Scan) -> str:
