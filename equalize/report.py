@@ -262,6 +262,8 @@ def _next(facts: Mapping[str, Any]) -> str:
     out, family, architecture = facts["output"], facts.get("family"), facts.get("architecture")
     if family == "custom":
         return f'Load it:  equalize.load("{out}", "{facts.get("arch")}").model, or its weights as those of MODEL'
+    if family == "mmsegmentation":
+        return f'Load it:  mmseg.apis.init_model(CONFIG, "{out}/model.pth")'
     if facts.get("arch") or family == "torchvision":
         return f'Load it:  equalize.load("{out}").model, or its weights as those of MODEL'
     if family == "smp":

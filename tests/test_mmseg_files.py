@@ -11,7 +11,9 @@ from mmseg_networks import config_text, saved, silent, stock
 
 from equalize.checkpoint import load, reload
 from equalize.checkpoint.inert import INERT
+from equalize.checkpoint.mmseg_config import read_literals
 from equalize.errors import CheckpointError
+from equalize.finetuning.new_classes import with_names
 from equalize.naming import ModelName
 
 
@@ -105,8 +107,14 @@ def test_another_number_of_classes_draws_the_classifiers_alone(psp, tmp_path):
     assert set(checkpoint.drawn) == {f"{head}.conv_seg.{part}" for head in heads for part in ("weight", "bias")}
     weight = checkpoint.model.state_dict()["decode_head.conv_seg.weight"]
     assert 0 < weight.abs().max() < 0.06  # as mmsegmentation draws it: normal, 0.01
-    checkpoint.save(tmp_path / "out")
+    with_names(checkpoint, "abcde").save(tmp_path / "out")
     again, theirs = load(tmp_path / "out"), stock(tmp_path / "out" / "config.py", tmp_path / "out" / "model.pth")
+    assert again.classes == theirs.dataset_meta["classes"] == tuple("abcde")
+    meta = torch.load(tmp_path / "out" / "model.pth", weights_only=True)["meta"]
+    assert meta["cfg"] == (tmp_path / "out" / "config.py").read_text()
+    assert {"num_classes": 5}.items() <= read_literals(meta["cfg"], "cfg")["model"]["decode_head"].items()
+    checkpoint.save(tmp_path / "unnamed")
+    assert "dataset_meta" not in torch.load(tmp_path / "unnamed" / "model.pth", weights_only=True)["meta"]
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again.logits(x), theirs(x))
@@ -138,7 +146,7 @@ def test_the_config_that_the_user_names_is_run_and_then_needed_no_more(psp, tmp_
     )
     path = rewritten(psp, tmp_path / "bare.pth", lambda content: content.pop("meta"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"fits no known"):
+    with pytest.raises(CheckpointError, match="holds no config of mmsegmentation; name the config: --arch"):
         load(path)
     assert not (tmp_path / "RUN").exists()
     checkpoint = load(path, f"mmseg:{config}")

@@ -46,6 +46,8 @@ class Origin:
     """Key on disk -> model key, where they differ by more than ``prefix``."""
     beside: tuple[Path, ...] = ()
     """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
+    meta: Mapping[str, object] = field(default_factory=dict)
+    """What has to change under ``meta`` of a torch file; None takes an entry away."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Files to write beside the weights, by name."""
 
@@ -145,7 +147,7 @@ class Checkpoint:
             shutil.copyfile(path, out / path.name)
         for name, text in origin.texts.items():
             (out / name).write_text(text, encoding="utf-8")
-        write_weights(weights, changed, names)
+        write_weights(weights, changed, names, origin.meta)
         if lone and names[weights.files[0]].suffix == ".pth":
             stored = {**weights.tensors, **changed}
             bare = {key: origin.model_key.get(key, key.removeprefix(origin.prefix)) for key in state}

@@ -84,7 +84,8 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         raise CheckpointError(
             arch,
             "is no architecture",
-            expected="torchvision:NAME, smp:NAME, transformers:DIR, file.py:Factory or package.module:Factory",
+            expected="torchvision:NAME, smp:NAME, transformers:DIR, mmseg:config.py, file.py:Factory "
+            "or package.module:Factory",
         )
     try:
         module = _run_file(Path(place)) if place.endswith(".py") else _import(place)

@@ -8,7 +8,7 @@ checkpoint is saved again, the note is pickled as the call that it was read from
 import importlib
 import pickle
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from equalize.errors import ResourceError
 
@@ -27,7 +27,7 @@ class _Note:
     args: tuple[Any, ...]
     state: Any = None
 
-    def __new__(cls, *args: Any) -> "_Note":
+    def __new__(cls, *args: Any) -> Self:
         note = object.__new__(cls)
         note.args = args
         return note
@@ -56,7 +56,7 @@ class _Dtype(_Note):
 
     home = ("numpy", "dtype")
 
-    def __new__(cls, *args: Any) -> "_Note":
+    def __new__(cls, *args: Any) -> Self:
         if not args or not isinstance(args[0], str) or not _PLAIN_DTYPE.fullmatch(args[0]):
             raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
         return super().__new__(cls, *args)
@@ -76,7 +76,7 @@ class _Getattr(_Note):
 
     home = ("builtins", "getattr")
 
-    def __new__(cls, *args: Any) -> "_Note":
+    def __new__(cls, *args: Any) -> Self:
         if len(args) != 2 or args[0] is not _History or args[1] not in _STATISTICS:
             raise pickle.UnpicklingError("GLOBAL builtins.getattr")
         return super().__new__(cls, *args)

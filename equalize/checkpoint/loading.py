@@ -33,7 +33,8 @@ def load(
         source: a Hub id ``org/name[@revision]``, a directory saved by transformers, smp or equalize, a state-dict
             file, or ``torchvision:NAME``.
         arch: what a state dict belongs to, if its keys do not tell: ``torchvision:NAME``, ``smp:NAME``,
-            ``transformers:DIR``, ``file.py:Factory`` or ``package.module:Factory``. The last two run that code.
+            ``transformers:DIR``, ``mmseg:config.py``, ``file.py:Factory`` or ``package.module:Factory``. The last
+            three run that code.
         arch_args: arguments of the factory.
         weights: False builds the network on the meta device from its config alone.
         init_missing: draw what the checkpoint lacks with the library's initialiser; all else stays strict.

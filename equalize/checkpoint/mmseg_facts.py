@@ -1,25 +1,15 @@
 """What an mmsegmentation config and checkpoint say beside the network: preprocessing, class names, label rules."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from equalize.checkpoint.mmseg_config import Config
-from equalize.checkpoint.pickles import read_torch
 from equalize.checkpoint.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from equalize.checkpoint.reading import Weights
 
-__all__ = ["class_names", "config_text", "meta_of", "preprocessing"]
+__all__ = ["class_names", "config_text", "meta_with_classes", "preprocessing"]
 
 _MODEL = re.compile(r"^model\s*=", re.MULTILINE)
-
-
-def meta_of(weights: Weights) -> Mapping[str, Any]:
-    """What a torch file holds under ``meta``; frameworks note there what the weights belong to."""
-    path = weights.files[0]
-    content = None if path.suffix == ".safetensors" else read_torch(path).content
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    return meta if isinstance(meta, Mapping) else {}
 
 
 def config_text(meta: Mapping[str, Any]) -> str | None:
@@ -35,6 +25,12 @@ def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None
+
+
+def meta_with_classes(names: Sequence[str] | None) -> dict[str, object]:
+    """What has to change in ``meta`` when the classes do; what was told of the old ones goes."""
+    described = None if names is None else {"classes": tuple(names)}
+    return {"dataset_meta": described, "CLASSES": None, "PALETTE": None}
 
 
 def preprocessing(config: Config) -> Preprocess:

@@ -12,7 +12,7 @@ from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import construct
 from equalize.checkpoint.matching import disk_state, fill, fit
 from equalize.checkpoint.mmseg_config import bare_model, read_literals, trusted_model, with_classes
-from equalize.checkpoint.mmseg_facts import class_names, config_text, meta_of, preprocessing
+from equalize.checkpoint.mmseg_facts import class_names, config_text, meta_with_classes, preprocessing
 from equalize.checkpoint.reading import Weights
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
@@ -41,7 +41,8 @@ class _Blueprint:
 def is_mmseg(weights: Weights, arch: str | None) -> bool:
     """Whether a state dict is asked to be, or itself says to be, of mmsegmentation."""
     if arch is None:
-        return config_text(meta_of(weights)) is not None
+        # transformers calls its classifier otherwise: only mmsegmentation's heads have these keys
+        return config_text(weights.meta) is not None or any("decode_head.conv_seg." in key for key in weights.tensors)
     return arch.partition(":")[0] == ARCH
 
 
@@ -57,12 +58,13 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         CheckpointError: no config, one that will not be run, or one that the weights do not fit.
         ResourceError: mmsegmentation is not installed.
     """
-    mmseg_family.library()
     file = (request.arch or "").removeprefix(ARCH).removeprefix(":")
     plan = _run(Path(file)) if file else _read(path, weights, request)
     number, arguments = _num_classes(request, plan)
-    if number is not None:
-        plan = _with_classes(plan, number)
+    meta: dict[str, object] = {}
+    if number is not None and (changed := _with_classes(plan, number)) is not plan:
+        plan, meta = changed, meta_with_classes(None)
+        meta |= {key: plan.text for key in ("cfg", "config") if plan.text and key in weights.meta}
     make = mmseg_family.builder(plan.model, draw=request.init_missing, room=None if plan.run else weights.tensors)
     model = construct(make, plan.arch, weights=request.weights, seed=request.seed)
     architecture = _architecture(plan.model)
@@ -81,9 +83,10 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         disk_state=partial(disk_state, match),
         architecture={"arch": plan.arch, "arch_args": arguments},
         prefix=match.prefix,
+        meta=meta,
         texts={} if plan.text is None else {_CONFIG_FILE: plan.text},
     )
-    names = class_names(meta_of(weights))
+    names = class_names(weights.meta)
     return Checkpoint(
         source=request.source,
         family="mmsegmentation",
@@ -107,7 +110,7 @@ def _read(path: Path, weights: Weights, request: Request) -> _Blueprint:
     if request.arch is not None and path.is_dir() and beside.is_file():
         text: str | None = beside.read_text(encoding="utf-8", errors="replace")
     else:
-        text = config_text(meta_of(weights))
+        text = config_text(weights.meta)
     if text is None:
         raise CheckpointError(
             request.source, "holds no config of mmsegmentation", remedy="name the config: --arch mmseg:config.py"

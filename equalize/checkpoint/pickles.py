@@ -50,6 +50,12 @@ class TorchFile:
         return inner
 
     @property
+    def meta(self) -> dict[str, Any]:
+        """What stands beside the state dict under ``meta``; nothing where that is something else."""
+        meta = self.content.get("meta") if self.nest else None
+        return {key: value for key, value in meta.items() if isinstance(key, str)} if isinstance(meta, dict) else {}
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """The tensors of the state dict."""
         return {key: value for key, value in self.mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}

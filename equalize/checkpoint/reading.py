@@ -6,13 +6,13 @@ Everything a file claims is checked against the file before a library reads it: 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from equalize.checkpoint.pickle_scan import asks_for_code, foreign_global
-from equalize.checkpoint.pickles import read_torch
+from equalize.checkpoint.pickles import TorchFile, read_torch
 from equalize.checkpoint.safetensors_file import read_safetensors
 from equalize.errors import CheckpointError, ResourceError
 
@@ -50,6 +50,8 @@ class Weights:
     """By the key on disk; memory-mapped where the format allows."""
     home: Mapping[str, Path]
     """The file of each key."""
+    meta: Mapping[str, object] = field(default_factory=dict)
+    """What a torch file holds under ``meta``: frameworks note there what the weights belong to."""
     notes: tuple[str, ...] = ()
     """What was chosen where a file left a choice."""
 
@@ -69,28 +71,30 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
     """
     tensors: dict[str, Tensor] = {}
     home: dict[str, Path] = {}
+    meta: dict[str, object] = {}
     notes: list[str] = []
     for path in files:
         check_readable(path)
-        found, note = _read(path)
-        notes += note
+        if path.suffix == ".safetensors":
+            found = read_safetensors(path)
+        else:
+            file = read_torch(path)
+            found, meta = file.state, {**meta, **file.meta}
+            notes += _choice(path, file)
         for key, tensor in found.items():
             if key in home:
                 raise CheckpointError(path, f"holds {key!r}, which {home[key].name} holds as well")
             tensors[key], home[key] = tensor, path
     if not tensors:
         raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
-    return Weights(files=files, index=index, tensors=tensors, home=home, notes=tuple(notes))
+    return Weights(files=files, index=index, tensors=tensors, home=home, meta=meta, notes=tuple(notes))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path), []
-    file = read_torch(path)
+def _choice(path: Path, file: TorchFile) -> list[str]:
     if not file.others:
-        return file.state, []
+        return []
     read, *left = ["/".join(way) for way in (file.nest, *file.others)]
-    return file.state, [f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}"]
+    return [f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}"]
 
 
 def state_on_disk(path: str | Path) -> dict[str, Tensor]:

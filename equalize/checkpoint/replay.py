@@ -61,23 +61,27 @@ def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Ten
     return changed
 
 
-def write_weights(weights: Weights, changed: Mapping[str, Tensor], names: Mapping[Path, Path]) -> None:
+def write_weights(
+    weights: Weights, changed: Mapping[str, Tensor], names: Mapping[Path, Path], meta: Mapping[str, object]
+) -> None:
     """Write every file again under a new name: a plain copy where none of its tensors changed.
 
     Args:
         weights: as read.
         changed: by key on disk; a key that is not there yet goes to the last file.
         names: the file to write for each file read, and for the index.
+        meta: what changes under ``meta`` of torch files; None takes an entry away.
     """
     last = weights.files[-1]
     for path in weights.files:
         mine = {key: tensor for key, tensor in changed.items() if weights.home.get(key, last) == path}
-        if not mine:
+        torch_file = path.suffix != ".safetensors"
+        if not mine and not (meta and torch_file):
             shutil.copyfile(path, names[path])
-        elif path.suffix == ".safetensors":
-            _rewrite_safetensors(path, names[path], mine)
+        elif torch_file:
+            _rewrite_torch(path, names[path], mine, meta)
         else:
-            _rewrite_torch(path, names[path], mine)
+            _rewrite_safetensors(path, names[path], mine)
     if weights.index is not None:
         _rewrite_index(weights, changed, names[weights.index])
 
@@ -87,9 +91,12 @@ def _rewrite_safetensors(path: Path, target: Path, changed: Mapping[str, Tensor]
     _save({**read_safetensors(path), **_unshared(changed)}, target, metadata)
 
 
-def _rewrite_torch(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
+def _rewrite_torch(path: Path, target: Path, changed: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
     file = read_torch(path)
     file.mapping.update(changed)
+    if file.meta:
+        merged = {**file.content["meta"], **meta}
+        file.content["meta"] = {key: value for key, value in merged.items() if meta.get(key, ...) is not None}
     size = sum(tensor.nbytes for tensor in file.state.values())
     try:
         torch.save(file.content, target)

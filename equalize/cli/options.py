@@ -147,7 +147,7 @@ Arch = Annotated[
         "--arch",
         metavar="ARCH",
         help="What builds the network of a state dict: torchvision:NAME, smp:NAME, transformers:DIR, "
-        "file.py:Factory or package.module:Factory. The last two run that code.",
+        "mmseg:config.py, file.py:Factory or package.module:Factory. The last three run that code.",
     ),
 ]
 ArchArgs = Annotated[

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.mmseg_facts import meta_with_classes
 from equalize.errors import CheckpointError
 from equalize.naming import ModelName
 
@@ -33,7 +34,7 @@ def load_for(name: ModelName, num_classes: int | None) -> tuple[ModelName, Check
 
 
 def with_names(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
-    """The checkpoint with names for its classes; in a transformers config they take the place of the old."""
+    """The checkpoint with names for its classes; where its format has a place for them, they take that of the old."""
     if checkpoint.classes == tuple(names):
         return checkpoint
     origin = checkpoint.origin
@@ -42,4 +43,6 @@ def with_names(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
         label2id = {name: number for number, name in enumerate(names)}
         fields = {**(origin.config or {}), "id2label": id2label, "label2id": label2id}
         origin = replace(origin, config=fields)
+    if checkpoint.family == "mmsegmentation" and origin is not None:
+        origin = replace(origin, meta={**origin.meta, **meta_with_classes(names)})
     return replace(checkpoint, classes=tuple(names), origin=origin)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from equalize.checkpoint.base import PLAN_FILE
 from equalize.checkpoint.matching import PREFIXES
+from equalize.checkpoint.mmseg_loading import ARCH as MMSEG
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, weight_files
 from equalize.errors import CheckpointError, InputError, ResourceError
 from equalize.plan import Plan
@@ -42,7 +43,7 @@ class Facts:
     """All that the card is written from."""
 
     family: str
-    """transformers, smp, torchvision or custom: whose loader reads it."""
+    """transformers, smp, torchvision, mmsegmentation or custom: whose loader reads it."""
     architecture: str
     """The class or function that builds it."""
     arguments: Mapping[str, Any]
@@ -103,6 +104,8 @@ def _identity(out: Path) -> tuple[str, str, Mapping[str, Any]]:
         arguments = record.get("arch_args")
         if family in ("torchvision", "smp"):
             return family, name, arguments if isinstance(arguments, dict) else {}
+        if record.get("arch") == MMSEG:
+            return "mmsegmentation", "EncoderDecoder", {}
         if family != "transformers":
             return "custom", str(record.get("arch")), {}
     if isinstance(config.get("_model_class"), str):

@@ -20,9 +20,9 @@ def loading(facts: Facts, repository: str, revision: str | None) -> Iterator[str
         yield "The network is built by its author's own code, which is not part of this repository; its state dict is"
         yield "`model.safetensors`.\n"
         return
-    lines = {"transformers": _transformers, "smp": _smp, "torchvision": _torchvision}[facts.family](
-        facts, repository, at
-    )
+    lines = {"transformers": _transformers, "smp": _smp, "torchvision": _torchvision, "mmsegmentation": _mmseg}[
+        facts.family
+    ](facts, repository, at)
     yield "```python"
     yield from lines
     yield "```\n"
@@ -43,6 +43,13 @@ def _smp(facts: Facts, repository: str, at: str) -> Iterator[str]:
         return
     yield "import segmentation_models_pytorch as smp\n"
     yield f'model = smp.from_pretrained("{repository}"{at}).eval()'
+
+
+def _mmseg(facts: Facts, repository: str, at: str) -> Iterator[str]:
+    yield "from huggingface_hub import snapshot_download"
+    yield "from mmseg.apis import init_model\n"
+    yield f'path = snapshot_download("{repository}"{at})'
+    yield 'model = init_model(f"{path}/config.py", f"{path}/model.pth", device="cpu")'
 
 
 def _torchvision(facts: Facts, repository: str, at: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ __all__ = ["without_places"]
 
 _PLACES = frozenset({"source", "output", "data", "path", "arch", "class_names"})
 _MAY_BE_ON_THE_HUB = frozenset({"source", "data", "path"})
-_SCHEMES = ("torchvision:", "smp:", "transformers:")
+_SCHEMES = ("torchvision:", "smp:", "transformers:", "mmseg:")
 _WITHOUT_PLACES = frozenset({"sites", "refusals", "edits"})  # their "source" is a module of the network
 
 _Format = tuple[Callable[[str], Any], Callable[[Any], str]]
