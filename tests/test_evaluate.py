@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +6,12 @@ import pytest
 import torch
 from PIL import Image
 from scenes import write_scenes
+from side_by_side import in_two_processes
 
 from equalize.errors import DataError, InputError, NumericsError
 from equalize.evaluate import Evaluating, evaluate, sliding
 from equalize.naming import ModelName
+from equalize.processes import is_main, leave
 
 
 @pytest.fixture
@@ -170,17 +169,14 @@ def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkey
         evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu", batch_size=1))
 
 
-def test_two_processes_score_as_one(segformer_dir, scenes):
+def score_beside(source, data, place):
+    score = evaluate(ModelName(source=str(source)), data, Evaluating(device="cpu"))
+    if is_main():
+        place.write_text(json.dumps(score.to_json()))
+    leave()
+
+
+def test_two_processes_score_as_one(segformer_dir, scenes, tmp_path):
     one = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu"))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "equalize"),
-            *("evaluate", str(segformer_dir), "--data", str(scenes), "--device", "cpu", "--json"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == one.to_json()
+    in_two_processes(score_beside, segformer_dir, scenes, tmp_path / "score.json")
+    assert json.loads((tmp_path / "score.json").read_text()) == one.to_json()

@@ -1,9 +1,7 @@
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 from dataclasses import replace
@@ -14,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scenes import write_scenes
+from side_by_side import in_two_processes, start
 
 from equalize.errors import CheckpointError, DataError, InputError, NumericsError, OutputError, ResourceError
 from equalize.evaluate import Evaluating, evaluate
 from equalize.finetuning.finetune import finetune
 from equalize.finetuning.recipe import Recipe
 from equalize.naming import ModelName
+from equalize.processes import is_main, leave
 
 QUICK = Recipe(
     max_steps=8,
@@ -267,21 +267,12 @@ def test_killed_twice_while_saving(custom, five_classes, tmp_path, uninterrupted
 def test_killed_by_the_system(custom, five_classes, tmp_path, uninterrupted):
     """SIGKILL from outside as soon as step 4 is on disk, which may hit any moment after it."""
     out = tmp_path / "out"
-    flags = {"source": custom.source, "arch": custom.arch}
-    code = f"""
-import torch
-torch.set_num_threads(1)
-from equalize.finetuning.finetune import finetune
-from equalize.naming import ModelName
-from equalize.finetuning.recipe import Recipe
-finetune(ModelName(**{flags}), {str(five_classes)!r}, {str(out)!r}, {STEADY!r})
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while process.poll() is None:
+    process = start(finetune, custom, five_classes, out, STEADY)
+    while process.is_alive():
         if (out / "metrics.jsonl").is_file() and '"step": 4' in (out / "metrics.jsonl").read_text():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert process.returncode in (-signal.SIGKILL, 0)
+            process.kill()
+            process.join()
+    assert process.exitcode in (-signal.SIGKILL, 0)
     finetune(custom, five_classes, out, STEADY, resume=True)
     assert_same_run(uninterrupted, out)
 
@@ -486,27 +477,6 @@ def test_accumulated_batches_are_a_larger_one(custom, five_classes, tmp_path):
     assert small.losses[-1][1] == pytest.approx(large.losses[-1][1], rel=0.02)
 
 
-SHARDING_ON_CPU = """
-    import sys
-
-    from accelerate import state
-    from accelerate.utils import DistributedType
-
-    start = state.AcceleratorState.__init__
-
-    def start_sharded(self, *args, **kwargs):
-        # Accelerate shards on accelerators only, torch on any device
-        if state.PartialState._shared_state.get("distributed_type") is DistributedType.MULTI_CPU:
-            state.PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        start(self, *args, **kwargs)
-
-    state.AcceleratorState.__init__ = start_sharded
-
-    from equalize.cli import main
-
-    sys.exit(main())
-"""
-
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 
 
@@ -527,34 +497,40 @@ def trained_alone(calm, five_classes, tmp_path_factory):
     return out, finetune(calm, five_classes, out, replace(ALONE, accumulate=2))
 
 
+def train_beside(name, data, out, recipe, sharded):
+    if sharded:  # Accelerate shards on accelerators only, torch on any device
+        from accelerate import state
+        from accelerate.utils import DistributedType
+
+        begin = state.AcceleratorState.__init__
+
+        def begin_sharded(self, *args, **kwargs):
+            if state.PartialState._shared_state.get("distributed_type") is DistributedType.MULTI_CPU:
+                state.PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+            begin(self, *args, **kwargs)
+
+        state.AcceleratorState.__init__ = begin_sharded
+    done = finetune(name, data, out, recipe)
+    if is_main():
+        (out.parent / "done.json").write_text(json.dumps(done.to_json()))
+    leave()
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_train_as_one_that_accumulates(five_classes, calm, trained_alone, tmp_path, sharded):
     """Each holds the whole network, or half of every parameter; the second has fewer images to score."""
     whole, one = trained_alone
-    (tmp_path / "recipe.yaml").write_text(ALONE.to_yaml())
-    (tmp_path / "sharding.py").write_text(textwrap.dedent(SHARDING_ON_CPU))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
-            *([str(tmp_path / "sharding.py")] if sharded else ["-m", "equalize"]),
-            *("finetune", calm.source, "--arch", calm.arch, "--data", str(five_classes), "-o", str(tmp_path / "two")),
-            *("--config", str(tmp_path / "recipe.yaml"), "--json"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)
+    out = tmp_path / "two"
+    in_two_processes(train_beside, calm, five_classes, out, ALONE, sharded, env=FSDP if sharded else None)
+    two = json.loads((tmp_path / "done.json").read_text())
     assert two["steps"] == 3
     assert two["train_as"] == "explicit"
     assert two["best"]["images"] == 3
     assert two["loss"] == pytest.approx(one.losses[-1][1], rel=1e-4)
-    first, second = (torch.load(out / "model.pth", weights_only=True) for out in (whole, tmp_path / "two"))
+    first, second = (torch.load(each / "model.pth", weights_only=True) for each in (whole, out))
     assert list(first) == list(second)
     assert all(torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-5) for key in first)
-    (state,) = (tmp_path / "two/last").glob("checkpoint-*")
+    (state,) = (out / "last").glob("checkpoint-*")
     assert (state / "pytorch_model_fsdp.bin").is_file() == sharded
 
 
