@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import architectures
 import pytest
 import torch
 from torch import nn
@@ -38,10 +39,15 @@ def torchvision_network(name: str) -> nn.Module:
     return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=3)
 
 
-def smp_network(name: str, **options) -> nn.Module:
+def smp_network(name: str, encoder: str = "resnet18", **options) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    return getattr(smp, name)("resnet18", encoder_weights=None, classes=3, **options)
+    return getattr(smp, name)(encoder, encoder_weights=None, classes=3, **options)
+
+
+def architecture(name: str) -> nn.Module:
+    """As the table in the README has it."""
+    return architectures.transformers(name, *architectures.TRANSFORMERS[name])
 
 
 def segformer() -> nn.Module:
@@ -205,6 +211,22 @@ NETWORKS = {
             ("decoder.blocks.1.conv1.0", [(8, "bicubic", 2), (64, None, 1)]),
         ],
     ),
+    "smp Unet over timm's ResNet": Network(
+        build=lambda: smp_network("Unet", "tu-resnet10t", encoder_depth=3, decoder_channels=(8, 6, 4)),
+        sites=[
+            ("decoder.blocks.0.conv1.0", [(128, "nearest", 2), (64, None, 1)]),
+            ("decoder.blocks.1.conv1.0", [(8, "nearest", 2), (64, None, 1)]),
+        ],
+    ),
+    "smp UPerNet over timm's Swin": Network(  # channels last within; 2 x 2 at stride 32, pooled to 1, 2, 3 and 6
+        build=lambda: smp_network(
+            "UPerNet", "tu-swin_s3_tiny_224", decoder_channels=8, img_size=64, depths=(1, 1, 1, 1)
+        ),
+        sites=[
+            ("decoder.psp.out_conv.0", [(768, None, 1), *[(8, "bilinear", 2 / size) for size in (1, 2, 3, 6)]]),
+            ("decoder.fusion_block.0", [(8, "bilinear", factor) for factor in (1, 2, 4, 8)]),
+        ],
+    ),
     "smp UnetPlusPlus": Network(
         build=lambda: smp_network("UnetPlusPlus"),
         sites=[  # up(left neighbour), then every node below at the same level, then the encoder's
@@ -335,6 +357,10 @@ NETWORKS = {
     ),
     "transformers MobileViT": Network(
         build=mobilevit,
+        sites=[("segmentation_head.aspp.project.convolution", [*[(12, None, 1)] * 4, (12, "bilinear", 4)])],
+    ),
+    "transformers MobileViTV2": Network(
+        build=lambda: architecture("MobileViTV2ForSemanticSegmentation"),
         sites=[("segmentation_head.aspp.project.convolution", [*[(12, None, 1)] * 4, (12, "bilinear", 4)])],
     ),
     "transformers MobileNetV2": Network(
