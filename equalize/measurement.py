@@ -24,8 +24,8 @@ Found = dict[str, list[ImageMoments]]
 Rows = tuple[list[int], Tensor]
 """Of one batch: the count of each branch, the same for all images; and (branches, 2, N) their mean and M2, float64."""
 
-# With fewer images an interval says little, and stopping early would rest on luck.
-_FEWEST_IMAGES = 8
+# Stopping with fewer is luck: on CamVid intervals then held the truth in 90 rather than 95 of 100 random subsets.
+FEWEST_IMAGES = 32
 # Exporting and cutting a network takes seconds: from as many pixels on, that comes back.
 _PAYS = 2**24
 
@@ -195,7 +195,7 @@ def _by_branch(sites: Sequence[Site], blocks: Iterable[Sequence[Rows]]) -> list[
 
 
 def _known(found: Sequence[Sequence[ImageMoments]], tolerance: float) -> bool:
-    if sum(len(batch.mean_N) for batch in found[0]) < _FEWEST_IMAGES:
+    if sum(len(batch.mean_N) for batch in found[0]) < FEWEST_IMAGES:
         return False
     intervals = (pool(branch).ci95 for branch in found)
     return all((math.inf if interval is None else interval) <= tolerance for interval in intervals)
