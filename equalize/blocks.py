@@ -108,7 +108,7 @@ def each_block(
         blocks: the images.
         work: begins the work on a block; what it returns waits for the result, of plain Python values and tensors on
             the CPU. It is called a few blocks later, so that an accelerator need not be waited for in between.
-        look: sees after every `ROUND` blocks the results so far, and says whether they are enough.
+        look: sees after every `ROUND` blocks but the last ones the results so far, and says whether they are enough.
 
     Raises:
         PeerError, ResourceError: another process failed, or is gone.

@@ -204,6 +204,8 @@ def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[Peers]:
 
 def _join() -> Peers:
     number = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # as torchrun has it for two and more: how many threads there are changes last bits
     if number in ("", "0", "1"):
         return ALONE
     missing = [name for name in _VARIABLES if not os.environ.get(name)]

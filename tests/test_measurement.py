@@ -6,7 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from equalize import measurement, norms
+from equalize.blocks import as_blocks
 from equalize.errors import NumericsError, SiteError
 from equalize.measurement import measure
 from equalize.scanning import scan
@@ -297,3 +302,80 @@ def test_padding_of_the_layer_itself_is_not_measured(mode, pays, monkeypatch):
     found = measure(model, scan(model, batches[0]).sites, batches)["fuse"]
     assert found[1].std == pytest.approx(float(whole[:, 3:].std(correction=0)), rel=1e-6)
     assert found[1].count == whole[:, 3:].numel()
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operator that brings a tensor from an accelerator to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        before, after = (
+            {x.device.type for x in pytree.tree_leaves(each) if isinstance(x, torch.Tensor)} for each in (args, result)
+        )
+        if "cuda" in before and after == {"cpu"}:
+            self.seen.append(str(func))
+        return result
+
+
+def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
+    """Tensors without numbers stand in for the device: whoever looks at a number fails."""
+    sites = scan(Decoder(), torch.randn(2, 3, 12, 10)).sites
+    with FakeTensorMode(), torch.no_grad(), Waits() as waits:
+        with torch.device("cuda"):
+            model = Decoder().eval()
+        blocks = as_blocks([torch.empty(4, 3, 12, 10), torch.empty(3, 3, 12, 10)])
+        way = measurement._Way(model, sites, blocks)
+        gathered = {"norm.running_mean": norms._Gathered(dict(model.named_buffers()), "norm.running_mean")}
+        for block in blocks.read(0, 1):
+            found = measurement._begin(way, sites, block)
+            statistics = norms._begin(model, gathered, block)
+        assert waits.seen == []
+        with pytest.raises(DataDependentOutputException):  # whether they are finite
+            found()
+        assert len(waits.seen) == 1
+        assert statistics()["norm.running_mean"][2].device.type == "cpu"
+
+
+def test_it_is_told_how_it_is_measured(images, monkeypatch):
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    ways: list[str] = []
+    measure(model, sites, [images], tell=ways.append)
+    monkeypatch.setattr(measurement, "_PAYS", 0)
+    measure(model, sites, [images], tell=ways.append)
+
+    class OneSize(Decoder):
+        def forward(self, x):
+            return super().forward(x.view(7, 3, 12, 10))
+
+    measure(OneSize(), sites, [images], tell=ways.append)
+    assert ways[:2] == ["hooks (so few images that cutting the graph would take longer)", "cut graph"]
+    assert ways[2].startswith("hooks (no cut graph: ")
+    assert "\n" not in ways[2]
+
+
+def test_other_sizes_than_the_first_and_its_turn_are_measured_by_hooks(images, monkeypatch):
+    monkeypatch.setattr(measurement, "_PAYS", 0)
+    torch.manual_seed(6)
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    batches = [images[:3], images[3:6, :, :8], images[:2].transpose(2, 3), images[6:]]
+    cut = []
+    inside = measurement.CutGraph
+
+    class Counted(inside):
+        def __call__(self, *inputs):
+            cut.append(tuple(inputs[0].shape))
+            return super().__call__(*inputs)
+
+    monkeypatch.setattr(measurement, "CutGraph", Counted)
+    found = measure(model, sites, batches)["fuse"]
+    assert cut == [(3, 3, 12, 10), (2, 3, 10, 12)]
+    monkeypatch.setattr(measurement, "_PAYS", 1 << 62)
+    for ours, theirs in zip(found, measure(model, sites, batches)["fuse"], strict=True):
+        assert (ours.count, ours.images) == (theirs.count, theirs.images)
+        assert ours.std == pytest.approx(theirs.std, rel=1e-6)
