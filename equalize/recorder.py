@@ -61,7 +61,8 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
         recorder = _Recorder(tensors)
         for tensor, name in zip(inputs, _names_of_inputs(model), strict=False):
             recorder.placeholder(tensor, name)
-        with recorder.following(model), enable_python_dispatcher(), recorder:
+        as_written = torch.compiler.set_stance("force_eager")  # compiled code would go unseen
+        with as_written, recorder.following(model), enable_python_dispatcher(), recorder:
             output = torch.func.functional_call(model, tensors, inputs)
         recorder.graph.output(tuple(recorder.node(tensor) for tensor in _tensors(output)))
     plain = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))

@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +38,15 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         ResourceError: if there is no memory to run it.
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    tracer: Literal["export", "recorder"] = "export"
     try:
-        return Graph(ops=_exported(model, inputs), shapes=shapes)
+        ops = _exported(model, inputs)
     except SiteError as refusal:
+        tracer = "recorder"
         recording = _record(model, inputs, refusal)
-    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
-    return Graph(ops=ops, shapes=shapes, tracer="recorder")
+        ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return Graph(ops=ops, shapes=shapes, tracer=tracer)
 
 
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:

@@ -239,6 +239,17 @@ def test_tied_weights_are_one_on_the_meta_device_too():
         assert {refusal.reason for refusal in found.refusals} == {"other.weight is used 2 times"}
 
 
+def test_compiled_networks_are_run_as_they_were_written():
+    (site,) = recorded(torch.compile(made(Looped))).sites
+    assert site.layer == "_orig_mod.fuse"
+    assert [branch.resampling for branch in site.branches] == ["nearest", None]
+
+
+def test_networks_that_have_no_shapes_yet_are_refused():
+    with pytest.raises(SiteError, match="uninitialized"):
+        scan(Branching(nn.LazyConv2d(5, 1)), X)
+
+
 def test_values_that_a_run_needs_may_be_given():
     """An example of zeros takes the other way than one drawn at random."""
     model = made(Branching)
