@@ -121,6 +121,7 @@ def test_calibrate_writes_what_it_says(run_cli, segformer_dir, photos, tmp_path)
     assert {"schema", "strategy", "seed", "images", "seconds", "converged", "output", "changed", "check"} <= set(plan)
     assert plan["output"] == str(out)
     assert plan["images"] == 4
+    assert plan["measured_by"] == "hooks (so few images that cutting the graph would take longer)"
     assert [site["strategy"] for site in plan["sites"]] == ["migrate"]
     assert list(plan["check"]) == ["max_abs_change", "interior", "border"]
     before, after = (
@@ -137,6 +138,7 @@ def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segfo
     assert ran.err == ""
     assert "preprocessing: RGB, resize to 48x64" in ran.text
     assert "migrate: scale moved" in ran.text
+    assert "Measured on 4 images by hooks (so few images" in ran.text
     assert "before, 1.00 after" in ran.text
     assert "Changed: 9 tensors" in ran.text
     assert "which is rounding" in ran.text

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +61,40 @@ def test_batches_keep_the_order_and_end_with_the_rest(tmp_path: Path, workers: i
     assert [path for batch in found for path in batch.paths] == paths
     for batch in found:
         assert batch.images[:, 0, 0, 0].tolist() == [int(path.stem) for path in batch.paths]
+
+
+def test_groups_depend_on_the_images_alone(tmp_path: Path) -> None:
+    paths = draw(tmp_path, [(4, 6), (6, 4), (4, 6)] * 5)
+    spoil(paths[1])
+    reader = batches(paths, to_tensor, batch_size=2, skip_bad=0.1)  # eight images a group
+    every = list(reader.groups())
+    assert len(reader) == len(every) == 2
+    assert [len(batch.paths) for group in every for batch in group.batches] == [2, 2, 2, 1, 2, 2, 2, 1]
+    assert [[skipped.path for skipped in group.skipped] for group in every] == [[paths[1]], []]
+    shared = [group for first in range(2) for group in reader.groups(first, 2)]
+    for ours, theirs in zip(sorted(shared, key=lambda group: group.index), every, strict=True):
+        assert [batch.paths for batch in ours.batches] == [batch.paths for batch in theirs.batches]
+    sized = batches(paths, to_tensor, size=(8, 8), batch_size=2, skip_bad=0.1)  # a batch is a group
+    assert [len(group.batches[0].paths) for group in sized.groups()] == [1, *[2] * 6, 1]
+
+
+def test_a_thread_reads_ahead_while_a_batch_is_computed_with(tmp_path: Path) -> None:
+    read = []
+
+    def watch(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+        read.append(threading.current_thread())
+        return to_tensor(image, size)
+
+    reader = iter(batches(draw(tmp_path, [(4, 6)] * 9), watch, size=(4, 6), batch_size=2))
+    next(reader)
+    deadline = time.monotonic() + 10
+    while len(read) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(read) == 2 + 4  # the batch, and two ahead
+    assert set(read) != {threading.main_thread()}
+    reader.close()
+    assert not any(thread.name.startswith("images") for thread in threading.enumerate())
 
 
 def test_every_pass_reads_again(tmp_path: Path) -> None:
