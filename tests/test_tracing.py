@@ -450,7 +450,17 @@ def test_stacks_are_concats_where_branches_stay_whole(monkeypatch):
             u = torch.stack([up(self.low(half(x))), self.high(x)], 1)
             return self.fuse(u.flatten(1, 2)) + u.sum()
 
-    for net in (Interleaved, ReadTwice):
+    class Tall(Stacked):
+        """The channels of each branch under one another."""
+
+        def __init__(self):
+            super().__init__()
+            self.fuse = conv(2, 5)
+
+        def cat(self, x):
+            return torch.stack([up(self.low(half(x))), self.high(x)], 1).flatten(2, 3)
+
+    for net in (Interleaved, ReadTwice, Tall):
         assert scanned(net()).sites == ()
 
 
