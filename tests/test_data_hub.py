@@ -70,6 +70,26 @@ def test_a_data_set_on_the_hub_and_then_from_the_cache(server: DataHub, tmp_path
     assert nothing.startswith("3 acme/nothing: no such path, and the Hub cannot be reached")
 
 
+def test_one_of_several_configurations(tmp_path: Path) -> None:
+    names = ("day", "night")
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in names)
+    files = {"README.md": f"---\nconfigs:\n{listed}---\n".encode()}
+    for label, name in enumerate(names):
+        picture, mask = np.zeros((1, 2, 3), np.uint8), np.full((1, 2), label, np.uint8)
+        rows = [{"image": stored(encoded(picture)), "label": stored(encoded(mask))}]
+        Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / "written.parquet")
+        files[f"{name}.parquet"] = (tmp_path / "written.parquet").read_bytes()
+    with DataHub(files) as server:
+        unclear, night, dusk = ask(
+            tmp_path / "home", NAME, f"{NAME}:config=night", f"{NAME}:config=dusk", HF_ENDPOINT=server.url
+        )
+    assert unclear.startswith(f"2 {NAME}: cannot be read as a data set (Config name is missing.")
+    assert unclear.endswith(f"; name one: {NAME}:config=NAME")
+    assert night.startswith(f"{NAME}:config=night: table layout, columns image and label, split train, 1 image, 1 pair")
+    assert "[[1, 1]]" in night
+    assert dusk.startswith(f"2 {NAME}: cannot be read as a data set (BuilderConfig 'dusk' not found")
+
+
 def test_an_unreachable_hub_is_not_waited_for(tmp_path: Path) -> None:
     (line,) = ask(tmp_path / "home", NAME, HF_ENDPOINT="http://hub.invalid")
     assert line.startswith(f"3 {NAME}: no such path, and the Hub cannot be reached to look for a data set")

@@ -230,7 +230,10 @@ def test_columns_that_are_not_clear(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"image": picture, "mask": picture, "annotation": picture}), path)
     assert open_data(path).masks == ()
-    with pytest.raises(DataError, match=r"has several columns that may hold labels: mask, annotation; remove all but"):
+    with pytest.raises(
+        DataError,
+        match=r"has several columns that may hold labels: mask, annotation; choose one: .*a.parquet:label=mask$",
+    ):
         open_data(path, labels=True)
     parquet.write_table(pyarrow.table({"image": picture, "img": picture, "caption": ["a"]}), path)
     with pytest.raises(DataError, match="several columns that may hold images: image, img"):
@@ -242,6 +245,31 @@ def test_columns_that_are_not_clear(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"caption": ["a"]}), path)
     with pytest.raises(DataError, match=r"has no column of images, got caption \(string\)"):
         open_data(path)
+
+
+def test_columns_that_are_chosen(tmp_path: Path) -> None:
+    picture = [encoded(np.zeros((1, 2), np.uint8))]
+    path = tmp_path / "a.parquet"
+    names = ["image", "img", "mask", "parts"]
+    parquet.write_table(pyarrow.table(dict.fromkeys(names, picture) | {"caption": ["a"]}), path)
+    chosen = open_data(f"{path}:image=img,label=parts", labels=True)
+    assert "columns img and parts," in chosen.describe()
+    assert chosen.name == "a.parquet:image=img,label=parts"
+    assert chosen.fingerprint() != open_data(f"{path}:image=image,label=parts", labels=True).fingerprint()
+    assert "columns mask and parts," in open_data(f"{path}:label=parts,image=mask", labels=True).describe()
+    assert "columns img and mask," in open_data(f"{tmp_path}:image=img", labels=True).describe()
+    assert open_data(f"{path}:image=img,label=parts", labels=True).root == Path(f"{path}:image=img,label=parts")
+    for words, message in [
+        (f"{path}:image=caption", "has no such column of pictures, got caption, expected image, img, mask, parts"),
+        (f"{path}:config=en", "has no configurations"),
+        (f"{path}:split=val", "no such folder"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            open_data(words)
+    Image.new("RGB", (2, 1)).save(tmp_path / "b.png")
+    path.unlink()
+    with pytest.raises(DataError, match="has no columns to choose from"):
+        open_data(f"{tmp_path}:image=img")
 
 
 def test_missing_cells_are_named(tmp_path: Path) -> None:

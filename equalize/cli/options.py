@@ -160,7 +160,10 @@ InitMissing = Annotated[
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", min=1, metavar="N", help="Classes of a head that is drawn.")
 ]
-_DATA_HELP = "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub."
+_DATA_HELP = (
+    "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub. Where a table leaves a "
+    "choice: DATA:image=COLUMN,label=COLUMN,config=NAME."
+)
 Data = Annotated[str, typer.Option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
 MaybeData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=_DATA_HELP)]
 Split = Annotated[

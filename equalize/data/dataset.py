@@ -11,6 +11,7 @@ from ..errors import DataError, InputError
 from .cells import Cell, Item
 from .folders import IMAGE_SUFFIXES, walk_files
 from .layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
+from .table_choice import Choice
 from .tables import find_table, find_tables_in
 
 
@@ -41,7 +42,7 @@ class DataSet:
     @property
     def name(self) -> str:
         """What it is called where its place is nobody's business: the last part of its path, or its Hub id."""
-        on_hub = self.layout == "table" and not self.root.exists()
+        on_hub = self.layout == "table" and not os.path.exists(Choice.of(self.root).place)
         return str(self.root) if on_hub else os.path.basename(os.path.abspath(self.root))
 
     @property
@@ -82,7 +83,8 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     """Look at a folder or a table, recognise its layout and list one split of it.
 
     Args:
-        path: a folder, a .parquet or .arrow file, or a Hub id ``org/name[@revision]`` where no such folder exists.
+        path: a folder, a .parquet or .arrow file, or a Hub id ``org/name[@revision]`` where no such folder exists; of
+            a table, columns and configuration may follow, see `Choice`.
         split: the split to take; synonyms (``val``, ``validation``) are understood. By default the training split
             where no labels are asked for (calibration), else the validation split, else the test split.
         labels: whether every image must have a mask.
@@ -93,7 +95,8 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
         ResourceError: the Hub cannot be reached, or the library `datasets` is not installed and needed.
     """
     root = Path(path)
-    layout = find_table(path, labels=labels) or _find_in_folder(root, labels)
+    choice = Choice.of(path)
+    layout = find_table(choice, labels=labels) or _find_in_folder(choice, labels)
     chosen = _choose_split(root, layout, split, labels)
     listed = layout.read(chosen)
     if not listed:
@@ -149,10 +152,14 @@ def require_masks(dataset: DataSet) -> None:
         )
 
 
-def _find_in_folder(root: Path, labels: bool) -> Layout:
+def _find_in_folder(choice: Choice, labels: bool) -> Layout:
+    root = Path(choice.place)
     _check_folder(root)
     layout = find_layout(root)
-    return (find_tables_in(root, labels=labels) if layout.name == "images" else None) or layout
+    layout = (find_tables_in(choice, labels=labels) if layout.name == "images" else None) or layout
+    if choice and layout.name != "table":
+        raise DataError(root, f"has no columns to choose from ({layout.name} layout)", remedy="name the folder alone")
+    return layout
 
 
 def _check_folder(root: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..checkpoint.source import hub_reachable
 from ..errors import DataError, EqualizeError, ResourceError
+from .table_choice import Choice
 
 Tables = Mapping[str | None, Any]
 """A `datasets.Dataset` for each split; for None where there are no splits."""
@@ -51,18 +52,20 @@ def load_saved(directory: Path) -> Tables:
         return _by_split(datasets.load_from_disk(str(directory)))
 
 
-def load_from_hub(name: str) -> Tables:
+def load_from_hub(choice: Choice) -> Tables:
     """All splits of a data set on the Hub, from the cache where the Hub cannot be reached.
 
     Args:
-        name: ``org/name[@revision]``.
+        choice: ``org/name[@revision]`` and, where it has several, a configuration.
 
     Raises:
-        DataError: it is no data set of one configuration. ResourceError: it is not there, or the Hub is not.
+        DataError: it cannot be read, or has several configurations and none was named.
+        ResourceError: it is not there, or the Hub is not.
     """
+    name = choice.place
     repository, _, revision = name.partition("@")
     with _library(name, hub=True) as datasets, _offline_if_unreachable() as offline:
-        tables = _by_split(datasets.load_dataset(repository, revision=revision or None))
+        tables = _by_split(datasets.load_dataset(repository, choice.config, revision=revision or None))
         if offline and revision and not _is_cached_as(tables, repository, revision):
             raise ResourceError(
                 name, "another revision is in the cache, and the Hub cannot be reached", remedy="check the network"
@@ -166,11 +169,8 @@ def _explained(where: object, error: Exception, *, hub: bool) -> EqualizeError:
         )
     if numbers:  # those of HTTP are, as everything of the system
         return ResourceError(where, f"cannot be downloaded from the Hub ({told})")
-    return DataError(
-        where,
-        f"cannot be read as a data set ({told})",
-        remedy="where it has several configurations, load one, save it with save_to_disk and name that folder",
-    )
+    remedy = f"name one: {where}:config=NAME" if "onfig name is missing" in told else None
+    return DataError(where, f"cannot be read as a data set ({told})", remedy=remedy)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,6 @@
 """Tables of Hugging Face `datasets` as a layout: which columns hold pictures and labels, which splits there are.
 
-org/name[@revision]      on the Hub, where no folder of that name exists
+org/name[@revision]      on the Hub, where no folder of that name exists; for its end see `table_choice`
 FOLDER                   written by `save_to_disk`, or with .parquet or .arrow files in it or one level below
 FILE.parquet, .arrow     one split
 """
@@ -16,6 +16,7 @@ from ..errors import DataError
 from .cells import Cell
 from .folders import IMAGE_SUFFIXES, walk_files
 from .layouts import SPLIT_SYNONYMS, Layout, Pairs
+from .table_choice import Choice
 from .table_loading import Tables, classes_file, load_files, load_from_hub, load_saved
 
 _SUFFIXES = (".parquet", ".arrow")
@@ -32,29 +33,30 @@ _LABEL_NAMES = frozenset(
 )
 
 
-def find_table(source: str | Path, *, labels: bool) -> Layout | None:
-    """The layout of a single file or of a data set on the Hub; None where `source` is neither.
+def find_table(choice: Choice, *, labels: bool) -> Layout | None:
+    """The layout of a single file or of a data set on the Hub; None where the place is neither.
 
     Raises:
         DataError: no column holds images, or with `labels`, labels; or several do. ResourceError: see `open_data`.
     """
-    name = os.fspath(source)
+    name = choice.place
     path = Path(name)
     if os.path.isfile(path) and path.suffix.lower() in _SUFFIXES:
-        return _layout(name, load_files(path, {None: [path]}), labels)
+        return _layout(choice, load_files(path, {None: [path]}), labels)
     if os.path.lexists(path) or not HUB_ID.fullmatch(name) or path.suffix.lower() in _SUFFIXES:
         return None
-    return _layout(name, load_from_hub(name), labels, hub=True)
+    return _layout(choice, load_from_hub(choice), labels, hub=True)
 
 
-def find_tables_in(folder: Path, *, labels: bool) -> Layout | None:
+def find_tables_in(choice: Choice, *, labels: bool) -> Layout | None:
     """The layout of a folder with tables in it; None where there are none.
 
     Raises:
         DataError: as `find_table`; or there are images as well, so that nobody knows which are meant.
     """
+    folder = Path(choice.place)
     if any((folder / name).is_file() for name in _SAVED):
-        return _layout(str(folder), load_saved(folder), labels)
+        return _layout(choice, load_saved(folder), labels)
     found = [path for pattern in _PATTERNS for path in sorted(folder.glob(pattern)) if _is_table(path)]
     if not found:
         return None
@@ -66,7 +68,7 @@ def find_tables_in(folder: Path, *, labels: bool) -> Layout | None:
             remedy="name the folder, or the file, of the ones that are meant",
         )
     files = _split_files(folder, [path for path in found if path.suffix == found[0].suffix])
-    return _layout(str(folder), load_files(folder, files), labels)
+    return _layout(choice, load_files(folder, files), labels)
 
 
 def _is_table(path: Path) -> bool:
@@ -90,9 +92,12 @@ def _split_of(path: Path) -> str | None:
     return next((word for word in words if any(word in names for names in SPLIT_SYNONYMS)), None)
 
 
-def _layout(name: str, tables: Tables, labels: bool, *, hub: bool = False) -> Layout:
+def _layout(choice: Choice, tables: Tables, labels: bool, *, hub: bool = False) -> Layout:
+    name = choice.place
+    if choice.config and not hub:
+        raise DataError(name, "has no configurations: it is not on the Hub", got=choice.config)
     features: Mapping[str, Any] = next(iter(tables.values())).features
-    image, label = _columns(name, features, labels)
+    image, label = _columns(choice, features, labels)
 
     def read(split: str | None) -> Pairs:
         return _pairs(tables[split], f"{name} {split}" if split else name, image, label)
@@ -110,16 +115,26 @@ def _layout(name: str, tables: Tables, labels: bool, *, hub: bool = False) -> La
     )
 
 
-def _columns(name: str, features: Mapping[str, Any], labels: bool) -> tuple[str, str | None]:
-    """The column of images and that of labels: by name, else what is left when the other is known."""
+def _columns(choice: Choice, features: Mapping[str, Any], labels: bool) -> tuple[str, str | None]:
+    """The column of images and that of labels: as chosen, by name, else what is left when the other is known."""
     pictures = [column for column, feature in features.items() if _holds_pictures(feature)]
-    named = [column for column in pictures if column.lower() in _LABEL_NAMES]
-    candidates = [column for column in pictures if column.lower() in _IMAGE_NAMES] or [
-        column for column in pictures if column not in named
+    _demand_columns(choice, pictures)
+    named = [column for column in pictures if column.lower() in _LABEL_NAMES and column != choice.image]
+    free = [column for column in pictures if column != choice.label]
+    candidates = [column for column in free if column.lower() in _IMAGE_NAMES] or [
+        column for column in free if column not in named
     ]
-    image = _only(name, "images", candidates, features)
-    rest = named or [column for column in pictures if column != image]
-    return image, _only(name, "labels", rest, features) if labels else rest[0] if len(rest) == 1 else None
+    image = choice.image or _only(choice.place, "image", candidates, features)
+    rest = [choice.label] if choice.label else named or [column for column in pictures if column != image]
+    return image, _only(choice.place, "label", rest, features) if labels else rest[0] if len(rest) == 1 else None
+
+
+def _demand_columns(choice: Choice, pictures: list[str]) -> None:
+    for column in (choice.image, choice.label):
+        if column is not None and column not in pictures:
+            raise DataError(
+                choice.place, "has no such column of pictures", got=column, expected=", ".join(pictures) or "any"
+            )
 
 
 def _only(name: str, what: str, columns: list[str], features: Mapping[str, Any]) -> str:
@@ -128,12 +143,12 @@ def _only(name: str, what: str, columns: list[str], features: Mapping[str, Any])
     if columns:
         raise DataError(
             name,
-            f"has several columns that may hold {what}: {', '.join(columns)}",
-            remedy="remove all but one (remove_columns), save the rest (save_to_disk) and name that folder",
+            f"has several columns that may hold {what}s: {', '.join(columns)}",
+            remedy=f"choose one: {name}:{what}={columns[0]}",
         )
     raise DataError(
         name,
-        f"has no column of {what}",
+        f"has no column of {what}s",
         got=", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items()),
         expected="pictures, and labels as one-channel pictures, in columns of the type Image",
     )

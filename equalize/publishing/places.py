@@ -10,6 +10,7 @@ import yaml
 
 from equalize.checkpoint.reading import ARCHITECTURE_FILE
 from equalize.checkpoint.source import HUB_ID
+from equalize.data.table_choice import Choice
 from equalize.errors import InputError, ResourceError
 from equalize.publishing.outgoing import OutgoingFile
 
@@ -72,7 +73,7 @@ def _cut(content: Any) -> Any:
 def _told(key: str, value: Any, around: Mapping[str, Any]) -> Any:
     if key not in _PLACES or not isinstance(value, str):
         return _cut(value)
-    if key in _MAY_BE_ON_THE_HUB and HUB_ID.fullmatch(value):
+    if key in _MAY_BE_ON_THE_HUB and HUB_ID.fullmatch(Choice.of(value).place):
         resolved = isinstance(around.get("revision"), str)  # a Hub id has one of these, a path has not
         if resolved or not Path(value).exists():
             return value
