@@ -77,9 +77,10 @@ def _record(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -
                 "must be run to be read, and there is too little memory for that",
                 remedy="use a smaller --size",
             ) from error
+        again = _line(error) in refusal.what  # as where the input does not fit
         raise SiteError(
             type(model).__name__,
-            f"{refusal.what}, and a run failed ({_line(error)})",
+            refusal.what if again else f"{refusal.what}, and a run failed ({_line(error)})",
             got=refusal.got,
             remedy=_REMEDY,
         ) from error
