@@ -33,6 +33,10 @@ HEADS = {
     f"dilations=(1, 6, 12), c1_in_channels=4, c1_channels=2, {HEAD})",
     "FCNHead": f"dict(type='FCNHead', in_channels=8, in_index=1, num_convs=2, concat_input=True, {HEAD})",
 }
+HEADS["OCRHead"] = (  # a cascade: its first head's logits are the second's input
+    f"[dict(type='FCNHead', in_channels=4, in_index=0, num_convs=1, concat_input=False, {HEAD}), "
+    f"dict(type='OCRHead', in_channels=8, in_index=1, ocr_channels=4, {HEAD})]"
+)
 AUXILIARY = (
     f"dict(type='FCNHead', in_channels=4, in_index=0, channels=4, num_convs=1, concat_input=False, num_classes=3, "
     f"dropout_ratio=0.1, align_corners=False, {NORM}, {LOSS.format(0.4)})"
@@ -41,13 +45,15 @@ AUXILIARY = (
 
 def config_text(head: str, backbone: str = "ResNetV1c") -> str:
     """A config as mmengine dumps it into a checkpoint."""
+    cascade = HEADS[head].startswith("[")
+    segmentor = "'CascadeEncoderDecoder', num_stages=2" if cascade else "'EncoderDecoder'"
     return f"""
 data_preprocessor = dict(
     type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
     pad_val=0, seg_pad_val=255, size=(64, 64))
 default_scope = 'mmseg'
 model = dict(
-    type='EncoderDecoder',
+    type={segmentor},
     data_preprocessor=dict(
         type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
         pad_val=0, seg_pad_val=255, size=(64, 64)),
@@ -76,9 +82,12 @@ def stock(config: Path, checkpoint: Path | None = None) -> torch.nn.Module:
         return init_model(str(config), checkpoint and str(checkpoint), device="cpu")
 
 
-def saved(folder: Path, head: str, backbone: str = "ResNetV1c", **beside: object) -> Path:
+def saved(folder: Path, head: str, backbone: str = "ResNetV1c", changes: dict[str, str] | None = None) -> Path:
     """A checkpoint of a network that has seen data, as mmengine's runner saves it, its config beside it."""
     text = config_text(head, backbone)
+    for before, after in (changes or {}).items():
+        assert before in text
+        text = text.replace(before, after)
     path = folder / f"{head}.pth"
     path.with_suffix(".py").write_text(text)
     torch.manual_seed(3)
@@ -95,5 +104,5 @@ def saved(folder: Path, head: str, backbone: str = "ResNetV1c", **beside: object
         "mmengine_version": "0.10.7",
         "dataset_meta": {"classes": CLASSES, "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "reduce_zero_label": False},
     }
-    torch.save({"meta": meta, "state_dict": model.state_dict(), **beside}, path)
+    torch.save({"meta": meta, "state_dict": model.state_dict()}, path)
     return path

@@ -38,10 +38,12 @@ f = -1e-3
 g = nan
 h = list()
 i = tuple([1, 2])
+j = dict({'backbone.norm': dict(decay_mult=0.0)})
 """
     found = read(text)
     assert found["a"] == {"b": [1, -2.5, (True, None)], "c-d": "x", "7": {"k": {1, 2}}}
     assert (found["e"], found["f"], found["h"], found["i"]) == (math.inf, -1e-3, [], (1, 2))
+    assert found["j"] == {"backbone.norm": {"decay_mult": 0.0}}
     assert math.isnan(found["g"])
 
 
@@ -57,6 +59,8 @@ i = tuple([1, 2])
         "a = dict(**open('CANARY', 'w'))",
         "a = dict([('b', open('CANARY', 'w'))])",
         "a = {**open('CANARY', 'w')}",
+        "a = dict({'b': open('CANARY', 'w')})",
+        "a = dict({open('CANARY', 'w'): 1})",
         "a = float(open('CANARY', 'w'))",
         'a = f\'{open("CANARY", "w")}\'',
         "a = 1 if open('CANARY', 'w') else 2",
@@ -104,12 +108,13 @@ def test_nothing_else_is_understood_and_nothing_is_run(line, tmp_path, monkeypat
         model_text(backbone="dict(type='VPD', diffusion_cfg=dict(checkpoint='canary'))"),
         model_text(more=", neck=dict(type='CLIPTextEncoder')"),
         model_text(more=", neck=dict(type='SegTTAModel')"),
+        model_text(head=f"{HEAD})".replace("FCNHead", "PointHead")),
         model_text(backbone="dict(type='ResNet', depth=18, style='/etc/passwd')"),
         model_text(backbone="dict(type='ResNet', depth=18, style='https://host.invalid')"),
         model_text(backbone="dict(type='ResNet', depth=18, base_channels=1 << 20)"),
         model_text(backbone="dict(type='ResNet', depth=18, base_channels=10000000)"),
         model_text().replace("EncoderDecoder", "os.system"),
-        model_text().replace("EncoderDecoder", "CascadeEncoderDecoder"),
+        model_text().replace("EncoderDecoder", "MultimodalEncoderDecoder"),
         "model = dict(backbone=1)",
         "model = 3",
         "a = 1",

@@ -99,3 +99,19 @@ def test_fine_tuning_each_head(head, checkpoints, scenes, tmp_path):
     assert after.dataset_meta["classes"] == CLASSES
     score = evaluate(ModelName(source=str(out)), scenes, Evaluating(size=(64, 64), split="val"))
     assert score.mIoU == pytest.approx(done.best["mIoU"])
+
+
+def test_a_cascade_trains_all_its_heads(tmp_path, scenes):
+    """OCRNet: the features it pools meet those they came from in one plain fusion layer."""
+    strides = "strides=(1, 1), dilations=(1, 1)"
+    source = saved(tmp_path, "OCRHead", changes={"strides=(1, 2), dilations=(1, 1)": strides})
+    out = tmp_path / "out"
+    assert finetune(ModelName(source=str(source)), scenes, out, QUICK).steps == 2
+    before, after = stock(source.with_suffix(".py"), source), stock(out / "config.py", out / "model.pth")
+    for part in ("decode_head.0.conv_seg.weight", "decode_head.1.conv_seg.weight", "auxiliary_head.conv_seg.weight"):
+        assert not torch.equal(before.state_dict()[part], after.state_dict()[part])
+    checkpoint = load(out)
+    assert checkpoint.architecture == "CascadeEncoderDecoder (ResNetV1c, OCRHead)"
+    assert checkpoint.classes == CLASSES
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(logits(checkpoint.model, x), logits(after, x))

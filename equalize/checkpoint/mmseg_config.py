@@ -88,6 +88,8 @@ def _value(node: ast.expr) -> Any:
             return -value
         case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
             return _keywords(node, keywords)
+        case ast.Call(func=ast.Name(id="dict"), args=[ast.Dict() as inner], keywords=[]):
+            return _value(inner)  # so dumped where a key is no identifier
         case ast.Call(func=ast.Name(id="list" | "tuple" | "set" as name), args=[] | [_], keywords=[]):
             items = [_value(argument) for argument in node.args]
             return {"list": list, "tuple": tuple, "set": set}[name](*items)

@@ -21,6 +21,7 @@ from equalize.errors import CheckpointError, ResourceError
 
 __all__ = ["builder", "check_types", "dump", "library", "quiet", "run_config"]
 
+_SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
 # Where a registered class may be defined if a stranger's config names it. TIMMBackbone, VPD and CLIPTextEncoder are
 # kept out: their constructors read files by name.
 _HOMES = (
@@ -31,7 +32,11 @@ _HOMES = (
     "torch.nn.modules.",
     "mmengine.utils.dl_utils.parrots_wrapper",  # SyncBN
 )
-_READ_FILES = ("mmseg.models.backbones.timm_backbone", "mmseg.models.backbones.vpd")
+_LEFT_OUT = (
+    "mmseg.models.backbones.timm_backbone",
+    "mmseg.models.backbones.vpd",
+    "mmseg.models.decode_heads.point_head",  # gives no logits without being told where
+)
 
 
 @contextlib.contextmanager
@@ -63,20 +68,19 @@ def library() -> Any:
 
 
 def check_types(model: Config, where: object) -> None:
-    """Let pass only a segmentor of one head whose parts are mmsegmentation's own: looked up, not imported by name.
+    """Let pass only a segmentor whose parts are mmsegmentation's own: looked up, not imported by name.
 
     Raises:
         CheckpointError: a ``type`` is none of these.
     """
     registry = library()
-    if model["type"] != "EncoderDecoder":
-        raise CheckpointError(
-            where, "is no network that is supported", got=str(model["type"])[:60], expected="an EncoderDecoder"
-        )
+    if model["type"] not in _SEGMENTORS:
+        what, expected = "is no network that is supported", " or ".join(_SEGMENTORS)
+        raise CheckpointError(where, what, got=str(model["type"])[:60], expected=expected)
     for name in types_in({key: value for key, value in model.items() if key != "type"}):
         found = _registered(registry, name)
         home = str(getattr(found, "__module__", "")) + "."
-        if found is None or not home.startswith(_HOMES) or home.startswith(_READ_FILES):
+        if found is None or not home.startswith(_HOMES) or home.startswith(_LEFT_OUT):
             raise CheckpointError(
                 where,
                 "its config names a part that is none of mmsegmentation's own",

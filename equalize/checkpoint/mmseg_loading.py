@@ -159,7 +159,10 @@ def _with_classes(plan: _Blueprint, number: int) -> _Blueprint:
 
 
 def _head(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The head that the logits come from: the last of a cascade."""
     head = model.get("decode_head")
+    if isinstance(head, (list, tuple)) and head:
+        head = head[-1]
     return head if isinstance(head, Mapping) else {}
 
 

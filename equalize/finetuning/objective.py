@@ -107,12 +107,18 @@ def _transformers_heads(network: nn.Module, images_NCHW: Tensor) -> list[Tensor]
 
 
 def _mmseg_heads(network: Any, images_NCHW: Tensor) -> list[Tensor]:
-    """Its forward runs the main head alone; auxiliary heads take the same features."""
+    """Its forward gives the last head's logits alone; heads before it in a cascade are trained too, as auxiliary ones.
+
+    In a cascade each head takes the features and the logits of the one before.
+    """
     features = network.extract_feat(images_NCHW)
+    cascade = network.decode_head if isinstance(network.decode_head, nn.ModuleList) else [network.decode_head]
+    found = [main_output(cascade[0](features), type(network).__name__)]
+    for head in cascade[1:]:
+        found.insert(0, main_output(head(features, found[0]), type(network).__name__))
     auxiliary = getattr(network, "auxiliary_head", None) or ()
     several = auxiliary if isinstance(auxiliary, (nn.ModuleList, tuple)) else (auxiliary,)
-    heads = [network.decode_head, *several]
-    return [main_output(head(features), type(network).__name__) for head in heads]
+    return found + [main_output(head(features), type(network).__name__) for head in several]
 
 
 _ADAPTERS = {
