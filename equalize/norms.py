@@ -135,9 +135,8 @@ class _Gathered:
         self.keys = [prefix + name for name in ("running_mean", "running_var", "num_batches_tracked")]
         self.running_mean, self.running_var = buffers[self.keys[0]], buffers[self.keys[1]]
         self.tracked = buffers.get(self.keys[2])
-        self._nothing_2C = torch.zeros((2, *self.running_mean.shape), dtype=torch.float64)
-        self._before = _Merged(self._nothing_2C)
-        self.block = self._so_far = _Merged(self._nothing_2C)
+        self._nothing_2C = self.running_mean.new_zeros((2, *self.running_mean.shape), dtype=torch.float64)
+        self._before = self.block = self._so_far = _Merged(self._nothing_2C)
 
     @property
     def calls(self) -> int:
@@ -145,8 +144,8 @@ class _Gathered:
 
     def begin(self) -> None:
         """A block begins."""
-        self.block = _Merged(self._nothing_2C.to(self.running_mean.device))
-        self._so_far = _Merged(self._before.moments_2C.to(self.running_mean.device), self._before.count)
+        self.block = _Merged(self._nothing_2C)
+        self._so_far = _Merged(self._before.moments_2C, self._before.count)
 
     def add(self, call: Call) -> None:
         x_CL = call.data.movedim(1, 0).flatten(1)
@@ -159,10 +158,11 @@ class _Gathered:
 
     def adopt(self, blocks: Sequence[tuple[int, int, Tensor]]) -> None:
         """Takes these blocks, and no others, for all there is."""
-        self._before = _Merged(self._nothing_2C)
+        merged = _Merged(self._nothing_2C.cpu())
         for block in blocks:
-            self._before.add(*block)
-        if self._before.count:
+            merged.add(*block)
+        self._before = _Merged(merged.moments_2C.to(self._nothing_2C), merged.count, merged.calls)
+        if merged.count:
             self._write(self._before)
 
     def _write(self, merged: _Merged) -> None:

@@ -134,7 +134,7 @@ def run(
         watch = _Watch(watched, stop=stop)
         output = None
         with contextlib.suppress(_Done), watch:
-            output = model(*(tensor.to(device) for tensor in inputs_of(batch)))
+            output = model(*(tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch)))
         missed = [key for key in handlers if id(tensors[key]) not in watch.seen]
         if missed and strict:
             raise SiteError(

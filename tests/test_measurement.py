@@ -304,39 +304,42 @@ def test_padding_of_the_layer_itself_is_not_measured(mode, pays, monkeypatch):
     assert found[1].count == whole[:, 3:].numel()
 
 
-class Waits(TorchDispatchMode):
-    """Notes every operator that brings a tensor from an accelerator to the host."""
+class Moves(TorchDispatchMode):
+    """Notes every operator that brings a tensor to an accelerator, or from it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[str] = []
+        self.there: list[str] = []
+        self.back: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         before, after = (
             {x.device.type for x in pytree.tree_leaves(each) if isinstance(x, torch.Tensor)} for each in (args, result)
         )
+        if before == {"cpu"} and "cuda" in after:
+            self.there.append(str(func))
         if "cuda" in before and after == {"cpu"}:
-            self.seen.append(str(func))
+            self.back.append(str(func))
         return result
 
 
 def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
     """Tensors without numbers stand in for the device: whoever looks at a number fails."""
     sites = scan(Decoder(), torch.randn(2, 3, 12, 10)).sites
-    with FakeTensorMode(), torch.no_grad(), Waits() as waits:
-        with torch.device("cuda"):
-            model = Decoder().eval()
+    with FakeTensorMode() as fake, torch.device("cuda"):
+        model = Decoder().eval()
+    with fake, torch.no_grad(), Moves() as moves:
         blocks = as_blocks([torch.empty(4, 3, 12, 10), torch.empty(3, 3, 12, 10)])
         way = measurement._Way(model, sites, blocks)
         gathered = {"norm.running_mean": norms._Gathered(dict(model.named_buffers()), "norm.running_mean")}
         for block in blocks.read(0, 1):
             found = measurement._begin(way, sites, block)
             statistics = norms._begin(model, gathered, block)
-        assert waits.seen == []
+        assert (len(moves.there), moves.back) == (4, [])  # twice the two batches
         with pytest.raises(DataDependentOutputException):  # whether they are finite
             found()
-        assert len(waits.seen) == 1
+        assert len(moves.back) == 1
         assert statistics()["norm.running_mean"][2].device.type == "cpu"
 
 
