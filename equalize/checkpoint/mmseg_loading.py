@@ -83,6 +83,7 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         disk_state=partial(disk_state, match),
         architecture={"arch": plan.arch, "arch_args": arguments},
         prefix=match.prefix,
+        model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
         meta=meta,
         texts={} if plan.text is None else {_CONFIG_FILE: plan.text},
     )
@@ -96,6 +97,7 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         classes=names if names and len(names) == _head(plan.model).get("num_classes") else None,
         revision=None,
         drawn=drawn,
+        notes=weights.notes,
         sha256=weights.sha256() if request.weights else None,
         plan_json=read_plan(path) if path.is_dir() else None,
         arch=plan.arch,
