@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from scenes import write_scenes
 from side_by_side import in_two_processes, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from equalize.errors import CheckpointError, DataError, InputError, NumericsError, OutputError, ResourceError
 from equalize.evaluate import Evaluating, evaluate
@@ -178,9 +179,13 @@ def custom(tmp_path_factory) -> ModelName:
 
 
 def test_any_network(custom, five_classes, tmp_path):
-    done = finetune(custom, five_classes, tmp_path / "out", QUICK)
+    done = finetune(custom, five_classes, tmp_path / "out", replace(QUICK, report_to=("tensorboard",)))
     assert falls(done)
     assert torch.load(tmp_path / "out/model.pth", weights_only=True).keys() == torch.load(custom.source).keys()
+    reported = EventAccumulator(str(next((tmp_path / "out/last/runs").iterdir()))).Reload()
+    losses = [(event.step, event.value) for event in reported.Scalars("train/loss")]
+    assert losses == [(step, pytest.approx(loss)) for step, loss in done.losses]
+    assert [event.value for event in reported.Scalars("eval/mIoU")][-1] == pytest.approx(done.last["mIoU"])
 
 
 # resuming

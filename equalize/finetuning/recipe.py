@@ -1,5 +1,6 @@
 """How a network is trained: every choice under one name, from flags, from a YAML file, and back to one."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -104,8 +105,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, smallest in _SMALLEST.items():
             value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(_flag(name), "is too small", got=value, expected=f"at least {smallest}")
+            if value is not None and not smallest <= value < math.inf:
+                what = "is too small" if value < smallest else "is no number"
+                raise InputError(_flag(name), what, got=value, expected=f"at least {smallest}")
         for name in ("warmup", "flip", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(_flag(name), "is no share", got=getattr(self, name), expected="0 to 1")
@@ -113,7 +115,10 @@ class Recipe:
             raise InputError("--lr", "is no learning rate", got=self.lr, expected="above 0")
         if self.epochs is not None and self.max_steps is not None:
             raise InputError("--epochs", "cannot stand with --max-steps")
-        if not 0 < self.scale[0] <= self.scale[1]:
+        weights = self.class_weights
+        if weights is not None and not (all(0 <= each < math.inf for each in weights) and any(weights)):
+            raise InputError("--class-weights", "are no weights", got=weights, expected="0 or more, not all 0")
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
 
     def resolved(self) -> Self:
