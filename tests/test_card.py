@@ -1,6 +1,7 @@
 """The card says what the files say, and nothing else."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -191,6 +192,19 @@ def test_a_new_score_replaces_the_old_one_of_the_same_measurement(out):
     assert values == {"mIoU": 55.5, "mAcc": 50.5, "aAcc": 80.125}
     (out / "evaluation.json").write_text(json.dumps({**SCORE, "data": "other"}))
     assert len(card_of(out).data.eval_results) == 6
+
+
+def test_a_training_without_equalization_names_its_base(segformer_dir, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(segformer_dir, out)
+    assert "base_model" not in metadata(out)
+    (out / "last").mkdir()
+    (out / "last/run.json").write_text(json.dumps({"source": "acme/street", "revision": "0" * 40, "sha256": "1" * 64}))
+    assert metadata(out)["base_model"] == "acme/street"
+    (out / "last/run.json").write_text(json.dumps({"source": "/home/me/street", "revision": None}))
+    assert "base_model" not in metadata(out)
+    assert "- Base model: `street`" in str(card_of(out))
+    assert "/home/me" not in str(card_of(out))
 
 
 def test_the_bases_card_gives_its_licence_and_not_its_scores(segformer_dir, tmp_path):

@@ -179,6 +179,7 @@ def _identity(name: ModelName, checkpoint: Checkpoint, splits: Splits, recipe: R
     settings = {key: value for key, value in asdict(recipe).items() if key not in _ANY_VALUE_RESUMES}
     return {
         "source": name.source,
+        "revision": checkpoint.revision,
         "sha256": checkpoint.sha256,
         "seed of drawn weights": name.seed,
         "train": splits.train.dataset.fingerprint(),

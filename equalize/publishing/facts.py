@@ -27,15 +27,15 @@ class Base:
     sha256: str | None
 
     @classmethod
-    def of(cls, plan: Plan) -> Self | None:
-        """As the plan records it."""
-        source, revision = plan.facts.get("source"), plan.facts.get("revision")
+    def of(cls, record: Mapping[str, Any]) -> Self | None:
+        """From a plan's facts, or from what a training is of."""
+        source, revision = record.get("source"), record.get("revision")
         if not isinstance(source, str) or not source:
             return None
         hub = isinstance(revision, str)  # only a Hub id resolves to a commit
         told = source if source.startswith("torchvision:") else _last_name(source)
         name = source.partition("@")[0] if hub else told
-        return cls(name=name, hub=hub, revision=revision if hub else None, sha256=plan.facts.get("sha256"))
+        return cls(name=name, hub=hub, revision=revision if hub else None, sha256=record.get("sha256"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,7 @@ def read_facts(out: Path) -> Facts:
     family, architecture, arguments = _identity(out)
     read_weights(*weight_files(out))
     plan = Plan.read(out) if (out / PLAN_FILE).is_file() else None
+    record = plan.facts if plan else _of_training(out)
     return Facts(
         family=family,
         architecture=architecture,
@@ -87,11 +88,11 @@ def read_facts(out: Path) -> Facts:
         processor=(out / "preprocessor_config.json").is_file() or (out / "processor_config.json").is_file(),
         licence_file=next((name for name in ("LICENSE", "LICENSE.md", "LICENSE.txt") if (out / name).is_file()), None),
         plan=plan,
-        base=Base.of(plan) if plan else None,
+        base=Base.of(record),
         training=read_training(out, plan),
         evaluation=read_evaluation(out, plan),
         readme=_text(out / "README.md"),
-        base_readme=_base_readme(plan) if plan else None,
+        base_readme=_base_readme(record),
     )
 
 
@@ -125,15 +126,21 @@ def _prefix(path: Path) -> str:
     return next((prefix for prefix in PREFIXES if keys and all(key.startswith(prefix) for key in keys)), "")
 
 
-def _base_readme(plan: Plan) -> str | None:
+def _of_training(out: Path) -> Mapping[str, Any]:
+    """What a training that followed no equalization left of its beginning."""
+    run = out / "last" / "run.json"
+    return read_json(run) if run.is_file() else {}
+
+
+def _base_readme(record: Mapping[str, Any]) -> str | None:
     """From the Hub's cache or the base's own directory; nothing is downloaded for it."""
     from huggingface_hub import try_to_load_from_cache
 
-    base = Base.of(plan)
+    base = Base.of(record)
     if base is None:
         return None
     if not base.hub:
-        return _text(Path(plan.facts["source"]).expanduser() / "README.md")
+        return _text(Path(record["source"]).expanduser() / "README.md")
     cached = try_to_load_from_cache(base.name, "README.md", revision=base.revision)
     return _text(Path(cached)) if isinstance(cached, str) else None
 

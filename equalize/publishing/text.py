@@ -5,7 +5,7 @@ from typing import Any
 
 from equalize.branches import Branch
 from equalize.plan import Plan
-from equalize.publishing.facts import Facts
+from equalize.publishing.facts import Base, Facts
 from equalize.publishing.loading import loading
 from equalize.publishing.results import Evaluation
 from equalize.sites import Site
@@ -42,22 +42,24 @@ def _origin(facts: Facts) -> Iterator[str]:
     plan = facts.plan
     if plan is None:
         yield f"A semantic segmentation {kind}.\n"
-        return
-    how = "with scale equalization embedded in its fusion layers" if plan.sites else "without equalized fusion layers"
-    yield f"A semantic segmentation {kind} {how}, by `equalize` {plan.facts.get('equalize', '')}. Paper: {_PAPER}.\n"
-    if facts.base is not None:
-        base = (
-            f"[{facts.base.name}](https://huggingface.co/{facts.base.name})"
-            if facts.base.hub
-            else _code(facts.base.name)
+    else:
+        how = (
+            "with scale equalization embedded in its fusion layers" if plan.sites else "without equalized fusion layers"
         )
-        at = f", revision `{facts.base.revision}`" if facts.base.revision else ""
-        digest = f", sha256 of its weights `{facts.base.sha256}`" if facts.base.sha256 else ""
-        yield f"- Base model: {base}{at}{digest}"
-    drawn = plan.facts.get("drawn") or ()
-    if drawn:
+        version = plan.facts.get("equalize", "")
+        yield f"A semantic segmentation {kind} {how} fusion layers, by `equalize` {version}. Paper: {_PAPER}.\n"
+    yield from _base(facts.base) if facts.base else ()
+    drawn = plan.facts.get("drawn") if plan else None
+    if plan and drawn:
         yield f"- Drawn anew under seed {plan.seed}, as the base model lacks them: {len(drawn)} tensors"
     yield ""
+
+
+def _base(base: Base) -> Iterator[str]:
+    name = f"[{base.name}](https://huggingface.co/{base.name})" if base.hub else _code(base.name)
+    at = f", revision `{base.revision}`" if base.revision else ""
+    digest = f", sha256 of its weights `{base.sha256}`" if base.sha256 else ""
+    yield f"- Base model: {name}{at}{digest}"
 
 
 def _equalization(plan: Plan) -> Iterator[str]:
