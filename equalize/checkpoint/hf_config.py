@@ -12,7 +12,8 @@ from equalize.errors import CheckpointError
 
 __all__ = ["labels", "named_class", "preprocessing", "quiet", "read_config", "target_class"]
 
-_MOST = {"num_labels": 100_000, "layers": 1000, "depth": 1000}
+_MOST = {"num_labels": 100_000, "layers": 200, "depth": 200, "blocks": 200}
+_LONGEST_LIST = 1000
 
 
 def read_config(directory: Path, num_classes: int | None = None) -> Any:
@@ -50,8 +51,14 @@ def _check_counts(path: Path, value: object, key: str = "") -> None:
         for name, inner in value.items():
             _check_counts(path, inner, str(name))
     elif isinstance(value, list):
+        if len(value) > _LONGEST_LIST:
+            raise CheckpointError(
+                path, f"has a list of {len(value)} under {key!r}", expected=f"at most {_LONGEST_LIST}"
+            )
         for inner in value:
             _check_counts(path, inner, key)
+        if all(isinstance(inner, int) for inner in value):
+            _check_counts(path, sum(value), key)
     elif isinstance(value, int):
         limit = next((most for part, most in _MOST.items() if part in key), None)
         if limit is not None and value > limit:

@@ -24,6 +24,7 @@ __all__ = ["NESTS", "TorchFile", "read_torch"]
 
 NESTS = ("state_dict", "model", "model_state_dict", "net", "ema")
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
+_ALLOCATOR = b"bytearray"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_HEAD = 1 << 24
 _MOST_NESTS = 100  # a pickle may hold dicts in dicts without end
@@ -76,6 +77,8 @@ def read_torch(path: Path) -> TorchFile:
         if (name := foreign_global(_pickle_bytes(path))) is not None:
             raise asks_for_code(path, name)
         raise CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
+    if _ALLOCATOR in _pickle_bytes(path):  # of what PyTorch lets a pickle call, the one that fills memory at will
+        raise asks_for_code(path, _ALLOCATOR.decode())
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
@@ -105,6 +108,8 @@ def _check_archive(path: Path) -> None:
             remedy="save its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
         )
     bare = {member.filename for member in members} | names
+    if len(names) != len(members):
+        raise CheckpointError(path, "is a zip file with two members of one name, which torch.save never writes")
     if "data.pkl" not in names:
         if any("exported_program" in name or name.endswith("archive_format") for name in bare):
             raise CheckpointError(

@@ -30,6 +30,7 @@ __all__ = [
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
 """Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
+_LONGEST_JSON = 1 << 23
 _STANDARD_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -186,13 +187,18 @@ def read_json(path: Path) -> dict[str, object]:
         CheckpointError: it is missing, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        content = None if size > _LONGEST_JSON else json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(path, "no such file") from error
     except OSError as error:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, "is not valid JSON") from error
+    if size > _LONGEST_JSON:
+        raise CheckpointError(
+            path, "is too long for what it is", got=f"{size} bytes", expected=f"at most {_LONGEST_JSON}"
+        )
     if not isinstance(content, dict):
         raise CheckpointError(path, "is not a JSON object")
     return content
