@@ -2,11 +2,14 @@
 
 import ctypes
 import errno
+import fcntl
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
@@ -14,6 +17,7 @@ from equalize.errors import OutputError, ResourceError
 __all__ = ["atomic_directory", "copy_side_files", "take_place"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_SETTLED = 1.0  # seconds
 _NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 
 
@@ -35,9 +39,12 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     out = Path(target).expanduser().absolute()
     check_target(out, overwrite, source)
     work = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
+    lock = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         work.mkdir()
+        lock = _claim(work)
         yield work
         _flush(work)
         take_place(work, out)
@@ -45,6 +52,30 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         raise _resource_error(out, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _claim(work: Path) -> int | None:
+    """Lock a temporary directory for as long as this process lives; None where the file system has no locks."""
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes left of earlier attempts at the same directory: what nobody has locked."""
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.tmp-????????"):
+        with suppress(FileNotFoundError):  # its owner has just finished
+            if stale.is_symlink() or time.time() - stale.stat().st_mtime < _SETTLED:
+                continue  # its owner may be between making and locking it
+            if (lock := _claim(stale)) is not None:
+                shutil.rmtree(stale, ignore_errors=True)
+                os.close(lock)
 
 
 def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
@@ -61,6 +92,11 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
         raise OutputError(out, "exists and is not a directory")
     if out.exists() and not overwrite:
         raise OutputError(out, "exists", remedy="--overwrite replaces it")
+    above = next((place for place in out.parents if place.exists()), out.parent)
+    if not above.is_dir():
+        raise OutputError(out, f"cannot be made: {above} is not a directory")
+    if not os.access(above, os.W_OK | os.X_OK) or os.statvfs(above).f_flag & os.ST_RDONLY:
+        raise ResourceError(out, f"cannot be written: {above} is read-only or not yours")
 
 
 def take_place(work: Path, out: Path) -> None:
