@@ -27,13 +27,14 @@ def check_launch(device: torch.device, warn: Callable[[str], None]) -> None:
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
             raise InputError("fsdp_version", "is not served", got=version, expected=2, remedy="use accelerate config")
+        os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # for any number of processes to go on with
         disable_fsdp_ram_efficient_loading()  # it leaves every process but the first without weights
     if found and device.type == "cpu":
         warn(f"Accelerate uses {found[0]} on accelerators alone: on a CPU every process holds the whole network")
 
 
 def settle(state: Any) -> None:
-    """Makes Accelerate's configuration agree with a recipe: its optimizer, and states that are saved whole.
+    """Makes DeepSpeed's configuration agree with a recipe: its optimizer, and states that are saved whole.
 
     Args:
         state: the accelerator's.
@@ -41,8 +42,6 @@ def settle(state: Any) -> None:
     Raises:
         InputError: DeepSpeed is configured with an optimizer or a schedule of its own.
     """
-    if (fsdp := getattr(state, "fsdp_plugin", None)) is not None:
-        fsdp.set_state_dict_type("FULL_STATE_DICT")
     if (deepspeed := getattr(state, "deepspeed_plugin", None)) is not None:
         config = deepspeed.deepspeed_config
         for key in ("optimizer", "scheduler"):
