@@ -40,6 +40,7 @@ def calibrate(
     found: Scan | None = None,
     tolerance: float | None = None,
     names: Sequence[str] = (),
+    compiled: bool = False,
 ) -> Plan:
     """Measures `model` on `batches` and embeds scale equalization into it, in place.
 
@@ -54,6 +55,7 @@ def calibrate(
         found: the sites to equalize; by default all resampled ones.
         tolerance: stop measuring when the 95 % interval of every sigma is this tight, relative to it.
         names: what to call the images in messages.
+        compiled: see `measure`.
 
     Returns:
         The plan, applied; with it `apply` does the same to another copy of the model, without data.
@@ -75,7 +77,7 @@ def calibrate(
     if any(site.strategy in CHANGES_FUNCTION for site in sites):
         edits += _estimate(model, untouched_norms(model), batches, found)
     for stage in _stages(sites):
-        moments |= measure(model, stage, batches, tolerance=tolerance, names=names, tell=ways.append)
+        moments |= measure(model, stage, batches, tolerance=tolerance, names=names, compiled=compiled, tell=ways.append)
         for site in stage:
             measured = with_moments(site, moments[site.layer])
             result = equalize_site(model, measured, seed=seed + sites.index(site), keep_norm=keep_norm)

@@ -2,7 +2,8 @@
 
 Classifier, auxiliary heads and everything else behind the branches goes, and with it the last fusion layers, which are
 most of a decoder's arithmetic. The moments of a branch are taken the moment it exists, so that it can be freed; a
-branch that was interpolated is not even made (see `interpolated.py`). What is left is made cheaper (see `lean.py`).
+branch that was interpolated is not even made (see `interpolated.py`). What is left is made cheaper (see `lean.py`), or
+is compiled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,11 +30,23 @@ _INTERPOLATIONS = {
 }
 
 
+_Run = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[ImageMoments]]
+"""Parameters and buffers, then inputs -> the moments of every branch."""
+
+
 class CutGraph:
     """The part of a network that its branches depend on; shares the network's parameters."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...], *, compiled: bool = False
+    ) -> None:
         """Cuts `model`, as it is called with inputs like `example`: one image, or any other number of them.
+
+        Args:
+            model: in eval mode.
+            sites: from `scan`.
+            example: inputs; values are not looked at.
+            compiled: let `torch.compile` make the code, when the first batch comes.
 
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
@@ -45,15 +58,49 @@ class CutGraph:
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
         graph, self._ends = _cut(program, sites)
-        self._any_strides = make_lean(graph)
-        self._interpreter = fx.Interpreter(program.graph_module, graph=graph)
+        self._run = _compiled(program, graph) if compiled else _interpreted(program, graph)
 
     def __call__(self, *inputs: Tensor) -> dict[str, list[ImageMoments]]:
-        """The moments of each branch of each layer, for one batch."""
-        if self._any_strides:
-            inputs = tuple(_channels_last(tensor) for tensor in inputs)
-        results = self._interpreter.run(*self._lifted, *inputs, enable_io_processing=False)
+        """The moments of each branch of each layer, for one batch.
+
+        Raises:
+            Exception: whatever a compiler raises; without one, only what the network itself does.
+        """
+        results = self._run(self._lifted, inputs)
         return {layer: [results[index] for index in indices] for layer, indices in self._ends.items()}
+
+
+def _interpreted(program: ExportedProgram, graph: fx.Graph) -> _Run:
+    """Runs a graph operator by operator; each tensor is freed once nothing needs it."""
+    any_strides = make_lean(graph)
+    interpreter = fx.Interpreter(program.graph_module, graph=graph)
+
+    def run(lifted: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[ImageMoments]:
+        if any_strides:
+            inputs = [_channels_last(tensor) for tensor in inputs]
+        results: Sequence[ImageMoments] = interpreter.run(*lifted, *inputs, enable_io_processing=False)
+        return results
+
+    return run
+
+
+def _compiled(program: ExportedProgram, graph: fx.Graph) -> _Run:
+    """Runs a graph as `torch.compile` makes it; moments are taken outside, of what it returns."""
+    output = next(iter(reversed(graph.nodes)))
+    moments = output.args[0]
+    assert isinstance(moments, tuple)
+    takes: list[Callable[[Tensor], ImageMoments]] = [node.target for node in moments]
+    output.args = (tuple(node.args[0] for node in moments),)
+    for node in moments:
+        graph.erase_node(node)
+    compiled = torch.compile(fx.GraphModule(program.graph_module, graph))
+
+    def run(lifted: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[ImageMoments]:
+        for tensor in inputs:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return [take(source) for take, source in zip(takes, compiled(*lifted, *inputs), strict=True)]
+
+    return run
 
 
 def _channels_last(x: Tensor) -> Tensor:

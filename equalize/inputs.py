@@ -41,6 +41,7 @@ class Measuring:
         batch_size: images a forward pass; None for at most 8, and at most 4 megapixels.
         workers: processes that read images; None for a few where there is an accelerator, else a thread.
         skip_bad: share of images that may be unreadable.
+        compiled: compile the network for the pass.
     """
 
     samples: int | None = 256
@@ -53,6 +54,7 @@ class Measuring:
     workers: int | None = None
     skip_bad: float = 0.0
     seed: int = 0
+    compiled: bool = False
 
 
 class Images(Blocks):

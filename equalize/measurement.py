@@ -27,7 +27,7 @@ Rows = tuple[list[int], Tensor]
 # Stopping with fewer is luck: on CamVid intervals then held the truth in 90 rather than 95 of 100 random subsets.
 FEWEST_IMAGES = 32
 # Exporting and cutting a network takes seconds: from as many pixels on, that comes back.
-_PAYS = 2**24
+_PAYS = 2**23
 
 
 def measure(
@@ -37,6 +37,7 @@ def measure(
     *,
     tolerance: float | None = None,
     names: Sequence[str] = (),
+    compiled: bool = False,
     tell: Callable[[str], None] = lambda way: None,
 ) -> dict[str, list[Moments]]:
     """Population moments, over N, space and channels, of each branch as it enters its fusion layer.
@@ -50,7 +51,8 @@ def measure(
         tolerance: stop as soon as `ci95` of every branch is at most this; looked at every few batches. The images
             should come in random order.
         names: what to call the images in messages, in the order of `batches`.
-        tell: is told how it is measured: "cut graph", or "hooks" and why.
+        compiled: compile the cut graph with `torch.compile`, which takes minutes and pays for very many images.
+        tell: is told how it is measured: "cut graph", "compiled cut graph", or "hooks" and why.
 
     Returns:
         For each site's layer the moments of its branches, in order; the same in all processes.
@@ -63,7 +65,7 @@ def measure(
         return {}
     blocks = as_blocks(batches, names)
     with undisturbed(model):
-        way = _Way(model, sites, blocks)
+        way = _Way(model, sites, blocks, compiled=compiled)
         tell(way.name)
         look = None if tolerance is None else lambda results: _known(_by_branch(sites, results), tolerance)
         results = each_block(blocks, partial(_begin, way, sites), look)
@@ -81,24 +83,25 @@ class _Way:
     at the end, are measured by hooks; so a batch is measured the same way whoever sees it, and whenever.
 
     Attributes:
-        name: "cut graph", or "hooks (the reason)".
+        name: "cut graph", "compiled cut graph", or "hooks (the reason)".
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], blocks: Blocks) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], blocks: Blocks, *, compiled: bool = False) -> None:
         self._model = model
+        self._compiled = compiled
         self._sites = sites
         self._device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph | None] = {}
-        if blocks.pixels < _PAYS or blocks.shapes is None:
+        if blocks.shapes is None or (blocks.pixels < _PAYS and not compiled):
             self.name = "hooks (so few images that cutting the graph would take longer)"
             return
         shapes = blocks.shapes
+        self.name = "compiled cut graph" if compiled else "cut graph"
         try:
             self._cuts[_key(shapes)] = self._cut(shapes)
         except (EqualizeError, ValueError) as error:  # made for one batch size only, a site inside a region of its own
             self.name = f"hooks (no cut graph: {' '.join(str(error).split())})"
             return
-        self.name = "cut graph"
         turned = tuple((*shape[:2], *reversed(shape[2:])) for shape in shapes)
         self._cuts.setdefault(_key(turned), None)  # cut when it comes
 
@@ -118,7 +121,17 @@ class _Way:
         return cut(*inputs)
 
     def _cut(self, shapes: Sequence[tuple[int, ...]]) -> CutGraph:
-        return CutGraph(self._model, self._sites, tuple(torch.empty(shape, device=self._device) for shape in shapes))
+        example = tuple(torch.zeros(shape, device=self._device) for shape in shapes)
+        if self._compiled:
+            cut = CutGraph(self._model, self._sites, example, compiled=True)
+            try:
+                cut(*example)
+            except RuntimeError as error:  # there is no compiler, or it does not take this network
+                reason = " ".join(str(error).split())[:200]
+                self._compiled, self.name = False, f"cut graph (not compiled: {reason})"
+            else:
+                return cut
+        return CutGraph(self._model, self._sites, example)
 
     def _by_hooks(self, inputs: tuple[Tensor, ...]) -> Found:
         """Runs the network up to the last fusion layer and looks at what enters each."""

@@ -382,3 +382,29 @@ def test_other_sizes_than_the_first_and_its_turn_are_measured_by_hooks(images, m
     for ours, theirs in zip(found, measure(model, sites, batches)["fuse"], strict=True):
         assert (ours.count, ours.images) == (theirs.count, theirs.images)
         assert ours.std == pytest.approx(theirs.std, rel=1e-6)
+
+
+def test_a_compiled_graph_gives_the_same(images):
+    torch.manual_seed(6)
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    ways: list[str] = []
+    batches = [images[:4], images[4:6], images[6:]]  # also a batch of another size, and a single image by hooks
+    found = measure(model, sites, batches, compiled=True, tell=ways.append)["fuse"]
+    assert ways == ["compiled cut graph"]
+    for ours, theirs in zip(found, measure(model, sites, batches)["fuse"], strict=True):
+        assert (ours.count, ours.images) == (theirs.count, theirs.images)
+        assert ours.mean == pytest.approx(theirs.mean, rel=1e-6, abs=1e-6 * theirs.std)
+        assert ours.std == pytest.approx(theirs.std, rel=1e-6)
+
+
+def test_without_a_compiler_the_graph_is_run_as_it_is(images, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-compiler"),))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    model = Decoder()
+    sites = scan(model, images[:1]).sites
+    ways: list[str] = []
+    found = measure(model, sites, [images], compiled=True, tell=ways.append)["fuse"]
+    assert ways[0].startswith("cut graph (not compiled: ")
+    assert found[0].std == pytest.approx(measure(model, sites, [images])["fuse"][0].std, rel=1e-6)

@@ -37,6 +37,10 @@ def calibrate(
     batch_size: o.MaybeBatchSize = None,
     device: o.Device = "auto",
     precision: o.Precision = o.PrecisionName.FP32,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the measured part of the network: pays for many thousand images."),
+    ] = False,
     seed: o.Seed = 0,
     workers: o.MaybeWorkers = None,
     skip_bad: o.SkipBad = 0.0,
@@ -65,6 +69,7 @@ def calibrate(
             workers=workers,
             skip_bad=skip_bad,
             seed=seed,
+            compiled=compiled,
         )
         name = o.read_name(
             model, arch=arch, arch_args=arch_arg, init_missing=init_missing, num_classes=num_classes, seed=seed
