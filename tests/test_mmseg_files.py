@@ -10,10 +10,10 @@ import torch
 from mmseg_networks import config_text, saved, silent, stock
 
 from equalize.checkpoint import load, reload
+from equalize.checkpoint.class_names import with_names
 from equalize.checkpoint.inert import INERT
 from equalize.checkpoint.mmseg_config import read_literals
 from equalize.errors import CheckpointError
-from equalize.finetuning.new_classes import with_names
 from equalize.naming import ModelName
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from equalize.checkpoint import hf, smp_family
 from equalize.checkpoint.base import Checkpoint
+from equalize.checkpoint.class_names import with_names, with_recorded
 from equalize.checkpoint.directories import load_smp, load_transformers
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, shards, weight_files
 from equalize.checkpoint.request import Request
@@ -66,9 +67,10 @@ def load_request(request: Request) -> Checkpoint:
         raise CheckpointError("--arch-arg", "needs --arch")
     place = locate(request.source)
     if place.kind == "torchvision":
-        return load_published(place.path.name, request)
+        published = load_published(place.path.name, request)
+        return with_names(published, published.classes) if published.classes else published
     if place.kind == "directory":
-        return _load_directory(place, request)
+        return with_recorded(_load_directory(place, request), place.path, request.num_classes)
     if place.path.name.endswith(".index.json"):
         return load_state_dict(place.path, read_weights(shards(place.path), place.path), request)
     return load_state_dict(place.path, read_weights((place.path,)), request)

@@ -14,11 +14,15 @@ from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
 
-__all__ = ["atomic_directory", "copy_side_files", "take_place"]
+__all__ = ["CLASS_NAMES_FILE", "atomic_directory", "copy_side_files", "take_place"]
+
+CLASS_NAMES_FILE = "class_names.json"
+"""Lies beside weights whose format has no place for names: {"0": name of class 0, ...}."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _SETTLED = 1.0  # seconds
-_NEVER_COPIED = {".git", ".cache", "__pycache__", "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
+_WRITTEN_ANEW = {CLASS_NAMES_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
+_NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 
 
 @contextmanager

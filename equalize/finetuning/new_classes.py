@@ -1,14 +1,12 @@
 """A checkpoint for another number of classes: its classifiers are drawn anew, and nothing else may differ."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.mmseg_facts import meta_with_classes
 from equalize.errors import CheckpointError
 from equalize.naming import ModelName
 
-__all__ = ["load_for", "with_names"]
+__all__ = ["load_for"]
 
 
 def load_for(name: ModelName, num_classes: int | None) -> tuple[ModelName, Checkpoint]:
@@ -31,18 +29,3 @@ def load_for(name: ModelName, num_classes: int | None) -> tuple[ModelName, Check
     name.load()  # whole under its own number of classes: then only classifiers can differ
     wanted = replace(wanted, init_missing=True)
     return wanted, wanted.load()
-
-
-def with_names(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
-    """The checkpoint with names for its classes; where its format has a place for them, they take that of the old."""
-    if checkpoint.classes == tuple(names):
-        return checkpoint
-    origin = checkpoint.origin
-    if checkpoint.family == "transformers" and origin is not None:
-        id2label = {str(number): name for number, name in enumerate(names)}
-        label2id = {name: number for number, name in enumerate(names)}
-        fields = {**(origin.config or {}), "id2label": id2label, "label2id": label2id}
-        origin = replace(origin, config=fields)
-    if checkpoint.family == "mmsegmentation" and origin is not None:
-        origin = replace(origin, meta={**origin.meta, **meta_with_classes(names)})
-    return replace(checkpoint, classes=tuple(names), origin=origin)

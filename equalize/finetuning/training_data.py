@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.class_names import with_names
 from equalize.data import DataSet, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
-from equalize.finetuning.new_classes import with_names
 from equalize.finetuning.recipe import Recipe
 from equalize.inputs import input_shape
 from equalize.labelled import Labelled, check_split, count_classes, names_of
