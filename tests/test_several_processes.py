@@ -190,6 +190,14 @@ def test_interrupted_together_they_say_so_once(launch, pictures, tmp_path):
     assert "".join(each.err for each in ended) == "interrupted\n"
 
 
+def test_a_comparison_is_refused_by_one_voice(launch, tmp_path):
+    ended = launch(2, "compare", *network(tmp_path), "--data", tmp_path, "-o", tmp_path / "out")
+    assert [each.code for each in ended] == [2, 2]
+    line = "error: torchrun: a comparison runs in one process; call equalize compare without it\n"
+    assert [each.err for each in ended] == [line, ""]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_launcher_that_says_half_of_it_is_told_what_is_missing(monkeypatch, run_cli, pictures, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):

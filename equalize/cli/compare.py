@@ -97,11 +97,15 @@ def compare(
         from pathlib import Path
 
         from equalize.compare.comparison import compare as run
+        from equalize.compare.comparison import demand_one_process
         from equalize.compare.curves import can_draw, draw_curves
         from equalize.compare.report import comparison_report, markdown
         from equalize.compare.setup import Setup
         from equalize.finetuning.recipe import Recipe
 
+        with terminal.among_peers() as peers:  # of several the others end in silence, for the main one says why
+            if peers.is_main:
+                demand_one_process()
         setup = Setup.make(
             name,
             data,

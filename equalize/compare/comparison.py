@@ -18,7 +18,7 @@ from equalize.finetuning.run_directory import write_whole
 from equalize.inputs import Progress
 from equalize.version import __version__
 
-__all__ = ["SCHEMA", "Comparison", "compare"]
+__all__ = ["SCHEMA", "Comparison", "compare", "demand_one_process"]
 
 SCHEMA = 1
 
@@ -90,8 +90,7 @@ def compare(
         InputError: `out` holds a comparison with other settings; or a network that cannot be compared.
         NumericsError: a loss is not finite.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("torchrun", "a comparison runs in one process", remedy="call equalize compare without it")
+    demand_one_process()
     runs = Runs(out, setup)
     warned: set[str] = set()
     missing = [run for run in setup.runs if not runs.finished(run)]
@@ -118,6 +117,16 @@ def compare(
     found = _gather(setup, runs)
     write_whole(runs.path / "compare.json", json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     return found
+
+
+def demand_one_process() -> None:
+    """Refuses to be one of several processes that a launcher started.
+
+    Raises:
+        InputError: it is.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError("torchrun", "a comparison runs in one process", remedy="call equalize compare without it")
 
 
 def _nth(number: int, runs: int, progress: Progress) -> Progress:
