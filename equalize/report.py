@@ -67,6 +67,9 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> list[ConsoleRenderabl
         parts.append(Text("Nothing was written (--dry-run)."))
     else:
         parts += [Text.assemble("Written: ", (str(facts["output"]), "bold")), Text(_next(facts))]
+        if any(site.strategy == "preserve" for site in plan.sites):
+            how = f"equalize finetune {facts['output']} (or equalize.attach)"
+            parts.append(Text(f"Train it:  {how}, where preserve takes effect"))
     return parts
 
 

@@ -143,6 +143,13 @@ def test_a_plan_says_how_its_output_is_loaded(facts, line):
     assert line in words(plan_report(plan))
 
 
+@pytest.mark.parametrize(("strategy", "said"), [("preserve", True), ("migrate", False)])
+def test_a_plan_that_acts_in_training_alone_says_so(strategy, said):
+    plan = Plan(strategy=strategy, sites=(replace(MEASURED, strategy=strategy),), facts={"output": "out"})
+    assert ("equalize finetune out (or equalize.attach)" in words(plan_report(plan))) == said
+    assert "equalize finetune" not in words(plan_report(replace(plan, facts={"output": None})))
+
+
 def test_a_plan_without_sites_says_so():
     plan = Plan(strategy="auto", refusals=(Refusal(at="head", reason="fuses by addition"),))
     text = words(plan_report(plan))
