@@ -118,10 +118,14 @@ def test_smp(smp_dir, tmp_path):
     import segmentation_models_pytorch as smp
 
     root = write_scenes(tmp_path / "data", 2, counts={"train": 4, "val": 1}, size=(64, 64))
+    (root / "classes.txt").write_text("sky\nroad\n")
     done = finetune(named(smp_dir), root, tmp_path / "out", replace(QUICK, max_steps=4, eval_every=4, size=(64, 64)))
     assert falls(done)
     model = smp.from_pretrained(str(tmp_path / "out"))
     assert same(model.state_dict(), state(tmp_path / "out"))
+    (root / "classes.txt").unlink()
+    score = evaluate(named(tmp_path / "out"), root, Evaluating(device="cpu"))
+    assert [row.name for row in score.classes] == ["sky", "road"]
 
 
 def test_torchvision(lraspp_state, tmp_path):
@@ -480,6 +484,15 @@ def test_accumulated_batches_are_a_larger_one(custom, five_classes, tmp_path):
     assert [step for step, _ in small.losses] == [1, 2]
     # not exactly: each batch is a mean over its own labelled pixels, as in torch
     assert small.losses[-1][1] == pytest.approx(large.losses[-1][1], rel=0.02)
+
+
+def test_gradients_are_clipped_to_a_norm(custom, five_classes, tmp_path):
+    """The first step of SGD is the rate times the gradient."""
+    recipe = replace(QUICK, optimizer="sgd", lr=0.5, weight_decay=0.0, clip=0.01, max_steps=1)
+    finetune(custom, five_classes, tmp_path / "out", recipe)
+    before, after = (torch.load(each, weights_only=True) for each in (custom.source, tmp_path / "out/model.pth"))
+    moved = [(after[key] - before[key]).norm() for key in before if "running" not in key and "num_" not in key]
+    assert torch.stack(moved).norm() == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}

@@ -47,7 +47,7 @@ def settle(state: Any) -> None:
         for key in ("optimizer", "scheduler"):
             if key in config:
                 raise InputError(
-                    "DeepSpeed's configuration", f"has an {key} of its own", remedy="leave it out: the recipe has one"
+                    "DeepSpeed's configuration", f"has its own {key}", remedy="leave it out: the recipe has one"
                 )
         config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
 
