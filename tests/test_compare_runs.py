@@ -206,24 +206,25 @@ def uninterrupted(nets, scenes, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("pairs", "finished"), [(20, 1), (40, 2)])
-def test_interrupted_between_or_in_runs_and_gone_on_with(nets, scenes, tmp_path, uninterrupted, pairs, finished):
-    """Four runs of 16 pairs: stopped as the second begins, and in the middle of the third."""
+def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, tmp_path, uninterrupted):
+    """Four runs of 16 pairs: stopped as the second begins, and later in the middle of the third."""
     setup = made(nets, scenes, ["none", "rescale"], evaluations=2)
+    times: dict[Path, int] = {}
+    for finished, pairs in ((0, 20), (1, 24)):
 
-    def kill(done, of):
-        assert of == 64
-        if done == pairs:
-            raise Killed
+        def kill(done, of, left=4 - finished, pairs=pairs):
+            assert of == 16 * left
+            if done == pairs:
+                raise Killed
 
-    with pytest.raises(Killed):
-        compare(setup, tmp_path / "out", progress=kill)
-    before = files(tmp_path / "out")
-    assert len(before) == finished
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").glob("*.json")}
+        with pytest.raises(Killed):
+            compare(setup, tmp_path / "out", progress=kill)
+        assert len(files(tmp_path / "out")) == finished + 1
+        assert {path: path.stat().st_mtime_ns for path in times} == times
+        times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").glob("*.json")}
     said: list[str] = []
     compare(setup, tmp_path / "out", say=said.append)
-    assert f"{len(before)} of 4 runs are there already" in said
+    assert "2 of 4 runs are there already" in said
     assert files(tmp_path / "out") == files(uninterrupted)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert sorted(path.suffix for path in (tmp_path / "out/runs").iterdir()) == [".json"] * 4 + [".npz"] * 4
