@@ -286,7 +286,10 @@ def run(cases: list[tuple[str, list[str]]], scratch: Path, batch: int) -> Iterat
 
 
 def main() -> None:
-    """Reads [name, arguments] a line from stdin, and writes what became of each."""
+    """Reads a request a line from stdin: scratch, batch, commands to warm up with, cases of [name, arguments].
+
+    Writes what became of each case, a line each, and an empty line at the end of each request.
+    """
     import segmentation_models_pytorch  # noqa: F401
     import torch
     import transformers  # noqa: F401
@@ -296,17 +299,16 @@ def main() -> None:
     from equalize.cli import main as command
 
     torch.set_num_threads(1)
-    scratch = Path(sys.argv[1])
-    batch, warm = int(sys.argv[2]), json.loads(sys.argv[3])
     stdout = os.dup(1)
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 1)
-        for arguments in [*warm, ["scan", str(scratch / "absent.pth")]]:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        scratch = Path(request["scratch"])
+        for arguments in [*request["warm"], ["scan", str(scratch / "absent.pth")]]:
             command(arguments)
-    os.dup2(stdout, 1)
-    cases = [tuple(json.loads(line)) for line in sys.stdin]
-    for ended in run(cases, scratch, batch):  # type: ignore[arg-type]
-        os.write(stdout, (json.dumps(ended) + "\n").encode())
+        for ended in run(request["cases"], scratch, request["batch"]):
+            os.write(stdout, (json.dumps(ended) + "\n").encode())
+        os.write(stdout, b"\n")
 
 
 if __name__ == "__main__":
