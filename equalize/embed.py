@@ -110,6 +110,7 @@ def embed(
             drawn=checkpoint.drawn,
             found=found,
             tolerance=how.tolerance,
+            compiled=how.compiled,
         )
     checkpoint.model.cpu()
     for path, reason in images.skipped:
@@ -137,7 +138,7 @@ def replay(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = Fa
     source = Path(name.source)
     check_target(Path(out), overwrite, source if source.exists() else None)
     name = _as_planned(name, plan)
-    checkpoint = name.load()
+    checkpoint = name.load(mapped=True)
     if checkpoint.plan_json is not None:
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
     apply(plan, checkpoint.model)
@@ -157,7 +158,7 @@ def verify(
     """
     plan = Plan.read(out)
     name = _as_planned(name, plan)
-    original = name.load()
+    original = name.load(mapped=_stays_in_files(plan))
     if data is None:
         inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
     else:
@@ -172,7 +173,8 @@ def _write(
     proven: list[Plan] = []
 
     def prove(directory: Path) -> Plan:
-        check = _prove(name.load(), directory, name, plan, inputs)
+        checkpoint.model.to("meta")  # it is written: its memory serves the proof
+        check = _prove(name.load(mapped=_stays_in_files(plan)), directory, name, plan, inputs)
         proven.append(replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()}))
         return proven[0]
 
@@ -187,7 +189,7 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
     after = state_on_disk(directory)
     check_tensors(stored, after, [on_disk.get(key, key) for key in (*plan.changed, *original.drawn)])
     epsilons = [torch.finfo(tensor.dtype).eps for tensor in after.values() if tensor.is_floating_point()]
-    written = reload(directory, name.arch, name.arch_args).float().eval()
+    written = reload(directory, name.arch, name.arch_args, mapped=_stays_in_files(plan)).float().eval()
     return check_function(
         original.model,
         written,
@@ -196,6 +198,11 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
         lambda output: main_output(output, original.architecture),
         epsilon=max(epsilons, default=torch.finfo(torch.float32).eps),
     )
+
+
+def _stays_in_files(plan: Plan) -> bool:
+    """Whether both models may lie in their files for the proof: at the same addresses, if no tensor was added."""
+    return not plan.facts.get("drawn")
 
 
 def _provenance(name: ModelName, checkpoint: Checkpoint, shape: Sequence[int], found: Scan) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def test_sites_are_chosen_by_a_glob(smp_dir, photos, tmp_path):
 def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypatch):
     import equalize.embed
 
-    def tampered(directory, *arguments):
+    def tampered(directory, *arguments, **options):
         model = load(directory).model
         with torch.no_grad():
             model.decode_head.linear_fuse.weight.mul_(1.001)

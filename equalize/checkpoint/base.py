@@ -123,17 +123,17 @@ class Checkpoint:
         origin = self.origin
         if origin is None:
             raise CheckpointError(self.source, "was loaded without weights and cannot be written")
-        state = origin.disk_state(self.model.state_dict())
-        changed = replacements(origin.weights, state)
         with atomic_directory(directory, overwrite=overwrite, source=origin.path) as out:
-            self._write(origin, changed, state, out)
+            self._write(origin, out)
             plan = prove(out) if prove is not None else plan
             if plan is not None:
                 text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False)
                 (out / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
 
-    def _write(self, origin: Origin, changed: dict[str, Tensor], state: dict[str, Tensor], out: Path) -> None:
+    def _write(self, origin: Origin, out: Path) -> None:
         weights = origin.weights
+        state = origin.disk_state(self.model.state_dict())
+        changed = replacements(weights, state)
         containers = [*weights.files, *([weights.index] if weights.index else [])]
         names = {path: out / path.name for path in containers}
         lone = origin.architecture is not None and len(containers) == 1

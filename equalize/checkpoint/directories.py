@@ -37,7 +37,7 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
     weights = read_weights(*weight_files(place.path))
     loaded = hf.fill(
         config,
-        weights.tensors,
+        weights.for_model(mapped=request.mapped),
         request.source,
         init_missing=request.init_missing,
         num_classes=request.num_classes,

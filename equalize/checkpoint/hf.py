@@ -57,7 +57,7 @@ def fill(
 
     Args:
         config: of transformers.
-        tensors: by the key on disk.
+        tensors: by the key on disk; the model will own them.
         where: for errors.
         init_missing: draw missing tensors, and a classifier of other classes, with the library's initialiser.
         num_classes: what the config was set to have, if that was asked for.
@@ -71,8 +71,7 @@ def fill(
     kind = target_class(config, where)
     bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
     check_finite(tensors, where)
-    # clones, because the loader puts the very tensors it is given into the model, and these must stay as on disk
-    own = {key: tensors[disk].clone() for key, disk in bare.items()}
+    own = {key: tensors[disk] for key, disk in bare.items()}
     try:
         with quiet(), seeded(seed):
             model, info = kind.from_pretrained(
@@ -175,8 +174,12 @@ def config_fields(model: nn.Module) -> dict[str, object]:
     }
 
 
-def reload(directory: Path) -> nn.Module:
+def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
     """Load with ``from_pretrained``, and insist on its finding every key.
+
+    Args:
+        directory: as it was written.
+        mapped: leave the parameters in the file where the loader left them, at odd addresses.
 
     Raises:
         CheckpointError: it does not.
@@ -191,6 +194,6 @@ def reload(directory: Path) -> nn.Module:
         mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
     result: nn.Module = model.eval()
-    for parameter in result.parameters():  # lies in the file, at odd addresses that change the last bit of a product
+    for parameter in () if mapped else result.parameters():  # odd addresses change the last bit of a product
         parameter.data = parameter.data.clone()
     return result

@@ -56,6 +56,24 @@ class Weights:
     notes: tuple[str, ...] = ()
     """What was chosen where a file left a choice."""
 
+    def for_model(self, *, mapped: bool) -> dict[str, Tensor]:
+        """The tensors once more, for a model to own: writing to them leaves ``tensors`` as they are on disk.
+
+        Args:
+            mapped: leave them in the files, of which a page is copied when it is first written to; else copy all.
+        """
+        if not mapped:
+            return {key: tensor.clone() for key, tensor in self.tensors.items()}
+        again = read_weights(self.files, self.index).tensors
+        seen: set[int] = set()
+        own: dict[str, Tensor] = {}
+        for key, tensor in again.items():
+            storage = tensor.untyped_storage()
+            shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+            own[key] = tensor.clone() if shared else tensor
+            seen.add(storage.data_ptr())
+        return own
+
     def sha256(self) -> str:
         """Over the bytes of all files, in order."""
         digest = hashlib.sha256()

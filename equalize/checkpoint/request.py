@@ -19,3 +19,5 @@ class Request:
     init_missing: bool = False
     num_classes: int | None = None
     seed: int = 0
+    mapped: bool = False
+    """Leave the model's tensors in the files where that is possible: for models that are run a few times."""

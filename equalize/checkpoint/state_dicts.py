@@ -154,7 +154,7 @@ def _load_with_config(path: Path, weights: Weights, request: Request) -> Checkpo
         return Checkpoint(model=hf.skeleton(config, directory), **common)
     loaded = hf.fill(
         config,
-        weights.tensors,
+        weights.for_model(mapped=request.mapped),
         request.source,
         init_missing=request.init_missing,
         num_classes=request.num_classes,
@@ -228,11 +228,13 @@ def _recorded(directory: Path, arch: str | None, arch_args: Mapping[str, object]
     raise CheckpointError(directory, "was built by code outside it", remedy=f"name that code again: --arch {named}")
 
 
-def reload_state_dict(directory: Path, arch: str | None, arch_args: Mapping[str, object]) -> nn.Module:
+def reload_state_dict(
+    directory: Path, arch: str | None, arch_args: Mapping[str, object], *, mapped: bool = False
+) -> nn.Module:
     """Build the network and load what was written with ``load_state_dict(strict=True)``."""
     named, arguments = _recorded(directory, arch, arch_args)
     if named.startswith("transformers:"):
-        return hf.reload(directory)
+        return hf.reload(directory, mapped=mapped and not (directory / "model.pth").exists())
     request = Request(source=str(directory), arch=named, arch_args=arguments)
     weights = read_weights(*weight_files(directory))
     checkpoint = load_state_dict(directory, weights, request)
