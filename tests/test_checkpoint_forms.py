@@ -1,6 +1,10 @@
-"""State dicts in the forms that training code leaves them: each is scanned, calibrated and verified as users do it."""
+"""State dicts in the forms that training code leaves them: each is calibrated, which proves what it wrote.
+
+EQUALIZE_WHOLE_CORPUS=1 also scans and verifies each by the commands of those names; the default does so for a few.
+"""
 
 import json
+import os
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from equalize.checkpoint.matching import pair
 from equalize.checkpoint.recognition import recognise
 from equalize.errors import CheckpointError
 
+WHOLE = bool(os.environ.get("EQUALIZE_WHOLE_CORPUS"))
 NETWORK = """
 import torch
 from torch import nn
@@ -116,16 +121,18 @@ FORMS = {
 }
 
 
-def through_the_command_line(run_cli, path, out, photos, *flags, calibrate=()):
+def through_the_command_line(run_cli, path, out, photos, *flags, calibrate=(), whole=WHOLE):
     common = [*flags, "--json"]
-    ran = run_cli("scan", path, "--size", 48, *common)
-    assert ran.code == 0, ran.err
+    if whole:
+        ran = run_cli("scan", path, "--size", 48, *common)
+        assert ran.code == 0, ran.err
     ran = run_cli("calibrate", path, "--data", photos, "-o", out, "--strategy", "rescale", *calibrate, *common)
     assert ran.code == 0, ran.err
     changed = json.loads(ran.out)["changed"]
     assert changed
-    ran = run_cli("verify", out, "--against", path, *common)
-    assert ran.code == 0, ran.err
+    if whole:
+        ran = run_cli("verify", out, "--against", path, *common)
+        assert ran.code == 0, ran.err
     return set(changed)
 
 
@@ -140,7 +147,9 @@ def test_every_form_is_equalized_and_comes_out_as_it_went_in(run_cli, photos, ne
         save_file(content, path)
     else:
         pytest.skip("safetensors has no such form")
-    changed = through_the_command_line(run_cli, path, tmp_path / "out", photos, "--arch", f"{network}:Net")
+    flags = ("--arch", f"{network}:Net")
+    whole = WHOLE or form in ("stacked prefixes", "bfloat16")
+    changed = through_the_command_line(run_cli, path, tmp_path / "out", photos, *flags, whole=whole)
     before, after = state_on_disk(path), state_on_disk(tmp_path / "out")
     assert list(before) == list(after)
     differing = set()
