@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 import pytest
+from scenes import write_scenes
 
-from equalize.checkpoint import atomic_directory
+from equalize.checkpoint import atomic_directory, load
 from equalize.checkpoint.writing import check_target
 from equalize.errors import ResourceError
 
@@ -46,6 +47,12 @@ def kill_while_writing(arguments, place: Path, generator: random.Random, writing
         time.sleep(generator.uniform(0, writing))
     process.kill()
     process.communicate()
+
+
+def report(met) -> None:
+    if path := os.environ.get("EQUALIZE_KILLS_REPORT"):
+        with open(path, "a") as file:
+            file.write(json.dumps(met) + "\n")
 
 
 @pytest.mark.parametrize("command", ["calibrate", "apply"])
@@ -87,9 +94,38 @@ def test_killed_at_any_moment(run_cli, command, segformer_dir, photos, tmp_path)
     assert leftovers(place) == []
     assert (out / "model.safetensors").read_bytes() == weights
     assert run_cli("verify", out, "--against", segformer_dir).code == 0
-    if report := os.environ.get("EQUALIZE_KILLS_REPORT"):
-        with open(report, "a") as file:
-            file.write(json.dumps({command: met}) + "\n")
+    report({command: met})
+
+
+def test_a_training_killed_at_any_moment_is_resumed(run_cli, segformer_dir, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    out = place / "out"
+    data = write_scenes(tmp_path / "data", 5, counts={"train": 4, "val": 2})
+    arguments = ["finetune", segformer_dir, "--data", data, "-o", out, "--batch-size", "2", "--max-steps", "4"]
+    arguments += ["--eval-every", "1", "--device", "cpu", "--size", "48x64", "--lr", "0.01"]
+    begun = time.monotonic()
+    with start(*arguments) as process:
+        process.communicate()
+    assert process.returncode == 0
+    whole = time.monotonic() - begun
+    weights = (out / "model.safetensors").read_bytes()
+    generator = random.Random("finetune")
+    met = {"absent": 0, "without a model": 0, "whole": 0}
+    for _ in range(max(1, KILLS // 2)):
+        shutil.rmtree(out)
+        kill_while_writing(arguments, place, generator, 0.3 * whole, whole)
+        if not out.exists():
+            met["absent"] += 1
+        elif not (out / "config.json").exists():
+            met["without a model"] += 1  # the first has not been saved yet
+        else:
+            met["whole"] += 1
+            load(out)
+        ran = run_cli(*arguments, "--resume")
+        assert ran.code == 0, ran.err
+        assert (out / "model.safetensors").read_bytes() == weights
+    report({"finetune": met})
 
 
 def test_what_the_dead_left_goes_and_what_the_living_write_stays(tmp_path):

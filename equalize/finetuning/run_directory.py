@@ -51,10 +51,9 @@ class RunDirectory:
         if self.path.is_mount():
             raise OutputError(self.path, "is where a disk is mounted", remedy="name a directory below it")
         self.resumed = resume and begun
-        self._replace = overwrite and not self.resumed
 
     def begin(self, run: Mapping[str, Any], config: str) -> None:
-        """Makes the directory, or checks that what is resumed is the same run.
+        """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
 
         Args:
             run: what the run is of, as JSON.
@@ -72,12 +71,14 @@ class RunDirectory:
             self._cut_metrics()
             return
         try:
-            if self._replace:
-                shutil.rmtree(self.path, ignore_errors=True)
-            self.last.mkdir(parents=True, exist_ok=True)
-            self.metrics.write_text("", encoding="utf-8")
-            (self.path / _CONFIG).write_text(config, encoding="utf-8")
-            write_whole(self.last / "run.json", json.dumps(run, indent=2) + "\n")
+            new = self._sibling("new")
+            shutil.rmtree(new, ignore_errors=True)
+            (new / LAST).mkdir(parents=True)
+            (new / _METRICS).write_text("", encoding="utf-8")
+            (new / _CONFIG).write_text(config, encoding="utf-8")
+            write_whole(new / LAST / "run.json", json.dumps(run, indent=2) + "\n")
+            take_place(new, self.path)
+            shutil.rmtree(new, ignore_errors=True)  # by now what was there before
         except OSError as error:
             raise ResourceError(self.path, f"cannot be written ({error.strerror})") from error
 
