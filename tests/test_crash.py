@@ -49,6 +49,15 @@ def kill_while_writing(arguments, place: Path, generator: random.Random, writing
     process.communicate()
 
 
+def undisturbed(arguments, out: Path) -> tuple[float, bytes]:
+    """How many seconds a command takes, and the weights it writes."""
+    begun = time.monotonic()
+    with start(*arguments) as process:
+        process.communicate()
+    assert process.returncode == 0
+    return time.monotonic() - begun, (out / "model.safetensors").read_bytes()
+
+
 def report(met) -> None:
     if path := os.environ.get("EQUALIZE_KILLS_REPORT"):
         with open(path, "a") as file:
@@ -64,12 +73,7 @@ def test_killed_at_any_moment(run_cli, command, segformer_dir, photos, tmp_path)
     arguments = ["calibrate", segformer_dir, "--data", photos, "-o", out, "--strategy", "migrate"]
     if command == "apply":
         arguments = ["apply", plan, segformer_dir, "-o", out]
-    begun = time.monotonic()
-    with start(*arguments) as process:
-        process.communicate()
-    assert process.returncode == 0
-    whole = time.monotonic() - begun
-    weights = (out / "model.safetensors").read_bytes()
+    whole, weights = undisturbed(arguments, out)
     generator = random.Random(command)
     met = {"absent": 0, "whole": 0, "kept": 0, "replaced": 0}
     for kill in range(KILLS):
@@ -104,12 +108,7 @@ def test_a_training_killed_at_any_moment_is_resumed(run_cli, segformer_dir, tmp_
     data = write_scenes(tmp_path / "data", 5, counts={"train": 4, "val": 2})
     arguments = ["finetune", segformer_dir, "--data", data, "-o", out, "--batch-size", "2", "--max-steps", "4"]
     arguments += ["--eval-every", "1", "--device", "cpu", "--size", "48x64", "--lr", "0.01"]
-    begun = time.monotonic()
-    with start(*arguments) as process:
-        process.communicate()
-    assert process.returncode == 0
-    whole = time.monotonic() - begun
-    weights = (out / "model.safetensors").read_bytes()
+    whole, weights = undisturbed(arguments, out)
     generator = random.Random("finetune")
     met = {"absent": 0, "without a model": 0, "whole": 0}
     for _ in range(max(1, KILLS // 2)):
