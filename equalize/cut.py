@@ -6,17 +6,18 @@ branch that was interpolated is not even made (see `interpolated.py`). What is l
 is compiled.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from equalize.aten import named_arguments
 from equalize.interpolated import Interpolation, interpolated_moments
-from equalize.lean import make_lean, name_of, sweep, without_mutations
+from equalize.lean import make_lean, memory_of, name_of, sweep, without_mutations, written
 from equalize.moments import ImageMoments, per_image
 from equalize.sites import Site
 from equalize.tracing import export
@@ -54,6 +55,8 @@ class CutGraph:
         single = all(len(tensor) == 1 for tensor in example)  # export treats one image as a case of its own
         pair = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in example)
         program = export(model, example if single else pair, any_batch=not single)
+        if _asks_for_values(program):
+            raise ValueError("sizes in the network depend on values")
         if not (single or _takes_any_batch(program)):
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
@@ -117,6 +120,11 @@ def _takes_any_batch(program: ExportedProgram) -> bool:
     return bool(ranges) and all(each.lower <= 2 and each.upper > 2**40 for each in ranges)
 
 
+def _asks_for_values(program: ExportedProgram) -> bool:
+    """Whether sizes in the network depend on what its tensors hold."""
+    return any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in program.range_constraints)
+
+
 def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:
     """Parameters, buffers and constants, in the order of the graph's placeholders: the model's own tensors."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
@@ -136,6 +144,7 @@ def _cut(program: ExportedProgram, sites: Sequence[Site]) -> tuple[fx.Graph, dic
     without_mutations(graph)
     keys = program.graph_signature.inputs_to_parameters
     placeholders = {keys[node.name]: node for node in graph.nodes if node.op == "placeholder" and node.name in keys}
+    changing = written(graph)
     moments: list[fx.Node] = []
     ends: dict[str, list[int]] = {}
     for site in sites:
@@ -145,7 +154,9 @@ def _cut(program: ExportedProgram, sites: Sequence[Site]) -> tuple[fx.Graph, dic
         if len(readers) != 1:
             raise ValueError(f"{site.weight} is not read once")
         ends[site.layer] = []
-        for take, source in _branches(readers[0], site):
+        for take, source in _branches(readers[0], site, changing):
+            if memory_of(source) in changing:  # later, where its moments are not taken
+                raise ValueError(f"what {site.weight} reads is written into")
             with graph.inserting_after(source):
                 moments.append(graph.create_node("call_function", take, (source,), name=f"moments_{len(moments)}"))
             ends[site.layer].append(len(moments) - 1)
@@ -154,18 +165,20 @@ def _cut(program: ExportedProgram, sites: Sequence[Site]) -> tuple[fx.Graph, dic
     return graph, ends
 
 
-def _branches(reader: fx.Node, site: Site) -> Iterator[tuple[Callable[[Tensor], ImageMoments], fx.Node]]:
-    """For each branch, the earliest node that tells its moments, and how."""
+def _branches(
+    reader: fx.Node, site: Site, changing: Set[fx.Node]
+) -> Iterator[tuple[Callable[[Tensor], ImageMoments], fx.Node]]:
+    """For each branch, the earliest node that tells its moments, and how; not before one of those that change."""
     data = reader.args[0]
     if site.pads_itself and isinstance(data, fx.Node):
         data = data.args[0]
     assert isinstance(data, fx.Node)
-    leaves = _leaves(data)
+    leaves = _leaves(data, changing)
     widths = [branch.stop - branch.start for branch in site.branches]
     if site.op != "linear" and leaves and [_shape(leaf)[1] for leaf in leaves] == widths:
         for leaf in leaves:
             interpolation = _interpolation(leaf)
-            if interpolation is None:
+            if interpolation is None or leaf in changing:
                 yield per_image, leaf
             else:
                 yield partial(interpolated_moments, interpolation=interpolation), leaf.all_input_nodes[0]
@@ -175,15 +188,16 @@ def _branches(reader: fx.Node, site: Site) -> Iterator[tuple[Callable[[Tensor], 
         yield partial(_slice_moments, axis=axis, start=branch.start, width=branch.stop - branch.start), data
 
 
-def _leaves(node: fx.Node) -> list[fx.Node]:
+def _leaves(node: fx.Node, changing: Set[fx.Node]) -> list[fx.Node]:
     """The tensors of a concat along the channels, nested ones taken apart; [] if `node` is none."""
     while name_of(node) in {"dropout", "clone", "contiguous", "feature_dropout"} and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    if name_of(node) != "cat" or named_arguments(node)["dim"] % len(_shape(node)) != 1:
+    if name_of(node) != "cat" or node in changing or named_arguments(node)["dim"] % len(_shape(node)) != 1:
         return []
     tensors = node.args[0]
     assert isinstance(tensors, list | tuple)
-    return [leaf for tensor in tensors if isinstance(tensor, fx.Node) for leaf in _leaves(tensor) or [tensor]]
+    parts = [tensor for tensor in tensors if isinstance(tensor, fx.Node) and 0 not in _shape(tensor)]
+    return [leaf for tensor in parts for leaf in _leaves(tensor, changing) or [tensor]]
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

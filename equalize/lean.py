@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from equalize.aten import named_arguments
 
-__all__ = ["VIEWS", "make_lean", "name_of", "sweep", "without_mutations"]
+__all__ = ["VIEWS", "make_lean", "memory_of", "name_of", "sweep", "without_mutations", "written"]
 
 VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "narrow", "expand")
 _COPIES = ("contiguous", "clone")
@@ -33,12 +33,12 @@ def name_of(node: fx.Node) -> str:
 def without_mutations(graph: fx.Graph) -> None:
     """Replaces operators that write into their first argument by those that return a new tensor.
 
-    Those that write into a view stay: they change a larger tensor.
+    Those that write into memory that others read stay: they change a larger tensor, or views of theirs.
     """
     for node in list(graph.nodes):
         name = name_of(node)
         base = node.args[0] if node.args else None
-        if not name.endswith("_") or not isinstance(base, fx.Node) or name_of(base) in VIEWS:
+        if not name.endswith("_") or not isinstance(base, fx.Node) or name_of(base) in VIEWS or _is_shared(base):
             continue
         packet = getattr(torch.ops.aten, name[:-1], None)
         overload = getattr(packet, getattr(node.target, "_overloadname", ""), None)
@@ -49,6 +49,36 @@ def without_mutations(graph: fx.Graph) -> None:
         for user in list(base.users):
             if user is not node and place[user] > place[node]:
                 user.replace_input_with(base, node)
+
+
+def _is_shared(node: fx.Node) -> bool:
+    """Whether a tensor's memory is read under other names: through views of it, or what it is a view of."""
+    if any(_may_share(user) for user in node.users):
+        return True
+    while _may_share(node):
+        node = node.all_input_nodes[0]
+        if len(node.users) > 1:
+            return True
+    return False
+
+
+def written(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose memory is written into after they were made."""
+    return {memory_of(node) for node in graph.nodes if node.op == "call_function" and _mutates(node)}
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory in which a node's tensor may lie."""
+    while node.op == "call_function" and (_may_share(node) or _mutates(node)) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether an operator may give its input's own memory."""
+    schema = getattr(node.target, "_schema", None)
+    views = schema is not None and not schema.is_mutable and any(each.alias_info for each in schema.returns)
+    return views or node.target is getitem or name_of(node) in _DROPOUTS
 
 
 def sweep(graph: fx.Graph) -> None:

@@ -183,6 +183,55 @@ def test_a_network_for_one_batch_size_falls_back_to_hooks(monkeypatch):
     assert [each.std for each in cut["fuse"]] == [each.std for each in whole["fuse"]]
 
 
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.fuse = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        low, high = self.low(F.avg_pool2d(x, 2)), self.high(x)
+        return self.fuse(torch.cat([F.interpolate(low, size=x.shape[2:]), high], 1))
+
+
+class ViewWritten(Small):
+    """A branch changes through a view that was taken before it was last written."""
+
+    def forward(self, x):
+        low, high = self.low(F.avg_pool2d(x, 2)), self.high(x)
+        view = high[:, 0]
+        high.add_(1)
+        view.mul_(3)
+        return self.fuse(torch.cat([F.interpolate(low, size=x.shape[2:]), high], 1))
+
+
+class ConcatWritten(Small):
+    def forward(self, x):
+        low, high = self.low(F.avg_pool2d(x, 2)), self.high(x)
+        u = torch.cat([F.interpolate(low, size=x.shape[2:]), high], 1)
+        u[:, :1].mul_(3)
+        return self.fuse(u)
+
+
+class SizedByValues(Small):
+    def forward(self, x):
+        size = torch.full((), x.shape[-1]).item()
+        low = F.interpolate(self.low(F.avg_pool2d(x, 2)), size=(size, size), mode="bilinear")
+        return self.fuse(torch.cat([low, self.high(x)], 1))
+
+
+@pytest.mark.parametrize("net", [ViewWritten, ConcatWritten, SizedByValues])
+def test_what_the_cut_graph_cannot_follow_is_left_to_hooks(net, monkeypatch):
+    torch.manual_seed(0)
+    model = net().eval()
+    batches = [torch.randn(2, 3, 8, 8)]
+    sites = equalize.scan(model, batches[0]).sites
+    expected = equalize.measure(model, sites, batches)
+    monkeypatch.setattr(measurement, "_PAYS", 0)
+    told: list[str] = []
+    assert measurement.measure(model, sites, batches, tell=told.append) == expected
+    assert told[0].startswith("hooks (")
+
+
 def test_a_non_finite_value_names_the_image(monkeypatch):
     model = Pyramid()
     images = torch.randn(4, 3, 32, 24)
