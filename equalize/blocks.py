@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from equalize.peers import ALONE, Peers
-from equalize.taps import Batch, inputs_of
+from equalize.taps import Batch, images_in, inputs_of
 
 __all__ = ["ROUND", "Block", "Blocks", "Skip", "as_blocks", "each_block"]
 
@@ -79,14 +79,14 @@ class _Batches(Blocks):
             if first is not None:
                 self._batches = itertools.chain([first], self._batches)
                 self.shapes = tuple(tuple(tensor.shape) for tensor in inputs_of(first))
-                number, _, *sides = self.shapes[0]
-                self.pixels = len(batches) * number * math.prod(sides)
+                number, *sides = *self.shapes[0], 1
+                self.pixels = len(batches) * number * math.prod(sides[1:])
 
     def read(self, first: int, step: int) -> Generator[Block, None, None]:
         assert (first, step) == (0, 1)
         done = 0
         for index, batch in enumerate(self._batches):
-            until = done + len(inputs_of(batch)[0])
+            until = done + images_in(batch)
             known = [self._names[image] if image < len(self._names) else str(image) for image in range(done, until)]
             yield Block(index=index, batches=(batch,), names=known)
             done = until

@@ -12,9 +12,9 @@ from equalize.blocks import Block, Blocks, as_blocks, each_block
 from equalize.branches import Branch
 from equalize.cut import CutGraph
 from equalize.errors import EqualizeError, NumericsError, SiteError
-from equalize.moments import ImageMoments, Moments, per_image, pool
+from equalize.moments import ImageMoments, Moments, by_image, per_image, pool
 from equalize.sites import Site
-from equalize.taps import Batch, Call, inputs_of, run, undisturbed
+from equalize.taps import Batch, Call, images_in, inputs_of, run, undisturbed
 
 __all__ = ["channels_first", "measure"]
 
@@ -92,7 +92,7 @@ class _Way:
         self._sites = sites
         self._device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph | None] = {}
-        if blocks.shapes is None or (blocks.pixels < _PAYS and not compiled):
+        if not blocks.shapes or not all(blocks.shapes) or (blocks.pixels < _PAYS and not compiled):
             self.name = "hooks (so few images that cutting the graph would take longer)"
             return
         shapes = blocks.shapes
@@ -144,7 +144,7 @@ class _Way:
 
 def _key(shapes: Sequence[tuple[int, ...]]) -> tuple[bool, tuple[tuple[int, ...], ...]]:
     """What a graph is cut for: one image, or any other number of them; and their shapes."""
-    return shapes[0][0] == 1, tuple(shape[1:] for shape in shapes)
+    return shapes[0][:1] == (1,), tuple(shape[1:] for shape in shapes)
 
 
 def _take(site: Site, found: Found, call: Call) -> None:
@@ -163,15 +163,18 @@ def channels_first(data: Tensor, site: Site) -> Tensor:
 
 def _begin(way: _Way, sites: Sequence[Site], block: Block) -> Callable[[], list[Rows]]:
     """Measures a block; on an accelerator its moments stay there until they are asked for."""
-    begun = [_as_rows(way(batch), sites) for batch in block.batches]
+    begun = [_as_rows(way(batch), sites, images_in(batch)) for batch in block.batches]
     if all(rows_BSN.device.type == "cpu" for _, rows_BSN in begun):
         rows = _finite(begun, sites, block)
         return lambda: rows
     return lambda: _finite([(counts, rows_BSN.cpu()) for counts, rows_BSN in begun], sites, block)
 
 
-def _as_rows(found: Found, sites: Sequence[Site]) -> Rows:
+def _as_rows(found: Found, sites: Sequence[Site], images: int) -> Rows:
     branches = [branch for site in sites for branch in found[site.layer]]
+    if any(len(branch.mean_N) % images for branch in branches):
+        images = 1  # which parts are whose cannot be told
+    branches = [by_image(branch, images) for branch in branches]
     return [branch.count for branch in branches], torch.stack([torch.stack([b.mean_N, b.m2_N]) for b in branches])
 
 

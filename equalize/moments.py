@@ -14,7 +14,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-__all__ = ["ImageMoments", "Moments", "corrected", "per_image", "pool", "promote"]
+__all__ = ["ImageMoments", "Moments", "by_image", "corrected", "per_image", "pool", "promote"]
 
 # Numbers (float32: 512 KiB) that are read from memory once and passed over several times in the processor's cache.
 _PART = 2**17
@@ -100,6 +100,14 @@ def _merged(parts: Sequence[ImageMoments], images: int) -> ImageMoments:
     mean_N1 = (mean_NP * counts_P).sum(1, keepdim=True) / count
     m2_N = (m2_NP + counts_P * (mean_NP - mean_N1).square()).sum(1)
     return ImageMoments(count=int(count), mean_N=mean_N1.squeeze(1), m2_N=m2_N)
+
+
+def by_image(rows: ImageMoments, images: int) -> ImageMoments:
+    """The moments of images that take several rows each, one image after the other: frames, windows, tokens."""
+    mean_NR, m2_NR = rows.mean_N.view(images, -1), rows.m2_N.view(images, -1)
+    mean_N1 = mean_NR.mean(1, keepdim=True)
+    m2_N = (m2_NR + rows.count * (mean_NR - mean_N1).square()).sum(1)
+    return ImageMoments(count=rows.count * mean_NR.shape[1], mean_N=mean_N1.squeeze(1), m2_N=m2_N)
 
 
 def promote(x: Tensor) -> Tensor:

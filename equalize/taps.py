@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
 
-__all__ = ["Batch", "Call", "inputs_of", "run", "undisturbed"]
+__all__ = ["Batch", "Call", "images_in", "inputs_of", "run", "undisturbed"]
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -144,8 +144,21 @@ def run(
 
 
 def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
-    """A batch as the network's positional arguments."""
-    return batch if isinstance(batch, tuple) else (batch,)
+    """A batch as the network's positional arguments.
+
+    Raises:
+        SiteError: if it holds anything but tensors.
+    """
+    inputs = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+    if not all(isinstance(each, Tensor) for each in inputs):
+        raise SiteError("batches", "must be tensors or tuples of tensors", got=type(batch).__name__)
+    return inputs
+
+
+def images_in(batch: Batch) -> int:
+    """How many images a batch has."""
+    first = inputs_of(batch)[0]
+    return len(first) if first.ndim else 1
 
 
 @contextlib.contextmanager

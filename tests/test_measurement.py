@@ -237,6 +237,69 @@ def test_infinite_activations_are_refused(images):
         measure(model, sites, [images])
 
 
+class Clips(nn.Module):
+    """One layer sees frames, the next whole clips, the last their places one by one, places first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
+        self.frames, self.clips, self.places = nn.Conv2d(6, 2, 1), nn.Conv2d(12, 2, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        frames = x.flatten(0, 1)
+        low = F.interpolate(self.low(F.avg_pool2d(frames, 2)), scale_factor=2.0)
+        y = self.frames(torch.cat([low, self.high(frames)], 1)).view(len(x), -1, *x.shape[3:])
+        y = self.clips(torch.cat([y, F.interpolate(F.avg_pool2d(y, 2), scale_factor=2.0)], 1))
+        u = torch.cat([y, F.interpolate(F.avg_pool2d(y, 2), scale_factor=2.0)], 1)
+        return self.places(u.flatten(2).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("pays", [0, 2**23])
+def test_layers_that_see_an_image_in_several_parts(pays, monkeypatch):
+    monkeypatch.setattr(measurement, "_PAYS", pays)
+    torch.manual_seed(0)
+    model = Clips().eval()
+    for clips in (torch.randn(5, 3, 3, 4, 4), torch.randn(2, 3, 3, 4, 4)):
+        sites = scan(model, clips).sites
+        assert [site.layer for site in sites] == ["frames", "clips", "places"]
+        found = measure(model, sites, [clips, clips[:2]])
+        for site in sites:
+            axis, layer = -1 if site.op == "linear" else 1, model.get_submodule(site.layer)
+            parts = [seen_by_hook(model, layer, [each]).movedim(axis, 0).flatten(1) for each in (clips, clips[:2])]
+            for branch, moments in zip(site.branches, found[site.layer], strict=True):
+                count, mean, std = two_pass(torch.cat(parts, 1)[branch.start : branch.stop])
+                assert moments.count == count
+                assert moments.mean == pytest.approx(mean, rel=1e-5, abs=1e-6)
+                assert moments.std == pytest.approx(std, rel=1e-5)
+        assert found["frames"][0].images == found["clips"][0].images
+
+
+def test_batches_as_a_loader_gives_them(images):
+    model = Decoder()
+    sites = scan(model, images[:2]).sites
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=3)
+    assert measure(model, sites, loader) == measure(model, sites, images.split(3))
+    with pytest.raises(SiteError, match=r"^batches: must be tensors or tuples of tensors, got dict"):
+        measure(model, sites, [{"pixel_values": images}])
+
+
+class Scaled(Decoder):
+    def forward(self, factor, x):
+        return super().forward(x * factor.reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("factor", [torch.tensor(2.0), torch.tensor([2.0, 2.0])])
+def test_first_inputs_that_are_no_images(images, factor):
+    model, plain = Scaled(), Decoder()
+    plain.load_state_dict(model.state_dict())
+    sites = scan(model, (factor, images[:2])).sites
+    (found,) = measure(model, sites, [(factor, images[:2])]).values()
+    (expected,) = measure(plain, sites, [images[:2] * 2]).values()
+    assert [(each.count, each.mean, each.m2) for each in found] == [
+        (each.count, each.mean, each.m2) for each in expected
+    ]
+
+
 def test_no_images(images):
     model = Decoder()
     with pytest.raises(SiteError, match="hold no image"):
