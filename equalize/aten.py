@@ -30,6 +30,8 @@ def kind_of(name: str, node: Node, arguments: Mapping[str, Any]) -> Kind:
         return "resample"
     if "dropout" in name and arguments.get("train"):
         return "other"
+    if kind == "identity" and not _is_real(node):
+        return "activation"  # a cast that rounds
     if kind in {"add", "elementwise"} and not isinstance(arguments.get("other"), Node):
         return "activation"  # one argument is a number: affine in the other, but no plain scale
     return kind
@@ -58,6 +60,11 @@ def shape_of(node: object) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
 
 
+def _is_real(node: Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.is_floating_point()
+
+
 def _convolution(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     padding = arguments.get("padding", 0)
     amounts = padding if isinstance(padding, list | tuple) else [padding]
@@ -84,6 +91,13 @@ def _concat(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, An
 def _resample(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     modes = {"nearest": "nearest", "cubic": "bicubic", "linear": "bilinear"}
     return {"mode": next((mode for part, mode in modes.items() if part in name), "area")}
+
+
+def _pool(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
+    if name != "mean" or arguments.get("keepdim"):
+        return {"dropped": ()}
+    rank = len(shape_of(arguments.get("self")))
+    return {"dropped": tuple(int(dim) % rank for dim in arguments.get("dim") or range(rank))}
 
 
 def _norm(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
@@ -129,6 +143,7 @@ ATTRIBUTES: Mapping[Kind, Callable[[str, Mapping[str, Any], Node], dict[str, Any
     "convolution": _convolution,
     "concat": _concat,
     "resample": _resample,
+    "pool": _pool,
     "norm": _norm,
     "pad": _pad,
     "permute": _permute,

@@ -83,6 +83,8 @@ def _leaves(graph: Graph, concat: Op) -> Iterator[tuple[Op, str | None]]:
     """
     for name in concat.inputs:
         leaf = graph[name]
+        if 0 in leaf.shape:  # no channels: what a loop begins with
+            continue
         way = [leaf]
         while way[-1].kind == "identity":
             way.append(graph[way[-1].inputs[0]])

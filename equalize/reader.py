@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph as FxGraph
@@ -57,15 +58,15 @@ class _Reader:
         if body is not None:  # a region under no_grad or autocast: read it in place
             self._inline(module, node, body, env)
             return
-        if node.target is getattr:
-            return
         name = _name(node)
+        if node.target is getattr or name.startswith("_assert"):  # a check makes nothing and changes nothing
+            return
         first = node.args[0] if node.args else None
         if name in _SPLITS and isinstance(first, Node):
             env[node] = env[first]  # only its parts are ops
         elif name == "getitem":
             assert isinstance(first, Node)
-            if first in env:
+            if first in env and node.users:
                 env[node] = self._append(node, _part(node, first, env[first]))
         elif name != "stack" or _flattened(node) is None:
             env[node] = self._append(node, _joined(node, env) or self._convert(name, node, env))
@@ -116,13 +117,16 @@ class _Reader:
     def _convert(self, name: str, node: Node, env: Mapping[Node, str]) -> Op:
         arguments = named_arguments(node)
         kind = kind_of(name, node, arguments)
+        if kind == "linear" and self._projects_for_attention(node, arguments):
+            kind, name = "other", "multi_head_attention"
         roles = parameter_roles(kind)
         parameters: dict[str, str | None] = {}
         for role, argument in ((role, arguments.get(argument)) for argument, role in roles.items()):
             if isinstance(argument, Node):
                 key = self.keys.get(argument.name)
                 parameters[role] = key if key in self.plain or role.startswith("running") else None
-        data = {argument: value for argument, value in arguments.items() if argument not in roles}
+        written = {*roles, "out"}
+        data = {argument: value for argument, value in arguments.items() if argument not in written}
         return Op(
             name=node.name,
             kind=kind,
@@ -131,6 +135,13 @@ class _Reader:
             parameters=parameters,
             attributes=attributes_of(kind, name, node, arguments),
         )
+
+    def _projects_for_attention(self, node: Node, arguments: Mapping[str, Any]) -> bool:
+        """Whether a linear call is one that torch makes within its own attention, where nobody can watch it."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        weight = arguments.get("weight")
+        key = str(self.keys.get(weight.name)) if isinstance(weight, Node) else ""
+        return bool(stack) and "MultiheadAttention" in str(stack[-1][1]) and not key.endswith("out_proj.weight")
 
 
 # Operators that give slices of their first argument.
@@ -144,6 +155,8 @@ def _name(node: Node) -> str:
 def _part(node: Node, source: Node, made: str) -> Op:
     """One tensor of an operator's several, where op `made` stands for all of them or for what is split."""
     name = _name(source)
+    if kind_of(name, source, {}) == "pool" and node.args[1] == 0:  # beside the values stand their places
+        return Op(name=node.name, kind="identity", target=name, inputs=(made,))
     if name not in _SPLITS:
         return Op(name=node.name, kind="other", target="getitem", inputs=(made,))
     dim = int(named_arguments(source).get("dim", 0)) % max(len(shape_of(node)), 1)

@@ -22,7 +22,7 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Recording", "record"]
+__all__ = ["Recording", "accelerators", "record"]
 
 # Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
@@ -53,7 +53,7 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
     Raises:
         Exception: whatever the network's own code raises.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=_accelerators(model)):
+    with torch.no_grad(), torch.random.fork_rng(devices=accelerators(model)):
         torch.manual_seed(0)
         tensors = _for_the_run(model)
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
@@ -65,11 +65,21 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
         with as_written, recorder.following(model), enable_python_dispatcher(), recorder:
             output = torch.func.functional_call(model, tensors, inputs)
         recorder.graph.output(tuple(recorder.node(tensor) for tensor in _tensors(output)))
-    plain = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
-    return Recording(graph=recorder.graph, keys=recorder.keys, plain=plain)
+    return Recording(graph=recorder.graph, keys=recorder.keys, plain=_plain(model))
 
 
-def _accelerators(model: nn.Module) -> list[int]:
+def _plain(model: nn.Module) -> frozenset[str]:
+    """The parameters that layers written in Python have; those of TorchScript can be neither watched nor replaced."""
+    return frozenset(
+        name
+        for path, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, _ in module.named_parameters(path, recurse=False)
+    )
+
+
+def accelerators(model: nn.Module) -> list[int]:
+    """The CUDA devices that a model is on, whose random state a run of it may move."""
     return sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
 
 

@@ -186,6 +186,9 @@ def _carry_axis(op: Op, consumer: Op, axis: int) -> int | None:
         return next(places, None)
     if consumer.kind == "concat":
         return axis if consumer.attributes["dim"] == axis else None
+    dropped: tuple[int, ...] = consumer.attributes.get("dropped", ())
+    if dropped:
+        return None if axis in dropped else axis - sum(dim < axis for dim in dropped)
     same = len(consumer.shape) == len(op.shape) and consumer.shape[axis] == op.shape[axis]
     return axis if same else None
 

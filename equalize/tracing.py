@@ -8,8 +8,9 @@ import contextlib
 import io
 import logging
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.fx import config as fx_config
 from equalize.errors import ResourceError, SiteError
 from equalize.graph import Graph, Op
 from equalize.reader import read_ops
-from equalize.recorder import Recording, record
+from equalize.recorder import Recording, accelerators, record
 
 __all__ = ["export", "trace"]
 
@@ -37,7 +38,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         SiteError: if the network can neither be exported nor run, or refuses the example.
         ResourceError: if there is no memory to run it.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
+    if not all(isinstance(each, Tensor) for each in inputs):
+        raise SiteError("example", "must be a tensor or a tuple of tensors", got=type(example).__name__)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SiteError(type(model).__name__, "is TorchScript, into which nobody sees", remedy="give its nn.Module")
     tracer: Literal["export", "recorder"] = "export"
     try:
         ops = _exported(model, inputs)
@@ -66,7 +71,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
 
 def _record(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -> Recording:
     try:
-        with _eval_mode(model), _quiet():
+        with _left_as_found(model), _quiet():
             return record(model, example)
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -109,7 +114,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)
     shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
-    with _eval_mode(model), _quiet(), _without_stack_traces(), torch.no_grad():
+    with _left_as_found(model), _quiet(), _without_stack_traces(), torch.no_grad():
         try:
             return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
         except MemoryError:
@@ -124,14 +129,38 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Eval mode. Afterwards the modes, the random state and the modules' attributes are as they were.
+
+    A network may keep tensors of a run, which under export are none, and export puts copies in the place of lists.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    contents = [(container, container.copy()) for container in _containers(model)]
     try:
-        yield
+        model.eval()
+        with torch.random.fork_rng(devices=accelerators(model)):
+            yield
     finally:
+        for container, content in contents:
+            container.clear()
+            (container.update if isinstance(container, dict | set) else container.extend)(content)
         for module, training in modes:
             module.training = training
+
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """The modules' attributes, and every dict, list and set in them."""
+    found: dict[int, Any] = {}
+    stack: list[Any] = [vars(module) for module in model.modules()]
+    while stack:
+        value = stack.pop()
+        if type(value) in _CONTAINERS and id(value) not in found:
+            found[id(value)] = value
+            stack += value.values() if isinstance(value, dict) else value
+    return list(found.values())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -183,6 +184,15 @@ class Touchy(Branching):
         self.calls += 1
         self.replaced = self.replaced + torch.rand(2)
         return super().forward(x.mul_(2))
+
+
+def test_layers_in_torch_script_are_refused():
+    model = made(Fusion)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fuse = torch.jit.script(model.fuse)
+    found = recorded(model)
+    assert [each.reason for each in found.refusals] == ["the weight of fuse is not a plain parameter"]
 
 
 @pytest.mark.parametrize("fails", [False, True])

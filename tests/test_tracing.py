@@ -152,9 +152,32 @@ class Padded(Net):
         return self.fuse(F.pad(self.cat(x), (1, 1, 1, 1)))
 
 
-@pytest.mark.parametrize(
-    "net", [Net, NegativeAxis, Hstack, InPlace, InPlaceUnused, NoGrad, NoGradBranch, Autocast, Dropped, Padded]
-)  # fmt: skip
+class Out(Net):
+    def cat(self, x):
+        u = x.new_empty(len(x), 6, *x.shape[2:])
+        torch.cat([up(self.low(half(x))), self.high(x)], 1, out=u)
+        return u
+
+
+class Cast(Net):
+    """Export asserts the type before a cast."""
+
+    def cat(self, x):
+        return super().cat(x).double().float()
+
+
+class Grown(Net):
+    """A concat that begins with nothing, of either form."""
+
+    def cat(self, x):
+        u = torch.cat([x.new_empty(0), x[:, :0]], 1)
+        for branch in (up(self.low(half(x))), self.high(x)):
+            u = torch.cat([u, branch], 1)
+        return u
+
+
+@pytest.mark.parametrize("net", [Net, NegativeAxis, Hstack, InPlace, InPlaceUnused, NoGrad, NoGradBranch, Autocast,
+                                 Dropped, Padded, Out, Cast, Grown])  # fmt: skip
 def test_ways_to_write_the_same_network(net):
     torch.manual_seed(1)
     found = scanned(net())
@@ -207,7 +230,13 @@ class WeightNormBehind(Net):
         self.low = parametrizations.weight_norm(self.low)
 
 
-HELD = {Twice: [False, False], SliceWritten: [False, False], BranchWritten: [True, False], Residual: [False, True],
+class Rounded(Net):
+    def cat(self, x):
+        return torch.cat([up(self.low(half(x))), self.high(x).int().float()], 1)
+
+
+HELD = {Rounded: [True, False],
+        Twice: [False, False], SliceWritten: [False, False], BranchWritten: [True, False], Residual: [False, True],
         WeightNormBehind: [False, True]}  # fmt: skip
 
 
@@ -329,6 +358,50 @@ class Flattened(nn.Module):
 )
 def test_refusals(net, reason):
     assert reason in refusal(scanned(net()))
+
+
+class AttentionOfTorch(Net):
+    """Its projections are no calls that can be watched."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x):
+        u = self.cat(x).flatten(2).transpose(1, 2)
+        return self.attention(u, u, u)[0]
+
+
+def test_projections_within_attention_are_refused():
+    found = scan(AttentionOfTorch(), X)
+    assert refusal(found) == "its consumer multi_head_attention in attention is not linear"
+
+
+class Pooled(Net):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool, self.fuse = pool, nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.fuse(self.pool(self.cat(x)).flatten(1))
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveMaxPool2d(1), lambda u: u.mean((2, 3)), lambda u: u.mean(-1).mean(2)])
+def test_what_is_pooled_before_the_layer_takes_the_scale_only(pool):
+    found = scanned(Pooled(pool))
+    assert summary(found) == BOTH
+    assert movable(found) == [True, True]
+    assert found.sites[0].shift is None
+    assert found.refusals == ()
+
+
+def test_means_over_channels_are_refused():
+    class Mixed(Pooled):
+        def cat(self, x):
+            return super().cat(x).movedim(1, 3)
+
+    found = scan(Mixed(lambda u: u.mean((1, 3)).repeat(1, 6)[:, :6]), X)
+    assert refusal(found).startswith("its channels do not stay whole in mean")
 
 
 @pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
@@ -569,6 +642,50 @@ def test_the_network_is_left_as_it_was():
     for key, value in model.state_dict().items():
         assert type(value) is torch.Tensor
         assert torch.equal(value, state[key])
+
+
+class Keeping(Net):
+    """Draws under a seed of its own; a hook and the forward pass share a list; a grid is kept for the next run."""
+
+    def __init__(self):
+        super().__init__()
+        seen = self.seen = []
+        self.low.register_forward_hook(lambda module, args, output: seen.append(output))
+        self.kept = {"grids": {}}
+        self.fuse = conv(7, 5)
+
+    def cat(self, x):
+        self.seen.clear()
+        torch.manual_seed(0)
+        grid = self.kept["grids"].setdefault("grid", torch.rand(1, 1, 16, 16))
+        self.low(half(x))
+        return torch.cat([up(self.seen[0]), self.high(x), grid.expand(len(x), -1, -1, -1)], 1)
+
+
+def test_what_a_network_keeps_of_a_run_goes_with_it():
+    torch.manual_seed(5)
+    model = Keeping().eval()
+    seen, random = model.seen, torch.get_rng_state()
+    assert summary(scan(model, X)) == [("fuse", [(4, "bilinear"), (2, None), (1, None)])]
+    assert model.seen is seen
+    assert model.kept == {"grids": {}}
+    assert torch.equal(torch.get_rng_state(), random)
+    assert type(model(X)) is torch.Tensor
+
+
+def test_inputs_that_are_no_tensors_are_refused():
+    assert summary(scan(Net(), [X])) == BOTH
+    for example in (X.numpy(), {"x": X}, [[X]]):
+        with pytest.raises(SiteError, match=r"^example: must be a tensor or a tuple of tensors, got"):
+            scan(Net(), example)
+
+
+def test_torch_script_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.trace(Net(), X)
+    with pytest.raises(SiteError, match="is TorchScript, into which nobody sees"):
+        scan(model, X)
 
 
 def test_what_can_neither_be_exported_nor_run_gives_both_reasons_and_is_left_as_it_was():
