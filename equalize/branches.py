@@ -83,7 +83,7 @@ def _leaves(graph: Graph, concat: Op) -> Iterator[tuple[Op, str | None]]:
     """
     for name in concat.inputs:
         leaf = graph[name]
-        if 0 in leaf.shape:  # no channels: what a loop begins with
+        if leaf.shape == (0,) or leaf.shape[concat.attributes["dim"]] == 0:  # what a loop begins with
             continue
         way = [leaf]
         while way[-1].kind == "identity":

@@ -63,6 +63,8 @@ def measure(
     """
     if not sites:
         return {}
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SiteError(type(model).__name__, "is on the meta device, without weights", remedy="load its weights")
     blocks = as_blocks(batches, names)
     with undisturbed(model):
         way = _Way(model, sites, blocks, compiled=compiled)
@@ -163,7 +165,7 @@ def channels_first(data: Tensor, site: Site) -> Tensor:
 
 def _begin(way: _Way, sites: Sequence[Site], block: Block) -> Callable[[], list[Rows]]:
     """Measures a block; on an accelerator its moments stay there until they are asked for."""
-    begun = [_as_rows(way(batch), sites, images_in(batch)) for batch in block.batches]
+    begun = [_as_rows(way(batch), sites, images_in(batch)) for batch in block.batches if images_in(batch)]
     if all(rows_BSN.device.type == "cpu" for _, rows_BSN in begun):
         rows = _finite(begun, sites, block)
         return lambda: rows

@@ -50,12 +50,14 @@ def make_plan(
         drawn: state-dict keys of weights that were drawn just now.
 
     Raises:
-        SiteError: for an unknown strategy.
+        SiteError: for an unknown strategy, or a site without moments.
     """
     done: list[Site] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
     for place, site in enumerate(sites):
+        if site.layer not in moments:
+            raise SiteError(site.layer, "was not measured", remedy="give measure the same sites")
         measured = with_moments(replace(site, strategy=choose(site, strategy, drawn)), moments[site.layer])
         result = equalize_site(model, measured, seed=seed + place, keep_norm=keep_norm)
         if isinstance(result, Refusal):

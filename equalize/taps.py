@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
@@ -97,11 +98,22 @@ class _Watch(TorchFunctionMode):
                 if id(argument) in self.handlers:
                     if self.stop and len(self.seen) == len(self.handlers):
                         raise _Done
+                    _demand_real(kwargs.get("input", args[0] if args else None), argument)
                     self.handlers[id(argument)](Call(func, args, kwargs, self.padding))
                     self.seen.add(id(argument))
                     if self.stop and len(self.seen) == len(self.handlers):
                         raise _Done
         return func(*args, **kwargs)
+
+
+def _demand_real(data: Any, parameter: Any) -> None:
+    """Tracing runs a network on fake tensors; one kept in a cache outside the modules spoils every run that follows."""
+    if isinstance(data, FakeTensor) and not isinstance(parameter, FakeTensor):
+        raise SiteError(
+            "the network",
+            "keeps tensors from when it was traced, in a cache outside its modules",
+            remedy="build it anew, clear the cache, and run it once before it is scanned",
+        )
 
 
 def run(

@@ -304,6 +304,34 @@ def test_no_images(images):
     model = Decoder()
     with pytest.raises(SiteError, match="hold no image"):
         measure(model, scan(model, images[:1]).sites, [])
+    sites = scan(model, images[:0]).sites  # shapes are all that a scan looks at
+    assert [len(site.branches) for site in sites] == [3]
+    with pytest.raises(SiteError, match="hold no image"):
+        measure(model, sites, [images[:0]])
+    assert measure(model, sites, [images[:0], images]) == measure(model, sites, [images])
+
+
+def test_no_weights(images):
+    with torch.device("meta"):
+        model = Decoder()
+    with pytest.raises(SiteError, match=r"^Decoder: is on the meta device"):
+        measure(model, scan(model, images).sites, [images])
+
+
+def test_a_cache_that_tracing_filled_is_named(images):
+    cache: dict[str, torch.Tensor] = {}
+
+    class Cached(Decoder):
+        def forward(self, x):
+            return super().forward(x + cache.setdefault("grid", torch.ones(12, 10)))
+
+    model = Cached()
+    sites = scan(model, images).sites
+    with pytest.raises(SiteError, match="keeps tensors from when it was traced, in a cache outside its modules"):
+        measure(model, sites, [images])
+    cache.clear()
+    model(images)
+    assert measure(model, scan(model, images).sites, [images])["fuse"][0].count == 7 * 4 * 12 * 10
 
 
 def test_no_sites_asks_for_no_images():

@@ -496,6 +496,13 @@ def test_preserve_edits_nothing():
     assert [branch.count for branch in plan.sites[0].branches] == [4 * 4 * 81, 4 * 2 * 81]
 
 
+def test_sites_without_moments_are_named():
+    model = Fusion(nn.Conv2d(6, 5, 1))
+    sites = scan(model, torch.zeros(2, 3, 8, 8)).sites
+    with pytest.raises(SiteError, match=r"^fuse: was not measured"):
+        make_plan(model, sites, {})
+
+
 def test_unknown_strategy():
     model, x = build(CASES["pointwise with bias"])
     with pytest.raises(SiteError, match="strategy: is unknown, got equalise, expected auto or migrate"):
