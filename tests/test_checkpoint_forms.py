@@ -9,7 +9,6 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from equalize.checkpoint import load, state_on_disk
 from equalize.checkpoint.matching import pair
@@ -249,78 +248,3 @@ def test_an_imagenet_resnet_under_a_torchvision_network():
     assert {key.partition(".")[0] for key in match.missing} == {"classifier"}
     with pytest.raises(CheckpointError, match=r"part of several networks.*--arch"):
         recognise(shapes[1], "x.pth", init_missing=True)
-
-
-SMP = {
-    "Unet": {"decoder_channels": [16, 8, 8, 8, 8], "classes": 3},
-    "UnetPlusPlus": {"decoder_channels": [16, 16, 16], "encoder_depth": 3, "decoder_attention_type": "scse"},
-    "MAnet": {"decoder_pab_channels": 16},
-    "Linknet": {"encoder_depth": 4},
-    "FPN": {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32, "decoder_merge_policy": "cat"},
-    "PSPNet": {"psp_out_channels": 64, "in_channels": 4},
-    "DeepLabV3": {"decoder_channels": 32},
-    "DeepLabV3Plus": {"decoder_channels": 32, "aux_params": {"classes": 3}},
-    "PAN": {"decoder_channels": 16},
-    "UPerNet": {"decoder_channels": 32},
-    "Segformer": {"decoder_segmentation_channels": 32},
-}
-
-
-def shapes_of_smp(name, encoder, arguments):
-    import segmentation_models_pytorch as smp
-
-    with torch.device("meta"):
-        model: nn.Module = getattr(smp, name)(encoder, encoder_weights=None, **arguments)
-    return {key: tensor.shape for key, tensor in model.state_dict().items()}
-
-
-@pytest.mark.parametrize("name", SMP)
-def test_smp_networks_are_recognised_by_keys_and_shapes(name):
-    shapes = shapes_of_smp(name, "resnet18", SMP[name])
-    arch, arguments, notes = recognise(
-        {f"model.{key}": shape for key, shape in shapes.items()}, "x.pth", init_missing=False
-    )
-    assert (arch, arguments["encoder_name"]) == (f"smp:{name}", "resnet18")
-    assert {key: arguments[key] for key in SMP[name]} == SMP[name]
-    assert ("do not tell" in notes[0]) == (name in ("DeepLabV3", "DeepLabV3Plus", "PAN"))
-
-
-@pytest.mark.parametrize("encoder", ["resnet34", "tu-resnet18", "vgg11_bn"])
-def test_smp_encoders_are_recognised(encoder):
-    _, arguments, _ = recognise(shapes_of_smp("Unet", encoder, {}), "x.pth", init_missing=False)
-    assert arguments["encoder_name"] == encoder
-
-
-def test_where_shapes_leave_a_choice_of_encoders_the_error_names_it():
-    shapes = shapes_of_smp("Unet", "tu-tf_efficientnet_lite0", {})
-    with pytest.raises(CheckpointError) as caught:
-        recognise(shapes, "x.pth", init_missing=False)
-    assert "tu-efficientnet_lite0 and tu-tf_efficientnet_lite0" in str(caught.value)
-    assert "--arch smp:Unet" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"decoder.blocks.0.conv1.0.weight": None}, "known decoder"),
-        ({"decoder.blocks.0.conv1.0.weight": torch.Size([])}, "not all of them"),
-        ({"encoder.model.stem.weight": torch.Size([8, 3, 5, 5])}, "encoder that is not known"),
-    ],
-)
-def test_what_is_almost_of_smp_is_refused_with_the_flag(change, what):
-    shapes = shapes_of_smp("Unet", "resnet18", {})
-    if "encoder" in what:
-        shapes = {key: shape for key, shape in shapes.items() if not key.startswith("encoder.")}
-    shapes = {key: shape for key, shape in {**shapes, **change}.items() if shape is not None}
-    with pytest.raises(CheckpointError, match=what):
-        recognise(shapes, "x.pth", init_missing=False)
-
-
-def test_a_recognised_smp_state_dict_is_written_with_its_architecture(run_cli, smp_dir, tmp_path):
-    torch.save(load_file(smp_dir / "model.safetensors"), tmp_path / "in.pth")
-    ran = run_cli("scan", tmp_path / "in.pth", "--size", 64, "--json")
-    assert ran.code == 0, ran.err
-    assert "recognised as smp:Unet over resnet18" in ran.err
-    assert len(json.loads(ran.out)["sites"]) == 4
-    load(tmp_path / "in.pth").save(tmp_path / "out")
-    assert load(tmp_path / "out").arch == "smp:Unet"

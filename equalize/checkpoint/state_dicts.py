@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from equalize.checkpoint import hf, hf_config, smp_family, torchvision_family
+from equalize.checkpoint import hf, hf_config, smp_family, smp_keys, torchvision_family
 from equalize.checkpoint.base import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
@@ -109,6 +109,8 @@ def _blueprint(weights: Weights, request: Request) -> _Blueprint:
     family, _, name = arch.partition(":")
     if family == "torchvision":
         arguments = {**torchvision_family.arguments_from(name, shapes), **arguments}
+    if family == "smp" and request.arch is not None:
+        arguments, notes = smp_keys.completed(name, shapes, arguments, request.source)
     plan = _unfinished(arch, family, name)
     if request.num_classes is not None:
         arguments[class_argument(plan.make, arch)] = request.num_classes
