@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pickle_bombs import pickle_bombs
+
 PROTOCOLS = range(6)
 SECONDS, BYTES = 10, 1 << 30
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -185,12 +187,16 @@ def file_bombs() -> dict[str, Callable[[], bytes]]:
             pickle.dumps({"w": Call(__import__("torch").FloatTensor, 1 << 34)}, 2), b""
         ),
         "long_string.pth": lambda: b"\x80\x02X" + struct.pack("<I", 0xFFFFFFF0) + b"abc",
-        "deep_lists.pth": lambda: in_zip(b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b"."),
+        "deep_lists.pth": lambda: in_zip(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."),
         "deep_dicts.pth": lambda: in_zip(
             b"\x80\x02" + b"}X\x05\x00\x00\x00model" * 200_000 + b"}" + b"s" * 200_000 + b"."
         ),
         "doubling.pth": lambda: in_zip(
             b"\x80\x02]q\x00" + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 200)) + b"."
+        ),
+        **{f"{name}.pth": lambda make=make: _torch_zip(make(), bytes(16)) for name, make in pickle_bombs().items()},
+        "two_cases.pth": lambda: _archive(
+            {"data.pkl": _with_storage((4,), (1,), 4), "DATA.pkl": b"N.", "data/0": bytes(16)}
         ),
         "long_header.safetensors": lambda: _safetensors(b"{}", length=(1 << 63) - 1),
         "deep_header.safetensors": lambda: _safetensors(b'{"a":' + b"[" * 5_000_000),

@@ -1,4 +1,4 @@
-"""What a training leaves beside the weights, numbers of numpy and mmengine's histories of losses, held as notes.
+"""What a training leaves beside the weights, from its arguments to mmengine's histories of losses, held as notes.
 
 A pickle makes such objects by naming functions. Under `INERT` these names stand for classes that only note what they
 were called with: no function of numpy, no `getattr` and nothing of mmengine runs on what a stranger wrote. When a
@@ -37,6 +37,25 @@ class _Note:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _real(type(self)), tuple(map(_real, self.args)), self.state
+
+
+class _Arguments(_Note):
+    home = ("argparse", "Namespace")
+
+
+class _Path(_Note):
+    home = ("pathlib", "PosixPath")
+
+
+class _NoBytes(_Note):
+    """How a pickle of protocol 2 spells ``b""``, as in an empty array."""
+
+    home = ("builtins", "bytes")
+
+    def __new__(cls, *args: Any) -> Self:
+        if args:
+            raise pickle.UnpicklingError("GLOBAL builtins.bytes")
+        return super().__new__(cls)
 
 
 class _Array(_Note):
@@ -82,12 +101,13 @@ class _Getattr(_Note):
         return super().__new__(cls, *args)
 
 
-_NOTES = (_Array, _Reconstruct, _Scalar, _Dtype, _History, _Getattr)
-_OLD_HOMES = {"numpy._core.multiarray": "numpy.core.multiarray"}  # numpy 1
+_NOTES = (_Arguments, _Path, _NoBytes, _Array, _Reconstruct, _Scalar, _Dtype, _History, _Getattr)
+_OTHER_HOMES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "pathlib._local"}
+"""Of numpy 1, and of Python 3.13 alone."""
 INERT: list[Any] = [
     (note, f"{home}.{note.home[1]}")
     for note in _NOTES
-    for home in (note.home[0], _OLD_HOMES.get(note.home[0]))
+    for home in (note.home[0], _OTHER_HOMES.get(note.home[0]))
     if home is not None
 ]
 """For `torch.serialization.safe_globals`: what stands in for which name."""

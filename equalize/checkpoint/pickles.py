@@ -3,11 +3,10 @@
 ``weights_only=True`` is given explicitly, so TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
 """
 
+import io
 import pickle
 import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equalize.checkpoint.archive import read_pickle
 from equalize.checkpoint.inert import INERT
 from equalize.checkpoint.pickle_scan import asks_for_code, foreign_global
+from equalize.checkpoint.rehearsal import rehearse
 from equalize.errors import CheckpointError
 
 __all__ = ["NESTS", "TorchFile", "read_torch"]
 
 NESTS = ("state_dict", "model", "model_state_dict", "net", "ema")
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
-_ALLOCATOR = b"bytearray"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_HEAD = 1 << 24
+_UNPACK, _CONVERT = "unpack it first", "convert it to PyTorch first"
+_OTHERS = (
+    (8, b'{"', "a safetensors file", "give it the suffix .safetensors"),
+    (0, b"\x89HDF", "an HDF5 file (.h5)", _CONVERT),
+    (0, b"\x93NUMPY", "a NumPy array (.npy)", "save tensors by key with torch.save"),
+    (0, b"GGUF", "a GGUF file", _CONVERT),
+    (4, b"pytorch", "an ONNX model", "name the checkpoint that it was exported from"),
+    (0, b"\x1f\x8b", "compressed (gzip)", _UNPACK),
+    (0, b"BZh", "compressed (bzip2)", _UNPACK),
+    (0, b"\xfd7zXZ", "compressed (xz)", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed (zstd)", _UNPACK),
+    (0, b"7z\xbc\xaf", "an archive (7z)", _UNPACK),
+    (0, b"Rar!", "an archive (rar)", _UNPACK),
+    (257, b"ustar", "an archive (tar)", _UNPACK),
+)
+"""Where a file of another kind has which bytes, what it is, and what to do."""
+_LEGACY_PICKLES = 5  # magic number, protocol, system, content, names of storages
+_MOST_AXES = 64  # no operator takes more
+_SHARED = 1 << 28  # bytes that small files may hold more, in tensors that share their values
 _MOST_NESTS = 100  # a pickle may hold dicts in dicts without end
 
 
@@ -68,86 +87,54 @@ def read_torch(path: Path) -> TorchFile:
     Raises:
         CheckpointError: truncated, another format, or a pickle that asks for more than tensors.
     """
-    with path.open("rb") as file:
-        head = file.read(4)
-    zipped = head == _ZIP
-    if zipped:
-        _check_archive(path)
-    elif not head.startswith(_PICKLE):
-        if (name := foreign_global(_pickle_bytes(path))) is not None:
-            raise asks_for_code(path, name)
-        raise CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
-    if _ALLOCATOR in _pickle_bytes(path):  # of what PyTorch lets a pickle call, the one that fills memory at will
-        raise asks_for_code(path, _ALLOCATOR.decode())
-    try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
-    except (EOFError, MemoryError, OSError) as error:
-        raise _damaged(path, error) from error
-    except Exception as error:  # a hostile pickle can raise anything from inside torch.load
-        raise _damaged(path, error) from error
+    content = _unpickled(path)
     nest, *others = _find_states(path, content)
     found = TorchFile(content=content, nest=nest, others=tuple(others))
     _check_tensors(found, path)
     return found
 
 
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(path, "is truncated or damaged (no zip directory)", remedy="download it again") from error
-    names = {member.filename.partition("/")[2] for member in members}
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise CheckpointError(
-            path,
-            "is a TorchScript archive, which holds code",
-            remedy="save its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
-        )
-    bare = {member.filename for member in members} | names
-    if len(names) != len(members):
-        raise CheckpointError(path, "is a zip file with two members of one name, which torch.save never writes")
-    if "data.pkl" not in names:
-        if any("exported_program" in name or name.endswith("archive_format") for name in bare):
-            raise CheckpointError(
-                path,
-                "is an exported program (.pt2), which holds code",
-                remedy="save its weights instead: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')",
-            )
-        raise CheckpointError(path, "is a zip file but not a PyTorch file (no data.pkl)")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise CheckpointError(path, "is a zip file with compressed members, which torch.save never writes")
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise CheckpointError(path, "promises more bytes than it has", remedy="download it again")
+def _unpickled(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP))
+        zipped = start == _ZIP
+        start = read_pickle(path) if zipped else start + file.read(_LEGACY_HEAD)
+        if not (zipped or start.startswith(_PICKLE)):
+            raise _no_pickle(path, start)
+        file.seek(0)
+        try:
+            rehearse(path, io.BytesIO(start) if zipped else file, 1 if zipped else _LEGACY_PICKLES)
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        except CheckpointError:
+            raise
+        except pickle.UnpicklingError as error:
+            raise _refusal(path, error, start) from error
+        except Exception as error:  # a hostile pickle can raise anything from inside torch.load
+            raise _damaged(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> CheckpointError:
+def _no_pickle(path: Path, start: bytes) -> CheckpointError:
+    if (name := foreign_global(start)) is not None:
+        return asks_for_code(path, name)
+    for at, mark, kind, remedy in _OTHERS:
+        if start.startswith(mark, at):
+            return CheckpointError(path, f"is {kind}, not a PyTorch file", remedy=remedy)
+    return CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
+
+
+def _refusal(path: Path, error: Exception, start: bytes) -> CheckpointError:
     """A pickle the restricted unpickler stopped: by the name of a global, or because it is broken."""
     named = re.search(r"GLOBAL (\S+)", str(error))
-    name = named.group(1) if named else foreign_global(_pickle_bytes(path))
+    unsupported = "Unsupported operand" in str(error)
+    name = named.group(1) if named else foreign_global(start) if unsupported else None
     if name is not None:
         return asks_for_code(path, name)
-    if "Unsupported operand" in str(error):
+    if unsupported:
         return CheckpointError(
             path, "is a pickle that PyTorch cannot read safely", remedy="save it again with torch.save and its defaults"
         )
     return _damaged(path, error)
-
-
-def _pickle_bytes(path: Path) -> bytes:
-    """The part of a file that is a pickle: of a legacy file, its beginning; nothing if the archive is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            return archive.read(names[0]) if names else b""
-    except zipfile.BadZipFile:
-        with path.open("rb") as file:
-            return file.read(_LEGACY_HEAD)
-    except (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error):
-        return b""
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
@@ -161,14 +148,20 @@ def _damaged(path: Path, error: BaseException) -> CheckpointError:
 def _check_tensors(file: TorchFile, path: Path) -> None:
     """Refuse tensors that are larger than the file they came from, or no plain tensors at all."""
     size = path.stat().st_size
+    together = 0
     for key, tensor in file.state.items():
         plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain:
+        if not plain or tensor.ndim > _MOST_AXES:
             raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
         if tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(
                 path, f"tensor {key!r} is larger than the file", got=f"shape {tuple(tensor.shape)} in {size} bytes"
             )
+        together += tensor.numel() * tensor.element_size()
+    if together > 4 * size + _SHARED:
+        raise CheckpointError(
+            path, "holds the same values as many tensors", got=f"{together} bytes of them in {size} bytes"
+        )
 
 
 def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
