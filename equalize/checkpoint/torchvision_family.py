@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import io
 import pickle
 import sys
 import urllib.error
@@ -126,11 +127,10 @@ def published(name: str) -> tuple[Path, tuple[str, ...] | None]:
         ResourceError: the download failed.
     """
     weights = _default_weights(name)
+    watched = sys.stderr.isatty()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it announces its download there
-            torch.hub.load_state_dict_from_url(
-                weights.url, weights_only=True, check_hash=True, progress=sys.stderr.isatty()
-            )
+        with contextlib.redirect_stdout(sys.stderr if watched else io.StringIO()):  # it announces its download there
+            torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True, progress=watched)
     except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = getattr(error, "reason", error)
         raise ResourceError(f"torchvision:{name}", f"weights cannot be downloaded ({reason})") from error
