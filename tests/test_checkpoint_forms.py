@@ -109,6 +109,11 @@ FORMS = {
     "stacked prefixes": lambda s: {"state_dict": prefixed(s, "model._orig_mod.module.")},
     "lightning model.": lambda s: {**LIGHTNING, "state_dict": prefixed(s, "model.") | {"loss.weight": torch.ones(2)}},
     "lightning net.": lambda s: {**LIGHTNING, "state_dict": prefixed(s, "net.") | {"loss.weight": torch.ones(2)}},
+    "lightning, called as its author did": lambda s: {
+        **LIGHTNING,
+        "state_dict": prefixed(s, "segmentor.") | {"loss.weight": torch.ones(2)},
+    },
+    "teacher": lambda s: {"teacher": prefixed(s, "module."), "epoch": 3},
     "float16": lambda s: cast(s, torch.float16),
     "bfloat16": lambda s: cast(s, torch.bfloat16),
     "channels last": lambda s: {
@@ -172,6 +177,15 @@ def test_where_a_file_has_two_state_dicts_one_is_chosen_and_named(run_cli, photo
     written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
     assert not torch.equal(written["model"]["fuse.weight"], state["fuse.weight"])
     assert all(torch.equal(written["ema"][key], tensor) for key, tensor in state.items())
+
+
+def test_a_wrapper_without_a_known_name_is_said(network, state, tmp_path):
+    torch.save(prefixed(state, "module.unet."), tmp_path / "in.pth")
+    checkpoint = load(tmp_path / "in.pth", arch=f"{network}:Net")
+    assert checkpoint.notes == ("in.pth: the network was taken to be what lies under 'module.unet'",)
+    torch.save(prefixed(state, "student.") | prefixed(state, "teacher."), tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match="no key in common"):
+        load(tmp_path / "two.pth", arch=f"{network}:Net")
 
 
 @pytest.mark.parametrize("suffix", ["bin", "safetensors"])

@@ -317,6 +317,13 @@ def test_architectures_that_are_none(network_file, tmp_path, arch, what):
     assert what in refusal(tmp_path / "in.pth", arch=arch.format(file=network_file))
 
 
+def test_adapters_are_no_network(tmp_path):
+    save_file({"base_model.model.fuse.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        assert "merge_and_unload" in refusal(path)
+
+
 def test_a_record_cannot_name_code_or_downloads(lraspp_state, tmp_path):
     save_file(lraspp_state, tmp_path / "model.safetensors")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")

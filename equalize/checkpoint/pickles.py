@@ -23,7 +23,10 @@ from equalize.errors import CheckpointError
 
 __all__ = ["NESTS", "TorchFile", "read_torch"]
 
-NESTS = ("state_dict", "model", "model_state_dict", "net", "ema")
+NESTS = (
+    *("state_dict", "model", "model_state_dict", "net", "network", "module", "params", "weights", "student"),
+    *("ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "teacher"),
+)
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_HEAD = 1 << 24

@@ -1,6 +1,6 @@
 """Lone state dicts -> `Checkpoint`: built as ``--arch``, a record beside them, or their keys say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from equalize.checkpoint import hf, hf_config, smp_family, smp_keys, torchvision
 from equalize.checkpoint.base import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
-from equalize.checkpoint.matching import Match, disk_state, fill, fit
+from equalize.checkpoint.matching import PREFIXES, Match, disk_state, fill, fit
 from equalize.checkpoint.mmseg_loading import is_mmseg, load_mmseg
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
@@ -84,7 +84,7 @@ def load_state_dict(
         classes=classes,
         revision=None,
         drawn=drawn,
-        notes=(*weights.notes, *plan.notes, *_placement_note(path, match)),
+        notes=(*weights.notes, *plan.notes, *_placement_notes(path, match)),
         sha256=weights.sha256() if request.weights else None,
         plan_json=read_plan(path) if path.is_dir() else None,
         arch=plan.arch,
@@ -93,11 +93,14 @@ def load_state_dict(
     )
 
 
-def _placement_note(path: Path, match: Match) -> list[str]:
-    if not match.submodule:
-        return []
-    found = sum(key.startswith(match.submodule) for key in match.on_disk)
-    return [f"{path.name}: {found} tensors were taken as those of {match.submodule.removesuffix('.')}"]
+def _placement_notes(path: Path, match: Match) -> list[str]:
+    notes = []
+    if any(f"{part}." not in PREFIXES for part in match.prefix.split(".")[:-1]):
+        notes.append(f"{path.name}: the network was taken to be what lies under {match.prefix.removesuffix('.')!r}")
+    if match.submodule:
+        found = sum(key.startswith(match.submodule) for key in match.on_disk)
+        notes.append(f"{path.name}: {found} tensors were taken as those of {match.submodule.removesuffix('.')}")
+    return notes
 
 
 def _blueprint(weights: Weights, request: Request) -> _Blueprint:
@@ -105,6 +108,7 @@ def _blueprint(weights: Weights, request: Request) -> _Blueprint:
     arch, arguments = request.arch, dict(request.arch_args)
     notes: tuple[str, ...] = ()
     if arch is None:
+        _refuse_adapters(shapes, request.source)
         arch, arguments, notes = recognise(shapes, request.source, init_missing=request.init_missing)
     family, _, name = arch.partition(":")
     if family == "torchvision":
@@ -118,6 +122,17 @@ def _blueprint(weights: Weights, request: Request) -> _Blueprint:
         encoder = arguments.get("encoder_name", "resnet34")
         plan = replace(plan, preprocess=smp_family.preprocessing(str(encoder), None))
     return replace(plan, arguments=arguments, notes=notes)
+
+
+def _refuse_adapters(keys: Iterable[str], where: object) -> None:
+    adapter = next((key for key in keys if ".lora_" in key), None)
+    if adapter is not None:
+        raise CheckpointError(
+            where,
+            "holds LoRA adapters, not a whole network",
+            got=adapter,
+            remedy="merge them into their network first: peft's merge_and_unload(), then save_pretrained",
+        )
 
 
 def _unfinished(arch: str, family: str, name: str) -> _Blueprint:
