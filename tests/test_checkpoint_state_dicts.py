@@ -27,6 +27,9 @@ class Net(nn.Module):
 
 def broken():
     raise OSError("no\\nluck")
+
+def ends():
+    raise SystemExit("usage: train.py")
 """
 
 
@@ -302,6 +305,7 @@ def test_a_factory_in_a_file(network_file, tmp_path):
         ("absent.py:Net", "no such file"),
         ("{file}:Missing", "Net"),
         ("{file}:broken", "no luck"),
+        ("{file}:ends", "usage: train.py"),
         ("{file}:nn", "no factory"),
         ("{file}", "no architecture"),
         ("absent_module:Net", "absent_module"),
@@ -315,6 +319,12 @@ def test_a_factory_in_a_file(network_file, tmp_path):
 def test_architectures_that_are_none(network_file, tmp_path, arch, what):
     torch.save({"a": torch.ones(1)}, tmp_path / "in.pth")
     assert what in refusal(tmp_path / "in.pth", arch=arch.format(file=network_file))
+
+
+def test_a_training_script_that_parses_its_command_line_is_no_architecture(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "in.pth")
+    (tmp_path / "train.py").write_text("import sys\nsys.exit(2)\nNet = None\n")
+    assert "SystemExit" in refusal(tmp_path / "in.pth", arch=f"{tmp_path}/train.py:Net")
 
 
 def test_adapters_are_no_network(tmp_path):

@@ -39,7 +39,7 @@ def construct(make: Callable[[], nn.Module], arch: str, *, weights: bool, seed: 
     try:
         with seeded(seed):
             model = make() if weights else _on_meta(make)
-    except Exception as error:  # whatever a factory raises is an answer to the arguments it was given
+    except (Exception, SystemExit) as error:  # whatever a factory raises is an answer to the arguments it was given
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(
             arch, f"cannot be built ({type(error).__name__}: {line})", remedy="check --arch and --arch-arg"
@@ -91,7 +91,7 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         module = _run_file(Path(place)) if place.endswith(".py") else _import(place)
     except CheckpointError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a training script may parse its own command line, and end
         raise CheckpointError(arch, f"cannot be imported ({type(error).__name__}: {error})") from error
     found = module
     for part in name.split("."):
