@@ -83,6 +83,7 @@ def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
         sites += found
         if reasons:
             refusals.append(Refusal(at=place(concat), reason="; ".join(dict.fromkeys(reasons))))
+    refusals += _filled(graph)
     sites.sort(key=lambda site: graph.order[graph.readers[site.weight].name])
     if not sites:
         refusals += _explain_nothing(graph, refusals)
@@ -255,6 +256,20 @@ def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
     if running_mean is not None and running_mean.endswith(".running_mean"):
         return running_mean.removesuffix(".running_mean"), running_mean
     return readers[0].module, None
+
+
+def _filled(graph: Graph) -> Iterator[Refusal]:
+    """Tensors into whose channels branches are written one after the other, where others concatenate."""
+    for op in graph.ops:
+        readers = graph.consumers[op.name]
+        written = [
+            reader.attributes["dim"]
+            for reader in readers
+            if reader.kind == "crop" and any(each.target == "copy_" for each in graph.consumers[reader.name])
+        ]
+        summed = [_summed_axis(graph, op, each) for each in readers if each.kind in {"convolution", "linear"}]
+        if any(written.count(axis) > 1 for axis in summed):
+            yield Refusal(at=place(op), reason="filled slice by slice, which cannot be followed as a concat can")
 
 
 def _explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:

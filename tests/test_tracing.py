@@ -360,6 +360,20 @@ def test_refusals(net, reason):
     assert reason in refusal(scanned(net()))
 
 
+class Filled(Net):
+    """Branches are written into their places instead of being concatenated."""
+
+    def cat(self, x):
+        u = x.new_zeros(len(x), 6, *x.shape[2:])
+        u[:, :4] = up(self.low(half(x)))
+        u[:, 4:] = self.high(x)
+        return u
+
+
+def test_what_is_filled_instead_of_concatenated_is_refused():
+    assert refusal(scanned(Filled())) == "filled slice by slice, which cannot be followed as a concat can"
+
+
 class AttentionOfTorch(Net):
     """Its projections are no calls that can be watched."""
 
