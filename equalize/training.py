@@ -55,7 +55,7 @@ def fold(model: nn.Module) -> None:
     What training did not change comes back to the last bit.
     """
     for layer in model.modules():
-        if not parametrize.is_parametrized(layer):
+        if "parametrizations" not in layer._modules:  # a compiled module has those of the one that it wraps
             continue
         lists = _parametrizations(layer)
         ours = {name: each[0] for name, each in lists.items() if isinstance(each[0], _FoldedWeight | _ShiftedBias)}

@@ -273,6 +273,17 @@ def test_a_state_dict_of_an_attached_network_goes_back_into_one():
     assert_same_state(other, model.state_dict())
 
 
+def test_a_layer_that_is_compiled_is_folded_in_itself():
+    model, x = Fusion(nn.Conv2d(6, 5, 1)), torch.randn(2, 3, 8, 8)
+    model.fuse = torch.compile(model.fuse, backend="eager")
+    before = copy.deepcopy(model.state_dict())
+    sites = scan(model, x).sites
+    assert [site.layer for site in sites] == ["fuse._orig_mod"]
+    attach(make_plan(model, sites, measure(model, sites, [x])), model)
+    fold(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
 def test_attaching_twice_is_refused():
     model, x, _ = drawn("bias")
     plan = planned(model, x)
