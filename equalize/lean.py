@@ -59,18 +59,20 @@ def _is_shared(node: fx.Node) -> bool:
         node = node.all_input_nodes[0]
         if len(node.users) > 1:
             return True
-    return False
+    return _mutates(node)  # it was left because of others
 
 
 def written(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose memory is written into after they were made."""
-    return {memory_of(node) for node in graph.nodes if node.op == "call_function" and _mutates(node)}
+    return {memory_of(node) for node in graph.nodes if _mutates(node)}
 
 
 def memory_of(node: fx.Node) -> fx.Node:
     """The node that made the memory in which a node's tensor may lie."""
-    while node.op == "call_function" and (_may_share(node) or _mutates(node)) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+    while _may_share(node) or _mutates(node):
+        source = node.kwargs.get("out", node.all_input_nodes[0])
+        assert isinstance(source, fx.Node)
+        node = source
     return node
 
 
@@ -86,26 +88,17 @@ def sweep(graph: fx.Graph) -> None:
     output = next(iter(reversed(graph.nodes)))
     needed: set[fx.Node] = set()
     stack: list[fx.Node] = [output]
-    writes = [node for node in graph.nodes if name_of(node).endswith("_")]
+    writes = [node for node in graph.nodes if _mutates(node)]
     while stack:
         node = stack.pop()
         if node not in needed:
             needed.add(node)
             stack += node.all_input_nodes
         if not stack:
-            stack = [write for write in writes if write not in needed and _base(write) in needed]
+            stack = [write for write in writes if write not in needed and memory_of(write) in needed]
     for node in reversed(list(graph.nodes)):
         if node.op != "placeholder" and node not in needed:
             graph.erase_node(node)
-
-
-def _base(write: fx.Node) -> fx.Node:
-    """The tensor that a write through views changes."""
-    base = write.args[0]
-    while isinstance(base, fx.Node) and name_of(base) in VIEWS:
-        base = base.args[0]
-    assert isinstance(base, fx.Node)
-    return base
 
 
 def make_lean(graph: fx.Graph) -> bool:

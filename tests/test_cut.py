@@ -212,6 +212,36 @@ class ConcatWritten(Small):
         return self.fuse(u)
 
 
+class Aliased(Small):
+    """Writes reach tensors through other names of their memory, by operators that are no views by name."""
+
+    def forward(self, x):
+        low, high = self.low(F.avg_pool2d(x, 2)), self.high(x)
+        flat = low.flatten(2)
+        low.relu_().add_(1)
+        flat.mul_(3)
+        high.contiguous().mul_(2)
+        high.chunk(2, 1)[0].add_(1)
+        low, high = F.interpolate(low, size=x.shape[2:], mode="bicubic"), high + 0
+        return self.fuse(torch.cat([low, high], 1))
+
+
+def test_writes_under_other_names_are_kept(monkeypatch):
+    torch.manual_seed(0)
+    model = Aliased().eval()
+    batches = [torch.randn(2, 3, 8, 8)]
+    sites = equalize.scan(model, batches[0]).sites
+    expected = equalize.measure(model, sites, batches)["fuse"]
+    monkeypatch.setattr(measurement, "_PAYS", 0)
+    told: list[str] = []
+    for found, by_hooks in zip(
+        measurement.measure(model, sites, batches, tell=told.append)["fuse"], expected, strict=True
+    ):
+        assert found.mean == pytest.approx(by_hooks.mean, rel=1e-5)
+        assert found.std == pytest.approx(by_hooks.std, rel=1e-5)
+    assert told == ["cut graph"]
+
+
 class SizedByValues(Small):
     def forward(self, x):
         size = torch.full((), x.shape[-1]).item()
