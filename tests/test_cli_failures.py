@@ -82,15 +82,32 @@ def test_signal_handlers_are_given_back():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+class Full(io.StringIO):
+    """A file on a disk that is full."""
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_behind_stdout_is_noticed(monkeypatch, capsys):
     import sys
 
     from equalize.cli import main
 
-    class Full(io.StringIO):
-        def flush(self):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(sys, "stdout", Full())
     assert main(["--version"]) == 3
     assert capsys.readouterr().err == "error: system: the disk is full; make room and try again\n"
+
+
+def test_where_json_cannot_be_written_that_stands_alone(monkeypatch, capsys):
+    import sys
+
+    from equalize.cli.app import app
+    from equalize.cli.terminal import Terminal
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with Terminal(typer.Context(typer.main.get_command(app)), as_json=True) as terminal:
+        terminal.note("a fact")
+        with pytest.raises(OSError, match="No space left"):
+            terminal.result({"a": 1})
+    assert capsys.readouterr().err == ""

@@ -118,13 +118,13 @@ class Terminal:
 
     def result(self, content: Mapping[str, Any]) -> None:
         """The JSON object; dropped without --json."""
-        self._release()
         if self._json:
             try:
                 self._stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
                 self._stdout.flush()
             except BrokenPipeError:
                 discard(self._stdout)
+        self._release()  # not before: if the disk behind stdout is full, that error stands alone
 
     @contextlib.contextmanager
     def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
