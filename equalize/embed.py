@@ -15,6 +15,7 @@ from equalize.checkpoint.base import main_output
 from equalize.checkpoint.writing import check_target
 from equalize.errors import InputError
 from equalize.inputs import Images, Measuring, Progress, device_of, input_shape, precision_of
+from equalize.mapped import own
 from equalize.naming import ModelName
 from equalize.peers import ALONE, Peers
 from equalize.plan import Plan, Strategy
@@ -141,6 +142,7 @@ def replay(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = Fa
     checkpoint = name.load(mapped=True)
     if checkpoint.plan_json is not None:
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
+    own(checkpoint.model, plan.changed)
     apply(plan, checkpoint.model)
     shape = tuple(plan.facts.get("input_shape") or input_shape(checkpoint, None))
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
@@ -188,15 +190,15 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
     stored = original.origin.weights.tensors
     after = state_on_disk(directory)
     check_tensors(stored, after, [on_disk.get(key, key) for key in (*plan.changed, *original.drawn)])
-    epsilons = [torch.finfo(tensor.dtype).eps for tensor in after.values() if tensor.is_floating_point()]
-    written = reload(directory, name.arch, name.arch_args, mapped=_stays_in_files(plan)).float().eval()
+    dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
+    written = reload(directory, name.arch, name.arch_args, mapped=_stays_in_files(plan)).eval()
     return check_function(
         original.model,
         written,
         plan,
         inputs,
         lambda output: main_output(output, original.architecture),
-        epsilon=max(epsilons, default=torch.finfo(torch.float32).eps),
+        stored=max(dtypes, key=lambda dtype: torch.finfo(dtype).eps),
     )
 
 

@@ -13,6 +13,8 @@ from equalize.sites import Site
 
 __all__ = ["apply", "apply_edits", "demand_weight", "redraw"]
 
+_PART = 1 << 21  # elements that are held in float64 at a time
+
 
 def apply(plan: Plan, model: nn.Module) -> None:
     """Rewrites the tensors that `plan` lists, in place; nothing for `preserve`.
@@ -49,9 +51,18 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
                     drawn[at] = redraw(model.get_submodule(layer), edit.seed or 0)
                 tensor.copy_(getattr(drawn[at], name))
             else:
-                tensor.copy_(_edited(edit, tensor))
+                for rows in _independent(edit, tensor):
+                    rows.copy_(_edited(edit, rows))
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise NumericsError(edit.tensor, f"is not finite in {tensor.dtype} after the edit")
+
+
+def _independent(edit: Edit, tensor: Tensor) -> Sequence[Tensor]:
+    """A tensor in parts of some megabytes, if the edit does the same to each row; else as one."""
+    alike = edit.factor is not None and (edit.axis is None or (edit.axis == 1 and edit.groups == 1))
+    if not alike or not tensor.numel() or not tensor.ndim:
+        return (tensor,)
+    return torch.split(tensor, max(1, _PART * len(tensor) // tensor.numel()))
 
 
 def _edited(edit: Edit, tensor: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Peak memory of `scan`, `calibrate` and `apply` on a large sharded checkpoint, beside that of their imports alone.
+"""Peak memory of `scan`, `calibrate`, `apply` and `verify` on a large sharded checkpoint, beside that on a small one.
 
-Usage: python examples/peak_memory.py [--gigabytes 1] [--format safetensors|bin] [--commands scan,apply]
+Usage: python examples/peak_memory.py [--gigabytes 1] [--format safetensors|bin] [--dtype float32|float16|bfloat16]
 
-Builds a SegFormer of that size with random weights in shards of 200 MB in a temporary directory. Of each command it
-prints the largest resident set (files mapped into memory count), and the largest part of it that is no file.
+Builds a SegFormer of that size with random weights in shards of 200 MB in a temporary directory, and one of a few
+megabytes. Of each command it prints the largest resident set (files mapped into memory count) on either, and what the
+large checkpoint took more.
 """
 
 import argparse
@@ -18,12 +19,13 @@ from pathlib import Path
 PARAMETERS = 268_000_000  # of float32 in a gigabyte
 
 
-def build(directory: Path, gigabytes: float, kind: str) -> None:
+def build(directory: Path, gigabytes: float, kind: str, dtype: str) -> None:
     """Write a checkpoint of about that size."""
     import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    width = 64 * max(1, round((gigabytes * PARAMETERS / 52 / 4096) ** 0.5))
+    stored: torch.dtype = getattr(torch, dtype)
+    width = 64 * max(1, round((gigabytes * PARAMETERS * 4 / stored.itemsize / 52 / 4096) ** 0.5))
     config = SegformerConfig(
         depths=[1, 1, 1, 1],
         hidden_sizes=[width // 2, width // 2, width, width],
@@ -33,7 +35,7 @@ def build(directory: Path, gigabytes: float, kind: str) -> None:
         num_labels=5,
     )
     torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(config)
+    model = SegformerForSemanticSegmentation(config).to(stored)
     model.save_pretrained(directory, max_shard_size="200MB")
     if kind == "bin":
         to_bin(directory)
@@ -44,6 +46,10 @@ def to_bin(directory: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
+    if (directory / "model.safetensors").exists():
+        torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+        (directory / "model.safetensors").unlink()
+        return
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     for name in sorted(set(index["weight_map"].values())):
         torch.save(load_file(directory / name), directory / new_name(name))
@@ -91,31 +97,52 @@ def photos(directory: Path) -> Path:
     return directory
 
 
+def measured(place: Path, gigabytes: float, options: argparse.Namespace) -> dict[str, tuple[int, int, float]]:
+    """The peaks of each command on a checkpoint of some size, and of the imports."""
+    model, plan, out = place / "model", place / "plan", place / "out"
+    builder = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import peak_memory as p; "
+    builder += f"p.build(p.Path({str(model)!r}), {gigabytes}, {options.format!r}, {options.dtype!r})"
+    subprocess.run([sys.executable, "-c", builder], check=True, capture_output=True)
+    shards = [path.stat().st_size for path in model.iterdir() if path.suffix in (".safetensors", ".bin")]
+    common = ["--size", "64"]
+    images = str(photos(place / "photos"))
+    commands = {
+        "imports": ["-c", "import torch, transformers, equalize.survey, equalize.embed"],
+        "scan": ["-m", "equalize", "scan", str(model), *common],
+        "calibrate": ["-m", "equalize", "calibrate", str(model), "--data", images, "-o", str(plan), *common],
+        "apply": ["-m", "equalize", "apply", str(plan), str(model), "-o", str(out)],
+        "verify": ["-m", "equalize", "verify", str(out), "--against", str(model)],
+    }
+    peaks = {name: peak(arguments) for name, arguments in commands.items()}
+    print(
+        f"{sum(shards) / 1e6:.0f} MB in {len(shards)} files of at most {max(shards) / 1e6:.0f} MB; "
+        f"the plan changes {changed_bytes(model, out) / 1e6:.0f} MB"
+    )
+    return peaks
+
+
+def changed_bytes(model: Path, out: Path) -> int:
+    """The size of the tensors that are not the same in two checkpoint directories."""
+    from equalize.checkpoint import state_on_disk
+
+    after = state_on_disk(out)
+    return sum(tensor.nbytes for key, tensor in state_on_disk(model).items() if not tensor.equal(after[key]))
+
+
 def main() -> None:
     """Build, run, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1)
     parser.add_argument("--format", choices=("safetensors", "bin"), default="safetensors")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        model, plan = Path(place, "model"), Path(place, "plan")
-        builder = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import peak_memory as p; "
-        builder += f"p.build(p.Path({str(model)!r}), {options.gigabytes}, {options.format!r})"
-        subprocess.run([sys.executable, "-c", builder], check=True, capture_output=True)
-        shards = [path.stat().st_size for path in model.iterdir() if path.suffix in (".safetensors", ".bin")]
-        print(f"{sum(shards) / 1e9:.2f} GB in {len(shards)} files of at most {max(shards) / 1e6:.0f} MB")
-        common = ["--size", "64"]
-        images = str(photos(Path(place, "photos")))
-        commands = {
-            "imports": ["-c", "import torch, transformers, equalize.survey, equalize.embed"],
-            "scan": ["-m", "equalize", "scan", str(model), *common],
-            "calibrate": ["-m", "equalize", "calibrate", str(model), "--data", images, "-o", str(plan), *common],
-            "apply": ["-m", "equalize", "apply", str(plan), str(model), "-o", str(Path(place, "out"))],
-        }
-        print(f"{'':10} {'peak RSS':>9} {'anonymous':>10} {'seconds':>8}   MB")
-        for name, arguments in commands.items():
-            resident, anonymous, seconds = peak(arguments)
-            print(f"{name:10} {resident:9d} {anonymous:10d} {seconds:8.1f}", flush=True)
+    with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as large:
+        base = measured(Path(small), 0.02, options)
+        peaks = measured(Path(large), options.gigabytes, options)
+    print(f"{'':10} {'small':>7} {'large':>7} {'more':>7} {'more, no file':>14} {'seconds':>8}   MB, peak resident set")
+    for name, (resident, anonymous, seconds) in peaks.items():
+        more, more_anonymous = resident - base[name][0], anonymous - base[name][1]
+        print(f"{name:10} {base[name][0]:7d} {resident:7d} {more:7d} {more_anonymous:14d} {seconds:8.1f}")
 
 
 if __name__ == "__main__":

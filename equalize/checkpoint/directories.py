@@ -43,6 +43,7 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
         num_classes=request.num_classes,
         seed=request.seed,
         strip=False,
+        mapped=request.mapped,
     )
     fields = hf.config_fields(loaded.model) if loaded.drawn else None
     origin = Origin(path=place.path, weights=weights, disk_state=partial(hf.disk_state, loaded), config=fields)
@@ -58,7 +59,9 @@ def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Ch
     arguments = smp_family.arguments_of(config)
     if request.num_classes is not None:
         arguments["classes"] = request.num_classes
-    model = construct(lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed)
+    model = construct(
+        lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed, empty=request.empty
+    )
     common: dict[str, Any] = {
         "source": request.source,
         "family": "smp",
@@ -81,7 +84,7 @@ def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Ch
         num_classes=request.num_classes,
         architecture=type(model).__name__,
     )
-    drawn = fill(model, weights.tensors, match, request.source)
+    drawn = fill(model, weights, match, request.source, mapped=request.mapped)
     fields = {"classes": request.num_classes} if request.num_classes is not None else None
     origin = Origin(path=place.path, weights=weights, disk_state=partial(disk_state, match), config=fields)
     return Checkpoint(drawn=drawn, sha256=weights.sha256(), origin=origin, **common)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from equalize.checkpoint.factory import construct, seeded
 from equalize.checkpoint.hf_config import named_class, quiet, read_config, target_class
 from equalize.checkpoint.matching import check_finite, mismatch_error, only_class_count, strippings
+from equalize.checkpoint.reading import state_on_disk, usual_dtype
 from equalize.errors import CheckpointError
 
 __all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton"]
@@ -52,8 +53,9 @@ def fill(
     num_classes: int | None,
     seed: int,
     strip: bool,
+    mapped: bool,
 ) -> Loaded:
-    """Build the network of a config in float32 and load tensors into it with transformers' own loader.
+    """Build the network of a config and load tensors into it with transformers' own loader.
 
     Args:
         config: of transformers.
@@ -63,6 +65,7 @@ def fill(
         num_classes: what the config was set to have, if that was asked for.
         seed: of the draw.
         strip: whether keys may carry a wrapper's prefix (lone files may, directories may not).
+        mapped: leave the tensors in their files, in the dtype that most of them have; else all is float32.
 
     Raises:
         CheckpointError: keys missing or of another shape.
@@ -70,7 +73,7 @@ def fill(
     """
     kind = target_class(config, where)
     bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
-    check_finite(tensors, where)
+    check_finite(tensors, where, mapped=mapped)
     own = {key: tensors[disk] for key, disk in bare.items()}
     try:
         with quiet(), seeded(seed):
@@ -78,7 +81,7 @@ def fill(
                 None,
                 config=config,
                 state_dict=own,
-                dtype=torch.float32,
+                dtype=usual_dtype(tensors) if mapped else torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -179,15 +182,17 @@ def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
 
     Args:
         directory: as it was written.
-        mapped: leave the parameters in the file where the loader left them, at odd addresses.
+        mapped: leave the parameters in the file where the loader left them, in the dtype and at the odd addresses that
+            they have there.
 
     Raises:
         CheckpointError: it does not.
     """
     kind = target_class(read_config(directory), directory)
+    dtype = usual_dtype(state_on_disk(directory)) if mapped else torch.float32
     with quiet():
         model, info = kind.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            directory, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
     missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
     if missing or info["mismatched_keys"]:

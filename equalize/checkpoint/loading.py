@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from equalize.checkpoint import hf, smp_family
 from equalize.checkpoint.base import Checkpoint
 from equalize.checkpoint.class_names import with_names, with_recorded
 from equalize.checkpoint.directories import load_smp, load_transformers
-from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, shards, weight_files
+from equalize.checkpoint.reading import ARCHITECTURE_FILE, read_json, read_weights, shards, weight_files
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place, fetch_weights, locate
 from equalize.checkpoint.state_dicts import load_published, load_state_dict, load_written, reload_state_dict
 from equalize.errors import CheckpointError
 
 __all__ = ["load", "load_request", "reload"]
-
-_ALIGNMENT = 64  # bytes: what torch gives the tensors it makes
 
 
 def load(
@@ -68,26 +65,7 @@ def load_request(request: Request) -> Checkpoint:
         raise CheckpointError("--num-classes", "must be positive", got=request.num_classes)
     if request.arch_args and request.arch is None:
         raise CheckpointError("--arch-arg", "needs --arch")
-    checkpoint = _load(request)
-    if request.mapped and checkpoint.origin is not None:
-        _leave_in_files(checkpoint, checkpoint.origin.weights)
-    return checkpoint
-
-
-def _leave_in_files(checkpoint: Checkpoint, weights: Weights) -> None:
-    """Let a model's tensors lie in files mapped into memory wherever they have the same bits, and free its own."""
-    if checkpoint.family == "transformers":  # its loader has left them there already
-        return
-    model = checkpoint.model
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    own = weights.for_model(mapped=True)
-    for key, disk in checkpoint.disk_keys().items():
-        tensor, mapped = tensors.get(key), own.get(disk)
-        if tensor is None or mapped is None or tensor.dtype != mapped.dtype or not torch.equal(tensor, mapped):
-            continue
-        # Other libraries copy what they load: against that, odd addresses would change the last bit of a product.
-        if mapped.data_ptr() % _ALIGNMENT == 0:
-            tensor.data = mapped
+    return _load(request)
 
 
 def _load(request: Request) -> Checkpoint:

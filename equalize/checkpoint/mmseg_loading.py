@@ -66,7 +66,7 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         plan, meta = changed, meta_with_classes(None)
         meta |= {key: plan.text for key in ("cfg", "config") if plan.text and key in weights.meta}
     make = mmseg_family.builder(plan.model, draw=request.init_missing, room=None if plan.run else weights.tensors)
-    model = construct(make, plan.arch, weights=request.weights, seed=request.seed)
+    model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
     architecture = _architecture(plan.model)
     match = fit(
         model,
@@ -76,7 +76,9 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         num_classes=number,
         architecture=architecture,
     )
-    drawn = fill(model, weights.tensors, match, request.source) if request.weights else ()
+    drawn: tuple[str, ...] = ()
+    if request.weights:
+        drawn = fill(model, weights, match, request.source, mapped=request.mapped)
     origin = Origin(
         path=path,
         weights=weights,

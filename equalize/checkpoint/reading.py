@@ -5,10 +5,12 @@ Everything a file claims is checked against the file before a library reads it: 
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from equalize.checkpoint.pickle_scan import asks_for_code, foreign_global
@@ -24,6 +26,7 @@ __all__ = [
     "read_weights",
     "shards",
     "state_on_disk",
+    "usual_dtype",
     "weight_files",
 ]
 
@@ -122,6 +125,15 @@ def state_on_disk(path: str | Path) -> dict[str, Tensor]:
     if place.is_dir():
         return dict(read_weights(*weight_files(place)).tensors)
     return dict(read_weights((place,)).tensors)
+
+
+def usual_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating-point dtype that most bytes of a checkpoint have; float32 if that is none that networks run in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            sizes[tensor.dtype] += tensor.nbytes
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
 def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:

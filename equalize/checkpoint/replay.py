@@ -18,6 +18,7 @@ from equalize.checkpoint.pickles import read_torch
 from equalize.checkpoint.reading import Weights, read_json
 from equalize.checkpoint.safetensors_file import read_header, read_safetensors
 from equalize.errors import NumericsError
+from equalize.mapped import MappedFiles
 
 __all__ = ["is_other_copy", "replacements", "write_flat", "write_weights"]
 
@@ -43,12 +44,13 @@ def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Ten
     """
     floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
     usual = floats.pop() if len(floats) == 1 else None
+    files = MappedFiles()
     changed: dict[str, Tensor] = {}
     shared: dict[tuple[object, ...], Tensor] = {}
     for key, value in state.items():
         new = value.detach().cpu()
         old = weights.tensors.get(key)
-        if old is not None and old.shape == new.shape and torch.equal(old.to(new.dtype), new):
+        if old is not None and old.shape == new.shape and files.equal(old, new):
             continue
         dtype = old.dtype if old is not None else usual if usual and new.is_floating_point() else new.dtype
         view = (value.data_ptr(), tuple(value.shape), value.stride(), dtype)
@@ -56,7 +58,8 @@ def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Ten
             cast = new.to(dtype).contiguous()
             if cast.is_floating_point() and not torch.isfinite(cast).all():
                 raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
-            shared[view] = cast.clone() if cast.data_ptr() == value.data_ptr() else cast
+            alone = cast.untyped_storage().nbytes() == cast.nbytes  # else torch.save would write what it is a view of
+            shared[view] = cast if alone else cast.clone()
         changed[key] = shared[view]
     return changed
 
@@ -120,6 +123,7 @@ def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path
 def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
     """A plain safetensors file of a model's state dict."""
     _save(_unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, {"format": "pt"})
+    MappedFiles().let_go(*tensors.values())
 
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:

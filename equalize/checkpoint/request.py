@@ -20,4 +20,9 @@ class Request:
     num_classes: int | None = None
     seed: int = 0
     mapped: bool = False
-    """Leave the model's tensors in the files where that is possible: for models that are run a few times."""
+    """Leave the model's tensors in the files, in the dtype they have there: for models that are run a few times."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether a network may be built without parameters, as all of them come from files."""
+        return self.mapped and not self.init_missing

@@ -56,7 +56,8 @@ def load_state_dict(
     if is_mmseg(weights, request.arch):
         return load_mmseg(path, weights, request)
     plan = _blueprint(weights, request)
-    model = construct(partial(plan.make, **plan.arguments), plan.arch, weights=request.weights, seed=request.seed)
+    make = partial(plan.make, **plan.arguments)
+    model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
     match = fit(
         model,
         weights.tensors,
@@ -65,7 +66,9 @@ def load_state_dict(
         num_classes=request.num_classes,
         architecture=plan.architecture,
     )
-    drawn = fill(model, weights.tensors, match, request.source) if request.weights else ()
+    drawn: tuple[str, ...] = ()
+    if request.weights:
+        drawn = fill(model, weights, match, request.source, mapped=request.mapped)
     record = {"arch": plan.arch, "arch_args": json_arguments(plan.arguments)}
     origin = Origin(
         path=path,
@@ -177,6 +180,7 @@ def _load_with_config(path: Path, weights: Weights, request: Request) -> Checkpo
         num_classes=request.num_classes,
         seed=request.seed,
         strip=True,
+        mapped=request.mapped,
     )
     names = ("config.json", "preprocessor_config.json", "processor_config.json")
     origin = Origin(
@@ -251,12 +255,12 @@ def reload_state_dict(
     """Build the network and load what was written with ``load_state_dict(strict=True)``."""
     named, arguments = _recorded(directory, arch, arch_args)
     if named.startswith("transformers:"):
-        return hf.reload(directory, mapped=mapped and not (directory / "model.pth").exists())
-    request = Request(source=str(directory), arch=named, arch_args=arguments)
+        return hf.reload(directory, mapped=mapped)
+    request = Request(source=str(directory), arch=named, arch_args=arguments, mapped=mapped)
     weights = read_weights(*weight_files(directory))
     checkpoint = load_state_dict(directory, weights, request)
     model = checkpoint.model
     twin = directory / "model.safetensors"
     if twin.is_file() and twin not in weights.files:
-        model.load_state_dict(load_file(twin), strict=True)
+        model.load_state_dict(load_file(twin), strict=True, assign=mapped)
     return model
