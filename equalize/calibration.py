@@ -20,7 +20,7 @@ from equalize.plan import Edit, Plan, Strategy
 from equalize.scanning import Scan, scan
 from equalize.sites import Refusal, Site
 from equalize.strategies import CHANGES_FUNCTION, choose, equalize_site, with_moments
-from equalize.surgery import apply_edits
+from equalize.surgery import apply_edits, with_aliases
 from equalize.taps import Batch
 
 __all__ = ["calibrate"]
@@ -95,7 +95,7 @@ def calibrate(
         keep_norm=keep_norm,
         sites=tuple(done),
         refusals=(*found.refusals, *refusals),
-        edits=tuple(_without_superseded(edits)),
+        edits=with_aliases(_without_superseded(edits), model),
         facts={
             "images": max((each.images or 0 for branches in moments.values() for each in branches), default=0),
             "seconds": round(time.perf_counter() - start, 3),

@@ -32,6 +32,7 @@ class Edit:
             "scale" multiplies by `factor`; "add" adds `values`; "set" replaces by `values`.
         axis, start, stop: the part that is scaled, in the layer's input channels; the whole tensor if None.
         groups: of a grouped or depthwise convolution; what its input channels are found by.
+        aliases: the same tensor's other state-dict keys, where a network has it under several.
     """
 
     tensor: str
@@ -43,6 +44,7 @@ class Edit:
     factor: float | None = None
     values: tuple[float, ...] | None = None
     seed: int | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class Plan:
     @property
     def changed(self) -> tuple[str, ...]:
         """State-dict keys of the tensors that the plan changes."""
-        return tuple(dict.fromkeys(edit.tensor for edit in self.edits))
+        return tuple(dict.fromkeys(key for edit in self.edits for key in (edit.tensor, *edit.aliases)))
 
     def input_scale(self, site: Site) -> tuple[float, ...]:
         """By what the plan divides each branch of a site: its fusion weights grow by as much (`migrate`), else 1."""
@@ -161,8 +163,8 @@ def _site(content: Mapping[str, Any]) -> Site:
 
 def _without_defaults(edit: Edit) -> dict[str, Any]:
     content = {each.name: getattr(edit, each.name) for each in fields(edit)}
-    kept = {key: value for key, value in content.items() if value is not None and (key, value) != ("groups", 1)}
-    return kept | ({"values": list(edit.values)} if edit.values is not None else {})
+    kept = {key: value for key, value in content.items() if value not in (None, ()) and (key, value) != ("groups", 1)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:

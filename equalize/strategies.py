@@ -20,7 +20,7 @@ from equalize.errors import SiteError
 from equalize.moments import Moments
 from equalize.plan import Edit, Plan, Strategy
 from equalize.sites import Refusal, Site
-from equalize.surgery import redraw
+from equalize.surgery import redraw, with_aliases
 
 __all__ = ["CHANGES_FUNCTION", "choose", "equalize_site", "make_plan"]
 
@@ -70,7 +70,7 @@ def make_plan(
         seed=seed,
         keep_norm=keep_norm,
         sites=tuple(done),
-        edits=tuple(edits),
+        edits=with_aliases(edits, model),
         refusals=tuple(refusals),
     )
 

@@ -1,7 +1,8 @@
 """Carrying out a plan's edits on a model, or on any mapping of tensors."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from equalize.errors import NumericsError, SiteError
 from equalize.plan import Edit, Plan
 from equalize.sites import Site
 
-__all__ = ["apply", "apply_edits", "demand_weight", "redraw"]
+__all__ = ["apply", "apply_edits", "demand_weight", "redraw", "with_aliases"]
 
 _PART = 1 << 21  # elements that are held in float64 at a time
 
@@ -55,6 +56,16 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
                     rows.copy_(_edited(edit, rows))
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise NumericsError(edit.tensor, f"is not finite in {tensor.dtype} after the edit")
+
+
+def with_aliases(edits: Iterable[Edit], model: nn.Module) -> tuple[Edit, ...]:
+    """The edits with all the names that `model` has for their tensors."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    names: dict[int, list[str]] = {}
+    for key, tensor in tensors:
+        names.setdefault(id(tensor), []).append(key)
+    of = {key: tuple(each for each in names[id(tensor)] if each != key) for key, tensor in tensors}
+    return tuple(replace(edit, aliases=of.get(edit.tensor, ())) for edit in edits)
 
 
 def _independent(edit: Edit, tensor: Tensor) -> Sequence[Tensor]:

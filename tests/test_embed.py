@@ -212,3 +212,23 @@ def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypa
     with pytest.raises(NumericsError, match="does not do what the plan says"):
         embed(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", how=HOW)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strategy", ["migrate", "rescale"])
+def test_modules_that_a_network_has_under_two_names(photos, tmp_path, strategy):
+    code = FACTORY + "\n\nclass Twice(Net):\n    def __init__(self):\n        super().__init__()\n"
+    code += "        self.head, self.neck = self.fuse, nn.ModuleList([self.low])\n"
+    (tmp_path / "net.py").write_text(code)
+    scope: dict = {}
+    exec(code, scope)
+    state = {f"module.{key}": tensor for key, tensor in scope["Twice"]().state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    name = ModelName(source=str(tmp_path / "net.pth"), arch=f"{tmp_path / 'net.py'}:Twice")
+    plan = embed(name, photos, tmp_path / "out", strategy=strategy, how=HOW)
+    assert {"fuse.weight", "head.weight"} <= set(plan.changed)
+    written = torch.load(tmp_path / "out" / "model.pth")
+    assert torch.equal(written["module.fuse.weight"], written["module.head.weight"])
+    assert not torch.equal(written["module.fuse.weight"], state["module.fuse.weight"])
+    verify(tmp_path / "out", name)
+    replay(Plan.read(tmp_path / "out"), name, tmp_path / "again")
+    assert (tmp_path / "again" / "model.pth").read_bytes() == (tmp_path / "out" / "model.pth").read_bytes()

@@ -22,7 +22,7 @@ from equalize.norms import estimate_norms, untouched_norms
 from equalize.plan import Edit, Plan
 from equalize.scanning import Scan
 from equalize.sites import Site
-from equalize.surgery import apply_edits, redraw
+from equalize.surgery import apply_edits, redraw, with_aliases
 
 __all__ = ["begin", "digest", "scales"]
 
@@ -59,7 +59,7 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
         drawn=checkpoint.drawn,
         found=found,
     )
-    return replace(plan, edits=(*edits, *plan.edits))
+    return replace(plan, edits=with_aliases((*edits, *plan.edits), model))
 
 
 def _estimate(model: nn.Module, norms: Sequence[str], images: Images) -> list[Edit]:
