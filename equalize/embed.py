@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equalize.calibration import calibrate
-from equalize.checkpoint import Checkpoint, reload, state_on_disk
+from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
 from equalize.checkpoint.base import main_output
 from equalize.checkpoint.writing import check_target
 from equalize.errors import InputError
@@ -187,9 +187,12 @@ def _write(
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
     assert original.origin is not None
     on_disk = original.disk_keys()
-    stored = original.origin.weights.tensors
+    drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
+    stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
     after = state_on_disk(directory)
-    check_tensors(stored, after, [on_disk.get(key, key) for key in (*plan.changed, *original.drawn)])
+    check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
+    if (twin := twin_on_disk(directory)) is not None:
+        check_tensors(original.twin(after), twin, ())
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
     written = reload(directory, name.arch, name.arch_args, mapped=_stays_in_files(plan)).eval()
     return check_function(

@@ -115,6 +115,8 @@ FORMS = {
     },
     "teacher": lambda s: {"teacher": prefixed(s, "module."), "epoch": 3},
     "float16": lambda s: cast(s, torch.float16),
+    "float16 below its normal numbers": lambda s: cast(s | {"fuse.weight": s["fuse.weight"] / 1000}, torch.float16),
+    "float64": lambda s: cast(s, torch.float64),
     "bfloat16": lambda s: cast(s, torch.bfloat16),
     "channels last": lambda s: {
         key: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
@@ -186,6 +188,25 @@ def test_a_wrapper_without_a_known_name_is_said(network, state, tmp_path):
     torch.save(prefixed(state, "student.") | prefixed(state, "teacher."), tmp_path / "two.pth")
     with pytest.raises(CheckpointError, match="no key in common"):
         load(tmp_path / "two.pth", arch=f"{network}:Net")
+
+
+def test_a_classifier_of_other_classes_is_drawn_and_proven(run_cli, photos, network, state, tmp_path):
+    torch.save(copied(state), tmp_path / "in.pth")
+    flags, more = ("--arch", f"{network}:Net"), ["--init-missing", "--num-classes", 5]
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags, calibrate=more, whole=True)
+    assert state_on_disk(tmp_path / "out")["head.weight"].shape[0] == 5
+
+
+def test_a_twin_that_was_tampered_with_is_found(run_cli, photos, network, state, tmp_path):
+    """Where the function may change, and where the tensor has no part in it."""
+    torch.save(prefixed(state, "module.") | {"module.unused": torch.ones(2)}, tmp_path / "in.pth")
+    flags = ("--arch", f"{network}:Net")
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags, whole=True)
+    twin = load_file(tmp_path / "out" / "model.safetensors")
+    save_file(twin | {"head.bias": twin["head.bias"] + 1e-3}, tmp_path / "out" / "model.safetensors")
+    ran = run_cli("verify", tmp_path / "out", "--against", tmp_path / "in.pth", *flags)
+    assert (ran.code, ran.out) == (4, "")
+    assert "head.bias" in ran.err
 
 
 @pytest.mark.parametrize("suffix", ["bin", "safetensors"])

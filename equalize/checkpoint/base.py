@@ -99,6 +99,13 @@ class Checkpoint:
         stored = self.origin.disk_state(state)
         return {by_id[id(tensor)]: disk for disk, tensor in stored.items() if id(tensor) in by_id}
 
+    def twin(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What ``model.safetensors`` beside a torch file holds: the tensors on disk by the model's own keys."""
+        assert self.origin is not None
+        bare, prefix = self.origin.model_key, self.origin.prefix
+        keys = self.origin.disk_state(self.model.state_dict())
+        return {bare.get(key, key.removeprefix(prefix)): stored[key] for key in keys}
+
     def save(
         self,
         directory: str | Path,
@@ -149,9 +156,7 @@ class Checkpoint:
             (out / name).write_text(text, encoding="utf-8")
         write_weights(weights, changed, names, origin.meta)
         if lone and names[weights.files[0]].suffix == ".pth":
-            stored = {**weights.tensors, **changed}
-            bare = {key: origin.model_key.get(key, key.removeprefix(origin.prefix)) for key in state}
-            write_flat({bare[key]: stored[key] for key in state}, out / "model.safetensors")
+            write_flat(self.twin({**weights.tensors, **changed}), out / "model.safetensors")
         if origin.architecture is not None:
             (out / ARCHITECTURE_FILE).write_text(json.dumps(origin.architecture, indent=2) + "\n", encoding="utf-8")
         if origin.config:

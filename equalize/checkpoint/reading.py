@@ -26,6 +26,7 @@ __all__ = [
     "read_weights",
     "shards",
     "state_on_disk",
+    "twin_on_disk",
     "usual_dtype",
     "weight_files",
 ]
@@ -125,6 +126,13 @@ def state_on_disk(path: str | Path) -> dict[str, Tensor]:
     if place.is_dir():
         return dict(read_weights(*weight_files(place)).tensors)
     return dict(read_weights((place,)).tensors)
+
+
+def twin_on_disk(directory: Path) -> dict[str, Tensor] | None:
+    """The tensors of ``model.safetensors`` that `Checkpoint.save` wrote beside a torch file, if it did."""
+    path = directory / "model.safetensors"
+    nested = (directory / ARCHITECTURE_FILE).is_file() and (directory / "model.pth").is_file()
+    return read_safetensors(path) if nested and path.is_file() else None
 
 
 def usual_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
