@@ -395,3 +395,21 @@ TINY = {
     ),
     "Mask2Former": ("Mask2FormerForUniversalSegmentation", _mask2former),
 }
+
+
+def test_a_variant_stays_one(segformer_dir, tmp_path):
+    from transformers import SegformerForSemanticSegmentation
+
+    source = edited(segformer_dir, tmp_path / "in")
+    (source / "model.safetensors").rename(source / "model.fp16.safetensors")
+    checkpoint = load(source)
+    with torch.no_grad():
+        checkpoint.model.decode_head.classifier.bias.add_(1)
+    checkpoint.save(tmp_path / "out")
+    stock = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out", variant="fp16")
+    for model in (stock, reload(tmp_path / "out")):
+        assert same_bits(model.state_dict(), checkpoint.model.state_dict())
+    for name in ("weights.safetensors", "model.bin"):
+        (source / "model.fp16.safetensors").replace(source / name)
+        assert "from_pretrained does not look" in refusal(source)
+        (source / name).replace(source / "model.fp16.safetensors")

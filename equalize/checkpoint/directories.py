@@ -34,7 +34,9 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
     if not request.weights:
         return Checkpoint(model=hf.skeleton(config, directory), **common)
     fetch_weights(place)
-    weights = read_weights(*weight_files(place.path))
+    files = weight_files(place.path)
+    hf.variant(*files)
+    weights = read_weights(*files)
     loaded = hf.fill(
         config,
         weights.for_model(mapped=request.mapped),

@@ -1,6 +1,7 @@
 """transformers' models: tensors in by its own loader, and back under the keys on disk by its own conversion."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from equalize.checkpoint.factory import construct, seeded
 from equalize.checkpoint.hf_config import named_class, quiet, read_config, target_class
 from equalize.checkpoint.matching import check_finite, mismatch_error, only_class_count, strippings
-from equalize.checkpoint.reading import state_on_disk, usual_dtype
+from equalize.checkpoint.reading import state_on_disk, usual_dtype, weight_files
 from equalize.errors import CheckpointError
 
-__all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton"]
+__all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,23 @@ def config_fields(model: nn.Module) -> dict[str, object]:
     }
 
 
+def variant(files: Sequence[Path], index: Path | None) -> str | None:
+    """The ``variant`` that `from_pretrained` must be given to find the weights of a directory.
+
+    Raises:
+        CheckpointError: it does not look under such a name.
+    """
+    if index is not None:
+        return None
+    named = re.fullmatch(r"(pytorch_model|model)(?:\.([\w-]+))?\.(bin|safetensors)", files[0].name)
+    if named is None or (named[1] == "model") != (named[3] == "safetensors"):
+        expected = "model.safetensors or pytorch_model.bin"
+        raise CheckpointError(
+            files[0], "has a name under which from_pretrained does not look", expected=expected, remedy="rename it"
+        )
+    return named[2]
+
+
 def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
     """Load with ``from_pretrained``, and insist on its finding every key.
 
@@ -192,7 +210,12 @@ def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
     dtype = usual_dtype(state_on_disk(directory)) if mapped else torch.float32
     with quiet():
         model, info = kind.from_pretrained(
-            directory, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            directory,
+            variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
     if missing or info["mismatched_keys"]:
