@@ -21,7 +21,7 @@ from equalize.peers import ALONE, Peers
 from equalize.plan import Plan, Strategy
 from equalize.scanning import Scan, scan
 from equalize.sites import SiteKind
-from equalize.surgery import apply
+from equalize.surgery import apply, demand_fit
 from equalize.verify import Check, check_function, check_tensors
 from equalize.version import __version__
 
@@ -156,11 +156,12 @@ def verify(
     """`equalize verify`: the proof again, on demand, on a few images of `data` or on random inputs.
 
     Raises:
-        InputError: `out` holds no plan. NumericsError: it is not what its plan says.
+        InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
     """
     plan = Plan.read(out)
     name = _as_planned(name, plan)
     original = name.load(mapped=_stays_in_files(plan))
+    demand_fit(plan, original.model)
     if data is None:
         inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
     else:

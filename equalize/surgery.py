@@ -12,7 +12,7 @@ from equalize.errors import NumericsError, SiteError
 from equalize.plan import Edit, Plan
 from equalize.sites import Site
 
-__all__ = ["apply", "apply_edits", "demand_weight", "redraw", "with_aliases"]
+__all__ = ["apply", "apply_edits", "demand_fit", "demand_weight", "redraw", "with_aliases"]
 
 _PART = 1 << 21  # elements that are held in float64 at a time
 
@@ -24,23 +24,33 @@ def apply(plan: Plan, model: nn.Module) -> None:
         SiteError: if the plan does not fit the model; the model is then unchanged.
         NumericsError: if a rewritten tensor is not finite in its dtype.
     """
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    demand_fit(plan, model)
+    apply_edits(plan.edits, model)
+
+
+def demand_fit(plan: Plan, model: nn.Module) -> None:
+    """Refuses a plan that names what a model has not.
+
+    Raises:
+        SiteError: names it.
+    """
+    tensors = _tensors(model)
     for site in plan.sites:
         demand_weight(site, tensors)
     for edit in plan.edits:
         _demand_fit(edit, tensors)
-    apply_edits(plan.edits, model)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
     """Carries out edits in order, each computed in float64 and cast back once."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    tensors = _tensors(model)
     drawn: dict[tuple[str, int], nn.Module] = {}
     with torch.no_grad():
         for edit in edits:

@@ -192,6 +192,16 @@ def test_a_plan_never_names_code_to_run(custom, photos, tmp_path):
         replay(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
 
 
+def test_a_plan_of_another_network_is_refused(custom, photos, tmp_path):
+    embed(custom, photos, tmp_path / "out", how=HOW)
+    receipt = tmp_path / "out" / "equalize.json"
+    content = json.loads(receipt.read_text())
+    content["sites"][0]["weight"] = "elsewhere.weight"
+    receipt.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"elsewhere\.weight: is in the plan but not in this model"):
+        verify(tmp_path / "out", custom)
+
+
 def test_sites_are_chosen_by_a_glob(smp_dir, photos, tmp_path):
     plan = embed(ModelName(source=str(smp_dir)), photos, tmp_path / "out", pattern="decoder.blocks.[12].*", how=HOW)
     assert [site.layer for site in plan.sites] == ["decoder.blocks.1.conv1.0", "decoder.blocks.2.conv1.0"]
