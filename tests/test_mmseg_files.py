@@ -137,6 +137,54 @@ def test_a_backbone_alone_gets_its_decoder_drawn(psp, tmp_path):
     assert torch.equal(checkpoint.model.state_dict()["backbone.stem.0.weight"], original["backbone.stem.0.weight"])
 
 
+def backbone_of(source):
+    """The backbone's state dict under its own keys."""
+    state = torch.load(source, weights_only=True)["state_dict"]
+    return {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key.startswith("backbone.")}
+
+
+FORMS = {  # of a backbone's file: what it holds, given the backbone's state dict under its own keys
+    "bare": lambda state: state,
+    "of timm": lambda state: {"model": state, "epoch": 3},
+    "wrapped": lambda state: {"state_dict": {f"model.backbone.{key}": tensor for key, tensor in state.items()}},
+    "of mmpretrain": lambda state: {
+        "meta": {"cfg": "model = dict(type='ImageClassifier')", "dataset_meta": {"classes": ["cat"]}, "seed": 3},
+        "state_dict": {f"backbone.{key}": tensor for key, tensor in state.items()} | {"head.fc.bias": torch.ones(1)},
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mmsegmentation_loads_what_was_a_backbone(psp, tmp_path, form):
+    backbone = backbone_of(psp)
+    torch.save(FORMS[form](backbone), tmp_path / "in.pth")
+    checkpoint = load(tmp_path / "in.pth", f"mmseg:{psp.with_suffix('.py')}", init_missing=True)
+    with_names(checkpoint, "abc").save(tmp_path / "out")
+    theirs, ours = stock(tmp_path / "out" / "config.py", tmp_path / "out" / "model.pth"), load(tmp_path / "out")
+    assert theirs.dataset_meta["classes"] == tuple("abc")
+    assert all(torch.equal(tensor, theirs.backbone.state_dict()[key]) for key, tensor in backbone.items())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(theirs(x), ours.logits(x))
+        assert torch.equal(checkpoint.logits(x), ours.logits(x))
+    content = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+    assert content.get("epoch", 3) == 3
+    assert content["meta"].pop("cfg") == (tmp_path / "out" / "config.py").read_text()
+    assert content["meta"].keys() - {"seed"} == {"dataset_meta"}
+    assert ("seed" in content["meta"]) == (form == "of mmpretrain")
+    assert load(tmp_path / "out" / "model.pth").drawn == ()  # the file says itself what it is
+
+
+def test_a_bare_backbone_is_equalized_and_verified(psp, run_cli, photos, tmp_path):
+    torch.save(backbone_of(psp), tmp_path / "in.pth")
+    arch, out = ("--arch", f"mmseg:{psp.with_suffix('.py')}"), tmp_path / "out"
+    where = (tmp_path / "in.pth", "--data", photos, "-o", out, "--size", 64)
+    ran = run_cli("calibrate", *where, *arch, "--init-missing")
+    assert ran.code == 0, ran.err
+    ran = run_cli("verify", out, "--against", tmp_path / "in.pth", *arch)
+    assert ran.code == 0, ran.err
+
+
 def test_the_config_that_the_user_names_is_run_and_then_needed_no_more(psp, tmp_path, monkeypatch):
     """Once its values are written beside the weights, they say all."""
     (tmp_path / "base.py").write_text(config_text("PSPHead"))
@@ -164,10 +212,12 @@ def test_parts_of_the_users_own_need_his_config_each_time(psp, tmp_path):
     (tmp_path / "my_backbone.py").write_text(
         "from mmseg.models.backbones import ResNetV1c\n"
         "from mmseg.registry import MODELS\n\n\n"
-        "@MODELS.register_module(force=True)\nclass MyBackbone(ResNetV1c):\n    pass\n"
+        "@MODELS.register_module(force=True)\nclass MyBackbone(ResNetV1c):\n"
+        "    def __init__(self, options, **kwargs):\n"
+        "        super().__init__(**kwargs)\n        self.width = options.width\n"  # as parts of mmsegmentation do
     )
     config = tmp_path / "mine.py"
-    text = config_text("PSPHead").replace("'ResNetV1c'", "'MyBackbone'")
+    text = config_text("PSPHead").replace("'ResNetV1c'", "'MyBackbone', options=dict(width=4)")
     config.write_text(text + "custom_imports = dict(imports=['my_backbone'], allow_failed_imports=False)\n")
     path = rewritten(psp, tmp_path / "mine.pth", lambda content: content["meta"].update(cfg=config.read_text()))
     with pytest.raises(CheckpointError, match=r"custom_imports.*--arch mmseg:config\.py"):
@@ -182,6 +232,7 @@ def test_parts_of_the_users_own_need_his_config_each_time(psp, tmp_path):
     finally:
         sys.path.remove(str(tmp_path))
     assert type(again.backbone).__name__ == "MyBackbone"
+    assert again.backbone.width == 4
     assert again.decode_head.num_classes == 4
 
 

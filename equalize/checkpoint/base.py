@@ -48,6 +48,8 @@ class Origin:
     """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
     meta: Mapping[str, object] = field(default_factory=dict)
     """What has to change under ``meta`` of a torch file; None takes an entry away."""
+    nest: str | None = None
+    """Where a torch file shall have its state dict, with ``meta`` beside it; None leaves it where it is."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Files to write beside the weights, by name."""
 
@@ -154,7 +156,7 @@ class Checkpoint:
             shutil.copyfile(path, out / path.name)
         for name, text in origin.texts.items():
             (out / name).write_text(text, encoding="utf-8")
-        write_weights(weights, changed, names, origin.meta)
+        write_weights(weights, changed, names, origin.meta, origin.nest)
         if lone and names[weights.files[0]].suffix == ".pth":
             write_flat(self.twin({**weights.tensors, **changed}), out / "model.safetensors")
         if origin.architecture is not None:

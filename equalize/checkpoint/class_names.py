@@ -24,7 +24,8 @@ def with_names(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
 
 def _record(checkpoint: Checkpoint, origin: Origin, names: tuple[str, ...]) -> Origin:
     id2label = {str(number): name for number, name in enumerate(names)}
-    told = checkpoint.family == "transformers" or (checkpoint.family == "mmsegmentation" and origin.weights.meta)
+    has_meta = origin.weights.meta or origin.nest
+    told = checkpoint.family == "transformers" or (checkpoint.family == "mmsegmentation" and has_meta)
     if told and checkpoint.classes == names:
         return origin
     if checkpoint.family == "transformers":

@@ -8,6 +8,7 @@ from typing import Any
 from equalize.checkpoint import hf, hf_config, smp_family
 from equalize.checkpoint.base import PLAN_FILE, Checkpoint, Origin
 from equalize.checkpoint.factory import construct
+from equalize.checkpoint.hf_placement import at_home
 from equalize.checkpoint.matching import disk_state, fill, fit
 from equalize.checkpoint.reading import read_json, read_weights, weight_files
 from equalize.checkpoint.request import Request
@@ -37,6 +38,9 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
     files = weight_files(place.path)
     hf.variant(*files)
     weights = read_weights(*files)
+    notes: tuple[str, ...] = ()
+    if request.arch is not None:
+        weights, notes = at_home(config, weights, place.path, lone=False)
     loaded = hf.fill(
         config,
         weights.for_model(mapped=request.mapped),
@@ -47,10 +51,22 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
         strip=False,
         mapped=request.mapped,
     )
-    fields = hf.config_fields(loaded.model) if loaded.drawn else None
-    origin = Origin(path=place.path, weights=weights, disk_state=partial(hf.disk_state, loaded), config=fields)
+    around = request.arch is not None
+    origin = Origin(
+        path=place.path,
+        weights=weights,
+        disk_state=partial(hf.disk_state, loaded),
+        config=hf.config_fields(loaded.model) if loaded.drawn or around else None,
+        beside=(directory / "config.json",) if around else (),
+    )
     return Checkpoint(
-        model=loaded.model, drawn=loaded.drawn, sha256=weights.sha256(), arch=request.arch, origin=origin, **common
+        model=loaded.model,
+        drawn=loaded.drawn,
+        notes=notes,
+        sha256=weights.sha256(),
+        arch=request.arch,
+        origin=origin,
+        **common,
     )
 
 

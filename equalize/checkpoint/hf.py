@@ -96,6 +96,9 @@ def fill(
     missing = [key for key in missing if key not in counters]
     mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
     if missing or mismatched:
+        loaded = len(model.state_dict()) - len(missing) - len(mismatched)
+        if len(info["unexpected_keys"]) > loaded:  # what came along by chance is not what was meant
+            raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
         _refuse_or_draw(where, kind, config, missing, mismatched, init_missing, num_classes, len(model.state_dict()))
     drawn = tuple(key for key in model.state_dict() if key in {*missing, *mismatched})
     return Loaded(model=model.eval(), drawn=drawn, bare=bare)
@@ -156,7 +159,8 @@ def disk_state(loaded: Loaded, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     """The tensors of a state dict of the model by the key they have, or shall have, in the files they came from."""
     model = loaded.model
     written = revert(model, state)
-    drawn = revert(model, {key: state[key] for key in loaded.drawn}, as_loaded=False)
+    plain = not model.__dict__.get("_weight_conversions")  # the file has the keys of the modules: so shall the rest
+    drawn = revert(model, {key: state[key] for key in loaded.drawn}, as_loaded=plain)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found: dict[str, Tensor] = {}
     for key, disk in loaded.bare.items():

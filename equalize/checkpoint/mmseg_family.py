@@ -108,9 +108,11 @@ def builder(model: Config, *, draw: bool, room: Mapping[str, Tensor] | None) -> 
 
     def make() -> nn.Module:
         registry = library()
+        from mmengine import ConfigDict  # some parts read their options as attributes
+
         guard = contextlib.nullcontext() if room is None else _only_registered()
         with quiet(), guard, _bounded(room, draw=draw), registry.switch_scope_and_registry("mmseg") as scoped:
-            network = scoped.build(copy.deepcopy(dict(model)))
+            network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
             if draw:
                 network.init_weights()
             from mmengine.model import revert_sync_batchnorm

@@ -13,6 +13,7 @@ from equalize.checkpoint.factory import construct
 from equalize.checkpoint.matching import disk_state, fill, fit
 from equalize.checkpoint.mmseg_config import bare_model, read_literals, trusted_model, with_classes
 from equalize.checkpoint.mmseg_facts import class_names, config_text, meta_with_classes, preprocessing
+from equalize.checkpoint.placement import placement_notes, settled
 from equalize.checkpoint.reading import Weights
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
@@ -22,6 +23,7 @@ __all__ = ["ARCH", "is_mmseg", "load_mmseg"]
 ARCH = "mmseg"
 """Alone, as ``--arch``: the config that comes with the checkpoint. With ``:config.py`` behind it, that file, run."""
 _CONFIG_FILE = "config.py"
+_NEST = "state_dict"  # where mmengine looks for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,13 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         num_classes=number,
         architecture=architecture,
     )
+    names = class_names(weights.meta)
+    classes = names if names and len(names) == _head(plan.model).get("num_classes") else None
+    notes = (*weights.notes, *placement_notes(path, weights, match))
+    lacking = bool(match.missing)
+    if lacking:
+        meta |= _meta_of_the_whole(weights, plan, classes)
+    weights, match = settled(weights, match, own_keys=True)
     drawn: tuple[str, ...] = ()
     if request.weights:
         drawn = fill(model, weights, match, request.source, mapped=request.mapped)
@@ -87,25 +96,31 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         prefix=match.prefix,
         model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
         meta=meta,
+        nest=_NEST if lacking else None,
         texts={} if plan.text is None else {_CONFIG_FILE: plan.text},
     )
-    names = class_names(weights.meta)
     return Checkpoint(
         source=request.source,
         family="mmsegmentation",
         architecture=architecture,
         model=model,
         preprocess=preprocessing(plan.config),
-        classes=names if names and len(names) == _head(plan.model).get("num_classes") else None,
+        classes=classes,
         revision=None,
         drawn=drawn,
-        notes=weights.notes,
+        notes=notes,
         sha256=weights.sha256() if request.weights else None,
         plan_json=read_plan(path) if path.is_dir() else None,
         arch=plan.arch,
         arch_args=arguments,
         origin=origin if request.weights else None,
     )
+
+
+def _meta_of_the_whole(weights: Weights, plan: _Blueprint, classes: tuple[str, ...] | None) -> dict[str, object]:
+    """What has to change in the ``meta`` of a backbone, which may tell of the network that it was trained in."""
+    config = {} if config_text(weights.meta) == plan.text else {"cfg": plan.text, "config": None}
+    return {**config, **({} if classes else meta_with_classes(None))}
 
 
 def _read(path: Path, weights: Weights, request: Request) -> _Blueprint:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -59,6 +59,24 @@ class Weights:
     """What a torch file holds under ``meta``: frameworks note there what the weights belong to."""
     notes: tuple[str, ...] = ()
     """What was chosen where a file left a choice."""
+    renamed: Mapping[str, str] | None = None
+    """Key in the files -> key here, and in what is written from here; None where the files' own keys stay."""
+
+    def under(self, names: Mapping[str, str]) -> "Weights":
+        """The same tensors under other keys.
+
+        Args:
+            names: key -> other key; what it lacks is left out.
+        """
+        home = {names[key]: path for key, path in self.home.items() if key in names}
+        renamed = replace(self, renamed=names)
+        return replace(renamed, tensors=renamed.as_named(self.tensors), home=home)
+
+    def as_named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the files by the keys that they have here."""
+        if self.renamed is None:
+            return dict(tensors)
+        return {self.renamed[key]: tensor for key, tensor in tensors.items() if key in self.renamed}
 
     def for_model(self, *, mapped: bool) -> dict[str, Tensor]:
         """The tensors once more, for a model to own: writing to them leaves ``tensors`` as they are on disk.
@@ -68,7 +86,7 @@ class Weights:
         """
         if not mapped:
             return {key: tensor.clone() for key, tensor in self.tensors.items()}
-        again = read_weights(self.files, self.index).tensors
+        again = self.as_named(read_weights(self.files, self.index).tensors)
         seen: set[int] = set()
         own: dict[str, Tensor] = {}
         for key, tensor in again.items():

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from equalize.checkpoint.pickles import read_torch
+from equalize.checkpoint.pickles import TorchFile, read_torch
 from equalize.checkpoint.reading import Weights, read_json
 from equalize.checkpoint.safetensors_file import read_header, read_safetensors
 from equalize.errors import NumericsError
@@ -65,7 +65,11 @@ def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def write_weights(
-    weights: Weights, changed: Mapping[str, Tensor], names: Mapping[Path, Path], meta: Mapping[str, object]
+    weights: Weights,
+    changed: Mapping[str, Tensor],
+    names: Mapping[Path, Path],
+    meta: Mapping[str, object],
+    nest: str | None = None,
 ) -> None:
     """Write every file again under a new name: a plain copy where none of its tensors changed.
 
@@ -74,49 +78,79 @@ def write_weights(
         changed: by key on disk; a key that is not there yet goes to the last file.
         names: the file to write for each file read, and for the index.
         meta: what changes under ``meta`` of torch files; None takes an entry away.
+        nest: where torch files shall have their state dict, with ``meta`` beside it; None leaves it where it is.
     """
     last = weights.files[-1]
     for path in weights.files:
         mine = {key: tensor for key, tensor in changed.items() if weights.home.get(key, last) == path}
         torch_file = path.suffix != ".safetensors"
-        if not mine and not (meta and torch_file):
+        if not mine and weights.renamed is None and not (meta and torch_file):
             shutil.copyfile(path, names[path])
         elif torch_file:
-            _rewrite_torch(path, names[path], mine, meta)
+            _rewrite_torch(weights, path, names[path], mine, meta, nest)
         else:
-            _rewrite_safetensors(path, names[path], mine)
+            _rewrite_safetensors(weights, path, names[path], mine)
     if weights.index is not None:
         _rewrite_index(weights, changed, names[weights.index])
 
 
-def _rewrite_safetensors(path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
+def _rewrite_safetensors(weights: Weights, path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
     metadata: Any = read_header(path).get("__metadata__")
-    _save({**read_safetensors(path), **_unshared(changed)}, target, metadata)
+    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, metadata)
 
 
-def _rewrite_torch(path: Path, target: Path, changed: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
+def _rewrite_torch(
+    weights: Weights,
+    path: Path,
+    target: Path,
+    changed: Mapping[str, Tensor],
+    meta: Mapping[str, object],
+    nest: str | None,
+) -> None:
     file = read_torch(path)
+    if weights.renamed is not None:
+        tensors = weights.as_named(file.state)
+        others = {key: value for key, value in file.mapping.items() if not isinstance(value, Tensor)}
+        file.mapping.clear()
+        file.mapping.update(others | tensors)
     file.mapping.update(changed)
-    if file.meta:
-        merged = {**file.content["meta"], **meta}
-        file.content["meta"] = {key: value for key, value in merged.items() if meta.get(key, ...) is not None}
     size = sum(tensor.nbytes for tensor in file.state.values())
+    content = file.content if nest is None else _nested(file, nest)
+    if file.meta or nest is not None:
+        told = content.get("meta")
+        merged = {**(told if isinstance(told, dict) else {}), **meta}
+        content["meta"] = {key: value for key, value in merged.items() if meta.get(key, ...) is not None}
     try:
-        torch.save(file.content, target)
+        torch.save(content, target)
     except RuntimeError as error:  # all that torch says of a failed write
         number = errno.ENOSPC if shutil.disk_usage(target.parent).free < size else errno.EIO
         raise OSError(number, os.strerror(number)) from error
 
 
+def _nested(file: TorchFile, nest: str) -> dict[str, Any]:
+    """The content of a file with its state dict under one key, wherever it was."""
+    state = file.mapping
+    if file.nest == (nest,):
+        return dict(file.content)
+    if not file.nest:
+        return {**{key: value for key, value in state.items() if not isinstance(value, Tensor)}, nest: file.state}
+    *way, last = file.nest
+    around = file.content
+    for key in way:
+        around = around[key]
+    del around[last]
+    return {**file.content, nest: state}
+
+
 def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path) -> None:
     assert weights.index is not None
     content: Any = read_json(weights.index)
-    new = {key: tensor for key, tensor in changed.items() if key not in weights.home}
-    content["weight_map"] |= dict.fromkeys(new, weights.files[-1].name)
+    homes = {**dict.fromkeys(changed, weights.files[-1]), **weights.home}
+    content["weight_map"] = {key: path.name for key, path in homes.items()}
     metadata = content.get("metadata")
-    grown = sum(t.nbytes - (weights.tensors[k].nbytes if k in weights.tensors else 0) for k, t in changed.items())
-    if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
-        metadata["total_size"] += grown
+    changes = changed or weights.renamed is not None
+    if changes and isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+        metadata["total_size"] = sum(tensor.nbytes for tensor in {**weights.tensors, **changed}.values())
     target.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

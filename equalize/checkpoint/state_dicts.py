@@ -13,8 +13,10 @@ from equalize.checkpoint import hf, hf_config, smp_family, smp_keys, torchvision
 from equalize.checkpoint.base import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
 from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
-from equalize.checkpoint.matching import PREFIXES, Match, disk_state, fill, fit
+from equalize.checkpoint.hf_placement import at_home
+from equalize.checkpoint.matching import disk_state, fill, fit
 from equalize.checkpoint.mmseg_loading import is_mmseg, load_mmseg
+from equalize.checkpoint.placement import placement_notes, settled
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
 from equalize.checkpoint.recognition import recognise
@@ -66,6 +68,8 @@ def load_state_dict(
         num_classes=request.num_classes,
         architecture=plan.architecture,
     )
+    notes = (*weights.notes, *plan.notes, *placement_notes(path, weights, match))
+    weights, match = settled(weights, match)
     drawn: tuple[str, ...] = ()
     if request.weights:
         drawn = fill(model, weights, match, request.source, mapped=request.mapped)
@@ -87,23 +91,13 @@ def load_state_dict(
         classes=classes,
         revision=None,
         drawn=drawn,
-        notes=(*weights.notes, *plan.notes, *_placement_notes(path, match)),
+        notes=notes,
         sha256=weights.sha256() if request.weights else None,
         plan_json=read_plan(path) if path.is_dir() else None,
         arch=plan.arch,
         arch_args=plan.arguments,
         origin=origin if request.weights else None,
     )
-
-
-def _placement_notes(path: Path, match: Match) -> list[str]:
-    notes = []
-    if any(f"{part}." not in PREFIXES for part in match.prefix.split(".")[:-1]):
-        notes.append(f"{path.name}: the network was taken to be what lies under {match.prefix.removesuffix('.')!r}")
-    if match.submodule:
-        found = sum(key.startswith(match.submodule) for key in match.on_disk)
-        notes.append(f"{path.name}: {found} tensors were taken as those of {match.submodule.removesuffix('.')}")
-    return notes
 
 
 def _blueprint(weights: Weights, request: Request) -> _Blueprint:
@@ -172,6 +166,7 @@ def _load_with_config(path: Path, weights: Weights, request: Request) -> Checkpo
     }
     if not request.weights:
         return Checkpoint(model=hf.skeleton(config, directory), **common)
+    weights, notes = at_home(config, weights, path, lone=True)
     loaded = hf.fill(
         config,
         weights.for_model(mapped=request.mapped),
@@ -192,7 +187,14 @@ def _load_with_config(path: Path, weights: Weights, request: Request) -> Checkpo
         prefix=loaded.prefix,
         beside=tuple(directory / name for name in names if (directory / name).is_file()),
     )
-    return Checkpoint(model=loaded.model, drawn=loaded.drawn, sha256=weights.sha256(), origin=origin, **common)
+    return Checkpoint(
+        model=loaded.model,
+        drawn=loaded.drawn,
+        notes=(*weights.notes, *notes),
+        sha256=weights.sha256(),
+        origin=origin,
+        **common,
+    )
 
 
 def load_published(name: str, request: Request) -> Checkpoint:
