@@ -27,6 +27,8 @@ __all__ = ["Recording", "accelerators", "record"]
 # Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
 
+_MOST_DRAWN = 1 << 27  # half a gigabyte: nothing but a configuration may have asked for it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
@@ -86,6 +88,9 @@ def accelerators(model: nn.Module) -> list[int]:
 def _for_the_run(model: nn.Module) -> dict[str, Tensor]:
     """The model's own parameters, copies of its buffers, and draws for what is on the meta device, by name."""
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    missing = {id(tensor): tensor.numel() for _, tensor in named if tensor.is_meta}
+    if sum(missing.values()) > _MOST_DRAWN:
+        raise ValueError("it is too large to be run on weights that are drawn for that")
     own: dict[int, Tensor] = {}  # a tensor of several names stays one
     for name, tensor in named:
         if id(tensor) not in own:

@@ -12,6 +12,7 @@ from equalize.checkpoint.hf_placement import at_home
 from equalize.checkpoint.matching import disk_state, fill, fit
 from equalize.checkpoint.reading import read_json, read_weights, weight_files
 from equalize.checkpoint.request import Request
+from equalize.checkpoint.room import bounded
 from equalize.checkpoint.source import Place, fetch_weights
 
 __all__ = ["load_smp", "load_transformers", "read_plan"]
@@ -77,9 +78,14 @@ def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Ch
     arguments = smp_family.arguments_of(config)
     if request.num_classes is not None:
         arguments["classes"] = request.num_classes
-    model = construct(
-        lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed, empty=request.empty
-    )
+    weights = None
+    if request.weights:
+        fetch_weights(place)
+        weights = read_weights(*weight_files(place.path))
+    with bounded(weights.tensors if weights else None, draw=request.init_missing):
+        model = construct(
+            lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed, empty=request.empty
+        )
     common: dict[str, Any] = {
         "source": request.source,
         "family": "smp",
@@ -90,10 +96,8 @@ def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Ch
         "revision": place.revision,
         "plan_json": read_plan(place.path),
     }
-    if not request.weights:
+    if weights is None:
         return Checkpoint(**common)
-    fetch_weights(place)
-    weights = read_weights(*weight_files(place.path))
     match = fit(
         model,
         weights.tensors,

@@ -13,6 +13,7 @@ from equalize.checkpoint.factory import construct, seeded
 from equalize.checkpoint.hf_config import named_class, quiet, read_config, target_class
 from equalize.checkpoint.matching import check_finite, mismatch_error, only_class_count, strippings
 from equalize.checkpoint.reading import state_on_disk, usual_dtype, weight_files
+from equalize.checkpoint.room import bounded
 from equalize.errors import CheckpointError
 
 __all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
@@ -41,7 +42,7 @@ def skeleton(config: Any, where: object) -> nn.Module:
         CheckpointError: the config cannot be built.
     """
     kind = target_class(config, where)
-    with quiet():
+    with quiet(), bounded(None):
         return construct(lambda: kind(config), kind.__name__, weights=False, seed=0)
 
 
@@ -77,7 +78,7 @@ def fill(
     check_finite(tensors, where, mapped=mapped)
     own = {key: tensors[disk] for key, disk in bare.items()}
     try:
-        with quiet(), seeded(seed):
+        with quiet(), seeded(seed), bounded(tensors, draw=init_missing):
             model, info = kind.from_pretrained(
                 None,
                 config=config,
@@ -87,7 +88,9 @@ def fill(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except (RuntimeError, ValueError, KeyError, TypeError, ImportError, AssertionError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a network makes of a config from strangers
         raise CheckpointError(
             where, f"cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:200]})"
         ) from error

@@ -8,12 +8,12 @@ from typing import Any
 
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import read_json
+from equalize.checkpoint.room import check_counts
 from equalize.errors import CheckpointError
 
 __all__ = ["labels", "named_class", "preprocessing", "quiet", "read_config", "target_class"]
 
-_MOST = {"num_labels": 100_000, "layers": 200, "depth": 200, "blocks": 200}
-_LONGEST_LIST = 1000
+_ATTENTIONS = (None, "eager", "sdpa")  # others may be fetched from the Hub, as code
 
 
 def read_config(directory: Path, num_classes: int | None = None) -> Any:
@@ -26,9 +26,11 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
 
     path = directory / "config.json"
     raw = read_json(path)
-    if _asks_for_code(raw):
-        raise CheckpointError(path, "asks for code from its repository (auto_map)", remedy="not supported: use --arch")
-    _check_counts(path, raw)
+    if (key := _code_asked_for(raw)) is not None:
+        raise CheckpointError(path, f"asks for code from the Hub ({key})", remedy="not supported: use --arch")
+    if raw.get("quantization_config"):
+        raise CheckpointError(path, "is of a quantized network", remedy="use the checkpoint that it was made of")
+    check_counts(path, raw)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
@@ -45,30 +47,20 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
     return config
 
 
-def _check_counts(path: Path, value: object, key: str = "") -> None:
-    """Refuse numbers of labels or layers that no network has and that would take hours or all memory to build."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            _check_counts(path, inner, str(name))
-    elif isinstance(value, list):
-        if len(value) > _LONGEST_LIST:
-            raise CheckpointError(
-                path, f"has a list of {len(value)} under {key!r}", expected=f"at most {_LONGEST_LIST}"
-            )
-        for inner in value:
-            _check_counts(path, inner, key)
-        if all(isinstance(inner, int) for inner in value):
-            _check_counts(path, sum(value), key)
-    elif isinstance(value, int):
-        limit = next((most for part, most in _MOST.items() if part in key), None)
-        if limit is not None and value > limit:
-            raise CheckpointError(path, f"asks for {key} = {value}", expected=f"at most {limit}")
-
-
-def _asks_for_code(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return "auto_map" in value or any(_asks_for_code(inner) for inner in value.values())
-    return isinstance(value, list) and any(_asks_for_code(inner) for inner in value)
+def _code_asked_for(config: object) -> str | None:
+    """The key of a config under which code from the Hub is asked for: a module, or a kernel for attention."""
+    stack = [config]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                kernel = key.endswith(("attn_implementation", "experts_implementation"))
+                if key == "auto_map" or (kernel and inner not in _ATTENTIONS):
+                    return str(key)
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    return None
 
 
 def target_class(config: Any, where: object) -> Any:
@@ -116,8 +108,8 @@ def preprocessing(directory: Path) -> Preprocess:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if not (directory / name).is_file():
             continue
-        if _asks_for_code(read_json(directory / name)):
-            raise CheckpointError(directory / name, "asks for code from its repository (auto_map)")
+        if (key := _code_asked_for(read_json(directory / name))) is not None:
+            raise CheckpointError(directory / name, f"asks for code from the Hub ({key})")
         try:
             with quiet():
                 processor = AutoImageProcessor.from_pretrained(

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
 from equalize.checkpoint.mmseg_config import REMEDY, Config, types_in
+from equalize.checkpoint.room import bounded
 from equalize.errors import CheckpointError, ResourceError
 
 __all__ = ["builder", "check_types", "dump", "library", "quiet", "run_config"]
@@ -111,7 +108,8 @@ def builder(model: Config, *, draw: bool, room: Mapping[str, Tensor] | None) -> 
         from mmengine import ConfigDict  # some parts read their options as attributes
 
         guard = contextlib.nullcontext() if room is None else _only_registered()
-        with quiet(), guard, _bounded(room, draw=draw), registry.switch_scope_and_registry("mmseg") as scoped:
+        bounds = contextlib.nullcontext() if room is None else bounded(room, draw=draw)
+        with quiet(), guard, bounds, registry.switch_scope_and_registry("mmseg") as scoped:
             network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
             if draw:
                 network.init_weights()
@@ -136,35 +134,6 @@ def _only_registered() -> Iterator[None]:
         yield
     finally:
         registry.get_object_from_string = before
-
-
-@contextlib.contextmanager
-def _bounded(room: Mapping[str, Tensor] | None, *, draw: bool) -> Iterator[None]:
-    """Stop a constructor that registers far more tensors, or far larger ones, than the file can fill.
-
-    The hooks see a tensor before it is initialised, when its memory is promised but not yet used.
-    """
-    if room is None:
-        yield
-        return
-    decoder = 1 << 28 if draw else 0  # values of a decoder that the file lacks
-    left = {
-        "tensors": 4 * len(room) + 1024,
-        "values": 2 * sum(tensor.numel() for tensor in room.values()) + (1 << 24) + decoder,
-    }
-
-    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        left["tensors"] -= 1
-        left["values"] -= tensor.numel() if tensor is not None else 0
-        if min(left.values()) < 0:
-            raise ValueError("the config describes a network far larger than the checkpoint")
-
-    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def run_config(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Lone state dicts -> `Checkpoint`: built as ``--arch``, a record beside them, or their keys say."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
 from equalize.checkpoint.recognition import recognise
 from equalize.checkpoint.request import Request
+from equalize.checkpoint.room import bounded
 from equalize.errors import CheckpointError
 
 __all__ = ["load_published", "load_state_dict", "load_written", "reload_state_dict"]
@@ -59,7 +61,9 @@ def load_state_dict(
         return load_mmseg(path, weights, request)
     plan = _blueprint(weights, request)
     make = partial(plan.make, **plan.arguments)
-    model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
+    bounds = nullcontext() if plan.family == "custom" else bounded(weights.tensors, draw=request.init_missing)
+    with bounds:
+        model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
     match = fit(
         model,
         weights.tensors,
