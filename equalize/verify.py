@@ -168,7 +168,7 @@ def _demand_close(where: str, got: float, allowed: float) -> None:
             "does not do what the plan says",
             got=f"a deviation of {got:.3g}",
             expected=f"at most {allowed:.3g}",
-            remedy="please report this, with the model's configuration",
+            remedy="is it the model that was equalized? if so, please report this with its configuration",
         )
 
 

@@ -80,6 +80,14 @@ def test_the_source_is_safe_from_its_output(smp_dir, tmp_path, out):
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == sorted(path.name for path in smp_dir.iterdir())
 
 
+def test_an_output_that_is_a_link_is_not_followed(checkpoint, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is a link"):
+        checkpoint.save(tmp_path / "out", overwrite=True)
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
 def test_the_directory_of_a_state_dict_cannot_be_replaced(checkpoint, tmp_path):
     with pytest.raises(OutputError, match="holds the model"):
         checkpoint.save(tmp_path / "in", overwrite=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from equalize.checkpoint.pickles import TorchFile, read_torch
 from equalize.checkpoint.reading import Weights, read_json
@@ -113,7 +113,7 @@ def _rewrite_torch(
         others = {key: value for key, value in file.mapping.items() if not isinstance(value, Tensor)}
         file.mapping.clear()
         file.mapping.update(others | tensors)
-    file.mapping.update(changed)
+    file.mapping.update({key: _as_was(file.mapping.get(key), tensor) for key, tensor in changed.items()})
     size = sum(tensor.nbytes for tensor in file.state.values())
     content = file.content if nest is None else _nested(file, nest)
     if file.meta or nest is not None:
@@ -125,6 +125,15 @@ def _rewrite_torch(
     except RuntimeError as error:  # all that torch says of a failed write
         number = errno.ENOSPC if shutil.disk_usage(target.parent).free < size else errno.EIO
         raise OSError(number, os.strerror(number)) from error
+
+
+def _as_was(old: object, tensor: Tensor) -> Tensor:
+    """A tensor in the memory layout of the one that it replaces, and a parameter if that was one."""
+    if not isinstance(old, Tensor) or old.shape != tensor.shape:
+        return tensor
+    if old.stride() != tensor.stride():  # channels last
+        tensor = torch.empty_like(old, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
 def _nested(file: TorchFile, nest: str) -> dict[str, Any]:

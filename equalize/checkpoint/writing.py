@@ -92,7 +92,9 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
             raise OutputError(out, "is the model itself or lies inside it", remedy="name another directory")
         if resolved in origin.parents and out.exists() and any(out.iterdir()):
             raise OutputError(out, "holds the model that is read", remedy="name another directory")
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.is_symlink():
+        raise OutputError(out, "is a link, which is not followed", remedy="name the directory itself")
+    if out.exists() and not out.is_dir():
         raise OutputError(out, "exists and is not a directory")
     if out.exists() and not overwrite:
         raise OutputError(out, "exists", remedy="--overwrite replaces it")
@@ -162,7 +164,7 @@ def copy_side_files(source: Path, directory: Path, *, leave_out: set[Path]) -> N
         folders[:] = [n for n in folders if n not in _NEVER_COPIED and not os.path.islink(os.path.join(folder, n))]
         for name in names:
             path = Path(folder, name)
-            real = path.resolve()
+            real = Path(os.path.realpath(path))  # of a link to itself, too
             inside = any(place in real.parents for place in allowed)
             if path in leave_out or name in _NEVER_COPIED or not inside or not real.is_file():
                 continue
