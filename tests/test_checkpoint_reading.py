@@ -88,6 +88,11 @@ def test_truncated_safetensors(tmp_path, keep):
         ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "'a' has 8 bytes"),
         ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "broken"),
         ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [1] * 99 + [2], "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [1 << 40] * 9000, "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}}, "broken"),
+        ({"a": {"dtype": "I1", "shape": [64], "data_offsets": [0, 8]}}, "unknown dtype"),
+        ({"__metadata__": {"a": 1}, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "not a readable"),
         ({"a": {"dtype": "F32", "shape": [1 << 60, 1 << 60], "data_offsets": [0, 8]}}, "'a' has 8 bytes"),
         (
             {
@@ -105,6 +110,43 @@ def test_safetensors_headers_that_lie(tmp_path, header, what):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
     assert what in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.pth", struct.pack("<Q", 0x280) + b'{"a":' + b" " * 999, "is a safetensors file"),
+        ("a.safetensors", b"PK\x03\x04" + bytes(99), "is a PyTorch file"),
+        ("a.safetensors", pickle.dumps([1], protocol=2), "is a PyTorch file"),
+        ("a.pth", pickle.dumps({"a": [1, 2]}, protocol=2), "a pickle that torch.save did not write"),
+        ("a.pth", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+        ("a.pth", b"\x08\x08\x12\x07pytorch\x1a\x032.0" + bytes(99), "ONNX"),
+        ("a.pth", b"\x1f\x8b\x08" + bytes(99), "gzip"),
+        ("a.pth", b"a/model.pth" + bytes(246) + b"ustar" + bytes(99), "tar"),
+        ("a.pth", b"<Error><Code>AccessDenied</Code></Error>", "text"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    assert what in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("shard", ["../a", "/etc/passwd", "a\nb", "\x1b[2J", "x" * 5000, ".", "\ud800", "a\0b"])
+def test_an_index_names_plain_files_beside_it(tmp_path, shard):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert "plain names beside the index" in refusal(tmp_path)
+
+
+def test_a_config_that_git_lfs_did_not_fetch(tmp_path):
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert "git lfs pull" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_pipes_and_sockets_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "holds no weights" in refusal(tmp_path)
+    assert "not a regular file" in refusal(tmp_path / name)
 
 
 def test_safetensors_key_twice(tmp_path):

@@ -4,10 +4,13 @@ import io
 import pytest
 import torch
 import typer
+from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 
 from equalize.cli.failures import explain
 from equalize.cli.process import Terminated, interruptible
+from equalize.cli.terminal import _console
 from equalize.errors import InputError, NumericsError, ResourceError
 
 CASES = [
@@ -32,6 +35,23 @@ def test_every_known_failure_has_a_line_and_a_code(error, code, begins):
     assert failure.sentence.startswith(begins)
     assert "\n" not in failure.sentence
     assert (failure.exit_code, failure.is_bug) == (code, False)
+
+
+def test_a_terminal_is_sent_nothing_to_obey():
+    """Names of keys, layers and classes come from files of strangers."""
+    named = "road\x1b[31m\x9b2J\u202eevil"
+    shown = "road\ufffd[31m\ufffd2J\ufffdevil"
+    assert explain(InputError(named, "is bad")).sentence == f"error: {shown}: is bad"
+    written = io.StringIO()
+    table = Table("name")
+    table.add_row(named)
+    _console(written).print(table, Text(named), sep="\n")
+    assert written.getvalue().count("road\ufffd[31m\ufffd2J\ufffd") == 2
+    assert "\x1b" not in written.getvalue()
+
+
+def test_a_line_of_a_megabyte_is_cut():
+    assert len(explain(InputError("x" * 1_000_000, "is bad")).sentence) < 5000
 
 
 def test_the_hub_and_the_network_are_resources():

@@ -215,15 +215,19 @@ def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
     """
     kind = target_class(read_config(directory), directory)
     dtype = usual_dtype(state_on_disk(directory)) if mapped else torch.float32
-    with quiet():
-        model, info = kind.from_pretrained(
-            directory,
-            variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                directory,
+                variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a config that misses a field
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(directory, f"from_pretrained refuses it ({type(error).__name__}: {line})") from error
     missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
     if missing or info["mismatched_keys"]:
         mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}

@@ -30,6 +30,7 @@ NESTS = (
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_HEAD = 1 << 24
+_LEGACY_MAGIC, _LEGACY_BEGINNING = (0x1950A86A20F9469CFC6C).to_bytes(10, "little"), 32
 _UNPACK, _CONVERT = "unpack it first", "convert it to PyTorch first"
 _OTHERS = (
     (8, b'{"', "a safetensors file", "give it the suffix .safetensors"),
@@ -102,8 +103,8 @@ def _unpickled(path: Path) -> Any:
         start = file.read(len(_ZIP))
         zipped = start == _ZIP
         start = read_pickle(path) if zipped else start + file.read(_LEGACY_HEAD)
-        if not (zipped or start.startswith(_PICKLE)):
-            raise _no_pickle(path, start)
+        if not zipped and _LEGACY_MAGIC not in start[:_LEGACY_BEGINNING]:
+            raise _other_kind(path, start)
         file.seek(0)
         try:
             rehearse(path, io.BytesIO(start) if zipped else file, 1 if zipped else _LEGACY_PICKLES)
@@ -117,13 +118,14 @@ def _unpickled(path: Path) -> Any:
             raise _damaged(path, error) from error
 
 
-def _no_pickle(path: Path, start: bytes) -> CheckpointError:
-    if (name := foreign_global(start)) is not None:
-        return asks_for_code(path, name)
+def _other_kind(path: Path, start: bytes) -> CheckpointError:
     for at, mark, kind, remedy in _OTHERS:
         if start.startswith(mark, at):
             return CheckpointError(path, f"is {kind}, not a PyTorch file", remedy=remedy)
-    return CheckpointError(path, "is not a PyTorch file", expected="what torch.save writes, or safetensors")
+    if (name := foreign_global(start)) is not None:
+        return asks_for_code(path, name)
+    what = "is a pickle that torch.save did not write" if start.startswith(_PICKLE) else "is not a PyTorch file"
+    return CheckpointError(path, what, expected="what torch.save writes, or safetensors")
 
 
 def _refusal(path: Path, error: Exception, start: bytes) -> CheckpointError:

@@ -35,6 +35,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
 """Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
 _LONGEST_JSON = 1 << 23
+_LONGEST_NAME = 200
+_LFS_POINTER = b"version https://git-lfs"
 _STANDARD_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -200,8 +202,9 @@ def shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(index, "has no weight_map from keys to file names")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-            raise CheckpointError(index, f"names the shard {name!r}", expected="plain names beside the index")
+        plain = name.isprintable() and len(name) < _LONGEST_NAME and "\\" not in name
+        if not plain or Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(index, f"names the shard {name[:80]!r}", expected="plain names beside the index")
         if not (index.parent / name).is_file():
             raise CheckpointError(index, f"names the shard {name}, which is missing", remedy="download it again")
     return tuple(index.parent / name for name in names)
@@ -225,7 +228,7 @@ def check_readable(path: Path) -> None:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
     if not head:
         raise CheckpointError(path, "is empty")
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(_LFS_POINTER):
         raise CheckpointError(path, "is a Git-LFS pointer, not the weights", remedy="run `git lfs pull`")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -243,18 +246,24 @@ def read_json(path: Path) -> dict[str, object]:
         CheckpointError: it is missing, not JSON, or not an object.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(path, "is not a regular file")
         size = path.stat().st_size
-        content = None if size > _LONGEST_JSON else json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes() if size <= _LONGEST_JSON else b""
     except FileNotFoundError as error:
         raise CheckpointError(path, "no such file") from error
     except OSError as error:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, "is not valid JSON") from error
     if size > _LONGEST_JSON:
         raise CheckpointError(
             path, "is too long for what it is", got=f"{size} bytes", expected=f"at most {_LONGEST_JSON}"
         )
+    if raw.startswith(_LFS_POINTER):
+        raise CheckpointError(path, "is a Git-LFS pointer, not the file itself", remedy="run `git lfs pull`")
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, "is not valid JSON") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, "is not a JSON object")
     return content

@@ -13,6 +13,7 @@ from equalize.errors import CheckpointError
 
 __all__ = ["read_header", "read_safetensors"]
 
+_MOST_AXES = 64  # no operator takes more
 _LONGEST_HEADER, _MOST_TENSORS = 1 << 23, 1 << 16  # ten times what the largest models have
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -44,10 +45,13 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if length.to_bytes(8, "little").startswith((b"PK", b"\x80\x02")) and file.read(1) != b"{":
+            raise CheckpointError(path, "is a PyTorch file, not safetensors", remedy="give it the suffix .pth")
         if size < 8 or length > _LONGEST_HEADER:
             raise CheckpointError(path, "is not a safetensors file", got=f"a header of {length} bytes")
         if 8 + length > size:
             raise _truncated(path, size, f"at least {8 + length}")
+        file.seek(8)
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
@@ -81,10 +85,10 @@ def _check_offsets(path: Path, header: Mapping[str, object], room: int) -> None:
 def _span(path: Path, key: str, entry: object) -> tuple[int, int]:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if (
-            all(type(n) is int and n >= 0 for n in shape) and 0 <= start <= stop
+            len(shape) <= _MOST_AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in shape) and 0 <= start <= stop
         ):
             if dtype not in _BITS:
-                raise CheckpointError(path, f"tensor {key!r} has the unknown dtype {dtype!r}")
+                raise CheckpointError(path, f"tensor {key!r} has the unknown dtype {dtype[:20]!r}")
             if (stop - start) * 8 != math.prod(shape) * _BITS[dtype]:
                 raise CheckpointError(path, f"tensor {key!r} has {stop - start} bytes", expected=f"{dtype} {shape}")
             return start, stop

@@ -15,7 +15,17 @@ import typer
 from equalize.cli.process import Terminated
 from equalize.errors import EqualizeError, PeerError
 
-__all__ = ["Failure", "explain"]
+__all__ = ["Failure", "explain", "visible"]
+
+_LONGEST_LINE = 4000
+# What a terminal obeys instead of showing it: controls, and marks that turn the direction of writing.
+_OBEYED = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_SHOWN = dict.fromkeys(_OBEYED, "\ufffd")
+
+
+def visible(text: str) -> str:
+    """Text that may hold names from a stranger's file, harmless to a terminal; line breaks and tabs stay."""
+    return text.translate(_SHOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +78,8 @@ def _failure(sentence: str, exit_code: int) -> Failure:
 
 
 def _line(sentence: str) -> str:
-    return f"error: {' '.join(sentence.split())}"
+    line = f"error: {visible(' '.join(sentence.split()))}"
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} …"
 
 
 def _names(error: BaseException) -> set[str]:

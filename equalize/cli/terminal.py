@@ -20,13 +20,14 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import typer
-from rich.console import Console, ConsoleRenderable
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.failures import explain
+from equalize.cli.failures import explain, visible
 from equalize.cli.process import discard
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ _WIDEST = 10_000
 
 
 class _Console(Console):
-    """A console whose reader may go away (`equalize scan ... | head`); the command then finishes unheard."""
+    """A console whose reader may go away (`equalize scan ... | head`); the command then finishes unheard.
+
+    Names of layers and classes come from files of strangers: what a terminal would obey is not sent.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         discard(self.file)
