@@ -19,7 +19,7 @@ from equalize.data import (
     read_class_names,
     read_image,
 )
-from equalize.errors import DataError, InputError
+from equalize.errors import DataError, EqualizeError, InputError
 from equalize.taps import undisturbed
 
 __all__ = ["Labelled", "as_classes", "check_split", "count_classes", "names_of"]
@@ -62,9 +62,9 @@ def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: 
     try:
         with undisturbed(checkpoint.model):
             return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise
-    except (RuntimeError, ValueError) as error:  # smp refuses sizes that 32 does not divide, others fail at a concat
+    except Exception as error:  # smp refuses sizes that 32 does not divide, others fail at a concat or wherever they do
         if "allocate" in str(error):
             raise
         height, width = image_NCHW.shape[2:]

@@ -22,7 +22,8 @@ __all__ = ["bounded", "check_counts"]
 _MOST_TENSORS, _MOST_MODULES = 1 << 12, 1 << 14  # HRNet-W48 has 2,000 tensors in 1,600 modules
 _SPARE_TENSORS, _SPARE_VALUES = 1 << 10, 1 << 24  # buffers that are not saved
 _DRAWN_VALUES = 1 << 27  # of a decoder that the file lacks: the largest have half of that
-_MOST_LABELS = 100_000
+_MOST = {"num_labels": 100_000, "pool_scales": 64, "window_size": 48}
+"""By part of a key. The square of a window, and its square again, and that of a pooling are made without weights."""
 _MOST_LAYERS = 90  # 76 in a MaskFormer over ResNet-152, some counted twice; tracing one takes up to 0.1 s
 _LONGEST_LIST = 1000
 
@@ -68,7 +69,7 @@ def bounded(room: Mapping[str, Tensor] | None, *, draw: bool = False) -> Iterato
 
 
 def check_counts(where: object, config: Any, layers: Sequence[str] = ("layers", "depth", "blocks")) -> None:
-    """Refuse numbers of labels or layers that no network has.
+    """Refuse numbers of labels, layers and pixels that no network has.
 
     Args:
         where: for errors.
@@ -80,8 +81,9 @@ def check_counts(where: object, config: Any, layers: Sequence[str] = ("layers", 
     """
     together = 0
     for key, value in _numbers(where, config):
-        if "num_labels" in key and value > _MOST_LABELS:
-            raise CheckpointError(where, f"asks for {key} = {value}", expected=f"at most {_MOST_LABELS}")
+        for part, most in _MOST.items():
+            if part in key and value > most:
+                raise CheckpointError(where, f"asks for {key} = {value}", expected=f"at most {most}")
         if any(part in key for part in layers):
             together += max(0, value)
             if together > _MOST_LAYERS:
