@@ -149,6 +149,15 @@ def test_pipes_and_sockets_are_not_waited_for(tmp_path, name):
     assert "not a regular file" in refusal(tmp_path / name)
 
 
+@pytest.mark.parametrize("key", ["model." * 25 + "weight", "x" * 501, "." * 100_000])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_keys_are_as_long_as_those_of_networks(tmp_path, key, suffix):
+    """Prefixes of wrappers are taken off one by one: of long keys that takes minutes."""
+    path = tmp_path / f"model{suffix}"
+    (torch.save if suffix == ".pth" else save_file)({key: torch.ones(1)}, path)
+    assert f"a key of {len(key)} characters" in refusal(path)
+
+
 def test_safetensors_key_twice(tmp_path):
     entry = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     raw = ("{" + entry + "," + entry + "}").encode()

@@ -156,6 +156,12 @@ def test_weights_that_a_config_asks_for_are_not_fetched(fields):
     assert build(text).decode_head.loss_decode.class_weight is None
 
 
+@pytest.mark.parametrize("value", [f"{{{(1 << 61) - 1}: 0}}", f"{{{(1 << 61) - 1}}}", f"[-{1 << 90}]"])
+def test_numbers_that_hash_alike_are_refused(value):
+    with pytest.raises(CheckpointError, match="plain values"):
+        read(f"model = {value}")
+
+
 @pytest.mark.parametrize("depth", ["depths=(60000,), num_heads=(1,)", "depths=(1,), num_heads=(1,), mlp_ratio=60000"])
 def test_a_network_far_larger_than_the_file_is_not_built(depth):
     swin = f"dict(type='SwinTransformer', embed_dims=64, strides=(4,), out_indices=(0,), {depth})"

@@ -17,7 +17,8 @@ __all__ = ["REMEDY", "Config", "bare_model", "read_literals", "trusted_model", "
 Config = Mapping[str, Any]
 
 REMEDY = "if you trust its config, name that file and it is run: --arch mmseg:config.py"
-_LONGEST_TEXT = 1 << 20
+_LONGEST_TEXT = 1 << 18  # ten times what mmsegmentation's own have
+_LONGEST_INT = (1 << 60) - 1  # larger ones can be chosen so that a dict takes minutes
 _LARGEST_NUMBER = 1 << 16  # no channel, class or layer count is larger; a bomb's is
 _WORD = re.compile(r"[\w-]*")
 # Read files or addresses, or are not needed for logits: fresh weights come from the library's own rules, losses and
@@ -36,7 +37,7 @@ def read_literals(text: str, where: object) -> dict[str, Any]:
         CheckpointError: it holds more than literals, ``dict(...)`` and their like.
     """
     if len(text) > _LONGEST_TEXT:
-        raise CheckpointError(where, f"its config is longer than {_LONGEST_TEXT >> 20} MiB", remedy=REMEDY)
+        raise CheckpointError(where, f"its config is longer than {_LONGEST_TEXT >> 10} KiB", remedy=REMEDY)
     config: dict[str, Any] = {}
     try:
         with warnings.catch_warnings(action="ignore"):  # of the parser, about backslashes
@@ -73,6 +74,8 @@ class _NotALiteral(Exception):  # noqa: N818
 def _value(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            if isinstance(value, int) and abs(value) > _LONGEST_INT:
+                raise _NotALiteral(node)
             return value
         case ast.Name(id="inf" | "nan" as name):  # as a dump spells them
             return float(name)
@@ -84,8 +87,8 @@ def _value(node: ast.expr) -> Any:
             return {_value(item) for item in items}
         case ast.Dict(keys=keys, values=values):
             return _mapping(node, keys, values)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as positive):
+            return -_value(positive)
         case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
             return _keywords(node, keywords)
         case ast.Call(func=ast.Name(id="dict"), args=[ast.Dict() as inner], keywords=[]):

@@ -14,7 +14,7 @@ from equalize.errors import CheckpointError
 __all__ = ["read_header", "read_safetensors"]
 
 _MOST_AXES = 64  # no operator takes more
-_LONGEST_HEADER, _MOST_TENSORS = 1 << 23, 1 << 16  # ten times what the largest models have
+_LONGEST_HEADER, _MOST_TENSORS = 1 << 23, 1 << 15  # ten times what the largest models have
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64,

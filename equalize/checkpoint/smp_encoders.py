@@ -48,8 +48,8 @@ def candidates(bare: Shapes) -> Iterator[list[str]]:
     parts = {key.split(".")[1] for key in bare if key.startswith(_PREFIX)}
     if parts == {"model"}:
         inner = {key.split(".")[2] for key in bare if key.startswith(f"{_PREFIX}model.")}
-        groups = [group for mark, listed in _TIMM.items() if mark in inner for group in listed.split()]
-        yield from ([f"tu-{name}" for name in group.split("/")] for group in groups)
+        listed = next((listed for mark, listed in _TIMM.items() if mark in inner), "")
+        yield from ([f"tu-{name}" for name in group.split("/")] for group in listed.split())
         return
     families: dict[type, list[str]] = {}
     for name, entry in smp_family.library().encoders.encoders.items():
