@@ -1,11 +1,14 @@
 """Images become the tensors that the checkpoint's own library would make."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from equalize.checkpoint import Preprocess, load
+from equalize.errors import CheckpointError
 
 
 @pytest.fixture
@@ -91,3 +94,24 @@ def test_smp_settings_of_timm_encoders_are_known_offline():
     assert lite.mean == (0.5, 0.5, 0.5)
     assert "tf_efficientnet_lite0" in str(lite)
     assert "defaults" in str(preprocessing("tu-no_such_encoder", None))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"do_resize": True, "size": -1},
+        {"do_resize": True, "size": {"height": 10**9, "width": 4}},
+        {"do_normalize": True, "image_mean": [0, 0, 0], "image_std": [0, 0, 0]},
+        {"do_normalize": True, "image_mean": [0, None, 0], "image_std": [1, 1, 1]},
+        {"do_normalize": True, "image_mean": [0.5], "image_std": [1, 1, 1]},
+        {"do_rescale": True, "rescale_factor": float("nan")},
+    ],
+)
+def test_numbers_that_no_image_can_be_prepared_with(segformer_dir, tmp_path, fields):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(segformer_dir / name)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "SegformerImageProcessor", **fields})
+    )
+    with pytest.raises(CheckpointError, match="is not a valid image processor config"):
+        load(tmp_path, weights=False)

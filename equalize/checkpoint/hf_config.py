@@ -115,10 +115,10 @@ def preprocessing(directory: Path) -> Preprocess:
                 processor = AutoImageProcessor.from_pretrained(
                     directory, trust_remote_code=False, local_files_only=True
                 )
+            return Preprocess.from_processor(processor.to_dict(), f"from {name}")
         except Exception as error:  # as for configs
             line = " ".join(str(error).split())[:200]
             raise CheckpointError(directory / name, f"is not a valid image processor config ({line})") from error
-        return Preprocess.from_processor(processor.to_dict(), f"from {name}")
     return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
 
 

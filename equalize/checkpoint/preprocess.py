@@ -1,5 +1,6 @@
 """How a checkpoint wants its images: one frozen record, callable on a PIL image."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LONGEST_SIDE = 4096  # pixels that a file may ask for; a user may ask for more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +61,18 @@ class Preprocess:
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, object], origin: str) -> "Preprocess":
-        """Read the fields of a transformers image processor (its ``to_dict()``)."""
+        """Read the fields of a transformers image processor (its ``to_dict()``).
+
+        Raises:
+            ValueError: a number that no image can be prepared with.
+        """
         normalise = bool(processor.get("do_normalize")) and processor.get("image_mean") is not None
         factor = processor.get("rescale_factor")
-        rescale = float(str(factor)) if processor.get("do_rescale", True) and factor is not None else 1.0
+        rescale = _floats(factor)[0] if processor.get("do_rescale", True) and factor is not None else 1.0
         reduce = processor.get("do_reduce_labels", processor.get("reduce_labels"))
         return cls(
             mean=_floats(processor["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-            std=_floats(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
+            std=_deviations(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
             rescale=rescale,
             size=_processor_size(processor),
             channels="BGR" if processor.get("do_flip_channel_order") else "RGB",
@@ -76,10 +82,19 @@ class Preprocess:
 
 
 def _floats(values: object) -> tuple[float, ...]:
-    if isinstance(values, (int, float)):
-        return (float(values),) * 3
-    assert isinstance(values, (list, tuple))
-    return tuple(float(value) for value in values)
+    """One finite number a channel."""
+    each = values if isinstance(values, (list, tuple)) else (values,) * 3
+    numbers = tuple(float(str(value)) for value in each)
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"three numbers are needed, not {values!r}")
+    return numbers
+
+
+def _deviations(values: object) -> tuple[float, ...]:
+    numbers = _floats(values)
+    if min(numbers) <= 0:
+        raise ValueError(f"standard deviations are positive, not {values!r}")
+    return numbers
 
 
 def _processor_size(processor: Mapping[str, object]) -> tuple[int, int] | None:
@@ -91,9 +106,13 @@ def _processor_size(processor: Mapping[str, object]) -> tuple[int, int] | None:
     else:
         return None
     if isinstance(size, int):
-        return size, size
+        size = {"shortest_edge": size}
     if not isinstance(size, Mapping):
         return None
     edge = size.get("shortest_edge")
     height, width = size.get("height", edge), size.get("width", edge)
-    return (int(height), int(width)) if height and width else None
+    if not height or not width:
+        return None
+    if not (1 <= int(height) <= _LONGEST_SIDE and 1 <= int(width) <= _LONGEST_SIDE):
+        raise ValueError(f"a size of {height} x {width} pixels; at most {_LONGEST_SIDE} a side are understood")
+    return int(height), int(width)
