@@ -347,3 +347,13 @@ def test_byte_mutations_never_raise_anything_else(tmp_path):
             path.write_bytes(mutant)
             with contextlib.suppress(CheckpointError, ResourceError):
                 state_on_disk(path)
+
+
+def test_a_member_whose_name_is_no_text(tmp_path):
+    """Torch's reader quotes it in a message that is no text either."""
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 28] = 0xAE  # the length of the first name: it goes on into binary fields
+    path.write_bytes(content)
+    assert "damaged" in refusal(path)

@@ -73,7 +73,7 @@ def _read(path: Path, members: Sequence[zipfile.ZipInfo]) -> bytes:
             if place != (member.header_offset, member.file_size):
                 raise CheckpointError(path, _NEITHER_WAY)
         pickled: bytes = reader.get_record("data.pkl")
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the reader's message may quote the file's own bytes
         line = next(iter(str(error).splitlines()), "")[:120]
         raise CheckpointError(path, f"is truncated or damaged ({line})", remedy="download it again") from error
     return pickled
