@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from equalize.version import __version__
 
 if TYPE_CHECKING:
-    from equalize.branches import Branch
-    from equalize.calibration import calibrate
     from equalize.checkpoint import Checkpoint, load
     from equalize.errors import EqualizeError
-    from equalize.measurement import measure
-    from equalize.moments import Moments
-    from equalize.plan import Edit, Plan
-    from equalize.scanning import Scan, scan
-    from equalize.sites import Refusal, Site
-    from equalize.strategies import make_plan
-    from equalize.surgery import apply
-    from equalize.training import attach, fold
+    from equalize.moments.measure import measure
+    from equalize.moments.moments import Moments
+    from equalize.plan.apply import apply
+    from equalize.plan.attach import attach, fold
+    from equalize.plan.calibrate import calibrate
+    from equalize.plan.plan import Edit, Plan
+    from equalize.plan.strategies import make_plan
+    from equalize.sites.branches import Branch
+    from equalize.sites.scan import Scan, scan
+    from equalize.sites.sites import Refusal, Site
 
 __all__ = [
     "Branch",
@@ -45,23 +45,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Branch": "branches",
+    "Branch": "sites.branches",
     "Checkpoint": "checkpoint",
-    "Edit": "plan",
+    "Edit": "plan.plan",
     "EqualizeError": "errors",
-    "Moments": "moments",
-    "Plan": "plan",
-    "Refusal": "sites",
-    "Scan": "scanning",
-    "Site": "sites",
-    "apply": "surgery",
-    "attach": "training",
-    "calibrate": "calibration",
-    "fold": "training",
+    "Moments": "moments.moments",
+    "Plan": "plan.plan",
+    "Refusal": "sites.sites",
+    "Scan": "sites.scan",
+    "Site": "sites.sites",
+    "apply": "plan.apply",
+    "attach": "plan.attach",
+    "calibrate": "plan.calibrate",
+    "fold": "plan.attach",
     "load": "checkpoint",
-    "make_plan": "strategies",
-    "measure": "measurement",
-    "scan": "scanning",
+    "make_plan": "plan.strategies",
+    "measure": "moments.measure",
+    "scan": "sites.scan",
 }
 
 

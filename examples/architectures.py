@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from equalize.scanning import Scan, scan
-from equalize.sites import Refusal, Site
+from equalize.sites.scan import Scan, scan
+from equalize.sites.sites import Refusal, Site
 
 START, END = "<!-- architectures:start -->", "<!-- architectures:end -->"
 Network = Callable[[], nn.Module]

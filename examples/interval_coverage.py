@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 import equalize
-from equalize.blocks import ROUND
 from equalize.data import open_data
 from equalize.data.images import read_image
-from equalize.measurement import FEWEST_IMAGES
-from equalize.moments import ImageMoments, pool
+from equalize.moments.blocks import ROUND
+from equalize.moments.measure import FEWEST_IMAGES
+from equalize.moments.moments import ImageMoments, pool
 
 SPLITS = ("train", "val", "test")
 REPEATS = 4  # so many times the images are drawn with replacement before a subset stops growing

@@ -107,7 +107,7 @@ def measured(place: Path, gigabytes: float, options: argparse.Namespace) -> dict
     common = ["--size", "64"]
     images = str(photos(place / "photos"))
     commands = {
-        "imports": ["-c", "import torch, transformers, equalize.survey, equalize.embed"],
+        "imports": ["-c", "import torch, transformers, equalize.commands.scan, equalize.commands.calibrate"],
         "scan": ["-m", "equalize", "scan", str(model), *common],
         "calibrate": ["-m", "equalize", "calibrate", str(model), "--data", images, "-o", str(plan), *common],
         "apply": ["-m", "equalize", "apply", str(plan), str(model), "-o", str(out)],

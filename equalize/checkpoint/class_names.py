@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from equalize.checkpoint.base import Checkpoint, Origin
-from equalize.checkpoint.mmseg_facts import meta_with_classes
-from equalize.checkpoint.reading import read_json
-from equalize.checkpoint.writing import CLASS_NAMES_FILE
+from equalize.checkpoint.checkpoint import Checkpoint, Origin
+from equalize.checkpoint.families.mmsegmentation.facts import meta_with_classes
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
+from equalize.checkpoint.files.weights import read_json
 from equalize.errors import CheckpointError
 
 __all__ = ["with_names", "with_recorded"]

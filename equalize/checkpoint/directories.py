@@ -5,14 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint import hf, hf_config, smp_family
-from equalize.checkpoint.base import PLAN_FILE, Checkpoint, Origin
-from equalize.checkpoint.factory import construct
-from equalize.checkpoint.hf_placement import at_home
-from equalize.checkpoint.matching import disk_state, fill, fit
-from equalize.checkpoint.reading import read_json, read_weights, weight_files
+from equalize.checkpoint.build import construct
+from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, Origin
+from equalize.checkpoint.families.smp import family as smp_family
+from equalize.checkpoint.families.transformers import config as hf_config
+from equalize.checkpoint.families.transformers import loader as hf
+from equalize.checkpoint.families.transformers.backbone import at_home
+from equalize.checkpoint.files.weights import read_json, read_weights, weight_files
+from equalize.checkpoint.keys import disk_state, fill, fit
+from equalize.checkpoint.limits import bounded
 from equalize.checkpoint.request import Request
-from equalize.checkpoint.room import bounded
 from equalize.checkpoint.source import Place, fetch_weights
 
 __all__ = ["load_smp", "load_transformers", "read_plan"]

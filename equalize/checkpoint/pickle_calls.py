@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.inert import INERT
+from equalize.checkpoint.files.pickle_stubs import INERT
 from equalize.errors import CheckpointError
 
 __all__ = ["NOTES", "STEPS_OF_CALL", "Attributed", "Costs", "Made", "Name", "call", "check_attributes", "expect"]

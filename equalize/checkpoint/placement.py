@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from equalize.checkpoint.matching import PREFIXES, Match
-from equalize.checkpoint.reading import Weights
+from equalize.checkpoint.files.weights import Weights
+from equalize.checkpoint.keys import PREFIXES, Match
 
 __all__ = ["placement_notes", "settled"]
 

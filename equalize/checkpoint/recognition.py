@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from equalize.checkpoint import smp_keys, torchvision_family
+from equalize.checkpoint.families.smp import keys as smp_keys
+from equalize.checkpoint.families.torchvision import family as torchvision_family
 
 __all__ = ["recognise"]
 

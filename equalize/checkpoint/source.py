@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from equalize.checkpoint.reading import WEIGHT_SUFFIXES, read_json
+from equalize.checkpoint.files.weights import WEIGHT_SUFFIXES, read_json
 from equalize.errors import CheckpointError, ResourceError
 
 __all__ = ["HUB_ID", "Place", "fetch_weights", "hub_reachable", "locate"]

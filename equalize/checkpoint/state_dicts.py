@@ -10,19 +10,23 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from equalize.checkpoint import hf, hf_config, smp_family, smp_keys, torchvision_family
-from equalize.checkpoint.base import Checkpoint, Family, Origin
+from equalize.checkpoint.build import class_argument, construct, json_arguments, load_factory
+from equalize.checkpoint.checkpoint import Checkpoint, Family, Origin
 from equalize.checkpoint.directories import read_plan
-from equalize.checkpoint.factory import class_argument, construct, json_arguments, load_factory
-from equalize.checkpoint.hf_placement import at_home
-from equalize.checkpoint.matching import disk_state, fill, fit
-from equalize.checkpoint.mmseg_loading import is_mmseg, load_mmseg
+from equalize.checkpoint.families.mmsegmentation.family import is_mmseg, load_mmseg
+from equalize.checkpoint.families.smp import family as smp_family
+from equalize.checkpoint.families.smp import keys as smp_keys
+from equalize.checkpoint.families.torchvision import family as torchvision_family
+from equalize.checkpoint.families.transformers import config as hf_config
+from equalize.checkpoint.families.transformers import loader as hf
+from equalize.checkpoint.families.transformers.backbone import at_home
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
+from equalize.checkpoint.keys import disk_state, fill, fit
+from equalize.checkpoint.limits import bounded
 from equalize.checkpoint.placement import placement_notes, settled
 from equalize.checkpoint.preprocess import Preprocess
-from equalize.checkpoint.reading import ARCHITECTURE_FILE, Weights, read_json, read_weights, weight_files
 from equalize.checkpoint.recognition import recognise
 from equalize.checkpoint.request import Request
-from equalize.checkpoint.room import bounded
 from equalize.errors import CheckpointError
 
 __all__ = ["load_published", "load_state_dict", "load_written", "reload_state_dict"]

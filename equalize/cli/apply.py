@@ -29,9 +29,9 @@ def apply(
 
     with Terminal(context, as_json=json) as terminal:
         name = o.read_name(model, arch=arch, arch_args=arch_arg)
-        from equalize.embed import replay
-        from equalize.plan import Plan
-        from equalize.report import plan_report
+        from equalize.cli.reports.plan import plan_report
+        from equalize.commands.calibrate import replay
+        from equalize.plan.plan import Plan
 
         done = replay(Plan.read(plan), name, out, overwrite=overwrite)
         terminal.result(done.to_json())

@@ -74,8 +74,8 @@ def calibrate(
         name = o.read_name(
             model, arch=arch, arch_args=arch_arg, init_missing=init_missing, num_classes=num_classes, seed=seed
         )
-        from equalize.embed import embed
-        from equalize.report import plan_report
+        from equalize.cli.reports.plan import plan_report
+        from equalize.commands.calibrate import embed
 
         with terminal.progress("measuring") as progress:
             plan = embed(

@@ -91,17 +91,17 @@ def compare(
         given |= {key: o.read_size(value) for key, value in {"size": size, "crop": crop}.items() if value}
         rates = o.read_numbers(lrs, "--lrs") if lrs else ()
         name = o.read_name(model, arch=arch, arch_args=arch_arg, init_missing=init_missing)
-        from equalize.compare.arms import read_arms
+        from equalize.commands.compare.arms import read_arms
 
         read = read_arms(arms.split(","))
         from pathlib import Path
 
-        from equalize.compare.comparison import compare as run
-        from equalize.compare.comparison import demand_one_process
-        from equalize.compare.curves import can_draw, draw_curves
-        from equalize.compare.report import comparison_report, markdown
-        from equalize.compare.setup import Setup
-        from equalize.finetuning.recipe import Recipe
+        from equalize.cli.reports.comparison import comparison_report, markdown
+        from equalize.commands.compare.compare import compare as run
+        from equalize.commands.compare.compare import demand_one_process
+        from equalize.commands.compare.curves import can_draw, draw_curves
+        from equalize.commands.compare.setup import Setup
+        from equalize.commands.finetune.config import Recipe
 
         with terminal.among_peers() as peers:  # of several the others end in silence, for the main one says why
             if peers.is_main:

@@ -46,12 +46,12 @@ def demo(
 
     start = time.perf_counter()
     with Terminal(context, as_json=json) as terminal, tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder:
+        from equalize.checkpoint.model_name import ModelName
+        from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
+        from equalize.commands.calibrate import embed
+        from equalize.commands.calibrate import verify as prove
+        from equalize.commands.scan import survey
         from equalize.demo import DATA, MODEL
-        from equalize.embed import embed
-        from equalize.embed import verify as prove
-        from equalize.naming import ModelName
-        from equalize.report import plan_report, scan_report, verification_json, verification_report
-        from equalize.survey import survey
 
         name, target = ModelName(source=str(MODEL)), out or str(Path(folder, "equalized"))
         terminal.step(*_BEFORE["scan"])

@@ -43,10 +43,10 @@ def evaluate(
     with Terminal(context, as_json=json) as terminal:
         height_width = o.read_size(size)
         name = o.read_name(model, arch=arch, arch_args=arch_arg, num_classes=num_classes)
-        from equalize.evaluate import Evaluating
-        from equalize.evaluate import evaluate as score
-        from equalize.finetuning.report import score_report
-        from equalize.processes import is_main, leave
+        from equalize.cli.reports.training import score_report
+        from equalize.commands.evaluate import Evaluating
+        from equalize.commands.evaluate import evaluate as score
+        from equalize.distributed import is_main, leave
 
         how = Evaluating(
             split=split,

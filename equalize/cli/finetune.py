@@ -123,10 +123,10 @@ def finetune(
         name = o.read_name(model, arch=arch, arch_args=arch_arg, init_missing=init_missing)
         from dataclasses import replace
 
-        from equalize.finetuning.finetune import finetune as train
-        from equalize.finetuning.recipe import Recipe
-        from equalize.finetuning.report import training_report
-        from equalize.processes import is_main, leave
+        from equalize.cli.reports.training import training_report
+        from equalize.commands.finetune.config import Recipe
+        from equalize.commands.finetune.finetune import finetune as train
+        from equalize.distributed import is_main, leave
 
         recipe = Recipe.make(given, config)
         name = replace(name, seed=recipe.seed)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from equalize.inputs import Measuring
-    from equalize.naming import ModelName
+    from equalize.checkpoint.model_name import ModelName
+    from equalize.commands.images import Measuring
 
 __all__ = [
     "Against",
@@ -234,7 +234,7 @@ def read_name(
 ) -> "ModelName":
     """MODEL and the flags that go with it."""
     arguments = read_arch_args(arch_args)
-    from equalize.naming import ModelName
+    from equalize.checkpoint.model_name import ModelName
 
     return ModelName(
         source=source,
@@ -261,6 +261,6 @@ def read_measuring(
         "size": read_size(size),
         "precision": precision.value,
     }
-    from equalize.inputs import Measuring
+    from equalize.commands.images import Measuring
 
     return Measuring(**values, **others)

@@ -43,8 +43,8 @@ def push(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        from equalize.publishing.hub import push as send
-        from equalize.publishing.report import push_report
+        from equalize.cli.reports.push import push_report
+        from equalize.commands.push.push import push as send
 
         pushed = send(
             out,

@@ -62,8 +62,8 @@ def scan(
         name = o.read_name(
             model, arch=arch, arch_args=arch_arg, init_missing=init_missing, num_classes=num_classes, seed=seed
         )
-        from equalize.report import scan_report
-        from equalize.survey import survey
+        from equalize.cli.reports.plan import scan_report
+        from equalize.commands.scan import survey
 
         with terminal.progress("measuring") as progress:
             found = survey(

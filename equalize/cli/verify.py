@@ -35,8 +35,8 @@ def verify(
     with Terminal(context, as_json=json) as terminal:
         how = o.read_measuring(samples="2", size=size, split=split, batch_size=2)
         name = o.read_name(against, arch=arch, arch_args=arch_arg)
-        from equalize.embed import verify as prove
-        from equalize.report import verification_json, verification_report
+        from equalize.cli.reports.plan import verification_json, verification_report
+        from equalize.commands.calibrate import verify as prove
 
         compared_on = f"images of {data}" if data else "random inputs"
         plan, check = prove(out, name, data, how)

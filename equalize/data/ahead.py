@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import ResourceError
+from equalize.errors import ResourceError
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from ..errors import DataError
+from equalize.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

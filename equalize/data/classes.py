@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .dataset import DataSet
-from .folders import read_text
+from equalize.data.dataset import DataSet
+from equalize.data.folders import read_text
+from equalize.errors import DataError
 
 CITYSCAPES_CLASSES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),

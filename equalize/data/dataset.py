@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError, InputError
-from .cells import Cell, Item
-from .folders import IMAGE_SUFFIXES, walk_files
-from .layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
-from .table_choice import Choice
-from .tables import find_table, find_tables_in
+from equalize.data.cells import Cell, Item
+from equalize.data.folders import IMAGE_SUFFIXES, walk_files
+from equalize.data.layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
+from equalize.data.table_choice import Choice
+from equalize.data.table_columns import find_table, find_tables_in
+from equalize.errors import DataError, InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

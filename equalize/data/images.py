@@ -19,8 +19,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError
-from .cells import Item, as_item
+from equalize.data.cells import Item, as_item
+from equalize.errors import DataError
 
 
 def read_image(path: str | Item) -> Image.Image:

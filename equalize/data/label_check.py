@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, InputError
-from .cells import Item
-from .dataset import DataSet, require_masks
-from .images import read_image
-from .masks import LabelRule, check_labels, read_mask
+from equalize.data.cells import Item
+from equalize.data.dataset import DataSet, require_masks
+from equalize.data.images import read_image
+from equalize.data.masks import LabelRule, check_labels, read_mask
+from equalize.errors import DataError, InputError
 
 ReduceLabels = Literal["auto", "yes", "no"]
 

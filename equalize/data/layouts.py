@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError
-from .cells import Item
-from .folders import list_folders, list_images, read_text
+from equalize.data.cells import Item
+from equalize.data.folders import list_folders, list_images, read_text
+from equalize.errors import DataError
 
 SPLIT_SYNONYMS = (
     ("train", "training"),

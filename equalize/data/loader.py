@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError, EqualizeError, InputError
-from .ahead import read_ahead
-from .cells import Item
-from .images import read_image
+from equalize.data.ahead import read_ahead
+from equalize.data.cells import Item
+from equalize.data.images import read_image
+from equalize.errors import DataError, EqualizeError, InputError
 
 Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DataError
-from .cells import Item, as_item
-from .images import open_picture
+from equalize.data.cells import Item, as_item
+from equalize.data.images import open_picture
+from equalize.errors import DataError
 
 _VOID = 255
 """What Pascal VOC stores on the borders of objects, and Cityscapes' train ids where a pixel is not scored."""

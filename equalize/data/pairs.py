@@ -8,12 +8,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import EqualizeError
-from .augment import Augment, draw_seed, pad
-from .dataset import DataSet
-from .images import read_image
-from .loader import Preprocessor
-from .masks import LabelRule, check_labels, read_mask
+from equalize.data.augment import Augment, draw_seed, pad
+from equalize.data.dataset import DataSet
+from equalize.data.images import read_image
+from equalize.data.loader import Preprocessor
+from equalize.data.masks import LabelRule, check_labels, read_mask
+from equalize.errors import EqualizeError
 
 Pair = tuple[Tensor, Tensor]
 """(3, H, W) float32 and (H, W) int64."""

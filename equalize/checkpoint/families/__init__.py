@@ -1,0 +1,1 @@
+"""What each library's checkpoints are: one folder a library."""

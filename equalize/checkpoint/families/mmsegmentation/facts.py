@@ -1,0 +1,78 @@
+"""What an mmsegmentation config and checkpoint say beside the network: preprocessing, class names, label rules."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from equalize.checkpoint.families.mmsegmentation.config import Config
+from equalize.checkpoint.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+__all__ = ["class_names", "config_text", "meta_with_classes", "preprocessing"]
+
+_MODEL = re.compile(r"^model\s*=", re.MULTILINE)
+
+
+def config_text(meta: Mapping[str, Any]) -> str | None:
+    """The config that mmengine (``cfg``) or, before it, mmcv (``config``) wrote into a checkpoint's ``meta``."""
+    found = (meta.get(key) for key in ("cfg", "config"))
+    return next((text for text in found if isinstance(text, str) and _MODEL.search(text)), None)
+
+
+def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """``dataset_meta`` of mmengine, ``CLASSES`` of mmcv."""
+    described = meta.get("dataset_meta")
+    names = described.get("classes") if isinstance(described, Mapping) else meta.get("CLASSES")
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
+
+
+def meta_with_classes(names: Sequence[str] | None) -> dict[str, object]:
+    """What has to change in ``meta`` when the classes do; what was told of the old ones goes."""
+    described = None if names is None else {"classes": tuple(names)}
+    return {"dataset_meta": described, "CLASSES": None, "PALETTE": None}
+
+
+def preprocessing(config: Config) -> Preprocess:
+    """The data preprocessor's mean and std, which count pixels from 0 to 255, and its order of channels.
+
+    mmsegmentation reads images as BGR, so that order is what a network sees that does not ask for the other.
+    Its test pipelines keep the aspect ratio, so no size is taken from them.
+    """
+    model = config.get("model")
+    told = model.get("data_preprocessor") if isinstance(model, Mapping) else None
+    told = told or config.get("data_preprocessor")
+    reduce = next((found["reduce_zero_label"] for found in _mappings(config) if "reduce_zero_label" in found), None)
+    common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
+    if not isinstance(told, Mapping):
+        told = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
+        told = told or config.get("img_norm_cfg")  # mmcv's, where ``to_rgb`` speaks of the same flip
+    if not isinstance(told, Mapping):
+        mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return Preprocess(mean=mean, std=std, origin="ImageNet defaults, the config does not say", **common)
+    flipped = told.get("bgr_to_rgb", told.get("to_rgb", False))
+    channels: Literal["RGB", "BGR"] = "RGB" if flipped else "BGR"
+    return Preprocess(
+        mean=_numbers(told.get("mean"), 0.0),
+        std=_numbers(told.get("std"), 1.0),
+        channels=channels,
+        origin="the config's data_preprocessor" if "bgr_to_rgb" in told else "the config's normalisation",
+        **common,
+    )
+
+
+def _numbers(values: object, otherwise: float) -> tuple[float, ...]:
+    if isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values):
+        return tuple(float(value) for value in values)
+    return (otherwise,) * 3
+
+
+def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
+    """Every dict of a config, outer ones first."""
+    if isinstance(value, Mapping):
+        yield value
+        for inner in value.values():
+            yield from _mappings(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _mappings(inner)

@@ -1,0 +1,138 @@
+"""transformers' JSON files, read as data: config, segmentation class, class names, preprocessing."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from equalize.checkpoint.files.weights import read_json
+from equalize.checkpoint.limits import check_counts
+from equalize.checkpoint.preprocess import Preprocess
+from equalize.errors import CheckpointError
+
+__all__ = ["labels", "named_class", "preprocessing", "quiet", "read_config", "target_class"]
+
+_ATTENTIONS = (None, "eager", "sdpa")  # others may be fetched from the Hub, as code
+
+
+def read_config(directory: Path, num_classes: int | None = None) -> Any:
+    """Read ``config.json`` without running code, and set the number of classes if another is asked for.
+
+    Raises:
+        CheckpointError: damaged, asks for remote code, or of a type that transformers does not know.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    path = directory / "config.json"
+    raw = read_json(path)
+    if (key := _code_asked_for(raw)) is not None:
+        raise CheckpointError(path, f"asks for code from the Hub ({key})", remedy="not supported: use --arch")
+    if raw.get("quantization_config"):
+        raise CheckpointError(path, "is of a quantized network", remedy="use the checkpoint that it was made of")
+    check_counts(path, raw)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            path, f"has the unknown model_type {model_type!r}", expected="one that transformers knows"
+        )
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            if num_classes is not None and config.num_labels != num_classes:
+                config.num_labels = num_classes
+    except Exception as error:  # configs check themselves with many exception types
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(path, f"is not a valid {model_type} config ({line})") from error
+    return config
+
+
+def _code_asked_for(config: object) -> str | None:
+    """The key of a config under which code from the Hub is asked for: a module, or a kernel for attention."""
+    stack = [config]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                kernel = key.endswith(("attn_implementation", "experts_implementation"))
+                if key == "auto_map" or (kernel and inner not in _ATTENTIONS):
+                    return str(key)
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    return None
+
+
+def target_class(config: Any, where: object) -> Any:
+    """The segmentation class for a config: the one it names, else the one of its model type.
+
+    Raises:
+        CheckpointError: transformers has no segmentation class for that type of model.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    named = named_class(config)
+    if named is not None and named.endswith("Segmentation"):
+        found = getattr(transformers, named, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    for mapping in (auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise CheckpointError(
+        where,
+        f"is a {named or config.model_type}, for which transformers has no segmentation network",
+        remedy="put it under one, such as UperNet, with --arch transformers:DIR_WITH_CONFIG",
+    )
+
+
+def named_class(config: Any) -> str | None:
+    """The first of the config's architectures, which may be anything in a config from strangers."""
+    match config.architectures:
+        case [str(name), *_]:
+            return name
+    return None
+
+
+def labels(config: Any) -> tuple[str, ...] | None:
+    """The class names of a config, in order."""
+    names = config.id2label
+    return tuple(str(names[number]) for number in sorted(names)) if names else None
+
+
+def preprocessing(directory: Path) -> Preprocess:
+    """From the image processor's config, if the directory has one."""
+    from transformers import AutoImageProcessor
+
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if not (directory / name).is_file():
+            continue
+        if (key := _code_asked_for(read_json(directory / name))) is not None:
+            raise CheckpointError(directory / name, f"asks for code from the Hub ({key})")
+        try:
+            with quiet():
+                processor = AutoImageProcessor.from_pretrained(
+                    directory, trust_remote_code=False, local_files_only=True
+                )
+            return Preprocess.from_processor(processor.to_dict(), f"from {name}")
+        except Exception as error:  # as for configs
+            line = " ".join(str(error).split())[:200]
+            raise CheckpointError(directory / name, f"is not a valid image processor config ({line})") from error
+    return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' reports and bars off the terminal: what they say, our errors and ``drawn`` say."""
+    from transformers.utils import logging as library
+
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.CRITICAL)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()

@@ -1,0 +1,238 @@
+"""transformers' models: tensors in by its own loader, and back under the keys on disk by its own conversion."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equalize.checkpoint.build import construct, seeded
+from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
+from equalize.checkpoint.files.weights import state_on_disk, usual_dtype, weight_files
+from equalize.checkpoint.keys import check_finite, mismatch_error, only_class_count, strippings
+from equalize.checkpoint.limits import bounded
+from equalize.errors import CheckpointError
+
+__all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A transformers model with its weights."""
+
+    model: nn.Module
+    drawn: tuple[str, ...]
+    """Model keys that were missing, or whose class count differed."""
+    bare: Mapping[str, str]
+    """Key without the wrapper's prefix -> key on disk."""
+
+    @property
+    def prefix(self) -> str:
+        """What wrappers put before the keys on disk."""
+        return next((disk.removesuffix(key) for key, disk in self.bare.items()), "")
+
+
+def skeleton(config: Any, where: object) -> nn.Module:
+    """The network of a config on the meta device.
+
+    Raises:
+        CheckpointError: the config cannot be built.
+    """
+    kind = target_class(config, where)
+    with quiet(), bounded(None):
+        return construct(lambda: kind(config), kind.__name__, weights=False, seed=0)
+
+
+def fill(
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    where: object,
+    *,
+    init_missing: bool,
+    num_classes: int | None,
+    seed: int,
+    strip: bool,
+    mapped: bool,
+) -> Loaded:
+    """Build the network of a config and load tensors into it with transformers' own loader.
+
+    Args:
+        config: of transformers.
+        tensors: by the key on disk; the model will own them.
+        where: for errors.
+        init_missing: draw missing tensors, and a classifier of other classes, with the library's initialiser.
+        num_classes: what the config was set to have, if that was asked for.
+        seed: of the draw.
+        strip: whether keys may carry a wrapper's prefix (lone files may, directories may not).
+        mapped: leave the tensors in their files, in the dtype that most of them have; else all is float32.
+
+    Raises:
+        CheckpointError: keys missing or of another shape.
+        NumericsError: NaN or Inf.
+    """
+    kind = target_class(config, where)
+    bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
+    check_finite(tensors, where, mapped=mapped)
+    own = {key: tensors[disk] for key, disk in bare.items()}
+    try:
+        with quiet(), seeded(seed), bounded(tensors, draw=init_missing):
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=own,
+                dtype=usual_dtype(tensors) if mapped else torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a network makes of a config from strangers
+        raise CheckpointError(
+            where, f"cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:200]})"
+        ) from error
+    missing = [key for key in model.state_dict() if key in info["missing_keys"]]
+    counters = {key for key in missing if key.endswith("num_batches_tracked") and _statistics(key) not in missing}
+    missing = [key for key in missing if key not in counters]
+    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
+    if missing or mismatched:
+        loaded = len(model.state_dict()) - len(missing) - len(mismatched)
+        if len(info["unexpected_keys"]) > loaded:  # what came along by chance is not what was meant
+            raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
+        _refuse_or_draw(where, kind, config, missing, mismatched, init_missing, num_classes, len(model.state_dict()))
+    drawn = tuple(key for key in model.state_dict() if key in {*missing, *mismatched})
+    return Loaded(model=model.eval(), drawn=drawn, bare=bare)
+
+
+def _refuse_or_draw(
+    where: object,
+    kind: type,
+    config: Any,
+    missing: list[str],
+    mismatched: Mapping[str, tuple[torch.Size, torch.Size]],
+    init_missing: bool,
+    num_classes: int | None,
+    total: int,
+) -> None:
+    if len(missing) + len(mismatched) >= total:
+        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
+    if init_missing and only_class_count(mismatched, num_classes):
+        return
+    named = named_class(config) or config.model_type
+    architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
+    raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
+
+
+def _statistics(counter: str) -> str:
+    return counter.removesuffix("num_batches_tracked") + "running_mean"
+
+
+def _best_reading(config: Any, tensors: Mapping[str, Tensor], where: object) -> dict[str, str]:
+    model = skeleton(config, where)
+    prefix = model.base_model_prefix
+    known = set(model.state_dict()) | set(revert(model, model.state_dict()))
+    known |= {key.removeprefix(f"{prefix}.") for key in known}
+    return max(strippings(tensors), key=lambda reading: len(reading.keys() & known))
+
+
+def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = True) -> dict[str, Tensor]:
+    """Tensors of a model under the names that transformers writes to disk.
+
+    Args:
+        model: of transformers.
+        state: its state dict, or a part of it.
+        as_loaded: undo the renamings that loading applied; else all those that the type of model has.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    applied = model.__dict__.get("_weight_conversions")
+    try:
+        if not as_loaded:
+            model.__dict__.pop("_weight_conversions", None)
+        return dict(revert_weight_conversion(model, dict(state)))
+    finally:
+        if applied is not None:
+            model.__dict__["_weight_conversions"] = applied
+
+
+def disk_state(loaded: Loaded, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict of the model by the key they have, or shall have, in the files they came from."""
+    model = loaded.model
+    written = revert(model, state)
+    plain = not model.__dict__.get("_weight_conversions")  # the file has the keys of the modules: so shall the rest
+    drawn = revert(model, {key: state[key] for key in loaded.drawn}, as_loaded=plain)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found: dict[str, Tensor] = {}
+    for key, disk in loaded.bare.items():
+        for name in (key, prefix + key, key.removeprefix(prefix)):
+            if name in written:
+                found[disk] = written[name]
+                break
+    return {**{loaded.prefix + key: tensor for key, tensor in drawn.items()}, **found}
+
+
+def config_fields(model: nn.Module) -> dict[str, object]:
+    """What ``config.json`` must say for ``from_pretrained`` to build a network whose decoder was drawn."""
+    config: Any = model.config
+    names = {str(number): str(name) for number, name in config.id2label.items()}
+    return {
+        "architectures": [type(model).__name__],
+        "id2label": names,
+        "label2id": {name: int(number) for number, name in names.items()},
+    }
+
+
+def variant(files: Sequence[Path], index: Path | None) -> str | None:
+    """The ``variant`` that `from_pretrained` must be given to find the weights of a directory.
+
+    Raises:
+        CheckpointError: it does not look under such a name.
+    """
+    if index is not None:
+        return None
+    named = re.fullmatch(r"(pytorch_model|model)(?:\.([\w-]+))?\.(bin|safetensors)", files[0].name)
+    if named is None or (named[1] == "model") != (named[3] == "safetensors"):
+        expected = "model.safetensors or pytorch_model.bin"
+        raise CheckpointError(
+            files[0], "has a name under which from_pretrained does not look", expected=expected, remedy="rename it"
+        )
+    return named[2]
+
+
+def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
+    """Load with ``from_pretrained``, and insist on its finding every key.
+
+    Args:
+        directory: as it was written.
+        mapped: leave the parameters in the file where the loader left them, in the dtype and at the odd addresses that
+            they have there.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    kind = target_class(read_config(directory), directory)
+    dtype = usual_dtype(state_on_disk(directory)) if mapped else torch.float32
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                directory,
+                variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a config that misses a field
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(directory, f"from_pretrained refuses it ({type(error).__name__}: {line})") from error
+    missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
+    if missing or info["mismatched_keys"]:
+        mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
+        raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
+    result: nn.Module = model.eval()
+    for parameter in () if mapped else result.parameters():  # odd addresses change the last bit of a product
+        parameter.data = parameter.data.clone()
+    return result

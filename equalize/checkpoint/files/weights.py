@@ -1,0 +1,283 @@
+"""Weight files -> tensors, without ever running what a file holds.
+
+Everything a file claims is checked against the file before a library reads it: a checkpoint comes from strangers.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from equalize.checkpoint.files.pickle_guard import asks_for_code, foreign_global
+from equalize.checkpoint.files.safetensors_file import read_safetensors
+from equalize.checkpoint.files.torch_file import TorchFile, read_torch
+from equalize.errors import CheckpointError, ResourceError
+
+__all__ = [
+    "ARCHITECTURE_FILE",
+    "WEIGHT_SUFFIXES",
+    "Weights",
+    "read_json",
+    "read_weights",
+    "shards",
+    "state_on_disk",
+    "twin_on_disk",
+    "usual_dtype",
+    "weight_files",
+]
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+ARCHITECTURE_FILE = "architecture.json"
+"""Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
+_LONGEST_JSON = 1 << 23
+_LONGEST_NAME = 200
+_LONGEST_KEY, _MOST_DOTS, _MOST_TENSORS = 500, 24, 1 << 15  # wrappers of all keys are sought dot by dot
+_LFS_POINTER = b"version https://git-lfs"
+_STANDARD_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The tensors of one checkpoint as they lie on disk."""
+
+    files: tuple[Path, ...]
+    """The files that hold tensors: one, or the shards in order."""
+    index: Path | None
+    """The JSON file that says which shard holds which key, if there are shards."""
+    tensors: Mapping[str, Tensor]
+    """By the key on disk; memory-mapped where the format allows."""
+    home: Mapping[str, Path]
+    """The file of each key."""
+    meta: Mapping[str, object] = field(default_factory=dict)
+    """What a torch file holds under ``meta``: frameworks note there what the weights belong to."""
+    notes: tuple[str, ...] = ()
+    """What was chosen where a file left a choice."""
+    renamed: Mapping[str, str] | None = None
+    """Key in the files -> key here, and in what is written from here; None where the files' own keys stay."""
+
+    def under(self, names: Mapping[str, str]) -> "Weights":
+        """The same tensors under other keys.
+
+        Args:
+            names: key -> other key; what it lacks is left out.
+        """
+        home = {names[key]: path for key, path in self.home.items() if key in names}
+        renamed = replace(self, renamed=names)
+        return replace(renamed, tensors=renamed.as_named(self.tensors), home=home)
+
+    def as_named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the files by the keys that they have here."""
+        if self.renamed is None:
+            return dict(tensors)
+        return {self.renamed[key]: tensor for key, tensor in tensors.items() if key in self.renamed}
+
+    def for_model(self, *, mapped: bool) -> dict[str, Tensor]:
+        """The tensors once more, for a model to own: writing to them leaves ``tensors`` as they are on disk.
+
+        Args:
+            mapped: leave them in the files, of which a page is copied when it is first written to; else copy all.
+        """
+        if not mapped:
+            return {key: tensor.clone() for key, tensor in self.tensors.items()}
+        again = self.as_named(read_weights(self.files, self.index).tensors)
+        seen: set[int] = set()
+        own: dict[str, Tensor] = {}
+        for key, tensor in again.items():
+            storage = tensor.untyped_storage()
+            shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+            own[key] = tensor.clone() if shared else tensor
+            seen.add(storage.data_ptr())
+        return own
+
+    def sha256(self) -> str:
+        """Over the bytes of all files, in order."""
+        digest = hashlib.sha256()
+        for block in _blocks(self.files):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
+    """Read and check weight files.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another format, or asks for code.
+    """
+    tensors: dict[str, Tensor] = {}
+    home: dict[str, Path] = {}
+    meta: dict[str, object] = {}
+    notes: list[str] = []
+    for path in files:
+        check_readable(path)
+        if path.suffix == ".safetensors":
+            found = read_safetensors(path)
+        else:
+            file = read_torch(path)
+            found, meta = file.state, {**meta, **file.meta}
+            notes += _choice(path, file)
+        for key, tensor in found.items():
+            if len(key) > _LONGEST_KEY or key.count(".") > _MOST_DOTS:
+                raise CheckpointError(path, f"has a key of {len(key)} characters", got=f"{key[:60]}…")
+            if key in home:
+                raise CheckpointError(path, f"holds {key!r}, which {home[key].name} holds as well")
+            tensors[key], home[key] = tensor, path
+    if len(tensors) > _MOST_TENSORS:
+        raise CheckpointError(
+            files[0], f"is one of files of {len(tensors)} tensors", expected=f"at most {_MOST_TENSORS}"
+        )
+    if not tensors:
+        raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
+    return Weights(files=files, index=index, tensors=tensors, home=home, meta=meta, notes=tuple(notes))
+
+
+def _choice(path: Path, file: TorchFile) -> list[str]:
+    if not file.others:
+        return []
+    read, *left = ["/".join(way) for way in (file.nest, *file.others)]
+    return [f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}"]
+
+
+def state_on_disk(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weight file or of a checkpoint directory, flat, by the key they have on disk."""
+    place = Path(path)
+    if place.is_dir():
+        return dict(read_weights(*weight_files(place)).tensors)
+    return dict(read_weights((place,)).tensors)
+
+
+def twin_on_disk(directory: Path) -> dict[str, Tensor] | None:
+    """The tensors of ``model.safetensors`` that `Checkpoint.save` wrote beside a torch file, if it did."""
+    path = directory / "model.safetensors"
+    nested = (directory / ARCHITECTURE_FILE).is_file() and (directory / "model.pth").is_file()
+    return read_safetensors(path) if nested and path.is_file() else None
+
+
+def usual_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating-point dtype that most bytes of a checkpoint have; float32 if that is none that networks run in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            sizes[tensor.dtype] += tensor.nbytes
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
+    """The weight files of a checkpoint directory and their index, by the libraries' own order of preference.
+
+    Raises:
+        CheckpointError: no weights, several to choose from, a missing shard, or an index that leaves the directory.
+    """
+    if (directory / ARCHITECTURE_FILE).is_file() and (nested := directory / "model.pth").is_file():
+        return (nested,), None
+    for name in _STANDARD_NAMES:
+        path = directory / name
+        if path.is_file():
+            return (shards(path), path) if name.endswith(".json") else ((path,), None)
+    loose = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+    if len(loose) == 1:
+        return (loose[0],), None
+    if loose:
+        raise CheckpointError(
+            directory,
+            f"holds {len(loose)} weight files and none has a standard name",
+            got=", ".join(path.name for path in loose[:3]),
+            remedy="name the file itself",
+        )
+    raise CheckpointError(
+        directory, "holds no weights", expected="model.safetensors, pytorch_model.bin or a state dict"
+    )
+
+
+def shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: it is no index, a file is missing, or a name leads elsewhere.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(index, "has no weight_map from keys to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        plain = name.isprintable() and len(name) < _LONGEST_NAME and "\\" not in name
+        if not plain or Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(index, f"names the shard {name[:80]!r}", expected="plain names beside the index")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(index, f"names the shard {name}, which is missing", remedy="download it again")
+    return tuple(index.parent / name for name in names)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what cannot be a weight file, before any library sees it.
+
+    Raises:
+        CheckpointError: missing, not a regular file, empty, a Git-LFS pointer, or text.
+        ResourceError: the operating system denies reading.
+    """
+    if not path.exists():
+        raise CheckpointError(path, "no such file or directory")
+    if not path.is_file():
+        raise CheckpointError(path, "is not a regular file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ResourceError(path, f"cannot be read ({error.strerror})") from error
+    if not head:
+        raise CheckpointError(path, "is empty")
+    if head.startswith(_LFS_POINTER):
+        raise CheckpointError(path, "is a Git-LFS pointer, not the weights", remedy="run `git lfs pull`")
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(path, "is an HTML page, not weights", remedy="download the file itself")
+    if all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
+        if (name := foreign_global(head)) is not None:  # a pickle of protocol 0 is text
+            raise asks_for_code(path, name)
+        raise CheckpointError(path, "is text, not weights")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or not an object.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise CheckpointError(path, "is not a regular file")
+        size = path.stat().st_size
+        raw = path.read_bytes() if size <= _LONGEST_JSON else b""
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "no such file") from error
+    except OSError as error:
+        raise ResourceError(path, f"cannot be read ({error.strerror})") from error
+    if size > _LONGEST_JSON:
+        raise CheckpointError(
+            path, "is too long for what it is", got=f"{size} bytes", expected=f"at most {_LONGEST_JSON}"
+        )
+    if raw.startswith(_LFS_POINTER):
+        raise CheckpointError(path, "is a Git-LFS pointer, not the file itself", remedy="run `git lfs pull`")
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, "is not valid JSON") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, "is not a JSON object")
+    return content
+
+
+def _blocks(files: tuple[Path, ...]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                yield block

@@ -1,0 +1,18 @@
+"""How a user names a model."""
+
+from dataclasses import dataclass, replace
+
+from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.load import load_request
+from equalize.checkpoint.request import Request
+
+__all__ = ["ModelName"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelName(Request):
+    """MODEL and the flags that go with it."""
+
+    def load(self, *, weights: bool = True, mapped: bool = False) -> Checkpoint:
+        """Loads it; without weights on the meta device, `mapped` with as many as can be left in their files."""
+        return load_request(replace(self, weights=weights, mapped=mapped))

@@ -1,0 +1,32 @@
+"""A push as text for people."""
+
+from rich.console import ConsoleRenderable
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from equalize.commands.push.push import Push
+
+__all__ = ["push_report"]
+
+
+def push_report(pushed: Push) -> list[ConsoleRenderable]:
+    """What went or would go, what stayed and why, and where to look at it."""
+    total = decimal(sum(file.size for file in pushed.files))
+    verb = "would go" if pushed.dry_run else "went"
+    head = f"{len(pushed.files)} files of {total} {verb} to {pushed.repo}, revision {pushed.revision}"
+    files = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    files.add_column(overflow="fold")
+    files.add_column(justify="right", no_wrap=True)
+    for file in pushed.files:
+        files.add_row(Text(file.path), decimal(file.size))
+    parts: list[ConsoleRenderable] = [Text(head, style="bold"), Padding(files, (0, 0, 0, 2), expand=False)]
+    parts += [Text(f"  {file.path} stays: {file.reason}") for file in pushed.left_out]
+    if pushed.dry_run:
+        made = "private" if pushed.private else "public"
+        parts.append(Text(f"Nothing was sent. If {pushed.repo} does not exist, it will be made, {made}."))
+    else:
+        visible = {True: " (private)", False: " (public)", None: ""}[pushed.private]
+        parts.append(Text(f"{pushed.url}{visible}"))
+    return parts

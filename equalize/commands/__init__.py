@@ -1,0 +1,1 @@
+"""One function a command; each returns a result and prints nothing."""

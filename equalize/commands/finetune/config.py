@@ -1,0 +1,225 @@
+"""How a network is trained: every choice under one name, from flags, from a YAML file, and back to one."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+import yaml
+
+from equalize.errors import InputError
+from equalize.plan.plan import Strategy
+
+__all__ = ["Recipe", "TrainAs"]
+
+TrainAs = Literal["explicit", "folded"]
+
+_DEFAULTS = {"adamw": {"lr": 1e-4, "weight_decay": 0.01}, "sgd": {"lr": 0.01, "weight_decay": 5e-4}}
+_EPOCHS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The settings of a training. Those that are None are chosen as said.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    epochs: int | None = None
+    """Passes over the training split; 20 where `max_steps` is None too."""
+    max_steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 8
+    """Pairs a step, in each process."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """SGD has momentum 0.9."""
+    lr: float | None = None
+    """Of the backbone, at its peak; 1e-4 for AdamW, 0.01 for SGD."""
+    head_lr_mult: float = 1.0
+    """The learning rate of all but the backbone is this many times `lr`."""
+    weight_decay: float | None = None
+    """0.01 for AdamW, 5e-4 for SGD; never on biases and norms."""
+    power: float = 0.9
+    """Of the polynomial decay to 0."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises linearly."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """That of Accelerate's configuration, else fp32, if None."""
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    """Of the loss, one a class."""
+    aux_weight: float = 0.4
+    """Of the auxiliary head's loss, where the network has one."""
+    freeze_backbone: bool = False
+    freeze_norms: bool = False
+    """Neither the statistics nor the weights of normalisations move."""
+    size: tuple[int, int] | None = None
+    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
+    crop: tuple[int, int] | None = None
+    """(H, W) that training sees; `size`, the checkpoint's, else 512 x 512, if None."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random resize."""
+    cat_max_ratio: float = 0.75
+    """Crops of which one class takes more are drawn again."""
+    flip: float = 0.5
+    photometric: bool = True
+    num_classes: int | None = None
+    """As many as the data set names, else as the checkpoint has, if None."""
+    class_names: str | None = None
+    """A file with names of the classes."""
+    ignore_index: int = 255
+    reduce_labels: Literal["auto", "yes", "no"] = "auto"
+    train_split: str = "train"
+    val_split: str = "val"
+    """Scored during training where the data set has it."""
+    eval_every: int | None = None
+    """Steps between evaluations and saves; an epoch if None. The last step always counts."""
+    eval_first: int | None = None
+    """One more evaluation, after that many steps."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; a hundredth of the training if None."""
+    patience: int | None = None
+    """Stop after that many evaluations without a better mIoU."""
+    calibrate: Strategy | None = None
+    """Equalize first, on the training split, with this strategy."""
+    keep_norm: bool = False
+    """Of that calibration."""
+    samples: int = 256
+    """Images of that calibration."""
+    train_as: TrainAs | None = None
+    """Whether the optimiser sees the equalized weights V or the plain ones; None: V where the plan is `preserve`."""
+    seed: int = 0
+    workers: int = 0
+    device: str = "auto"
+    report_to: tuple[str, ...] = ()
+    """tensorboard, trackio, or what else transformers reports to."""
+
+    def __post_init__(self) -> None:
+        for name, smallest in _SMALLEST.items():
+            value = getattr(self, name)
+            if value is not None and not smallest <= value < math.inf:
+                what = "is too small" if value < smallest else "is no number"
+                raise InputError(_flag(name), what, got=value, expected=f"at least {smallest}")
+        for name in ("warmup", "flip", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(_flag(name), "is no share", got=getattr(self, name), expected="0 to 1")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise InputError("--lr", "is no learning rate", got=self.lr, expected="above 0")
+        if self.epochs is not None and self.max_steps is not None:
+            raise InputError("--epochs", "cannot stand with --max-steps")
+        weights = self.class_weights
+        if weights is not None and not (all(0 <= each < math.inf for each in weights) and any(weights)):
+            raise InputError("--class-weights", "are no weights", got=weights, expected="0 or more, not all 0")
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
+
+    def resolved(self) -> Self:
+        """The same with numbers where defaults depend on other fields: rate, weight decay, length."""
+        defaults = _DEFAULTS[self.optimizer]
+        return replace(
+            self,
+            lr=defaults["lr"] if self.lr is None else self.lr,
+            weight_decay=defaults["weight_decay"] if self.weight_decay is None else self.weight_decay,
+            precision=self.precision or _launched_precision(),
+            epochs=_EPOCHS if self.epochs is None and self.max_steps is None else self.epochs,
+        )
+
+    @classmethod
+    def make(cls, flags: Mapping[str, Any], config: str | Path | None = None) -> Self:
+        """Settings from flags, by field, and for those not given from a YAML file.
+
+        Raises:
+            InputError: the file cannot be read, has unknown keys, or a value of another type.
+        """
+        values = dict(flags)
+        if config is not None:
+            written = _read_yaml(Path(config))
+            if "max_steps" in flags:
+                written.pop("epochs", None)
+            if "epochs" in flags:
+                written.pop("max_steps", None)
+            values = written | values
+        return cls(**values)
+
+    def to_yaml(self) -> str:
+        """What `make` reads, without the fields that are None."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        text: str = yaml.safe_dump({key: value for key, value in plain.items() if value is not None}, sort_keys=False)
+        return text
+
+
+_SMALLEST: dict[str, float] = {
+    **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulate", "num_classes", "samples"), 1),
+    **dict.fromkeys(("eval_every", "eval_first", "log_every", "patience"), 1),
+    **dict.fromkeys(("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult"), 0),
+}
+
+
+def _launched_precision() -> Literal["fp32", "bf16", "fp16"]:
+    """What `accelerate launch` was configured with."""
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    known: dict[str, Literal["fp32", "bf16", "fp16"]] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    if name not in known:
+        raise InputError("mixed_precision", "is not served", got=name, expected=", ".join(known))
+    return known[name]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(path, f"cannot be read as YAML ({reason})") from error
+    known = {each.name for each in fields(Recipe)}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
+    content = {key.replace("-", "_"): value for key, value in content.items()}
+    if unknown := sorted(content.keys() - known):
+        raise InputError(
+            path, f"has unknown keys: {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}"
+        )
+    hints = get_type_hints(Recipe)
+    return {key: _converted(value, hints[key], f"{path}: {key}") for key, value in content.items()}
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    """A YAML value as the type of its field."""
+    options = get_args(hint) if get_origin(hint) is UnionType or NoneType in get_args(hint) else (hint,)
+    for option in options:
+        try:
+            return _as(value, option)
+        except (TypeError, ValueError):
+            continue
+    raise InputError(where, "has a value of another kind", got=repr(value), expected=str(hint).replace("typing.", ""))
+
+
+def _as(value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+    elif get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if isinstance(value, list):
+            inner = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
+            return tuple(_as(each, kind) for each, kind in zip(value, inner, strict=True))
+    elif hint is NoneType:
+        if value is None:
+            return None
+    elif hint is float:
+        if not isinstance(value, bool):
+            return float(value)  # YAML reads 1e-4 as text
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise TypeError(value)

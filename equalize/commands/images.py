@@ -1,0 +1,181 @@
+"""What is run through a network: which images, at what size, on which device, in which precision."""
+
+import contextlib
+import math
+import os
+import random
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from equalize.checkpoint import Checkpoint
+from equalize.data import Batches, DataSet, batches, open_data, sample
+from equalize.errors import DataError, InputError, ResourceError
+from equalize.moments.blocks import Block, Blocks, Skip
+from equalize.peers import ALONE, Peers
+
+__all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of"]
+
+Progress = Callable[[int, int], None]
+"""Called with the images done in this pass over them, and with all that there are."""
+
+_DEFAULT_SIZE = (512, 512)
+_MOST_IMAGES = 8
+_MOST_PIXELS = 2**22  # a batch
+_MOST_WORKERS = 8
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """How the images are read and measured.
+
+    Attributes:
+        samples: how many images are drawn; None for all.
+        tolerance: stop when the 95 % interval of every sigma is this tight.
+        size: (H, W) that images are brought to; the checkpoint's own if None.
+        batch_size: images a forward pass; None for at most 8, and at most 4 megapixels.
+        workers: processes that read images; None for a few where there is an accelerator, else a thread.
+        skip_bad: share of images that may be unreadable.
+        compiled: compile the network for the pass.
+    """
+
+    samples: int | None = 256
+    tolerance: float | None = None
+    size: tuple[int, int] | None = None
+    split: str | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int | None = None
+    skip_bad: float = 0.0
+    seed: int = 0
+    compiled: bool = False
+
+
+class Images(Blocks):
+    """The images that are measured: iterable as often as needed, by one process or several.
+
+    Attributes:
+        dataset: where they come from.
+        paths: those drawn.
+        skipped: those that could not be read in the pass that ran last, and why.
+        batch_size: the most images in a batch.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        checkpoint: Checkpoint,
+        how: Measuring,
+        progress: Progress = lambda done, of: None,
+        peers: Peers = ALONE,
+    ) -> None:
+        self.dataset: DataSet = open_data(data, split=how.split)
+        self.paths = list(sample(self.dataset, how.samples, how.seed))
+        if how.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
+            random.Random(how.seed).shuffle(self.paths)
+        self.peers = peers
+        self.skipped: list[Skip] = []
+        self._progress = progress
+        size = how.size or checkpoint.preprocess.size
+        device = device_of(how.device)
+        workers = _workers(device) if how.workers is None else how.workers
+        read = partial(batches, self.paths, checkpoint.preprocess, size=size, skip_bad=how.skip_bad)
+        sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
+        self.batch_size = how.batch_size or _batch_size(sides)
+        self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
+        self.pixels = len(self.paths) * math.prod(sides)
+        self._batches = read(batch_size=self.batch_size, workers=workers, pinned=device.type == "cuda")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What a network is traced with: two images of the first one's size."""
+        assert self.shapes is not None
+        return (2, *self.shapes[0][1:])
+
+    def number(self) -> int:
+        """Of blocks."""
+        return len(self._batches)
+
+    def read(self, first: int = 0, step: int = 1) -> Generator[Block, None, None]:
+        """The blocks `first`, `first + step`, ..., read while the last one is computed with."""
+        done = 0
+        with contextlib.closing(self._batches.groups(first, step)) as groups:
+            for group in groups:
+                done += sum(len(batch.paths) for batch in group.batches)
+                self._progress(min(done * step, len(self.paths)), len(self.paths))  # the others are as far
+                yield Block(
+                    index=group.index,
+                    batches=tuple(batch.images for batch in group.batches),
+                    names=[str(path) for batch in group.batches for path in batch.paths],
+                    skipped=tuple((str(path), reason) for path, reason in group.skipped),
+                )
+
+    def leave_out(self, skipped: Sequence[Skip]) -> None:
+        """Remembers images that could not be read.
+
+        Raises:
+            DataError: they are more than the share that may be.
+        """
+        self.skipped = list(skipped)
+        self._batches.demand_few(skipped)
+
+    def few(self, number: int) -> Tensor:
+        """The first images, `number` at most."""
+        return _first(self._batches, self.dataset)[:number]
+
+
+def _first(found: Batches, dataset: DataSet) -> Tensor:
+    batch = next(iter(found), None)
+    if batch is None:
+        raise DataError(dataset.root, "holds no readable image")
+    return batch.images
+
+
+def _batch_size(sides: Sequence[int]) -> int:
+    """The same on every machine, for it has a say in how results are rounded."""
+    return min(_MOST_IMAGES, max(1, _MOST_PIXELS // math.prod(sides)))
+
+
+def _workers(device: torch.device) -> int:
+    """A thread keeps up with a CPU that computes, but not with an accelerator."""
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+def input_shape(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, ...]:
+    """What a network is traced with: two images of the size asked for, else the checkpoint's, else 512 x 512."""
+    return (2, 3, *(size or checkpoint.preprocess.size or _DEFAULT_SIZE))
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator if there is one.
+
+    Raises:
+        ResourceError: it is not there.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError("--device", "is no device", got=name, expected="auto, cpu, cuda, cuda:0, mps") from error
+    if device.type not in {"cpu", getattr(accelerator, "type", "cpu")}:
+        raise ResourceError("--device", f"there is no {device.type} device here", remedy="use --device cpu")
+    return device
+
+
+def precision_of(name: str, device: torch.device) -> torch.autocast:
+    """The forward pass in that precision; moments are float32 and float64 whatever it is."""
+    if name not in _PRECISIONS:
+        raise InputError("--precision", "is unknown", got=name, expected=" or ".join(_PRECISIONS))
+    dtype = _PRECISIONS[name]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

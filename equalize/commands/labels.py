@@ -1,0 +1,126 @@
+"""A data set's split with its labels, as a given network needs them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from equalize.checkpoint import Checkpoint
+from equalize.data import (
+    DataSet,
+    LabelRule,
+    Preflight,
+    ReduceLabels,
+    class_names,
+    preflight,
+    read_class_names,
+    read_image,
+)
+from equalize.errors import DataError, EqualizeError, InputError
+from equalize.moments.watch import undisturbed
+
+__all__ = ["Labelled", "as_classes", "check_split", "count_classes", "names_of"]
+
+Size = tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Pairs of images and masks, checked on a sample.
+
+    Attributes:
+        dataset: the split.
+        rule: how stored labels become classes.
+        num_classes: of the network.
+        names: of the classes, where somebody tells them.
+    """
+
+    dataset: DataSet
+    rule: LabelRule
+    num_classes: int
+    names: tuple[str, ...] | None = None
+
+
+def as_classes(logits_NCHW: Tensor) -> Tensor:
+    """Logits of at least two classes: a single output is that of class 1, against 0 for class 0."""
+    if logits_NCHW.shape[1] > 1:
+        return logits_NCHW
+    return torch.cat([torch.zeros_like(logits_NCHW), logits_NCHW], dim=1)
+
+
+def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device) -> int:
+    """How many classes the network tells apart; runs it on the first image.
+
+    Raises:
+        InputError: it does not take images of that size.
+    """
+    picture: Image.Image = read_image(dataset.images[0])
+    image_NCHW = checkpoint.preprocess(picture, size)[None].to(device)
+    try:
+        with undisturbed(checkpoint.model):
+            return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
+    except (MemoryError, torch.OutOfMemoryError, EqualizeError):
+        raise
+    except Exception as error:  # smp refuses sizes that 32 does not divide, others fail at a concat or wherever they do
+        if "allocate" in str(error):
+            raise
+        height, width = image_NCHW.shape[2:]
+        near = "x".join(str(max(1, round(side / 32)) * 32) for side in (height, width))
+        raise InputError(
+            "--size",
+            f"{checkpoint.architecture} takes no images of {height}x{width} ({' '.join(str(error).split())[:120]})",
+            remedy=f"try --size {near}",
+        ) from error
+
+
+def check_split(
+    dataset: DataSet,
+    num_classes: int,
+    names: tuple[str, ...] | None,
+    *,
+    ignore_index: int = 255,
+    reduce_labels: ReduceLabels = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> Labelled:
+    """Reads a sample of a split and settles how its labels are stored; says what was found.
+
+    Args:
+        dataset: opened with labels.
+        num_classes: of the network.
+        names: of the classes.
+        ignore_index: the label that is neither trained on nor scored.
+        reduce_labels: whether 0 means ignored and class c is stored as c + 1.
+
+    Raises:
+        DataError: a pair that could not be trained on or scored.
+    """
+    found: Preflight = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
+    say(f"{dataset.describe()}; {found.describe()}")
+    return Labelled(dataset=dataset, rule=found.rule, num_classes=num_classes, names=names)
+
+
+def names_of(
+    num_classes: int, dataset: DataSet, checkpoint: Checkpoint, path: str | Path | None = None
+) -> tuple[str, ...] | None:
+    """Names for that many classes: from a file, from the checkpoint, or from the data set.
+
+    Raises:
+        DataError: the file names another number of classes.
+    """
+    if path is not None:
+        names = read_class_names(path)
+        if len(names) != num_classes:
+            raise DataError(
+                path, "names another number of classes than there are", got=len(names), expected=num_classes
+            )
+        return names
+    known = (_telling(checkpoint.classes), class_names(dataset), checkpoint.classes)
+    return next((names for names in known if names and len(names) == num_classes), None)
+
+
+def _telling(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Names unless they are those that transformers makes up."""
+    return None if names and all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names

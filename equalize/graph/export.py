@@ -1,0 +1,187 @@
+"""A model and an example input become a `Graph`, by `torch.export` or, where that refuses, by a recorded run.
+
+Export runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
+computed and the network is left as it was. `recorder.py` needs a real forward pass.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import config as fx_config
+
+from equalize.errors import ResourceError, SiteError
+from equalize.graph.fx_reader import read_ops
+from equalize.graph.graph import Graph, Op
+from equalize.graph.record import Recording, accelerators, record
+
+__all__ = ["export", "trace"]
+
+_REMEDY = "give an input shape that the network takes (--size, --input-shape)"
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
+    """Traces `model` in eval mode on inputs shaped like `example`; records a run of it where it cannot be exported.
+
+    Args:
+        model: any module; it is left as it was.
+        example: the positional input, such as (N, C, H, W), or a tuple of them; values matter in a recorded run only.
+
+    Raises:
+        SiteError: if the network can neither be exported nor run, or refuses the example.
+        ResourceError: if there is no memory to run it.
+    """
+    inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
+    if not all(isinstance(each, Tensor) for each in inputs):
+        raise SiteError("example", "must be a tensor or a tuple of tensors", got=type(example).__name__)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SiteError(type(model).__name__, "is TorchScript, into which nobody sees", remedy="give its nn.Module")
+    tracer: Literal["export", "recorder"] = "export"
+    try:
+        ops = _exported(model, inputs)
+    except SiteError as refusal:
+        tracer = "recorder"
+        recording = _record(model, inputs, refusal)
+        ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return Graph(ops=ops, shapes=shapes, tracer=tracer)
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
+    program = export(model, inputs)
+    if program.range_constraints:
+        raise SiteError(type(model).__name__, "cannot be traced (sizes depend on values)", got=_shapes(inputs))
+    signature = program.graph_signature
+    keys = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    plain = frozenset(signature.inputs_to_parameters.values())
+    module = program.graph_module
+    return read_ops(module.graph, module, keys=keys, plain=plain)
+
+
+def _record(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -> Recording:
+    try:
+        with _left_as_found(model), _quiet():
+            return record(model, example)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the network's own code raises
+        if "allocate memory" in str(error):
+            raise ResourceError(
+                type(model).__name__,
+                "must be run to be read, and there is too little memory for that",
+                remedy="use a smaller --size",
+            ) from error
+        again = _line(error) in refusal.what  # as where the input does not fit
+        raise SiteError(
+            type(model).__name__,
+            refusal.what if again else f"{refusal.what}, and a run failed ({_line(error)})",
+            got=refusal.got,
+            remedy=_REMEDY,
+        ) from error
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> str:
+    return f"input {' + '.join(str(list(tensor.shape)) for tensor in inputs)}"
+
+
+def _line(error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first.strip()[:200]}".removesuffix(": ")
+
+
+def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = False) -> ExportedProgram:
+    """`model` in eval mode as an exported program that shares its tensors.
+
+    Args:
+        model: any module; its mode is restored.
+        example: positional inputs; values are not looked at.
+        any_batch: make one program for batches of any size, where the network's code allows it.
+
+    Raises:
+        SiteError: if `torch.export` refuses the network, or the network refuses the example.
+    """
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    inputs = tuple(torch.empty_like(each, device=device) for each in example)
+    shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
+    with _left_as_found(model), _quiet(), _without_stack_traces(), torch.no_grad():
+        try:
+            return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the network's own code raises on fake tensors
+            raise SiteError(
+                type(model).__name__,
+                f"cannot be traced ({_line(error)})",
+                got=_shapes(inputs),
+                remedy=_REMEDY,
+            ) from error
+
+
+@contextlib.contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Eval mode. Afterwards the modes, the random state and the modules' attributes are as they were.
+
+    A network may keep tensors of a run, which under export are none, and export puts copies in the place of lists.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    contents = [(container, container.copy()) for container in _containers(model)]
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=accelerators(model)):
+            yield
+    finally:
+        for container, content in contents:
+            container.clear()
+            (container.update if isinstance(container, dict | set) else container.extend)(content)
+        for module, training in modes:
+            module.training = training
+
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """The modules' attributes, and every dict, list and set in them."""
+    found: dict[int, Any] = {}
+    stack: list[Any] = [vars(module) for module in model.modules()]
+    while stack:
+        value = stack.pop()
+        if type(value) in _CONTAINERS and id(value) not in found:
+            found[id(value)] = value
+            stack += value.values() if isinstance(value, dict) else value
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export's own chatter is no news to someone who asked for a scan; where it refuses, it prints the whole graph."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Nobody reads the source lines that export keeps of every call, and finding them is a sixth of its time."""
+    kept = getattr(fx_config, "do_not_emit_stack_traces", False)
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = kept

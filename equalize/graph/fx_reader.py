@@ -1,0 +1,207 @@
+"""The nodes of an fx graph of ATen calls, exported or recorded, become the `Op`s of a `Graph`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph as FxGraph
+from torch.fx import GraphModule, Node
+
+from equalize.graph.aten import attributes_of, kind_of, named_arguments, parameter_roles, shape_of
+from equalize.graph.graph import Op
+
+__all__ = ["read_ops"]
+
+
+def read_ops(graph: FxGraph, owner: nn.Module, *, keys: Mapping[str, str], plain: frozenset[str]) -> tuple[Op, ...]:
+    """The ops of a graph, in order.
+
+    Args:
+        graph: its nodes carry a (meta) tensor of their shape under "val", and their modules under "nn_module_stack".
+        owner: holds the subgraphs that its `get_attr` nodes name.
+        keys: state-dict keys of the placeholders that stand for parameters and buffers.
+        plain: which of these keys are parameters.
+    """
+    reader = _Reader(keys=keys, plain=plain)
+    reader.read(graph, owner, env={})
+    return tuple(reader.ops)
+
+
+class _Reader:
+    """Turns the nodes of a graph into `Op`s."""
+
+    def __init__(self, *, keys: Mapping[str, str], plain: frozenset[str]) -> None:
+        self.keys = keys
+        self.plain = plain
+        self.ops: list[Op] = []
+
+    def read(self, graph: FxGraph, module: nn.Module, env: dict[Node, str]) -> None:
+        """Appends the ops of `graph`; `env` holds the op that now stands for each node's tensor."""
+        for node in graph.nodes:
+            if node.op == "placeholder" and node not in env:
+                key = self.keys.get(node.name)
+                op = Op(name=node.name, kind="input")
+                constant = Op(name=node.name, kind="constant", attributes={"key": key})
+                env[node] = self._append(node, op if key is None else constant)
+            elif node.op == "get_attr":
+                if not isinstance(getattr(module, str(node.target), None), GraphModule):
+                    env[node] = self._append(node, Op(name=node.name, kind="constant"))
+            elif node.op == "output":
+                self.ops.append(Op(name=f"output_{len(self.ops)}", kind="output", inputs=_names(node.args, env)))
+            elif node.op == "call_function":
+                self._call(module, node, env)
+
+    def _call(self, module: nn.Module, node: Node, env: dict[Node, str]) -> None:
+        body = next((arg for arg in node.args if isinstance(arg, Node) and _submodule(module, arg)), None)
+        if body is not None:  # a region under no_grad or autocast: read it in place
+            self._inline(module, node, body, env)
+            return
+        name = _name(node)
+        if node.target is getattr or name.startswith("_assert"):  # a check makes nothing and changes nothing
+            return
+        first = node.args[0] if node.args else None
+        if name in _SPLITS and isinstance(first, Node):
+            env[node] = env[first]  # only its parts are ops
+        elif name == "getitem":
+            assert isinstance(first, Node)
+            if first in env and node.users:
+                env[node] = self._append(node, _part(node, first, env[first]))
+        elif name != "stack" or _flattened(node) is None:
+            env[node] = self._append(node, _joined(node, env) or self._convert(name, node, env))
+
+    def _inline(self, module: nn.Module, node: Node, body: Node, env: dict[Node, str]) -> None:
+        inner = _submodule(module, body)
+        assert inner is not None
+        arguments = node.args[node.args.index(body) + 1 :]
+        placeholders = [each for each in inner.graph.nodes if each.op == "placeholder"]
+        inner_env = {
+            placeholder: env[argument]
+            for placeholder, argument in zip(placeholders, arguments, strict=False)
+            if isinstance(argument, Node) and argument in env
+        }
+        reader = _Reader(
+            keys={
+                placeholder.name: self.keys[argument.name]
+                for placeholder, argument in zip(placeholders, arguments, strict=False)
+                if isinstance(argument, Node) and argument.name in self.keys
+            },
+            plain=self.plain,
+        )
+        reader.read(inner.graph, inner, inner_env)
+        results = reader.ops.pop()
+        assert results.kind == "output"
+        prefix = f"{node.name}."
+        local = {op.name for op in reader.ops}
+
+        def rename(name: str) -> str:
+            return prefix + name if name in local else name
+
+        for op in reader.ops:
+            inputs = tuple(rename(each) for each in op.inputs)
+            self.ops.append(replace(op, name=rename(op.name), inputs=inputs))
+        for user in list(node.users):  # a region returns a tuple: its getitems are the results themselves
+            if getattr(user.target, "__name__", "") == "getitem" and isinstance(user.args[1], int):
+                env[user] = rename(results.inputs[user.args[1]])
+
+    def _append(self, node: Node, op: Op) -> str:
+        value = node.meta.get("val")
+        if isinstance(value, list | tuple):
+            value = next((each for each in value if isinstance(each, Tensor)), None)
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        shape = tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+        self.ops.append(replace(op, shape=shape, module=_module_path(stack[-1][0]) if stack else ""))
+        return op.name
+
+    def _convert(self, name: str, node: Node, env: Mapping[Node, str]) -> Op:
+        arguments = named_arguments(node)
+        kind = kind_of(name, node, arguments)
+        if kind == "linear" and self._projects_for_attention(node, arguments):
+            kind, name = "other", "multi_head_attention"
+        roles = parameter_roles(kind)
+        parameters: dict[str, str | None] = {}
+        for role, argument in ((role, arguments.get(argument)) for argument, role in roles.items()):
+            if isinstance(argument, Node):
+                key = self.keys.get(argument.name)
+                parameters[role] = key if key in self.plain or role.startswith("running") else None
+        written = {*roles, "out"}
+        data = {argument: value for argument, value in arguments.items() if argument not in written}
+        return Op(
+            name=node.name,
+            kind=kind,
+            target=name,
+            inputs=_names(tuple(data.values()), env),
+            parameters=parameters,
+            attributes=attributes_of(kind, name, node, arguments),
+        )
+
+    def _projects_for_attention(self, node: Node, arguments: Mapping[str, Any]) -> bool:
+        """Whether a linear call is one that torch makes within its own attention, where nobody can watch it."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        weight = arguments.get("weight")
+        key = str(self.keys.get(weight.name)) if isinstance(weight, Node) else ""
+        return bool(stack) and "MultiheadAttention" in str(stack[-1][1]) and not key.endswith("out_proj.weight")
+
+
+# Operators that give slices of their first argument.
+_SPLITS = frozenset({"chunk", "split", "split_with_sizes", "tensor_split"})
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+def _part(node: Node, source: Node, made: str) -> Op:
+    """One tensor of an operator's several, where op `made` stands for all of them or for what is split."""
+    name = _name(source)
+    if kind_of(name, source, {}) == "pool" and node.args[1] == 0:  # beside the values stand their places
+        return Op(name=node.name, kind="identity", target=name, inputs=(made,))
+    if name not in _SPLITS:
+        return Op(name=node.name, kind="other", target="getitem", inputs=(made,))
+    dim = int(named_arguments(source).get("dim", 0)) % max(len(shape_of(node)), 1)
+    return Op(name=node.name, kind="crop", target=name, inputs=(made,), attributes={"dim": dim})
+
+
+def _flattened(stack: Node) -> Node | None:
+    """The one reader of a stack, if it flattens the new axis and the next into one: together they concatenate."""
+    reader = next(iter(stack.users), None)
+    if reader is None or len(stack.users) > 1 or kind_of(_name(reader), reader, {}) != "reshape":
+        return None
+    shape, dim = shape_of(stack), _stacked_dim(stack)
+    joined = (*shape[:dim], math.prod(shape[dim : dim + 2]), *shape[dim + 2 :])
+    return reader if len(shape) > dim + 1 and shape_of(reader) == joined else None
+
+
+def _stacked_dim(stack: Node) -> int:
+    return int(named_arguments(stack).get("dim", 0)) % len(shape_of(stack))
+
+
+def _joined(node: Node, env: Mapping[Node, str]) -> Op | None:
+    """What flattens a stack, as the concat that it is."""
+    stack = node.args[0] if node.args else None
+    if not isinstance(stack, Node) or _name(stack) != "stack" or _flattened(stack) is not node:
+        return None
+    inputs = _names(stack.args[0], env)
+    return Op(name=node.name, kind="concat", target="stack", inputs=inputs, attributes={"dim": _stacked_dim(stack)})
+
+
+def _module_path(path: str) -> str:
+    """Module stack entries say "L['self'].a.b", "a.b" or "" by version; only the path is wanted."""
+    return path.removeprefix("L['self']").removeprefix(".")
+
+
+def _submodule(module: nn.Module, node: Node) -> GraphModule | None:
+    inner = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+    return inner if isinstance(inner, GraphModule) else None
+
+
+def _names(arguments: object, env: Mapping[Node, str]) -> tuple[str, ...]:
+    """The ops behind every tensor in a nest of arguments, in order."""
+    if isinstance(arguments, Node):
+        return (env[arguments],) if arguments in env else ()
+    if isinstance(arguments, Mapping):
+        arguments = tuple(arguments.values())
+    if isinstance(arguments, list | tuple):
+        return tuple(name for argument in arguments for name in _names(argument, env))
+    return ()

@@ -1,0 +1,1 @@
+"""Images through the network: mean and spread of each branch."""

@@ -1,0 +1,185 @@
+"""Rewrites of a traced graph that keep what it computes and make it cheaper to run.
+
+For a network in eval mode: in-place operators become ones that return a new tensor, so that no tensor changes after it
+was made; then BatchNorms go into the convolutions before them, operators that only copy go, and results are written
+over operands that nobody reads any more.
+"""
+
+from operator import getitem
+
+import torch
+from torch import Tensor, fx
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from equalize.graph.aten import named_arguments
+
+__all__ = ["VIEWS", "make_lean", "memory_of", "name_of", "sweep", "without_mutations", "written"]
+
+VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "narrow", "expand")
+_COPIES = ("contiguous", "clone")
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")
+_STRIDED = {"as_strided", "view_as_real", "view_as_complex"}  # what these make depends on how their input is laid out
+_ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "leaky_relu", "hardtanh", "elu")
+# Operators whose result has memory of its own, before and after `_write_over`.
+_FRESH = ("conv2d", "batch_norm", "layer_norm", "linear", "add", "sub", "mul", "div", "cat", *_ACTIVATIONS)
+_OWNING = (*_FRESH, *(f"{name}_" for name in _ACTIVATIONS), "_add_over")
+
+
+def name_of(node: fx.Node) -> str:
+    """The operator that a node calls, without its overload; empty for other nodes."""
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0] if node.op == "call_function" else ""
+
+
+def without_mutations(graph: fx.Graph) -> None:
+    """Replaces operators that write into their first argument by those that return a new tensor.
+
+    Those that write into memory that others read stay: they change a larger tensor, or views of theirs.
+    """
+    for node in list(graph.nodes):
+        name = name_of(node)
+        base = node.args[0] if node.args else None
+        if not name.endswith("_") or not isinstance(base, fx.Node) or name_of(base) in VIEWS or _is_shared(base):
+            continue
+        packet = getattr(torch.ops.aten, name[:-1], None)
+        overload = getattr(packet, getattr(node.target, "_overloadname", ""), None)
+        if overload is None:
+            continue
+        node.target = overload
+        place = {each: index for index, each in enumerate(graph.nodes)}
+        for user in list(base.users):
+            if user is not node and place[user] > place[node]:
+                user.replace_input_with(base, node)
+
+
+def _is_shared(node: fx.Node) -> bool:
+    """Whether a tensor's memory is read under other names: through views of it, or what it is a view of."""
+    if any(_may_share(user) for user in node.users):
+        return True
+    while _may_share(node):
+        node = node.all_input_nodes[0]
+        if len(node.users) > 1:
+            return True
+    return _mutates(node)  # it was left because of others
+
+
+def written(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose memory is written into after they were made."""
+    return {memory_of(node) for node in graph.nodes if _mutates(node)}
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory in which a node's tensor may lie."""
+    while _may_share(node) or _mutates(node):
+        source = node.kwargs.get("out", node.all_input_nodes[0])
+        assert isinstance(source, fx.Node)
+        node = source
+    return node
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether an operator may give its input's own memory."""
+    schema = getattr(node.target, "_schema", None)
+    views = schema is not None and not schema.is_mutable and any(each.alias_info for each in schema.returns)
+    return views or node.target is getitem or name_of(node) in _DROPOUTS
+
+
+def sweep(graph: fx.Graph) -> None:
+    """Removes everything that the output does not depend on, in-place writes into what it does included."""
+    output = next(iter(reversed(graph.nodes)))
+    needed: set[fx.Node] = set()
+    stack: list[fx.Node] = [output]
+    writes = [node for node in graph.nodes if _mutates(node)]
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack += node.all_input_nodes
+        if not stack:
+            stack = [write for write in writes if write not in needed and memory_of(write) in needed]
+    for node in reversed(list(graph.nodes)):
+        if node.op != "placeholder" and node not in needed:
+            graph.erase_node(node)
+
+
+def make_lean(graph: fx.Graph) -> bool:
+    """Makes a graph without mutations cheaper, whose results share no memory with the tensors they are made of.
+
+    Returns:
+        Whether its inputs may now come with any strides. If not, it was left alone.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    foreign = [node for node in calls if getattr(node.target, "namespace", "aten") != "aten"]
+    if foreign or any(name_of(node) in _STRIDED or _mutates(node) for node in calls):
+        return False
+    _without_copies(graph)
+    _fold_batch_norms(graph)
+    sweep(graph)
+    _write_over(graph)
+    return True
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _without_copies(graph: fx.Graph) -> None:
+    """Takes out copies and switched-off dropout; a view becomes a reshape, which copies only where it must."""
+    for node in list(graph.nodes):
+        name = name_of(node)
+        if name in _COPIES or (name in _DROPOUTS and not named_arguments(node)["train"]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
+
+
+def _fold_batch_norms(graph: fx.Graph) -> None:
+    """Lets a convolution do the work of the BatchNorm that alone reads it; the weights are folded anew in every run."""
+    for norm in list(graph.nodes):
+        convolution = norm.args[0] if name_of(norm) == "batch_norm" else None
+        if not isinstance(convolution, fx.Node) or name_of(convolution) != "conv2d" or len(convolution.users) > 1:
+            continue
+        of_norm, of_convolution = named_arguments(norm), named_arguments(convolution)
+        statistics = of_norm["running_mean"], of_norm["running_var"]
+        if of_norm["training"] or None in statistics:
+            continue
+        with graph.inserting_before(convolution):
+            before = of_convolution["weight"], of_convolution["bias"]
+            affine = of_norm["weight"], of_norm["bias"]
+            folded = graph.call_function(fuse_conv_bn_weights, (*before, *statistics, of_norm["eps"], *affine))
+            convolution.update_arg(1, graph.call_function(getitem, (folded, 0)))
+            if len(convolution.args) < 3:
+                convolution.args = (*convolution.args, None)
+            convolution.update_arg(2, graph.call_function(getitem, (folded, 1)))
+        norm.replace_all_uses_with(convolution)
+        graph.erase_node(norm)
+
+
+def _write_over(graph: fx.Graph) -> None:
+    """Lets activations and sums write into an operand that has memory of its own and is not read later."""
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    results = next(iter(reversed(graph.nodes))).all_input_nodes
+
+    def is_spent(operand: fx.Node, reader: fx.Node) -> bool:
+        """Whether `reader` is the last to read `operand`, and nothing else shares its memory."""
+        return name_of(operand) in _OWNING and all(
+            user is reader or (place[user] < place[reader] and (name_of(user) in _FRESH or user in results))
+            for user in operand.users
+        )
+
+    for node in graph.nodes:
+        operands = [each for each in node.args if isinstance(each, fx.Node)]
+        if name_of(node) in _ACTIVATIONS and is_spent(operands[0], node):
+            node.target = getattr(getattr(torch.ops.aten, f"{name_of(node)}_"), node.target._overloadname)
+        elif node.target is torch.ops.aten.add.Tensor and len(set(operands)) == 2 and not node.kwargs:
+            spent = [each for each in operands if is_spent(each, node)]
+            if spent:
+                node.args = (spent[0], *(each for each in operands if each is not spent[0]))
+                node.target = _add_over
+
+
+def _add_over(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, in the memory of x where that has the sum's shape and type."""
+    fits = x.shape == y.shape and x.dtype == torch.promote_types(x.dtype, y.dtype)
+    return x.add_(y) if fits else x + y

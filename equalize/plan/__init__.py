@@ -1,0 +1,1 @@
+"""Sites and moments to edits of weights, and those carried out."""

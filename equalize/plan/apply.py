@@ -1,0 +1,160 @@
+"""Carrying out a plan's edits on a model, or on any mapping of tensors."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from equalize.errors import NumericsError, SiteError
+from equalize.plan.equation import Geometry, per_channel, scale_inputs
+from equalize.plan.plan import Edit, Plan
+from equalize.sites.sites import Site
+
+__all__ = ["apply", "apply_edits", "demand_fit", "demand_weight", "redraw", "with_aliases"]
+
+_PART = 1 << 21  # elements that are held in float64 at a time
+
+
+def apply(plan: Plan, model: nn.Module) -> None:
+    """Rewrites the tensors that `plan` lists, in place; nothing for `preserve`.
+
+    Raises:
+        SiteError: if the plan does not fit the model; the model is then unchanged.
+        NumericsError: if a rewritten tensor is not finite in its dtype.
+    """
+    demand_fit(plan, model)
+    apply_edits(plan.edits, model)
+
+
+def demand_fit(plan: Plan, model: nn.Module) -> None:
+    """Refuses a plan that names what a model has not.
+
+    Raises:
+        SiteError: names it.
+    """
+    tensors = _tensors(model)
+    for site in plan.sites:
+        demand_weight(site, tensors)
+    for edit in plan.edits:
+        _demand_fit(edit, tensors)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
+    """Carries out edits in order, each computed in float64 and cast back once."""
+    tensors = _tensors(model)
+    drawn: dict[tuple[str, int], nn.Module] = {}
+    with torch.no_grad():
+        for edit in edits:
+            tensor = tensors[edit.tensor]
+            if edit.action == "draw":
+                layer, _, name = edit.tensor.rpartition(".")
+                at = (layer, edit.seed or 0)
+                if at not in drawn:
+                    drawn[at] = redraw(model.get_submodule(layer), edit.seed or 0)
+                tensor.copy_(getattr(drawn[at], name))
+            else:
+                for rows in _independent(edit, tensor):
+                    rows.copy_(_edited(edit, rows))
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NumericsError(edit.tensor, f"is not finite in {tensor.dtype} after the edit")
+
+
+def with_aliases(edits: Iterable[Edit], model: nn.Module) -> tuple[Edit, ...]:
+    """The edits with all the names that `model` has for their tensors."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    names: dict[int, list[str]] = {}
+    for key, tensor in tensors:
+        names.setdefault(id(tensor), []).append(key)
+    of = {key: tuple(each for each in names[id(tensor)] if each != key) for key, tensor in tensors}
+    return tuple(replace(edit, aliases=of.get(edit.tensor, ())) for edit in edits)
+
+
+def _independent(edit: Edit, tensor: Tensor) -> Sequence[Tensor]:
+    """A tensor in parts of some megabytes, if the edit does the same to each row; else as one."""
+    alike = edit.factor is not None and (edit.axis is None or (edit.axis == 1 and edit.groups == 1))
+    if not alike or not tensor.numel() or not tensor.ndim:
+        return (tensor,)
+    return torch.split(tensor, max(1, _PART * len(tensor) // tensor.numel()))
+
+
+def _edited(edit: Edit, tensor: Tensor) -> Tensor:
+    if edit.action == "set":
+        return torch.tensor(edit.values, dtype=torch.float64).view(tensor.shape)
+    if edit.action == "add":
+        return tensor.double() + torch.tensor(edit.values, dtype=torch.float64, device=tensor.device)
+    assert edit.factor is not None
+    if edit.axis is None or edit.start is None or edit.stop is None:
+        return tensor.double() * edit.factor
+    ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, _inputs(edit, tensor), 1.0)]
+    geometry = Geometry(axis=edit.axis, groups=edit.groups, transposed=False)
+    return scale_inputs(tensor.double(), per_channel(ranges), geometry)
+
+
+def _inputs(edit: Edit, weight: Tensor) -> int:
+    """How many input channels a weight has."""
+    if edit.axis == 0:  # depthwise: each group reads one; else transposed
+        return edit.groups if edit.groups > 1 else weight.shape[0]
+    return weight.shape[1] * edit.groups
+
+
+def redraw(layer: nn.Module, seed: int) -> nn.Module:
+    """A copy of `layer`, on the CPU, freshly drawn by its own `reset_parameters` under `seed`.
+
+    Raises:
+        SiteError: if the layer has no such method.
+    """
+    fresh = copy.deepcopy(layer).cpu()
+    reset = getattr(fresh, "reset_parameters", None)
+    if not callable(reset):
+        raise SiteError(type(layer).__name__, "has no reset_parameters", remedy="use another strategy")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        reset()
+    return fresh
+
+
+def demand_weight(site: Site, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The fusion weight of a planned site.
+
+    Raises:
+        SiteError: if it is not among `tensors`, or has not the shape that the site says.
+    """
+    weight = tensors.get(site.weight)
+    if weight is None:
+        raise SiteError(site.weight, "is in the plan but not in this model", remedy="use the plan's own model")
+    inputs = site.branches[-1].stop
+    if tuple(weight.shape[2:]) != site.kernel or not Geometry.of(site).fits(weight, inputs):
+        raise SiteError(
+            site.weight,
+            "has other channels or another kernel than in the plan",
+            got=list(weight.shape),
+            expected=f"{inputs} input channels, kernel {list(site.kernel)}",
+            remedy="use the plan's own model",
+        )
+    return weight
+
+
+def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
+    tensor = tensors.get(edit.tensor)
+    if tensor is None:
+        raise SiteError(
+            edit.tensor, "is changed by the plan but is not in this model", remedy="use the plan's own model"
+        )
+    expected = tensor.numel()
+    if edit.values is not None and len(edit.values) != expected:
+        raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))
+    if edit.axis is not None and edit.stop is not None:
+        channels = _inputs(edit, tensor) if tensor.ndim > edit.axis else 0
+        if edit.stop > channels:
+            raise SiteError(
+                edit.tensor, "has fewer channels than in the plan", got=channels, expected=f"{edit.stop} or more"
+            )

@@ -1,0 +1,95 @@
+"""Scale equalization folded into the weights of a linear layer: the equation, on bare tensors.
+
+With branches u_b, moments mu_b and sigma_b, and a layer's weights V and bias a (Kim & Kim, "Scale Equalization for
+Multi-Level Feature Fusion", arXiv 2402.01149):
+
+    y = sum_b V_b * (u_b - mu_b)/sigma_b + a            explicit equalizers in front of the layer
+      = sum_b W_b * u_b + (a - s)                       folded
+    W_b = V_b/sigma_b,   s = sum_b mu_b sum_{c,k} W_b[:, c, k]
+
+`fold_weight` and `shift_of` hold these two lines, and every strategy calls them; from W to V is the same with 1/sigma.
+
+Shapes: O output and I input channels, G groups, K kernel positions. A weight is (O, I/G, *K), of a transposed
+convolution (I, O/G, *K), of a linear layer (O, I).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from equalize.sites.sites import Site
+
+__all__ = ["Geometry", "fold_equalizer", "fold_weight", "per_channel", "scale_inputs", "shift_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Where the input channels of a weight are.
+
+    Attributes:
+        axis: 1; 0 for depthwise and transposed convolutions.
+        groups: of a convolution.
+        transposed: whether output channels, too, are on axis 1.
+    """
+
+    axis: int
+    groups: int
+    transposed: bool
+
+    @classmethod
+    def of(cls, site: Site) -> Self:
+        """The geometry of a site's weight."""
+        return cls(axis=site.axis, groups=site.groups, transposed="transpose" in site.op)
+
+    def fits(self, weight: Tensor, inputs: int) -> bool:
+        """Whether `weight` is one of a layer with so many input channels."""
+        if self.axis == 0 and not self.transposed:
+            return weight.shape[0] % inputs == 0
+        return weight.ndim > 1 and weight.shape[self.axis] * (self.groups if self.axis == 1 else 1) == inputs
+
+
+def fold_equalizer(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """The weights W, of v's shape, and the shift s (O,) of the layer that does what weights v behind equalizers do.
+
+    Args:
+        v: weight seen behind the equalizers.
+        mean_I, std_I: each input channel's mean and standard deviation, (I,).
+        geometry: where v's input channels are.
+    """
+    w = fold_weight(v, std_I, geometry)
+    return w, shift_of(w, mean_I, geometry)
+
+
+def fold_weight(v: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
+    """W = V/sigma, of v's shape and dtype; differentiable in v."""
+    return scale_inputs(v, 1 / std_I, geometry)
+
+
+def shift_of(w: Tensor, mean_I: Tensor, geometry: Geometry) -> Tensor:
+    """s = sum_b mu_b sum W_b (O,), the response of weights w to the means; to be subtracted from the bias."""
+    response = scale_inputs(w, mean_I, geometry)
+    if geometry.transposed:
+        sum_IO = response.flatten(2).sum(2)
+        inputs, outputs = sum_IO.shape
+        return sum_IO.view(geometry.groups, inputs // geometry.groups, outputs).sum(1).flatten()
+    return response.flatten(1).sum(1)
+
+
+def scale_inputs(weight: Tensor, factor_I: Tensor, geometry: Geometry) -> Tensor:
+    """`weight` with everything that reads input channel i multiplied by factor_I[i]."""
+    factor_I = factor_I.to(weight)
+    tail = (1,) * (weight.ndim - 2)
+    if geometry.axis == 0:  # depthwise with a channel multiplier: several rows read one channel
+        rows = factor_I.repeat_interleave(weight.shape[0] // len(factor_I))
+        return weight * rows.view(-1, 1, *tail)
+    per_group = factor_I.view(geometry.groups, 1, -1)  # (G, 1, I/G): the rows of one group read the same channels
+    rows = per_group.expand(-1, weight.shape[0] // geometry.groups, -1).reshape(weight.shape[0], weight.shape[1])
+    return weight * rows.view(*rows.shape, *tail)
+
+
+def per_channel(ranges: Sequence[tuple[int, int, float]]) -> Tensor:
+    """Branch-wise values (start, stop, value), contiguous from 0, as a float64 vector (I,)."""
+    return torch.cat([torch.full((stop - start,), value, dtype=torch.float64) for start, stop, value in ranges])

@@ -1,0 +1,1 @@
+"""Fusion layers of a graph, and reasons for what is none."""

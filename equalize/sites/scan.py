@@ -1,0 +1,56 @@
+"""A model and an example input become a list of fusion layers."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from equalize.graph.export import trace
+from equalize.sites.sites import Refusal, Site, SiteKind, find_sites
+
+__all__ = ["Scan", "scan"]
+
+_RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What a network's decoder fuses.
+
+    Attributes:
+        sites: fusion layers of the kinds asked for, in graph order.
+        refusals: what cannot be equalized, and why.
+        tracer: how the network was read.
+        unlisted: how many sites of other kinds there are.
+        norms: `running_mean` keys of the BatchNorms, each with those before it.
+    """
+
+    sites: tuple[Site, ...]
+    refusals: tuple[Refusal, ...]
+    tracer: Literal["export", "recorder"]
+    unlisted: int = 0
+    norms: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+
+
+def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = _RESAMPLED) -> Scan:
+    """Finds the fusion layers of `model`.
+
+    Args:
+        model: any module, on any device, the meta device included; it is run only if `torch.export` refuses it.
+        example: an input or a tuple of inputs, (N, C, H, W); values matter only where the network must be run.
+        kinds: "resampled" where a branch was resampled, "plain" where none was.
+
+    Raises:
+        SiteError: if the network cannot be traced with such an input. ResourceError: if there is no memory to run it.
+    """
+    graph = trace(model, example)
+    sites, refusals = find_sites(graph)
+    listed = tuple(site for site in sites if site.kind in kinds)
+    return Scan(
+        sites=listed,
+        refusals=refusals,
+        tracer=graph.tracer,
+        unlisted=len(sites) - len(listed),
+        norms=graph.norms_before,
+    )

@@ -1,0 +1,299 @@
+"""From a graph's ops to fusion layers: what can be equalized, and what cannot and why.
+
+A site is a convolution or linear layer whose input channels come from a concat along the axis it sums over.
+From each concat we walk forward to the layers that read it; `branches.py` walks back. Pure Python: nothing here knows
+torch.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from equalize.graph.graph import Graph, Kind, Op
+from equalize.sites.branches import Branch, find_branches, place, resampling_of, scales_through
+
+__all__ = ["Refusal", "Site", "SiteKind", "find_sites"]
+
+SiteKind = Literal["resampled", "plain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A fusion layer and the branches it mixes.
+
+    Attributes:
+        layer: module path; the weight's key where a module keeps it under another name than "weight".
+        weight, bias: state-dict keys. norm: path of the normalisation directly after.
+        op: "conv2d", "conv_transpose2d", "linear", ...; kernel: its spatial size, empty for a linear layer.
+        axis: of the weight's input channels: 1; 0 for depthwise and transposed convolutions.
+        exact_border: whether folded weights equal explicit equalizers on the border too.
+        shift: where the means can go: the layer's own bias, the BatchNorm behind it, or nowhere.
+        upstream: layers of the sites whose output reaches this one.
+        norms: `running_mean` keys of the BatchNorms that this layer's output reaches, in graph order.
+        pads_itself: whether the layer's module pads its input before the convolution (`padding_mode="reflect"`); what
+            enters the layer is then what enters the padding.
+        strategy: what a plan chose for it.
+    """
+
+    layer: str
+    weight: str
+    bias: str | None
+    norm: str | None
+    op: str
+    kernel: tuple[int, ...]
+    axis: int
+    groups: int
+    kind: SiteKind
+    exact_border: bool
+    shift: Literal["bias", "running_mean"] | None
+    branches: tuple[Branch, ...]
+    upstream: tuple[str, ...] = field(default=(), repr=False)
+    norms: tuple[str, ...] = field(default=(), repr=False)
+    pads_itself: bool = field(default=False, repr=False)
+    strategy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A concat that became no site: the module it happens in, and why."""
+
+    at: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """One way from a concat to a layer that may sum over its channels."""
+
+    layer: Op
+    way: tuple[str, ...]  # ops passed between the two
+    scale_only: bool
+    zero_padded: bool
+
+
+def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
+    """All sites of a network in graph order, resampled and plain, and a refusal for every other concat."""
+    sites: list[Site] = []
+    refusals: list[Refusal] = []
+    for concat in graph.ops:
+        if concat.kind != "concat":
+            continue
+        found, reasons = _sites_of(graph, concat)
+        sites += found
+        if reasons:
+            refusals.append(Refusal(at=place(concat), reason="; ".join(dict.fromkeys(reasons))))
+    refusals += _filled(graph)
+    sites.sort(key=lambda site: graph.order[graph.readers[site.weight].name])
+    if not sites:
+        refusals += _explain_nothing(graph, refusals)
+    return tuple(_with_surroundings(graph, sites)), tuple(dict.fromkeys(refusals))
+
+
+def _with_surroundings(graph: Graph, sites: Sequence[Site]) -> Iterator[Site]:
+    """The sites, each with the sites before and the BatchNorms behind it."""
+    reached = {site.layer: graph.downstream(graph.readers[site.weight].name) for site in sites}
+    for site in sites:
+        norms = (op.parameters.get("running_mean") for op in graph.ops if op.name in reached[site.layer])
+        name = graph.readers[site.weight].name
+        yield replace(
+            site,
+            upstream=tuple(other.layer for other in sites if name in reached[other.layer]),
+            norms=tuple(dict.fromkeys(key for key in norms if key is not None)),
+        )
+
+
+def _sites_of(graph: Graph, concat: Op) -> tuple[list[Site], list[str]]:
+    """The sites that one concat feeds, and why its other readers are none."""
+    sites: list[Site] = []
+    reasons: list[str] = []
+    nested = False
+    for found in _readings(graph, concat):
+        if isinstance(found, str):
+            nested = nested or found == _NESTED
+            reasons += [found] if found != _NESTED else []
+            continue
+        reason = _refuse_weight(graph, found.layer)
+        if reason is None:
+            sites.append(_site(graph, concat, found))
+        else:
+            reasons.append(reason)
+    if not sites and not reasons and not nested:
+        reasons.append("nothing reads it")
+    return sites, reasons
+
+
+_NESTED = "part of another concat"
+
+
+def _readings(graph: Graph, concat: Op) -> Iterator[_Reading | str]:
+    """Walks forward from a concat: the layers that read it, and a reason for every other end."""
+    stack: list[tuple[Op, int, tuple[str, ...], bool, bool]] = [(concat, concat.attributes["dim"], (), False, False)]
+    seen: set[str] = set()
+    while stack:
+        op, axis, way, scale_only, zero_padded = stack.pop()
+        for consumer in graph.consumers[op.name]:
+            if consumer.name in seen:
+                continue
+            seen.add(consumer.name)
+            onward = _carry_axis(op, consumer, axis)
+            if consumer.kind == "concat":
+                yield _NESTED if onward is not None else f"concatenated again along another axis in {place(consumer)}"
+            elif consumer.kind in {"convolution", "linear"}:
+                if consumer.inputs[0] != op.name or axis != _summed_axis(graph, op, consumer):
+                    where = f"axis {axis} of {list(op.shape)}"
+                    yield f"concatenated along {where}, which {place(consumer)} does not sum over"
+                else:
+                    yield _Reading(layer=consumer, way=way, scale_only=scale_only, zero_padded=zero_padded)
+            elif consumer.kind == "norm":
+                yield f"already normalised by {consumer.target} {place(consumer)}"
+            elif consumer.kind == "output":
+                yield "returned as an output of the network"
+            elif consumer.kind not in _FORWARD or not scales_through(consumer):
+                yield f"its consumer {consumer.target} in {place(consumer)} is not linear"
+            elif onward is None:
+                yield f"its channels do not stay whole in {consumer.target} of {place(consumer)}"
+            else:
+                scaled = scale_only or consumer.kind in {"relu", "pool"}
+                padded = zero_padded or bool(consumer.attributes.get("zero", False))
+                stack.append((consumer, onward, (*way, consumer.name), scaled, padded))
+
+
+# What the channels of a concat may pass through on their way to the fusion layer. A per-channel affine map commutes
+# with all of them but ReLU and pooling, with which only its scale does.
+_FORWARD: frozenset[Kind] = frozenset({"identity", "resample", "relu", "pool", "pad", "crop", "permute", "reshape"})
+
+
+def _summed_axis(graph: Graph, data: Op, layer: Op) -> int:
+    """The axis of `data` that a convolution or linear layer sums over."""
+    if layer.kind == "linear":
+        return len(data.shape) - 1
+    weight = layer.parameters.get("weight")
+    spatial = len(graph.shapes[weight] if weight else data.shape) - 2
+    return len(data.shape) - 1 - spatial
+
+
+def _carry_axis(op: Op, consumer: Op, axis: int) -> int | None:
+    """Where `axis` of `op`'s tensor stands in `consumer`'s, or None if its entries do not stay whole and in order."""
+    if consumer.kind == "permute":
+        return list(consumer.attributes["order"]).index(axis)
+    if consumer.kind == "reshape":
+        before, size = math.prod(op.shape[:axis]), op.shape[axis]
+        places = (
+            place
+            for place, length in enumerate(consumer.shape)
+            if length == size and math.prod(consumer.shape[:place]) == before
+        )
+        return next(places, None)
+    if consumer.kind == "concat":
+        return axis if consumer.attributes["dim"] == axis else None
+    dropped: tuple[int, ...] = consumer.attributes.get("dropped", ())
+    if dropped:
+        return None if axis in dropped else axis - sum(dim < axis for dim in dropped)
+    same = len(consumer.shape) == len(op.shape) and consumer.shape[axis] == op.shape[axis]
+    return axis if same else None
+
+
+def _refuse_weight(graph: Graph, layer: Op) -> str | None:
+    weight = layer.parameters.get("weight")
+    if weight is None:
+        return f"the weight of {place(layer)} is not a plain parameter"
+    if graph.uses[weight] > 1:
+        return f"{weight} is used {graph.uses[weight]} times"
+    bias = layer.parameters.get("bias", "")
+    if bias is None:
+        return f"the bias of {place(layer)} is not a plain parameter"
+    if bias and graph.uses[bias] > 1:
+        return f"{bias} is used {graph.uses[bias]} times"
+    return None
+
+
+def _site(graph: Graph, concat: Op, reading: _Reading) -> Site:
+    layer = reading.layer
+    weight = str(layer.parameters["weight"])
+    shape = graph.shapes[weight]
+    groups = int(layer.attributes.get("groups", 1))
+    transposed = bool(layer.attributes.get("transposed", False))
+    bias = layer.parameters.get("bias")
+    rank = len(shape if layer.kind == "convolution" else concat.shape) - 2
+    branches = tuple(find_branches(graph, concat, reading.way, rank))
+    norm, running_mean = _norm_behind(graph, layer)
+    phases = transposed and any(stride > 1 for stride in layer.attributes["stride"])
+    shift: Literal["bias", "running_mean"] | None = None
+    if not reading.scale_only and not phases:  # a strided transposed kernel spreads a mean unevenly
+        shift = "bias" if bias else "running_mean" if running_mean else None
+    return Site(
+        layer=weight.removesuffix(".weight"),
+        weight=weight,
+        bias=bias or None,
+        norm=norm,
+        op=layer.target.removesuffix("_"),
+        kernel=shape[2:],
+        axis=0 if transposed or (groups > 1 and shape[1] == 1) else 1,
+        groups=groups,
+        kind="resampled" if any(branch.resampling for branch in branches) else "plain",
+        exact_border=not (layer.attributes.get("padded", False) or reading.zero_padded),
+        shift=shift,
+        branches=branches,
+        pads_itself=_pads_itself(graph, layer, reading),
+    )
+
+
+def _pads_itself(graph: Graph, layer: Op, reading: _Reading) -> bool:
+    last = graph[reading.way[-1]] if reading.way else None
+    owner = str(layer.parameters["weight"]).removesuffix(".weight")
+    return last is not None and last.kind == "pad" and last.module == layer.module == owner
+
+
+def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
+    """The normalisation that alone reads the layer's output: its module and its running_mean."""
+    readers = graph.consumers[layer.name]
+    if len(readers) != 1 or readers[0].kind != "norm":
+        return None, None
+    running_mean = readers[0].parameters.get("running_mean")
+    if running_mean is not None and graph.uses[running_mean] > 1:
+        return readers[0].module, None  # what the shift would change is not this layer's alone
+    if running_mean is not None and running_mean.endswith(".running_mean"):
+        return running_mean.removesuffix(".running_mean"), running_mean
+    return readers[0].module, None
+
+
+def _filled(graph: Graph) -> Iterator[Refusal]:
+    """Tensors into whose channels branches are written one after the other, where others concatenate."""
+    for op in graph.ops:
+        readers = graph.consumers[op.name]
+        written = [
+            reader.attributes["dim"]
+            for reader in readers
+            if reader.kind == "crop" and any(each.target == "copy_" for each in graph.consumers[reader.name])
+        ]
+        summed = [_summed_axis(graph, op, each) for each in readers if each.kind in {"convolution", "linear"}]
+        if any(written.count(axis) > 1 for axis in summed):
+            yield Refusal(at=place(op), reason="filled slice by slice, which cannot be followed as a concat can")
+
+
+def _explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:
+    """Why a network without sites has none, where no refused concat says it."""
+    additions = [op for op in graph.ops if op.kind == "add" and _adds_resampled(graph, op)]
+    for at in dict.fromkeys(place(op) for op in additions):
+        yield Refusal(at=at, reason="fuses by addition: no fusion weights stand behind the branches")
+    if not additions and not refusals:
+        yield Refusal(at="model", reason="has no concat of features")
+
+
+def _adds_resampled(graph: Graph, addition: Op) -> bool:
+    """Whether some of the added tensors were resampled, on ways that do not mix places, and others not so."""
+    ways = [frozenset(_resamplings(graph, graph[name])) for name in addition.inputs if name in graph.fed]
+    return len(set(ways)) > 1
+
+
+def _resamplings(graph: Graph, op: Op) -> Iterator[str]:
+    while True:
+        if resampling_of(op):
+            yield op.name
+            return
+        weight = graph.shapes.get(op.parameters.get("weight") or "", ())
+        pointwise = op.kind == "convolution" and math.prod(weight[2:]) == 1
+        if not pointwise and op.kind not in {"identity", "relu", "activation", "norm", "crop", "pad"}:
+            return
+        op = graph[op.inputs[0]]

@@ -1,0 +1,1 @@
+"""Proof that what was written is what was planned."""

@@ -1,0 +1,191 @@
+"""Configs that come with a checkpoint: read as data, and never able to reach more than mmsegmentation's own parts."""
+
+import math
+
+import pytest
+import torch
+
+from equalize.checkpoint.families.mmsegmentation import config as mmseg_config
+from equalize.checkpoint.families.mmsegmentation import facts as mmseg_facts
+from equalize.checkpoint.families.mmsegmentation import registry as mmseg_family
+from equalize.errors import CheckpointError
+from tests.support.mmseg_networks import config_text
+
+HEAD = "decode_head=dict(type='FCNHead', in_channels=4, in_index=0, channels=4, num_classes=3"
+RESNET = "dict(type='ResNet', depth=18)"
+
+
+def read(text):
+    return mmseg_config.read_literals(text, "x.pth")
+
+
+def build(text, room=None):
+    """What loading does with a config up to the network, on weights that leave it all the room it needs."""
+    model = mmseg_config.bare_model(read(text), "x.pth")
+    mmseg_family.check_types(model, "x.pth")
+    room = {"a": torch.empty(1 << 20)} if room is None else room
+    return mmseg_family.builder(model, draw=False, room=room)()
+
+
+def model_text(backbone=RESNET, head=f"{HEAD})", more=""):
+    return f"model = dict(type='EncoderDecoder', backbone={backbone}, {head}{more})"
+
+
+def test_all_that_a_dump_holds():
+    text = """
+'''a docstring'''
+a = dict(b=[1, -2.5, (True, None)], **{'c-d': 'x', '7': {'k': {1, 2}}})
+e = float('inf')
+f = -1e-3
+g = nan
+h = list()
+i = tuple([1, 2])
+j = dict({'backbone.norm': dict(decay_mult=0.0)})
+"""
+    found = read(text)
+    assert found["a"] == {"b": [1, -2.5, (True, None)], "c-d": "x", "7": {"k": {1, 2}}}
+    assert (found["e"], found["f"], found["h"], found["i"]) == (math.inf, -1e-3, [], (1, 2))
+    assert found["j"] == {"backbone.norm": {"decay_mult": 0.0}}
+    assert math.isnan(found["g"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os",
+        "from os import system",
+        "a = open('CANARY', 'w')",
+        "a = __import__('os').system('touch CANARY')",
+        "a = dict(b=open('CANARY', 'w'))",
+        "a = [open('CANARY', 'w')]",
+        "a = dict(**open('CANARY', 'w'))",
+        "a = dict([('b', open('CANARY', 'w'))])",
+        "a = {**open('CANARY', 'w')}",
+        "a = dict({'b': open('CANARY', 'w')})",
+        "a = dict({open('CANARY', 'w'): 1})",
+        "a = float(open('CANARY', 'w'))",
+        'a = f\'{open("CANARY", "w")}\'',
+        "a = 1 if open('CANARY', 'w') else 2",
+        "a = [open(x, 'w') for x in ['CANARY']]",
+        "a = lambda: 0",
+        "open('CANARY', 'w')",
+        "def f(x=open('CANARY', 'w')): pass",
+        "class A(metaclass=open('CANARY', 'w')): pass",
+        "dict = open",
+        "a: open('CANARY', 'w') = 1",
+        "a.b = 1",
+        "a[0] = 1",
+        "a = b = 1",
+        "a += 1",
+        "a = 10 ** 10 ** 10",
+        "a = 'x' * 10 ** 10",
+        "a = b",
+        "a = tuple(3)",
+        "a = " + "[" * 5000,
+        "a = " + "-" * 5000 + "1",
+        "a = (",
+        "a = '\0'",
+        "a = 1\nif a: pass",
+        "custom_imports = dict(imports=['os'])",
+        "a = '" + "x" * (1 << 20) + "'",
+    ],
+)
+def test_nothing_else_is_understood_and_nothing_is_run(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"--arch mmseg:config\.py"):
+        read(f"{line}\nmodel = dict(type='EncoderDecoder')")
+    assert not (tmp_path / "CANARY").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        model_text(backbone="dict(type='os.system', command='touch CANARY')"),
+        model_text(backbone="dict(type='subprocess.run', args=['touch', 'CANARY'])"),
+        model_text(backbone="dict(type='canary')"),
+        model_text(backbone="dict(type='ResNet', depth=18, norm_cfg=dict(type='canary'))"),
+        model_text(backbone="dict(type='ResNet', depth=18, norm_cfg=dict(type=['canary']))"),
+        model_text(backbone="dict(type='mmpretrain.ConvNeXt', arch='tiny')"),
+        model_text(backbone="dict(type='TIMMBackbone', model_name='resnet18', checkpoint_path='canary')"),
+        model_text(backbone="dict(type='VPD', diffusion_cfg=dict(checkpoint='canary'))"),
+        model_text(more=", neck=dict(type='CLIPTextEncoder')"),
+        model_text(more=", neck=dict(type='SegTTAModel')"),
+        model_text(head=f"{HEAD})".replace("FCNHead", "PointHead")),
+        model_text(backbone="dict(type='ResNet', depth=18, style='/etc/passwd')"),
+        model_text(backbone="dict(type='ResNet', depth=18, style='https://host.invalid')"),
+        model_text(backbone="dict(type='ResNet', depth=18, base_channels=1 << 20)"),
+        model_text(backbone="dict(type='ResNet', depth=18, base_channels=10000000)"),
+        model_text().replace("EncoderDecoder", "os.system"),
+        model_text().replace("EncoderDecoder", "MultimodalEncoderDecoder"),
+        "model = dict(backbone=1)",
+        "model = 3",
+        "a = 1",
+    ],
+)
+def test_only_registered_parts_of_plain_words_and_numbers(text, tmp_path, monkeypatch):
+    (tmp_path / "canary.py").write_text("open('CANARY', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError):
+        build(text)
+    assert not (tmp_path / "CANARY").exists()
+
+
+def test_what_a_registry_lacks_is_not_imported(tmp_path, monkeypatch):
+    """Constructors take kinds of layers as bare words too, and a registry imports a word that it does not know."""
+    (tmp_path / "canary.py").write_text("open('CANARY', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = mmseg_family.library()
+    with mmseg_family._only_registered(), pytest.raises(RuntimeError, match="Failed to get canary"):
+        registry.get("canary")
+    assert not (tmp_path / "CANARY").exists()
+    registry.get("canary")  # as it does otherwise
+    assert (tmp_path / "CANARY").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "init_cfg=dict(type='Pretrained', checkpoint='CANARY')",
+        "pretrained='open-mmlab://resnet18'",
+    ],
+)
+def test_weights_that_a_config_asks_for_are_not_fetched(fields):
+    network = build(model_text(backbone=f"dict(type='ResNet', depth=18, {fields})"))
+    assert "Pretrained" not in str(network.backbone.init_cfg)
+    text = model_text(head=f"{HEAD}, loss_decode=dict(type='CrossEntropyLoss', class_weight='pkl'))")
+    assert build(text).decode_head.loss_decode.class_weight is None
+
+
+@pytest.mark.parametrize("value", [f"{{{(1 << 61) - 1}: 0}}", f"{{{(1 << 61) - 1}}}", f"[-{1 << 90}]"])
+def test_numbers_that_hash_alike_are_refused(value):
+    with pytest.raises(CheckpointError, match="plain values"):
+        read(f"model = {value}")
+
+
+@pytest.mark.parametrize("depth", ["depths=(60000,), num_heads=(1,)", "depths=(1,), num_heads=(1,), mlp_ratio=60000"])
+def test_a_network_far_larger_than_the_file_is_not_built(depth):
+    swin = f"dict(type='SwinTransformer', embed_dims=64, strides=(4,), out_indices=(0,), {depth})"
+    with pytest.raises(ValueError, match="can fill"):
+        build(model_text(backbone=swin), {"a": torch.empty(10)})
+
+
+def test_preprocessing_counts_pixels_from_0_to_255_and_knows_the_order_of_channels():
+    found = mmseg_facts.preprocessing(read(config_text("FCNHead")))
+    assert (found.mean, found.std) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    assert (found.rescale, found.channels, found.size, found.reduce_labels) == (1.0, "RGB", None, False)
+    old = "img_norm_cfg = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=False)\nmodel = dict(type='x')"
+    found = mmseg_facts.preprocessing(read(old))
+    assert (found.mean, found.std, found.channels) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "BGR")
+    found = mmseg_facts.preprocessing(read("p = [dict(reduce_zero_label=True)]\nmodel = dict(type='x')"))
+    assert (found.reduce_labels, found.rescale, round(found.mean[0], 3)) == (True, 1.0, 123.675)
+
+
+def test_what_meta_tells():
+    text = "model = dict(type='EncoderDecoder')"
+    assert mmseg_facts.config_text({"cfg": text}) == mmseg_facts.config_text({"config": text}) == text
+    assert mmseg_facts.config_text({"cfg": "a = 1", "config": {"model": 3}}) is None
+    assert mmseg_facts.class_names({"dataset_meta": {"classes": ["a", "b"]}}) == ("a", "b")
+    assert mmseg_facts.class_names({"CLASSES": ("a",)}) == ("a",)
+    assert mmseg_facts.class_names({"CLASSES": [1]}) is None

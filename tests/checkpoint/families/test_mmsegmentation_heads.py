@@ -1,0 +1,117 @@
+"""mmsegmentation from end to end: the five heads of the paper, held against mmsegmentation's own loader."""
+
+import pytest
+import torch
+
+from equalize.checkpoint import load
+from equalize.checkpoint.model_name import ModelName
+from equalize.commands.calibrate import embed, find, verify
+from equalize.commands.evaluate import Evaluating, evaluate
+from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.finetune import finetune
+from equalize.commands.images import Measuring
+from tests.support.mmseg_networks import CLASSES, saved, stock
+from tests.support.scenes import write_scenes
+
+STRATEGIES = ["auto", "migrate", "preserve", "reinit", "rescale"]
+HOW = Measuring(samples=4, size=(64, 64), batch_size=4)
+ROWS = {  # head: (backbone, resampled fusion layers and what they fuse, plain ones likewise)
+    "UPerHead": ("SwinTransformer", {"bottleneck.conv": [8, 4, 4, 4, 4], "fpn_bottleneck.conv": [4, 4]}, {}),
+    "PSPHead": ("ResNetV1c", {"bottleneck.conv": [8, 4, 4, 4, 4]}, {}),
+    "ASPPHead": ("ResNetV1c", {"bottleneck.conv": [4, 4, 4, 4]}, {}),
+    "DepthwiseSeparableASPPHead": (
+        "ResNetV1c",
+        {"bottleneck.conv": [4, 4, 4, 4], "sep_bottleneck.0.depthwise_conv.conv": [4, 2]},
+        {},
+    ),
+    "FCNHead": ("ResNetV1c", {}, {"conv_cat.conv": [8, 4]}),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The checkpoint of each head. Read only."""
+    folder = tmp_path_factory.mktemp("mmseg")
+    return {head: saved(folder, head, row[0]) for head, row in ROWS.items()}
+
+
+def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+@pytest.mark.parametrize("head", ROWS)
+def test_the_fusion_layers_of_each_head(head, checkpoints):
+    checkpoint = load(checkpoints[head], weights=False)
+    _, resampled, plain = ROWS[head]
+    found = find(checkpoint, (2, 3, 64, 64), "decode_head.*") if plain else find(checkpoint, (2, 3, 64, 64))
+    widths = {site.layer: [b.stop - b.start for b in site.branches] for site in found.sites}
+    assert widths == {f"decode_head.{layer}": parts for layer, parts in {**resampled, **plain}.items()}
+    assert {site.kind for site in found.sites} == ({"plain"} if plain else {"resampled"})
+    assert checkpoint.family == "mmsegmentation"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("head", ROWS)
+def test_every_strategy_and_the_stock_loader(head, strategy, checkpoints, photos, tmp_path):
+    source, out = checkpoints[head], tmp_path / "out"
+    name, pattern = ModelName(source=str(source)), "decode_head.*" if head == "FCNHead" else None
+    plan = embed(name, photos, out, strategy=strategy, pattern=pattern, how=HOW)
+    assert len(plan.sites) == len(ROWS[head][1] or ROWS[head][2])
+    before, after = stock(source.with_suffix(".py"), source), stock(out / "config.py", out / "model.pth")
+    first, second = before.state_dict(), after.state_dict()
+    assert list(first) == list(second)
+    assert {key for key in first if not torch.equal(first[key], second[key])} <= set(plan.changed)
+    assert bool(plan.changed) == (strategy != "preserve")
+    x = torch.randn(2, 3, 64, 64)
+    here, there = logits(before, x), logits(after, x)
+    assert torch.equal(there, load(out).logits(x))
+    kept = {site.strategy for site in plan.sites} <= {"migrate", "preserve"}
+    assert kept == (strategy in {"auto", "migrate", "preserve"})
+    assert ((here - there).abs().max() <= 1e-5 * (here.max() - here.min())) == kept
+    if strategy == "auto":
+        assert torch.equal(there, logits(stock(source.with_suffix(".py"), out / "model.pth"), x))
+        verify(out, name, None, HOW)
+    old, new = (torch.load(path, weights_only=True) for path in (source, out / "model.pth"))
+    assert {key: value for key, value in old.items() if key != "state_dict"} == {
+        key: value for key, value in new.items() if key != "state_dict"
+    }
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"), 3, counts={"train": 4, "val": 2}, size=(64, 64))
+
+
+QUICK = Recipe(max_steps=2, batch_size=2, lr=1e-3, warmup=0.0, size=(64, 64), device="cpu", samples=2)
+
+
+@pytest.mark.parametrize("head", ROWS)
+def test_fine_tuning_each_head(head, checkpoints, scenes, tmp_path):
+    source, out = checkpoints[head], tmp_path / "out"
+    done = finetune(ModelName(source=str(source)), scenes, out, QUICK)
+    assert done.steps == 2
+    before, after = stock(source.with_suffix(".py"), source), stock(source.with_suffix(".py"), out / "model.pth")
+    first, second = before.state_dict(), after.state_dict()
+    assert list(first) == list(second)
+    for part in ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.weight", "auxiliary_head.convs.0.conv.weight"):
+        assert not torch.equal(first[part], second[part])  # the auxiliary head is trained as well
+    assert after.dataset_meta["classes"] == CLASSES
+    score = evaluate(ModelName(source=str(out)), scenes, Evaluating(size=(64, 64), split="val"))
+    assert score.mIoU == pytest.approx(done.best["mIoU"])
+
+
+def test_a_cascade_trains_all_its_heads(tmp_path, scenes):
+    """OCRNet: the features it pools meet those they came from in one plain fusion layer."""
+    strides = "strides=(1, 1), dilations=(1, 1)"
+    source = saved(tmp_path, "OCRHead", changes={"strides=(1, 2), dilations=(1, 1)": strides})
+    out = tmp_path / "out"
+    assert finetune(ModelName(source=str(source)), scenes, out, QUICK).steps == 2
+    before, after = stock(source.with_suffix(".py"), source), stock(out / "config.py", out / "model.pth")
+    for part in ("decode_head.0.conv_seg.weight", "decode_head.1.conv_seg.weight", "auxiliary_head.conv_seg.weight"):
+        assert not torch.equal(before.state_dict()[part], after.state_dict()[part])
+    checkpoint = load(out)
+    assert checkpoint.architecture == "CascadeEncoderDecoder (ResNetV1c, OCRHead)"
+    assert checkpoint.classes == CLASSES
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(logits(checkpoint.model, x), logits(after, x))

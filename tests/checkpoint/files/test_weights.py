@@ -1,0 +1,359 @@
+"""Weight files that are damaged, disguised or hostile: one sentence each, and nothing runs."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from equalize.checkpoint import load, state_on_disk
+from equalize.checkpoint.files.weights import read_weights, weight_files
+from equalize.errors import CheckpointError, NumericsError, ResourceError
+
+
+def refusal(path, kind=CheckpointError, **arguments) -> str:
+    with pytest.raises(kind) as caught:
+        load(path, **arguments)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_missing_path(tmp_path):
+    assert "no such file or directory" in refusal(tmp_path / "absent.pth")
+    assert "no such file or directory" in refusal("./absent")
+    assert "no such file or directory" in refusal("somewhere/absent.pth")
+
+
+def test_hub_id_without_network_is_a_resource_error():
+    sentence = refusal("nobody/nothing@main", ResourceError)
+    assert "nobody/nothing" in sentence
+    assert "Hub" in sentence
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "a/b/c/d", "no spaces/here"])
+def test_names_that_are_nothing(name):
+    refusal(name, (CheckpointError, ResourceError))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "HTML"),
+        (b"hello, I am no checkpoint\n", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git-LFS pointer"),
+        (b"\x00\x01\x02\x03garbage\xff" * 9, "is not"),
+    ],
+)
+def test_files_that_are_no_weights(tmp_path, suffix, content, what):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    assert what in refusal(path)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_truncated_pth(tmp_path, share, legacy):
+    buffer = io.BytesIO()
+    state = {f"layer{i}.weight": torch.randn(8, 8) for i in range(20)}
+    torch.save(state, buffer, _use_new_zipfile_serialization=not legacy)
+    path = tmp_path / "model.pth"
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
+    assert "truncated" in refusal(path)
+
+
+@pytest.mark.parametrize("keep", [4, 20, -1, -300])
+def test_truncated_safetensors(tmp_path, keep):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.randn(32, 32)}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "truncated" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "belong to no tensor"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": 7}, "'b' has a broken"),
+        ({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}, "unknown dtype"),
+        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "'a' has 8 bytes"),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [1] * 99 + [2], "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [1 << 40] * 9000, "data_offsets": [0, 8]}}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}}, "broken"),
+        ({"a": {"dtype": "I1", "shape": [64], "data_offsets": [0, 8]}}, "unknown dtype"),
+        ({"__metadata__": {"a": 1}, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "not a readable"),
+        ({"a": {"dtype": "F32", "shape": [1 << 60, 1 << 60], "data_offsets": [0, 8]}}, "'a' has 8 bytes"),
+        (
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+            },
+            "overlaps",
+        ),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "hole"),
+        ([1, 2], "not an object"),
+    ],
+)
+def test_safetensors_headers_that_lie(tmp_path, header, what):
+    raw = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
+    assert what in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.pth", struct.pack("<Q", 0x280) + b'{"a":' + b" " * 999, "is a safetensors file"),
+        ("a.safetensors", b"PK\x03\x04" + bytes(99), "is a PyTorch file"),
+        ("a.safetensors", pickle.dumps([1], protocol=2), "is a PyTorch file"),
+        ("a.pth", pickle.dumps({"a": [1, 2]}, protocol=2), "a pickle that torch.save did not write"),
+        ("a.pth", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
+        ("a.pth", b"\x08\x08\x12\x07pytorch\x1a\x032.0" + bytes(99), "ONNX"),
+        ("a.pth", b"\x1f\x8b\x08" + bytes(99), "gzip"),
+        ("a.pth", b"a/model.pth" + bytes(246) + b"ustar" + bytes(99), "tar"),
+        ("a.pth", b"<Error><Code>AccessDenied</Code></Error>", "text"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    assert what in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("shard", ["../a", "/etc/passwd", "a\nb", "\x1b[2J", "x" * 5000, ".", "\ud800", "a\0b"])
+def test_an_index_names_plain_files_beside_it(tmp_path, shard):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert "plain names beside the index" in refusal(tmp_path)
+
+
+def test_a_config_that_git_lfs_did_not_fetch(tmp_path):
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert "git lfs pull" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_pipes_and_sockets_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "holds no weights" in refusal(tmp_path)
+    assert "not a regular file" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("key", ["model." * 25 + "weight", "x" * 501, "." * 100_000])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_keys_are_as_long_as_those_of_networks(tmp_path, key, suffix):
+    """Prefixes of wrappers are taken off one by one: of long keys that takes minutes."""
+    path = tmp_path / f"model{suffix}"
+    (torch.save if suffix == ".pth" else save_file)({key: torch.ones(1)}, path)
+    assert f"a key of {len(key)} characters" in refusal(path)
+
+
+def test_safetensors_key_twice(tmp_path):
+    entry = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+    raw = ("{" + entry + "," + entry + "}").encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
+    assert "twice" in refusal(path)
+
+
+class _Gadget:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_pickle_never_runs_code(tmp_path, monkeypatch, protocol, zipped, force):
+    if force:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    canary = tmp_path / "canary"
+    path = tmp_path / "model.pth"
+    content = {"weight": torch.ones(1), "evil": _Gadget(canary)}
+    if zipped:
+        torch.save(content, path, pickle_protocol=protocol) if protocol else _zip_pickle(path, _Gadget(canary))
+    else:
+        path.write_bytes(pickle.dumps(_Gadget(canary), protocol=protocol))
+    refusal(path)
+    assert not canary.exists()
+
+
+def _zip_pickle(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=0))
+        archive.writestr("archive/version", b"3\n")
+
+
+def test_whole_module_is_refused_by_name(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(nn.Conv2d(1, 1, 1), path)
+    sentence = refusal(path)
+    assert "torch.nn.modules.conv.Conv2d" in sentence
+    assert "state_dict" in sentence
+
+
+def test_gadget_is_refused_by_name(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"a": _Gadget(tmp_path / "canary")}, path)
+    assert "posix.system" in refusal(path)
+
+
+def test_both_torch_switches_cannot_break_reading(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    assert torch.equal(state_on_disk(path)["a"], torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_is_refused_with_a_way_out(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.jit.script(nn.Conv2d(1, 1, 1)).save(path)
+    sentence = refusal(path)
+    assert "TorchScript" in sentence
+    assert "torch.jit.load" in sentence
+
+
+def test_exported_program_is_refused_with_a_way_out(tmp_path):
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(nn.Conv2d(1, 1, 1), (torch.ones(1, 1, 2, 2),)), path)
+    sentence = refusal(path)
+    assert ".pt2" in sentence
+    assert "torch.export.load" in sentence
+
+
+def test_deflated_zip_is_refused(tmp_path):
+    plain, packed = tmp_path / "plain.pth", tmp_path / "packed.pth"
+    torch.save({"a": torch.zeros(1000, 1000)}, plain)
+    with zipfile.ZipFile(plain) as read, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as write:
+        for name in read.namelist():
+            write.writestr(name, read.read(name))
+    assert "compressed" in refusal(packed)
+
+
+def test_zip_of_something_else(tmp_path):
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("holiday.txt", "sun")
+    assert "not a PyTorch file" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], torch.ones(1), {}, {"epoch": 3}, {"state_dict": {"epoch": 3}}, 7])
+def test_no_state_dict_inside(tmp_path, content):
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
+    assert "holds no" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_non_finite_weights_are_named(tmp_path, lraspp_state, value, suffix):
+    state = {key: tensor.clone() for key, tensor in lraspp_state.items()}
+    state["backbone.0.0.weight"].view(-1)[3] = value
+    path = tmp_path / f"model{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    sentence = refusal(path, NumericsError)
+    assert "backbone.0.0.weight" in sentence
+
+
+def test_unknown_state_dict_says_what_was_tried(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"my.weight": torch.ones(3)}, path)
+    sentence = refusal(path)
+    assert "deeplabv3_resnet50" in sentence
+    assert "--arch" in sentence
+
+
+def test_index_with_a_missing_shard(tmp_path, upernet_dir):
+    index = json.loads((upernet_dir / "model.safetensors.index.json").read_text())
+    for path in upernet_dir.iterdir():
+        if path.name != max(index["weight_map"].values()):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert "missing" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""])
+def test_index_that_leaves_its_directory(tmp_path, name):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="names the shard"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "{}", '{"weight_map": {"a": 3}}'])
+def test_broken_index(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError):
+        weight_files(tmp_path)
+
+
+def test_empty_directory_and_ambiguous_directory(tmp_path):
+    assert "no weights" in refusal(tmp_path)
+    for name in ("a.pth", "b.pth"):
+        torch.save({"a": torch.ones(1)}, tmp_path / name)
+    assert "name the file" in refusal(tmp_path)
+
+
+def test_one_key_in_two_shards(tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file({"w": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match="as well"):
+        read_weights((tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+
+
+def test_a_directory_of_another_kind_of_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "regular file" in refusal(tmp_path / "pipe.pth")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    refusal(path, ResourceError)
+
+
+def test_byte_mutations_never_raise_anything_else(tmp_path):
+    torch.manual_seed(0)
+    state = {"a.weight": torch.randn(3, 3), "b.bias": torch.ones(2)}
+    seeds = {".pth": io.BytesIO(), ".bin": io.BytesIO()}
+    torch.save(state, seeds[".pth"])
+    torch.save(state, seeds[".bin"], _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "seed.safetensors")
+    files = {suffix: buffer.getvalue() for suffix, buffer in seeds.items()}
+    files[".safetensors"] = (tmp_path / "seed.safetensors").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for suffix, content in files.items():
+        path = tmp_path / f"mutant{suffix}"
+        for _ in range(150):
+            mutant = bytearray(content)
+            for _ in range(3):
+                place = int(torch.randint(len(mutant), (), generator=generator))
+                mutant[place] = int(torch.randint(256, (), generator=generator))
+            path.write_bytes(mutant)
+            with contextlib.suppress(CheckpointError, ResourceError):
+                state_on_disk(path)
+
+
+def test_a_version_that_is_no_text(tmp_path):
+    """Torch's reader quotes it in a message that is no text either."""
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    content = path.read_bytes()
+    assert content.count(b"3\nPK\x07\x08") == 1
+    path.write_bytes(content.replace(b"3\nPK\x07\x08", b"\xae\nPK\x07\x08"))
+    assert "damaged" in refusal(path)

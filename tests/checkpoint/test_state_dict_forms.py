@@ -1,0 +1,286 @@
+"""State dicts in the forms that training code leaves them: each is calibrated, which proves what it wrote.
+
+EQUALIZE_WHOLE_CORPUS=1 also scans and verifies each by the commands of those names; the default does so for a few.
+"""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from equalize.checkpoint import load, state_on_disk
+from equalize.checkpoint.keys import pair
+from equalize.checkpoint.recognition import recognise
+from equalize.errors import CheckpointError
+
+WHOLE = bool(os.environ.get("EQUALIZE_WHOLE_CORPUS"))
+NETWORK = """
+import torch
+from torch import nn
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.low = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        low = self.norm(self.low(x)).relu()
+        return low, self.deep(low)
+
+class Net(nn.Module):
+    def __init__(self, num_classes=2):
+        super().__init__()
+        self.encoder = Encoder()
+        self.fuse = nn.Conv2d(16, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, x):
+        low, deep = self.encoder(x)
+        up = nn.functional.interpolate(deep, size=low.shape[2:], mode="bilinear")
+        return self.head(self.fuse(torch.cat([low, up], 1)).relu())
+
+class Twins(Net):
+    def __init__(self):
+        super().__init__()
+        self.other = Encoder()
+"""
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("code") / "net.py"
+    path.write_text(NETWORK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def state(network):
+    from equalize.checkpoint.build import load_factory
+
+    torch.manual_seed(0)
+    return {key: tensor.clone() for key, tensor in load_factory(f"{network}:Net")().state_dict().items()}
+
+
+def prefixed(state, prefix):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def copied(state):
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+def cast(state, dtype):
+    return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def same_bits(one, other):
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+def in_one_storage(state):
+    floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
+    flat = torch.cat([tensor.flatten() for tensor in floats.values()])
+    parts = flat.split([tensor.numel() for tensor in floats.values()])
+    views = {key: part.view(floats[key].shape) for key, part in zip(floats, parts, strict=True)}
+    return {key: views.get(key, tensor) for key, tensor in state.items()}
+
+
+LIGHTNING = {
+    "epoch": 3,
+    "global_step": 99,
+    "pytorch-lightning_version": "2.5.0",
+    "hyper_parameters": {"lr": 1e-3, "widths": (8, 8)},
+    "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "x", "best_model_score": torch.tensor(0.5)}},
+    "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+    "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-3}]}],
+    "lr_schedulers": [],
+}
+
+FORMS = {
+    "plain": lambda s: s,
+    "ema alone": lambda s: {"ema": s},
+    "nested twice": lambda s: {"model": {"state_dict": s}, "epoch": 3},
+    "a nest of something else first": lambda s: {"model": {"name": "unet"}, "net": s},
+    "module.": lambda s: prefixed(s, "module."),
+    "stacked prefixes": lambda s: {"state_dict": prefixed(s, "model._orig_mod.module.")},
+    "lightning model.": lambda s: {**LIGHTNING, "state_dict": prefixed(s, "model.") | {"loss.weight": torch.ones(2)}},
+    "lightning net.": lambda s: {**LIGHTNING, "state_dict": prefixed(s, "net.") | {"loss.weight": torch.ones(2)}},
+    "lightning, called as its author did": lambda s: {
+        **LIGHTNING,
+        "state_dict": prefixed(s, "segmentor.") | {"loss.weight": torch.ones(2)},
+    },
+    "teacher": lambda s: {"teacher": prefixed(s, "module."), "epoch": 3},
+    "float16": lambda s: cast(s, torch.float16),
+    "float16 below its normal numbers": lambda s: cast(s | {"fuse.weight": s["fuse.weight"] / 1000}, torch.float16),
+    "float64": lambda s: cast(s, torch.float64),
+    "bfloat16": lambda s: cast(s, torch.bfloat16),
+    "channels last": lambda s: {
+        key: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for key, tensor in s.items()
+    },
+    "views of one storage": in_one_storage,
+    "extra keys": lambda s: s | {"anchor": torch.tensor([float("nan"), 1.0]), "steps": torch.tensor(7)},
+}
+
+
+def through_the_command_line(run_cli, path, out, photos, *flags, calibrate=(), whole=WHOLE):
+    common = [*flags, "--json"]
+    if whole:
+        ran = run_cli("scan", path, "--size", 48, *common)
+        assert ran.code == 0, ran.err
+    ran = run_cli("calibrate", path, "--data", photos, "-o", out, "--strategy", "rescale", *calibrate, *common)
+    assert ran.code == 0, ran.err
+    changed = json.loads(ran.out)["changed"]
+    assert changed
+    if whole:
+        ran = run_cli("verify", out, "--against", path, *common)
+        assert ran.code == 0, ran.err
+    return set(changed)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_every_form_is_equalized_and_comes_out_as_it_went_in(run_cli, photos, network, state, tmp_path, form, suffix):
+    content = FORMS[form](copied(state))
+    path = tmp_path / f"in{suffix}"
+    if suffix == ".pth":
+        torch.save(content, path)
+    elif form in ("module.", "bfloat16", "extra keys"):
+        save_file(content, path)
+    else:
+        pytest.skip("safetensors has no such form")
+    flags = ("--arch", f"{network}:Net")
+    whole = WHOLE or form in ("stacked prefixes", "bfloat16")
+    changed = through_the_command_line(run_cli, path, tmp_path / "out", photos, *flags, whole=whole)
+    before, after = state_on_disk(path), state_on_disk(tmp_path / "out")
+    assert list(before) == list(after)
+    differing = set()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype
+        if not same_bits(tensor, after[key]):
+            differing.add(next(name for name in state if key.endswith(name)))
+    assert differing == changed
+    if suffix == ".pth":
+        written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+        assert list(written) == list(content)
+        assert load_file(tmp_path / "out" / "model.safetensors").keys() == state.keys()
+
+
+def test_where_a_file_has_two_state_dicts_one_is_chosen_and_named(run_cli, photos, network, state, tmp_path):
+    content = {"model": copied(state), "ema": copied(state)}
+    torch.save(content, tmp_path / "in.pth")
+    ran = run_cli("scan", tmp_path / "in.pth", "--arch", f"{network}:Net", "--size", 48, "--json")
+    assert "read from 'model'; left as it is: 'ema'" in " ".join(ran.err.split())
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, "--arch", f"{network}:Net")
+    written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+    assert not torch.equal(written["model"]["fuse.weight"], state["fuse.weight"])
+    assert all(torch.equal(written["ema"][key], tensor) for key, tensor in state.items())
+
+
+def test_a_wrapper_without_a_known_name_is_said(network, state, tmp_path):
+    torch.save(prefixed(state, "module.unet."), tmp_path / "in.pth")
+    checkpoint = load(tmp_path / "in.pth", arch=f"{network}:Net")
+    assert checkpoint.notes == ("in.pth: the network was taken to be what lies under 'module.unet'",)
+    torch.save(prefixed(state, "student.") | prefixed(state, "teacher."), tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match="no key in common"):
+        load(tmp_path / "two.pth", arch=f"{network}:Net")
+
+
+def test_a_classifier_of_other_classes_is_drawn_and_proven(run_cli, photos, network, state, tmp_path):
+    torch.save(copied(state), tmp_path / "in.pth")
+    flags, more = ("--arch", f"{network}:Net"), ["--init-missing", "--num-classes", 5]
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags, calibrate=more, whole=True)
+    assert state_on_disk(tmp_path / "out")["head.weight"].shape[0] == 5
+
+
+def test_a_twin_that_was_tampered_with_is_found(run_cli, photos, network, state, tmp_path):
+    """Where the function may change, and where the tensor has no part in it."""
+    torch.save(prefixed(state, "module.") | {"module.unused": torch.ones(2)}, tmp_path / "in.pth")
+    flags = ("--arch", f"{network}:Net")
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags, whole=True)
+    twin = load_file(tmp_path / "out" / "model.safetensors")
+    save_file(twin | {"head.bias": twin["head.bias"] + 1e-3}, tmp_path / "out" / "model.safetensors")
+    ran = run_cli("verify", tmp_path / "out", "--against", tmp_path / "in.pth", *flags)
+    assert (ran.code, ran.out) == (4, "")
+    assert "head.bias" in ran.err
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+@pytest.mark.parametrize("by_index", [False, True])
+def test_shards(run_cli, photos, network, state, tmp_path, suffix, by_index):
+    directory = tmp_path / "in"
+    directory.mkdir()
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    keys = list(state)
+    weight_map = {key: f"{stem}-0000{1 + (n > 4)}-of-00002.{suffix}" for n, key in enumerate(keys)}
+    for name in set(weight_map.values()):
+        part = {key: state[key] for key in keys if weight_map[key] == name}
+        save_file(part, directory / name) if suffix == "safetensors" else torch.save(part, directory / name)
+    index = directory / f"{stem}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    flags = ("--arch", f"{network}:Net")
+    through_the_command_line(run_cli, index if by_index else directory, tmp_path / "out", photos, *flags)
+    written = json.loads((tmp_path / "out" / index.name).read_text())
+    assert written["weight_map"] == weight_map
+    for name in set(weight_map.values()):
+        found = state_on_disk(tmp_path / "out" / name)
+        assert set(found) == {key for key in keys if weight_map[key] == name}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_an_encoder_saved_by_itself_is_put_where_it_belongs(run_cli, photos, network, state, tmp_path, prefix):
+    bare = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    content = prefixed(bare | {"fc.weight": torch.ones(10, 8), "fc.bias": torch.ones(10)}, prefix)
+    torch.save(content, tmp_path / "in.pth")
+    flags = ("--arch", f"{network}:Net")
+    with pytest.raises(CheckpointError, match="--init-missing"):
+        load(tmp_path / "in.pth", arch=flags[1])
+    checkpoint = load(tmp_path / "in.pth", arch=flags[1], init_missing=True)
+    assert set(checkpoint.drawn) == {"fuse.weight", "fuse.bias", "head.weight", "head.bias"}
+    assert torch.equal(checkpoint.model.state_dict()["encoder.low.weight"], state["encoder.low.weight"])
+    left = f"in.pth: left out, as no part of the network: {prefix}fc.bias, {prefix}fc.weight"
+    assert checkpoint.notes == ("in.pth: 9 tensors were taken as those of encoder", left)
+    through_the_command_line(
+        run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags, calibrate=["--init-missing"]
+    )
+    written = state_on_disk(tmp_path / "out")
+    assert set(written) == set(state)
+    again = load(tmp_path / "out", arch=flags[1])
+    assert again.drawn == ()
+    twin = load_file(tmp_path / "out" / "model.safetensors")
+    assert again.model.state_dict().keys() == twin.keys()
+    assert all(torch.equal(tensor, twin[key]) for key, tensor in again.model.state_dict().items())
+
+
+def test_an_encoder_that_fits_in_two_places_is_refused(network, state, tmp_path):
+    bare = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    torch.save(bare, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="encoder and other"):
+        load(tmp_path / "in.pth", arch=f"{network}:Twins", init_missing=True)
+
+
+def test_an_encoder_of_another_width_is_refused(network, state, tmp_path):
+    bare = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    torch.save(bare | {"deep.bias": torch.ones(9)}, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match="no key in common"):
+        load(tmp_path / "in.pth", arch=f"{network}:Net", init_missing=True)
+
+
+def test_an_imagenet_resnet_under_a_torchvision_network():
+    from torchvision.models import resnet50
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    with torch.device("meta"):
+        resnet, network = resnet50(weights=None), deeplabv3_resnet50(weights=None, weights_backbone=None)
+    shapes = [{key: tensor.shape for key, tensor in each.state_dict().items()} for each in (network, resnet)]
+    match = pair(*shapes)
+    assert match.submodule == "backbone."
+    assert set(match.on_disk.values()) == {key for key in shapes[1] if not key.startswith("fc.")}
+    assert not match.unexpected
+    assert {key.partition(".")[0] for key in match.missing} == {"classifier"}
+    with pytest.raises(CheckpointError, match=r"part of several networks.*--arch"):
+        recognise(shapes[1], "x.pth", init_missing=True)

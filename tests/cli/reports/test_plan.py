@@ -1,0 +1,194 @@
+import io
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
+from equalize.cli.terminal import _print
+from equalize.commands.scan import Survey
+from equalize.plan.plan import Edit, Plan
+from equalize.sites.branches import Branch
+from equalize.sites.scan import Scan
+from equalize.sites.sites import Refusal, Site
+from equalize.verify.function import Check
+
+LONG = "model.decode_head.a_rather_long_name_of_a_module.another_long_name_of_a_module.and_yet_one_more.conv"
+UP = Branch(start=0, stop=8, resampling="bilinear", factor=(4.0, 4.0), source=LONG, producers=("up.weight",))
+SKIP = Branch(start=8, stop=12, resampling=None, factor=(1.0, 1.0), source="skip", fixed="skip has a second consumer")
+SITE = Site(
+    layer="head.fuse",
+    weight="head.fuse.weight",
+    bias="head.fuse.bias",
+    norm=None,
+    op="conv2d",
+    kernel=(3, 3),
+    axis=1,
+    groups=1,
+    kind="resampled",
+    exact_border=False,
+    shift="bias",
+    branches=(UP, SKIP),
+)
+MEASURED = replace(
+    SITE,
+    branches=(
+        replace(UP, count=8, mean=0.5, std=0.25, ci95=0.021),
+        replace(SKIP, count=8, mean=0.0, std=1.0, ci95=None),
+    ),
+)
+CHECK = Check(max_abs_change=3e-6, interior=1e-7, border=2e-7)
+
+
+def survey(scan, images=None):
+    return Survey(source="m", family="custom", architecture="Net", input_shape=(2, 3, 64, 96), scan=scan, images=images)
+
+
+def printed(report, width=80):
+    file = io.StringIO()
+    console = Console(file=file, width=width)
+    for part in report:
+        _print(console, part)
+    return file.getvalue()
+
+
+def words(report):
+    return " ".join(printed(report).split())
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_names_are_never_cut_or_broken(width):
+    scan = Scan(sites=(SITE,), refusals=(Refusal(at=LONG, reason="not linear"),), tracer="export")
+    out = printed(scan_report(survey(scan)), width)
+    assert out.count(LONG) == 2
+    assert "head.fuse\n" in out
+    assert "…" not in out
+    assert not re.search(r" $", out, re.MULTILINE)
+
+
+def test_a_scan_says_what_is_fused_what_cannot_migrate_and_what_is_not_listed():
+    scan = Scan(sites=(SITE,), refusals=(), tracer="recorder", unlisted=3)
+    text = words(scan_report(survey(scan)))
+    assert "m: custom Net, read by a recorded run at 2x3x64x96" in text
+    assert "conv2d 3x3 over 12 channels, 2 branches" in text
+    assert f"0..8 bilinear x4 {LONG} 8..12 - skip" in text
+    assert "8..12 cannot migrate: skip has a second consumer" in text
+    assert "1 fusion layer; --all lists 3 more without a resampled branch." in text
+    assert "sigma" not in text
+
+
+def test_a_measured_scan_shows_scales_and_their_ratio():
+    text = words(scan_report(survey(Scan(sites=(MEASURED,), refusals=(), tracer="export"), images=5)))
+    assert "0.5 0.25 ± 2.1%" in text
+    assert "largest sigma / smallest: 4.00" in text
+    assert "measured on 5 images" in text
+
+
+def test_a_constant_branch_has_no_ratio():
+    constant = replace(MEASURED, branches=(replace(MEASURED.branches[0], std=0.0), MEASURED.branches[1]))
+    text = words(scan_report(survey(Scan(sites=(constant,), refusals=(), tracer="export"), images=5)))
+    assert "infinite (a branch is constant)" in text
+
+
+def test_refusals_for_one_reason_stand_together():
+    refusals = tuple(Refusal(at=f"layers.{index}", reason="normalised") for index in range(7))
+    text = words(scan_report(survey(Scan(sites=(), refusals=refusals, tracer="export"))))
+    assert "No fusion layer of resampled branches." in text
+    assert "Cannot be equalized (7):" in text
+    assert "layers.4 and 2 more (--json names them): normalised" in text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "edits", "after"),
+    [
+        ("preserve", (), ("1", "1")),
+        ("migrate", (("head.fuse.weight", 0, 8, 0.25), ("up.weight", None, None, 4.0)), ("1", "1")),
+        ("rescale", (("head.fuse.weight", 0, 8, 4.0), ("head.fuse.weight", 8, 12, 1.0)), ("1", "1")),
+        ("rescale", (("head.fuse.weight", 0, 8, 2.0), ("head.fuse.weight", 8, 12, 0.5)), ("0.5", "0.5")),
+    ],
+)
+def test_a_plan_shows_each_scale_before_and_after(strategy, edits, after):
+    plan = Plan(
+        strategy="auto",
+        sites=(replace(MEASURED, strategy=strategy),),
+        edits=tuple(
+            Edit(
+                tensor=tensor, action="scale", axis=None if start is None else 1, start=start, stop=stop, factor=factor
+            )
+            for tensor, start, stop, factor in edits
+        ),
+        facts={"images": 5, "seconds": 1.0, "converged": True, "output": "out", "check": CHECK.to_json()},
+    )
+    text = words(plan_report(plan))
+    assert f"0.25 ± 2.1% {after[0]} {LONG}" in text
+    assert f"1 {after[1]} skip" in text
+    assert "4.00 before, 1.00 after" in text
+    assert f"{strategy}: " in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        ({"family": "smp", "architecture": "Unet"}, 'segmentation_models_pytorch.from_pretrained("out")'),
+        ({"family": "smp", "architecture": "Unet", "arch": "smp:Unet"}, 'equalize.load("out").model'),
+        ({"family": "transformers", "architecture": "SegNet"}, 'transformers.SegNet.from_pretrained("out")'),
+        ({"family": "torchvision", "architecture": "fcn"}, 'equalize.load("out").model'),
+        ({"family": "custom", "architecture": "Net", "arch": "n.py:Net"}, 'equalize.load("out", "n.py:Net").model'),
+    ],
+)
+def test_a_plan_says_how_its_output_is_loaded(facts, line):
+    plan = Plan(strategy="preserve", sites=(replace(MEASURED, strategy="preserve"),), facts={"output": "out", **facts})
+    assert line in words(plan_report(plan))
+
+
+@pytest.mark.parametrize(("strategy", "said"), [("preserve", True), ("migrate", False)])
+def test_a_plan_that_acts_in_training_alone_says_so(strategy, said):
+    plan = Plan(strategy=strategy, sites=(replace(MEASURED, strategy=strategy),), facts={"output": "out"})
+    assert ("equalize finetune out (or equalize.attach)" in words(plan_report(plan))) == said
+    assert "equalize finetune" not in words(plan_report(replace(plan, facts={"output": None})))
+
+
+def test_a_plan_without_sites_says_so():
+    plan = Plan(strategy="auto", refusals=(Refusal(at="head", reason="fuses by addition"),))
+    text = words(plan_report(plan))
+    assert "head: fuses by addition" in text
+    assert "nothing was written" in text
+
+
+def test_a_verification_for_people_and_for_programs():
+    plan = Plan(strategy="auto", sites=(replace(MEASURED, strategy="migrate"),))
+    assert verification_json("out", "model", plan, CHECK) == {
+        "schema": 1,
+        "output": "out",
+        "against": "model",
+        "strategy": "auto",
+        "changed": [],
+        "check": {"max_abs_change": 3e-6, "interior": 1e-7, "border": 2e-7},
+    }
+    text = words(verification_report("out", "model", plan, CHECK, "random inputs"))
+    assert "out is model with its plan carried out: head.fuse (migrate)." in text
+    assert "compared with the original on random inputs" in text
+    assert "logits differ by at most 3e-06, which is rounding" in text
+
+
+def test_the_report_of_a_real_network_agrees_with_its_json():
+    from equalize.sites.scan import scan
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low = torch.nn.Conv2d(3, 4, 1)
+            self.mix = torch.nn.Conv2d(7, 2, 1)
+
+        def forward(self, x):
+            low = self.low(torch.nn.functional.avg_pool2d(x, 2))
+            return self.mix(torch.cat([x, torch.nn.functional.interpolate(low, scale_factor=2.0)], 1))
+
+    found = survey(scan(Net(), torch.empty(1, 3, 32, 32)))
+    (site,) = found.to_json()["sites"]
+    text = words(scan_report(found))
+    for branch in site["branches"]:
+        assert f"{branch['start']}..{branch['stop']} {branch['resampling'] or '-'}" in text
+    assert site["branches"][1]["source"] == "low"

@@ -1,0 +1,99 @@
+"""`equalize compare`, from the words typed to what is printed and written."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.support.scenes import write_scenes
+
+QUICK = ("--batch-size", "2", "--max-steps", "2", "--evaluations", "1", "--device", "cpu", "--size", "48x64")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("five"), 5, counts={"train": 4, "val": 2})
+
+
+@pytest.fixture(scope="module")
+def words(segformer_dir, scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return ("compare", segformer_dir, "--data", scenes, "--arms", "none,migrate", "--samples", "4", "-o", out, *QUICK)
+
+
+@pytest.fixture(scope="module")
+def out(words):
+    return words[words.index("-o") + 1]
+
+
+def test_one_object_a_table_and_a_picture(run_cli, words, out):
+    ran = run_cli(*words, "--seeds", "2", "--lrs", "1e-2", "--json")
+    assert ran.code == 0, ran.err
+    content = json.loads(ran.out)
+    assert content == json.loads((out / "compare.json").read_text())
+    assert (content["arms"], content["lrs"], content["seeds"]) == (["none", "migrate"], [0.01], [0, 1])
+    assert (content["steps"], content["early_step"], content["images"]) == (2, 1, 2)
+    assert len(content["runs"]) == 4
+    for run in content["runs"]:
+        assert {"arm", "lr", "seed", "mIoU", "early", "curve", "sites"} <= run.keys()
+        assert run["sites"][0]["ratio"] >= run["sites"][0]["ratio_after"] >= 1
+    assert [(row["arm"], row["baseline"], row["lr"]) for row in content["comparisons"]] == [
+        ("migrate", "none", 0.01),
+    ]
+    assert {"mean", "low", "high", "images", "measurable"} <= content["comparisons"][0]["difference"].keys()
+    (verdict,) = content["verdict"]
+    assert all(verdict[question]["sentence"] for question in ("best", "sweep", "early"))
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "compare.md").read_text()
+    assert "| migrate | 0.01 |" in text
+    assert "![Learning curves](compare.png)" in text
+    assert "wrote" not in ran.out
+
+
+def test_again_it_only_reports_and_then_takes_another_seed(run_cli, words, out):
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert before, "needs the run of the test above"
+    ran = run_cli(*words, "--seeds", "2", "--lrs", "1e-2")
+    assert ran.code == 0, ran.err
+    assert "4 of 4 runs are there already" in ran.out
+    assert "migrate against none" in ran.out
+    for question in ("best:", "sweep:", "early:"):
+        assert question in ran.text
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
+    ran = run_cli(*words, "--seeds", "2", "--lrs", "1e-2", "--batch-size", "4")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.count("error: ") == 1
+    assert "holds a comparison with other settings: batch_size was 2, now 4" in " ".join(ran.err.split())
+
+
+def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, tmp_path, monkeypatch):
+    shutil.copytree(out, tmp_path / "copy")
+    (tmp_path / "copy/compare.png").unlink()
+    monkeypatch.setattr("equalize.commands.compare.curves.can_draw", lambda: False)
+    moved = [tmp_path / "copy" if word == out else word for word in words]
+    ran = run_cli(*moved, "--seeds", "2", "--lrs", "1e-2")
+    assert ran.code == 0, ran.err
+    assert "equalize[plot]" in ran.err
+    assert not (tmp_path / "copy/compare.png").exists()
+    assert "compare.png" not in (tmp_path / "copy/compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--arms", "none"), "--arms: are no two different arms"),
+        (("--arms", "none,equalized"), "--arms: has an arm that is unknown, got 'equalized'"),
+        (("--lr", "1", "--lrs", "1,2"), "--lr: cannot stand with --lrs"),
+        (("--lrs", "fast"), "--lrs: is no list of numbers"),
+        (("--seeds", "0"), "--seeds: is too small"),
+        (("--epochs", "1"), "--epochs: cannot stand with --max-steps"),
+        (("--num-classes", "3"), "has label"),
+    ],
+)
+def test_refusals_are_one_line_and_leave_nothing(run_cli, words, tmp_path, more, message):
+    place = words.index("-o")
+    ran = run_cli(*words[:place], *words[place + 2 :], *more, "-o", tmp_path / "new")
+    assert ran.code == 2
+    assert message in ran.err
+    assert ran.err.count("error: ") == 1
+    assert not (tmp_path / "new").exists()

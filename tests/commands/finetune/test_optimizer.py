@@ -1,0 +1,85 @@
+"""What learns how fast, when, and what `accelerate launch` may not decide."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import PolynomialLR
+
+from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.optimizer import make_optimiser, make_schedule
+from equalize.commands.finetune.sharding import settle
+from equalize.errors import InputError
+
+NAMES = ("backbone", "neck.backbone", "head")
+
+
+class Net(nn.Module):
+    """Convolutions and norms in the backbone, in a part that is only called so too, and in the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.neck = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))})
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rate", "decay"), [("adamw", "AdamW", 1e-4, 0.01), ("sgd", "SGD", 0.01, 5e-4)]
+)
+def test_the_head_learns_faster_and_vectors_do_not_decay(name, kind, rate, decay):
+    model = Net()
+    optimiser = make_optimiser(model, "backbone", Recipe(optimizer=name, head_lr_mult=10.0).resolved())
+    assert type(optimiser).__name__ == kind
+    found = {
+        id(each): (group["lr"], group["weight_decay"]) for group in optimiser.param_groups for each in group["params"]
+    }
+    for place, times in zip(NAMES, (1, 10, 10), strict=True):
+        convolution, norm = model.get_submodule(place)
+        assert found.pop(id(convolution.weight)) == (pytest.approx(times * rate), decay)
+        for vector in (convolution.bias, norm.weight, norm.bias):
+            assert found.pop(id(vector)) == (pytest.approx(times * rate), 0.0)
+    assert not found
+    if name == "sgd":
+        assert {group["momentum"] for group in optimiser.param_groups} == {0.9}
+
+
+def rates(scheduled, steps):
+    """The rate of each step."""
+    found = []
+    for _ in range(steps):
+        found.append(scheduled.optimizer.param_groups[0]["lr"])
+        scheduled.optimizer.step()
+        scheduled.step()
+    return found
+
+
+def sgd(lr=0.1):
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+@pytest.mark.parametrize("power", [0.9, 2.0])
+def test_the_decay_is_torchs_polynomial_one(power):
+    mine = make_schedule(sgd(), 12, Recipe(power=power, warmup=0.0))
+    torchs = PolynomialLR(sgd(), total_iters=12, power=power)
+    assert rates(mine, 13) == pytest.approx(rates(torchs, 13), rel=1e-12)
+
+
+def test_warm_up_rises_linearly_to_the_peak():
+    found = rates(make_schedule(sgd(), 20, Recipe(warmup=0.25, power=1.0)), 20)
+    assert found[:6] == pytest.approx([0.1 * step / 6 for step in range(1, 7)])
+    assert found[5:] == pytest.approx([0.1 * (1 - step / 15) for step in range(15)])
+
+
+def test_deepspeed_gets_our_optimizer_and_gives_whole_states():
+    config: dict = {"zero_optimization": {"stage": 3}}
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
+    settle(state)
+    assert config["zero_optimization"] == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    for key in ("optimizer", "scheduler"):
+        config[key] = {"type": "AdamW"}
+        with pytest.raises(InputError, match=f"has its own {key}"):
+            settle(state)
+        del config[key]
+    settle(SimpleNamespace(deepspeed_plugin=None))

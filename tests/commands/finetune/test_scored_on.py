@@ -1,0 +1,33 @@
+"""What a training says its score was made on, from the receipt to the card."""
+
+import json
+
+from equalize.commands.push.facts import read_facts
+from equalize.data import open_data
+from tests.support.scenes import write_scenes
+
+
+def test_the_record_and_the_card_name_the_data_and_the_split(run_cli, segformer_dir, tmp_path):
+    data = write_scenes(tmp_path / "streets", 5, counts={"train": 2, "valid": 2})
+    out = tmp_path / "out"
+    quick = ("--batch-size", 2, "--max-steps", 1, "--size", "64x64", "--device", "cpu")
+    ran = run_cli("finetune", segformer_dir, "--data", data, "-o", out, "--calibrate", *quick, "--json")
+    assert ran.code == 0, ran.err
+    told = {"data": "streets", "split": "valid"}
+    score = json.loads((out / "equalize.json").read_text())["finetuned"]["score"]
+    assert score.items() >= told.items()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "mIoU" in line][-1].items() >= told.items()
+    evaluation = read_facts(out).evaluation
+    assert evaluation is not None
+    assert (evaluation.data, evaluation.split) == ("streets", "valid")
+    (out / "equalize.json").unlink()
+    evaluation = read_facts(out).evaluation
+    assert evaluation is not None
+    assert (evaluation.data, evaluation.split) == ("streets", "valid")
+
+
+def test_the_name_of_a_data_set(tmp_path, monkeypatch):
+    data = write_scenes(tmp_path / "streets", 2, counts={None: 1})
+    monkeypatch.chdir(data)
+    assert open_data(data).name == open_data(".").name == open_data("../streets").name == "streets"

@@ -1,0 +1,343 @@
+"""The real client of the Hub against a small server: what arrives, and what each refusal says."""
+
+import json
+import re
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from transformers import SegformerForSemanticSegmentation
+
+from equalize.checkpoint import load
+from equalize.commands.push.push import push
+from equalize.errors import InputError, ResourceError
+from equalize.version import __version__
+from tests.support.loopback_hub import TOKEN, Hub
+from tests.support.planned import planned
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_open_connections():
+    yield
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that the client in this process talks to, logged in, by LFS and without waiting before a retry."""
+    with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield server
+
+
+@pytest.fixture
+def out(segformer_dir, tmp_path):
+    return planned(segformer_dir, tmp_path / "out")
+
+
+def test_what_arrives_is_what_lay_there(hub, out):
+    pushed = push(out, "acme/streets")
+    received = hub.received("acme/streets")
+    assert {file.path: file.size for file in pushed.files} == {path: len(data) for path, data in received.items()}
+    for path in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert received[path] == (out / path).read_bytes()
+    assert b"## Scale equalization" in received["README.md"]
+    assert not (out / "README.md").exists()
+    assert hub.repositories["acme/streets"].private
+    assert hub.repositories["acme/streets"].summaries == [f"Upload with equalize {__version__}"]
+    assert pushed.to_json() == {
+        "repo": "acme/streets",
+        "revision": "main",
+        "url": f"{hub.url}/acme/streets",
+        "private": True,
+        "dry_run": False,
+        "commit": hub.repositories["acme/streets"].commits[-1],
+        "pull_request": None,
+        "files": [{"path": path, "size": len(received[path])} for path in sorted(received)],
+        "bytes": sum(map(len, received.values())),
+        "left_out": [],
+    }
+
+
+def test_a_dry_run_lists_what_a_push_sends_and_asks_nobody(hub, out, monkeypatch):
+    listed = push(out, "acme/streets", dry_run=True)
+    monkeypatch.delenv("HF_TOKEN")
+    assert push(out, "acme/streets", dry_run=True) == listed
+    assert hub.requests == []
+    assert listed.commit is None
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert [(file.path, file.size) for file in push(out, "acme/streets").files] == [
+        (file.path, file.size) for file in listed.files
+    ]
+
+
+def test_links_hidden_files_and_training_states_stay(hub, out, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    (out / "folder").symlink_to(tmp_path / "outside")
+    (out / "link.txt").symlink_to(tmp_path / "outside" / "secret.txt")
+    (out / "README.md").symlink_to(tmp_path / "outside" / "secret.txt")
+    for name in (
+        *("last/model.safetensors", "checkpoint-5/config.json", "optimizer.pt", "a/model.optimizer.bin"),
+        *(
+            "no\nline",
+            "training_args.bin",
+            "trainer_state.json",
+            "rng_state_0.pth",
+            ".env",
+            ".git/config",
+            "runs/x",
+            "notes/a.txt",
+        ),
+    ):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("x")
+    pushed = push(out, "acme/streets")
+    kept = {"README.md", "config.json", "equalize.json", "model.safetensors", "preprocessor_config.json", "notes/a.txt"}
+    received = hub.received("acme/streets")
+    assert set(received) == kept
+    assert b"secret" not in received["README.md"]
+    reasons = {file.path: file.reason for file in pushed.left_out}
+    assert reasons["folder"] == reasons["link.txt"] == reasons["README.md"] == "symbolic link"
+    assert reasons["last"] == reasons["optimizer.pt"] == "state for resuming a training run"
+    assert reasons[ascii("no\nline")] == "unprintable name"
+    assert len(reasons) == 14
+
+
+def test_weights_that_are_links_are_not_silently_left_out(hub, out, tmp_path):
+    (out / "model.safetensors").rename(tmp_path / "blob")
+    (out / "model.safetensors").symlink_to(tmp_path / "blob")
+    with pytest.raises(InputError, match=r"model.safetensors: is a symbolic link"):
+        push(out, "acme/streets")
+    assert hub.requests == []
+
+
+def test_shards_arrive_all(hub, upernet_dir):
+    push(upernet_dir, "acme/upernet")
+    there = {path.name for path in upernet_dir.iterdir()}
+    assert set(hub.received("acme/upernet")) == there | {"README.md"}
+    assert len(hub.uploads()) == sum(name.endswith(".safetensors") for name in there) > 1
+
+
+def test_pushing_again_sends_no_weights_twice(hub, out):
+    push(out, "acme/streets")
+    said = []
+    again = push(out, "acme/streets", say=said.append)
+    assert len(hub.uploads()) == 1
+    assert again.private is True
+    assert said == ["acme/streets exists and stays private"]
+
+
+def test_public_only_when_asked_for(hub, out):
+    assert push(out, "acme/streets", private=False).private is False
+    assert not hub.repositories["acme/streets"].private
+    said = []
+    assert push(out, "acme/streets", say=said.append).private is False
+    assert said == ["acme/streets exists and stays public"]
+    with pytest.raises(InputError, match=r"exists and is public; make it private .*or drop --private"):
+        push(out, "acme/streets", private=True)
+
+
+def test_a_branch_is_made(hub, out):
+    pushed = push(out, "acme/streets", revision="exp/1")
+    assert hub.received("acme/streets") == {}
+    assert "model.safetensors" in hub.received("acme/streets", "exp/1")
+    assert pushed.url == f"{hub.url}/acme/streets/tree/exp/1"
+    assert pushed.revision == "exp/1"
+    assert b'revision="exp/1"' in hub.received("acme/streets", "exp/1")["README.md"]
+
+
+def test_a_pull_request_leaves_the_branch_alone(hub, out):
+    pushed = push(out, "acme/streets", create_pr=True)
+    assert hub.received("acme/streets") == {}
+    assert "model.safetensors" in hub.received("acme/streets", "refs/pr/1")
+    assert pushed.revision == "refs/pr/1"
+    assert pushed.url == pushed.pull_request == f"{hub.url}/acme/streets/discussions/1"
+
+
+def test_the_token_goes_nowhere_but_into_headers(hub, out):
+    pushed = push(out, "acme/streets")
+    assert TOKEN not in repr(pushed)
+    assert not any(TOKEN.encode() in body for body in hub.bodies)
+    assert not any(TOKEN in line for line in hub.requests)
+
+
+@pytest.mark.parametrize("content", [TOKEN, "token = hf_" + "a1B2" * 9 + "\n"])
+def test_a_file_with_a_token_is_refused(hub, out, content):
+    (out / "notes.txt").write_text(content)
+    for dry_run in (True, False):
+        with pytest.raises(InputError, match=r"notes.txt: holds what looks like an access token") as caught:
+            push(out, "acme/streets", dry_run=dry_run)
+        assert content.strip() not in str(caught.value)
+    assert hub.requests == []
+
+
+def test_the_hubs_remarks_on_the_card_are_passed_on(hub, out):
+    hub.remarks.append("base_model does not exist")
+    heard = []
+    push(out, "acme/streets", warn=heard.append)
+    assert len(heard) == 1
+    assert "base_model does not exist" in heard[0]
+
+
+def test_metadata_that_the_hub_refuses_are_the_users(hub, out):
+    (out / "README.md").write_text("---\nlicense: [mit]\n---\nMine.\n")
+    hub.fail("POST /api/validate-yaml$", (400, "license must be a string"))
+    with pytest.raises(InputError, match=r"README.md: the Hub refuses its metadata"):
+        push(out, "acme/streets")
+    assert hub.uploads() == []
+
+
+WHOAMI = "GET /api/whoami-v2"
+CREATE = "POST /api/repos/create"
+PREUPLOAD = "POST .*/preupload/"
+BATCH = "POST .*/objects/batch"
+STORE = "PUT /store/"
+COMMIT = "POST .*/commit/"
+
+REFUSALS = {
+    401: r"the Hub does not accept the access token \(HTTP 401.*\); log in again with `hf auth login`",
+    403: r"the access token may not write here \(HTTP 403.*\); use one with write permission",
+    404: r"the Hub has no such repository, or hides it from this access token \(HTTP 404.*\); check the name",
+    409: r"the Hub reports a conflict with another change \(HTTP 409.*\); push again",
+    429: r"the Hub limits the rate of requests \(HTTP 429.*\); wait",
+    503: r"the Hub has trouble \(HTTP 503.*\); try again later",
+    "drop": r"the connection to http://127.0.0.1:\d+ failed \(.+\); check the network",
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        *((COMMIT, what) for what in REFUSALS),
+        *((PREUPLOAD, what) for what in (401, 403, 404, 429)),
+        *((CREATE, what) for what in (401, 403, 404, 429, "drop")),
+        *((WHOAMI, what) for what in (401, 429, "drop")),
+        *((BATCH, what) for what in (403, 404)),
+        *((STORE, what) for what in (403, 503, "drop")),
+    ],
+)
+def test_each_refusal_is_one_clear_line(hub, out, where, what, capfd):
+    hub.fail(where, what if what == "drop" else (what, f"no, {TOKEN} may not"))
+    with pytest.raises(ResourceError, match=f"^acme/streets: {REFUSALS[what]}") as caught:
+        push(out, "acme/streets")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert TOKEN not in line
+    assert "Signature" not in line
+    assert caught.value.exit_code == 3
+    assert what == "drop" or caught.value.__cause__ is None  # it would show the token that the server repeats
+    assert capfd.readouterr() == ("", "")
+    assert where == COMMIT or hub.objects == {}
+    assert not hub.repositories or hub.received("acme/streets") == {}
+
+
+def test_a_repository_of_somebody_else(hub, out):
+    hub.fail(CREATE, (403, "You don't have the rights to create a model under the namespace acme"))
+    with pytest.raises(ResourceError, match=r"HTTP 403: You don't have the rights to create a model under"):
+        push(out, "acme/streets")
+    assert hub.uploads() == []
+
+
+def test_a_pull_request_to_a_repository_that_one_may_not_create(hub, out):
+    push(out, "acme/streets", private=False)
+    hub.fail(CREATE, 403)
+    assert push(out, "acme/streets", create_pr=True).revision == "refs/pr/1"
+
+
+def test_a_token_that_may_only_read_is_refused_before_anything_is_made(hub, out):
+    hub.role = "read"
+    with pytest.raises(ResourceError, match=r"the access token of me may only read; log in with one that may write"):
+        push(out, "acme/streets")
+    assert hub.repositories == {}
+
+
+def test_a_hub_without_accounts_is_no_hindrance(hub, out):
+    hub.fail("whoami", 404)
+    assert push(out, "acme/streets").commit
+
+
+@pytest.mark.parametrize("what", [b"<html>Welcome to this hotel's network</html>", b"{}"])
+def test_an_answer_that_is_no_answer(hub, out, what):
+    hub.fail(COMMIT, (200, what))
+    with pytest.raises(ResourceError, match="the Hub gave an answer that its client cannot use"):
+        push(out, "acme/streets")
+
+
+def test_a_file_that_vanishes_on_the_way(hub, out, monkeypatch):
+    def vanish(api):
+        (out / "model.safetensors").unlink()
+        return {}
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", vanish)
+    with pytest.raises(ResourceError, match=r"the upload failed \(.*model.safetensors.*\); push again"):
+        push(out, "acme/streets")
+
+
+def test_no_token(hub, out, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ResourceError, match=r"no access token for the Hub was found; log in with `hf auth login`"):
+        push(out, "acme/streets")
+    assert hub.requests == []
+
+
+def test_offline(hub, out, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ResourceError, match=r"the Hub is switched off; unset HF_HUB_OFFLINE"):
+        push(out, "acme/streets")
+
+
+@pytest.mark.parametrize("name", ["streets", "a/b/c", "acme/", "/streets", "", "acme/ streets", "acme/x--y", "a/b.git"])
+def test_names_that_are_none(hub, out, name):
+    with pytest.raises(InputError, match=r"is no name of a repository, expected ORG/NAME"):
+        push(out, name)
+
+
+@pytest.mark.parametrize("revision", ["", "a b", "-x", "a/../b", "/a", "a/"])
+def test_branches_that_are_none(hub, out, revision):
+    with pytest.raises(InputError, match=r"--revision: is no name of a branch"):
+        push(out, "acme/streets", revision=revision)
+
+
+def code_of(card: bytes) -> str:
+    """The last block of Python: above it may stand a card that the library wrote."""
+    return re.findall(r"```python\n(.*?)```", card.decode(), re.DOTALL)[-1]
+
+
+def test_each_card_says_how_its_own_library_loads_what_arrived(hub, out, smp_dir, lraspp_state, tmp_path):
+    """The cards' own code, run against the Hub; weights compared bit by bit."""
+    torch.save({"state_dict": {f"module.{key}": value for key, value in lraspp_state.items()}}, tmp_path / "l.pth")
+    load(tmp_path / "l.pth").save(tmp_path / "lraspp")
+    originals = {
+        "acme/streets": (out, SegformerForSemanticSegmentation.from_pretrained(out).state_dict()),
+        "acme/unet": (smp_dir, load_file(smp_dir / "model.safetensors")),
+        "acme/lraspp": (tmp_path / "lraspp", lraspp_state),
+    }
+    for name, (directory, state) in originals.items():
+        push(directory, name)
+        names = {}
+        exec(code_of(hub.received(name)["README.md"]), names)
+        loaded = names["model"].state_dict()
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+        assert any(line.startswith(f"GET /{name}/resolve/") for line in hub.requests)
+
+
+def test_what_was_pushed_is_a_model_again(hub, out):
+    pushed = push(out, "acme/streets")
+    checkpoint = load("acme/streets")
+    assert checkpoint.revision == pushed.commit
+    written = json.loads((out / "equalize.json").read_text())
+    assert checkpoint.plan_json == {**written, "data": {**written["data"], "path": "streets"}, "output": "out"}
+    here = load(out).model.state_dict()
+    assert all(torch.equal(value, here[key]) for key, value in checkpoint.model.state_dict().items())

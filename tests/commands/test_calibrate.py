@@ -1,0 +1,256 @@
+"""A checkpoint in, an equalized checkpoint out: every family, every strategy, loaded again by its own library."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from equalize.checkpoint import load
+from equalize.checkpoint.model_name import ModelName
+from equalize.commands.calibrate import embed, find, replay, verify
+from equalize.commands.images import Measuring
+from equalize.errors import InputError, NumericsError
+from equalize.plan.plan import Plan
+
+STRATEGIES = ["auto", "migrate", "preserve", "reinit", "rescale"]
+HOW = Measuring(samples=4, size=(64, 64), batch_size=3)
+FACTORY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.high = nn.Conv2d(3, width, 3, padding=1)
+        self.low = nn.Conv2d(width, width, 3, padding=1, stride=2)
+        self.fuse = nn.Conv2d(2 * width, 3, 3, padding=1)
+
+    def forward(self, x):
+        high = self.high(x).relu()
+        low = nn.functional.interpolate(self.low(high).relu(), size=high.shape[2:], mode="bilinear")
+        return self.fuse(torch.cat([high, low], 1))
+"""
+
+
+@pytest.fixture(scope="session")
+def deeplab_pth(tmp_path_factory) -> Path:
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    torch.manual_seed(6)
+    model = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3, aux_loss=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.num_batches_tracked += 1
+            module.running_mean.uniform_(-0.1, 0.1)
+    path = tmp_path_factory.mktemp("torchvision") / "deeplab.pth"
+    torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}, "epoch": 7}, path)
+    return path
+
+
+@pytest.fixture
+def custom(tmp_path) -> ModelName:
+    code = tmp_path / "net.py"
+    code.write_text(FACTORY)
+    scope: dict = {}
+    exec(FACTORY, scope)
+    torch.manual_seed(7)
+    torch.save(scope["Net"]().state_dict(), tmp_path / "net.pt")
+    return ModelName(source=str(tmp_path / "net.pt"), arch=f"{code}:Net")
+
+
+def stock(family: str, path: Path) -> torch.nn.Module:
+    """What the library itself makes of a directory or file; nothing of ours."""
+    if family == "transformers":
+        from transformers import AutoModelForSemanticSegmentation
+
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(path, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        return model.eval()
+    if family == "smp":
+        import segmentation_models_pytorch as smp
+
+        return smp.from_pretrained(path).eval()
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    model = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3, aux_loss=True)
+    content = torch.load(path / "model.pth" if path.is_dir() else path, weights_only=True)
+    assert content["epoch"] == 7
+    model.load_state_dict({key.removeprefix("module."): value for key, value in content["model"].items()})
+    return model.eval()
+
+
+def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        output = model(x)
+    if isinstance(output, torch.Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output["out"]
+
+
+@pytest.mark.parametrize(
+    ("family", "fixture", "strategy"),
+    [
+        *(("transformers", "segformer_dir", strategy) for strategy in STRATEGIES),
+        *(("smp", "smp_dir", strategy) for strategy in STRATEGIES),
+        ("transformers", "upernet_dir", "auto"),
+        ("transformers", "upernet_dir", "reinit"),
+        ("torchvision", "deeplab_pth", "preserve"),
+        ("torchvision", "deeplab_pth", "rescale"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Importing from timm")
+def test_round_trip_through_the_stock_loader(family, fixture, strategy, request, photos, tmp_path):
+    source, out = request.getfixturevalue(fixture), tmp_path / "out"
+    plan = embed(ModelName(source=str(source)), photos, out, strategy=strategy, how=HOW)
+    before, after = stock(family, source), stock(family, out)
+    first, second = before.state_dict(), after.state_dict()
+    assert list(first) == list(second)
+    assert {key for key in first if not torch.equal(first[key], second[key])} <= set(plan.changed)
+    assert plan.sites
+    x = torch.randn(2, 3, 64, 64)
+    here, there = logits(before, x), logits(after, x)
+    kept = {site.strategy for site in plan.sites} <= {"migrate", "preserve"}
+    assert kept == (strategy in {"auto", "migrate", "preserve"})
+    if kept:
+        assert (here - there).abs().max() <= 1e-5 * (here.max() - here.min())
+    else:
+        assert not torch.allclose(here, there)
+    if strategy == "preserve":
+        assert plan.changed == ()
+    receipt = json.loads((out / "equalize.json").read_text())
+    assert receipt == json.loads(json.dumps(plan.to_json())) == Plan.read(out).to_json()
+    assert receipt["sha256"] == load(source).sha256
+    side_files = {path.name for path in source.iterdir()} if source.is_dir() else set()
+    assert side_files <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "reinit"])
+def test_a_plan_replays_without_data(strategy, smp_dir, photos, tmp_path):
+    name = ModelName(source=str(smp_dir), seed=3)
+    plan = embed(name, photos, tmp_path / "one", strategy=strategy, how=HOW)
+    replay(Plan.read(tmp_path / "one"), ModelName(source=str(smp_dir)), tmp_path / "two")
+    one, two = (load_file(tmp_path / each / "model.safetensors") for each in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert Plan.read(tmp_path / "two").edits == plan.edits
+
+
+def test_a_drawn_decoder_is_equalized_as_drawn(segformer_encoder_dir, photos, tmp_path):
+    from transformers import SegformerForSemanticSegmentation
+
+    name = ModelName(source=str(segformer_encoder_dir), init_missing=True, num_classes=4, seed=11)
+    plan = embed(name, photos, tmp_path / "out", how=HOW)
+    (site,) = plan.sites
+    assert site.strategy == "rescale"
+    drawn = name.load().model.state_dict()[site.weight]
+    written = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out").state_dict()[site.weight]
+    for branch in site.branches:
+        part = slice(branch.start, branch.stop)
+        torch.testing.assert_close(written[:, part] * branch.std, drawn[:, part], rtol=1e-5, atol=0)
+    verify(tmp_path / "out", ModelName(source=str(segformer_encoder_dir)))
+
+
+def test_half_precision_weights_keep_their_dtype(segformer_dir, photos, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    for path in segformer_dir.iterdir():
+        (half / path.name).write_bytes(path.read_bytes())
+    state = {key: value.half() for key, value in load_file(segformer_dir / "model.safetensors").items()}
+    save_file(state, half / "model.safetensors", {"format": "pt"})
+    embed(ModelName(source=str(half)), photos, tmp_path / "out", strategy="rescale", how=HOW)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in written.values() if value.is_floating_point()} == {torch.float16}
+
+
+def test_nothing_is_written_without_a_site(lraspp_state, photos, tmp_path):
+    save_file(lraspp_state, tmp_path / "net.safetensors")
+    plan = embed(ModelName(source=str(tmp_path / "net.safetensors")), photos, tmp_path / "out", how=HOW)
+    assert not plan.sites
+    assert "fuses by addition" in plan.refusals[0].reason
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_equalized_checkpoint_is_refused(segformer_dir, photos, tmp_path):
+    embed(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", how=HOW)
+    with pytest.raises(InputError, match="already equalized"):
+        embed(ModelName(source=str(tmp_path / "out")), photos, tmp_path / "again", how=HOW)
+    with pytest.raises(InputError, match="already equalized"):
+        replay(Plan.read(tmp_path / "out"), ModelName(source=str(tmp_path / "out")), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_plan_never_names_code_to_run(custom, photos, tmp_path):
+    embed(custom, photos, tmp_path / "out", how=HOW)
+    verify(tmp_path / "out", custom)
+    nameless = ModelName(source=custom.source)
+    with pytest.raises(InputError, match=r"name that code again: --arch .*net\.py:Net"):
+        verify(tmp_path / "out", nameless)
+    with pytest.raises(InputError, match="name that code again"):
+        replay(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
+
+
+def test_a_plan_of_another_network_is_refused(custom, photos, tmp_path):
+    embed(custom, photos, tmp_path / "out", how=HOW)
+    receipt = tmp_path / "out" / "equalize.json"
+    content = json.loads(receipt.read_text())
+    content["sites"][0]["weight"] = "elsewhere.weight"
+    receipt.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"elsewhere\.weight: is in the plan but not in this model"):
+        verify(tmp_path / "out", custom)
+
+
+def test_sites_are_chosen_by_a_glob(smp_dir, photos, tmp_path):
+    plan = embed(ModelName(source=str(smp_dir)), photos, tmp_path / "out", pattern="decoder.blocks.[12].*", how=HOW)
+    assert [site.layer for site in plan.sites] == ["decoder.blocks.1.conv1.0", "decoder.blocks.2.conv1.0"]
+    with pytest.raises(InputError, match=r"no fusion layer: nothing.*decoder\.blocks\.0\.conv1\.0"):
+        find(load(smp_dir), (2, 3, 64, 64), "nothing*")
+
+
+def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypatch):
+    import equalize.commands.calibrate
+
+    def tampered(directory, *arguments, **options):
+        model = load(directory).model
+        with torch.no_grad():
+            model.decode_head.linear_fuse.weight.mul_(1.001)
+        return model
+
+    monkeypatch.setattr(equalize.commands.calibrate, "reload", tampered)
+    with pytest.raises(NumericsError, match="does not do what the plan says"):
+        embed(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", how=HOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strategy", ["migrate", "rescale"])
+def test_modules_that_a_network_has_under_two_names(photos, tmp_path, strategy):
+    code = FACTORY + "\n\nclass Twice(Net):\n    def __init__(self):\n        super().__init__()\n"
+    code += "        self.head, self.neck = self.fuse, nn.ModuleList([self.low])\n"
+    (tmp_path / "net.py").write_text(code)
+    scope: dict = {}
+    exec(code, scope)
+    state = {f"module.{key}": tensor for key, tensor in scope["Twice"]().state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    name = ModelName(source=str(tmp_path / "net.pth"), arch=f"{tmp_path / 'net.py'}:Twice")
+    plan = embed(name, photos, tmp_path / "out", strategy=strategy, how=HOW)
+    assert {"fuse.weight", "head.weight"} <= set(plan.changed)
+    written = torch.load(tmp_path / "out" / "model.pth")
+    assert torch.equal(written["module.fuse.weight"], written["module.head.weight"])
+    assert not torch.equal(written["module.fuse.weight"], state["module.fuse.weight"])
+    verify(tmp_path / "out", name)
+    replay(Plan.read(tmp_path / "out"), name, tmp_path / "again")
+    assert (tmp_path / "again" / "model.pth").read_bytes() == (tmp_path / "out" / "model.pth").read_bytes()
+
+
+def test_a_rewritten_tensor_keeps_its_memory_layout_and_stays_a_parameter(custom, photos, tmp_path):
+    state = torch.load(custom.source)
+    state["fuse.weight"] = torch.nn.Parameter(state["fuse.weight"].to(memory_format=torch.channels_last))
+    torch.save(state, custom.source)
+    plan = embed(custom, photos, tmp_path / "out", strategy="rescale", how=HOW)
+    written = torch.load(tmp_path / "out" / "model.pth")["fuse.weight"]
+    assert "fuse.weight" in plan.changed
+    assert isinstance(written, torch.nn.Parameter)
+    assert written.is_contiguous(memory_format=torch.channels_last)
+    assert not written.is_contiguous()

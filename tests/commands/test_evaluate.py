@@ -1,0 +1,182 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from equalize.checkpoint.model_name import ModelName
+from equalize.commands.evaluate import Evaluating, evaluate, sliding
+from equalize.distributed import is_main, leave
+from equalize.errors import DataError, InputError, NumericsError
+from tests.support.scenes import write_scenes
+from tests.support.side_by_side import in_two_processes
+
+
+@pytest.fixture
+def scenes(tmp_path) -> Path:
+    """Pairs of two sizes, five classes of which class 4 never occurs, pixels that are ignored."""
+    root = write_scenes(tmp_path / "data", 4, counts={"train": 2, "val": 5})
+    other = write_scenes(tmp_path / "other", 4, counts={"val": 2}, size=(40, 56), seed=1)
+    for kind in ("images", "masks"):
+        for path in (other / kind / "val").iterdir():
+            path.rename(root / kind / "val" / f"other{path.name}")
+    return root
+
+
+def by_hand(model, root, size, *, classes=5, ignored=255) -> dict:
+    """Scores one image after another with NumPy sets of pixels, by the definition of IoU."""
+    intersection, union, labelled = (np.zeros(classes) for _ in range(3))
+    right_pixels = pixels = 0
+    for path in sorted((root / "images/val").iterdir()):
+        image = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        x = torch.from_numpy((np.asarray(image) / 255 - mean) / std).permute(2, 0, 1)[None].float()
+        label = np.asarray(Image.open(root / "masks/val" / path.name))
+        with torch.no_grad():
+            logits = torch.nn.functional.interpolate(model(x).logits, size=label.shape, mode="bilinear")
+        predicted = logits[0].argmax(0).numpy()
+        keep = label != ignored
+        for k in range(classes):
+            intersection[k] += ((predicted == k) & (label == k) & keep).sum()
+            union[k] += (((predicted == k) | (label == k)) & keep).sum()
+            labelled[k] += ((label == k) & keep).sum()
+        right_pixels += ((predicted == label) & keep).sum()
+        pixels += keep.sum()
+    iou = [100 * i / u if u else None for i, u in zip(intersection, union, strict=True)]
+    acc = [100 * i / n if n else None for i, n in zip(intersection, labelled, strict=True)]
+    mean = lambda values: np.mean([each for each in values if each is not None])  # noqa: E731
+    return {"IoU": iou, "Acc": acc, "mIoU": mean(iou), "mAcc": mean(acc), "aAcc": 100 * right_pixels / pixels}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_score_is_that_of_an_independent_computation(segformer_dir, scenes, batch_size):
+    from transformers import SegformerForSemanticSegmentation
+
+    score = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(batch_size=batch_size, device="cpu"))
+    expected = by_hand(SegformerForSemanticSegmentation.from_pretrained(segformer_dir).eval(), scenes, (48, 64))
+    assert score.images == 7
+    for key in ("mIoU", "mAcc", "aAcc"):
+        assert getattr(score, key) == pytest.approx(expected[key], rel=1e-9)
+    for row in score.classes:
+        assert row.IoU == (None if expected["IoU"][row.id] is None else pytest.approx(expected["IoU"][row.id]))
+        assert row.Acc == (None if expected["Acc"][row.id] is None else pytest.approx(expected["Acc"][row.id]))
+    assert score.classes[4].pixels == 0
+    json.dumps(score.to_json(), allow_nan=False)
+
+
+def test_size_of_the_user_wins_over_the_checkpoints(segformer_dir, scenes):
+    from transformers import SegformerForSemanticSegmentation
+
+    score = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(size=(64, 64), device="cpu"))
+    expected = by_hand(SegformerForSemanticSegmentation.from_pretrained(segformer_dir).eval(), scenes, (64, 64))
+    assert score.aAcc == pytest.approx(expected["aAcc"])
+
+
+def test_each_image_is_told_once_and_adds_up(segformer_dir, scenes):
+    told = {}
+    score = evaluate(
+        ModelName(source=str(segformer_dir)),
+        scenes,
+        Evaluating(device="cpu"),
+        each=lambda p, m: told.update({p.name: m}),
+    )
+    assert len(told) == 7
+    total = sum((each.counts_KK for each in told.values()), torch.zeros(5, 5, dtype=torch.int64))
+    assert score.aAcc == pytest.approx(100 * float(total.trace()) / float(total.sum()))
+
+
+def test_a_single_output_is_that_of_class_1(tmp_path):
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(0)
+    model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=1)
+    model.save_pretrained(tmp_path / "binary")
+    root = write_scenes(tmp_path / "data", 2, counts={"val": 2}, size=(64, 64))
+    score = evaluate(ModelName(source=str(tmp_path / "binary")), root, Evaluating(device="cpu"))
+    assert len(score.classes) == 2
+    assert score.classes[1].pixels > 0
+
+
+def test_sliding_windows_average_where_they_overlap():
+    seen = []
+
+    def logits(x):
+        seen.append(tuple(x.shape[2:]))
+        return torch.nn.functional.avg_pool2d(x, 2) * 0 + len(seen)
+
+    averaged = sliding(logits, (4, 6), torch.zeros(1, 3, 4, 10))
+    assert seen == [(4, 6)] * 2
+    assert averaged[0, 0, 0].tolist() == [1, 1, 1, 1, 1.5, 1.5, 2, 2, 2, 2]
+    whole = torch.rand(2, 3, 12, 20)
+    assert torch.allclose(sliding(lambda x: x, (8, 8), whole), whole, atol=1e-6)
+
+
+def test_sliding_window_over_images_of_its_size_is_the_plain_score(segformer_dir, tmp_path):
+    root = write_scenes(tmp_path, 5, counts={"val": 3})
+    name = ModelName(source=str(segformer_dir))
+    plain = evaluate(name, root, Evaluating(device="cpu"))
+    slid = evaluate(name, root, Evaluating(device="cpu", sliding_window=True))
+    assert plain == slid
+    with pytest.raises(InputError, match="smaller than the window"):
+        evaluate(name, root, Evaluating(device="cpu", sliding_window=True, size=(96, 96)))
+
+
+def test_names_come_from_file_checkpoint_or_data(segformer_dir, scenes, tmp_path):
+    name = ModelName(source=str(segformer_dir))
+    (scenes / "classes.txt").write_text("sky\nroad\ncar\ntree\nsign\n")
+    assert [row.name for row in evaluate(name, scenes, Evaluating(device="cpu")).classes][:2] == ["sky", "road"]
+    listed = tmp_path / "names.json"
+    listed.write_text('["a", "b", "c", "d"]')
+    with pytest.raises(DataError, match=r"names another number of classes.*got 4, expected 5"):
+        evaluate(name, scenes, Evaluating(device="cpu", class_names=listed))
+
+
+def test_refusals(segformer_dir, scenes, tmp_path):
+    name = ModelName(source=str(segformer_dir))
+    with pytest.raises(DataError, match="no split 'test'"):
+        evaluate(name, scenes, Evaluating(split="test", device="cpu"))
+    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(scenes / "masks/val/002.png")
+    with pytest.raises(DataError, match=r"002\.png: has label 9"):
+        evaluate(name, scenes, Evaluating(device="cpu"))
+    (scenes / "masks/val/002.png").unlink()
+    with pytest.raises(DataError, match=r"002\.png: has no mask"):
+        evaluate(name, scenes, Evaluating(device="cpu"))
+
+
+def test_a_size_that_the_network_does_not_take(tmp_path):
+    import segmentation_models_pytorch as smp
+
+    smp.FPN("resnet18", encoder_weights=None, decoder_pyramid_channels=8, classes=2).save_pretrained(tmp_path / "fpn")
+    odd = write_scenes(tmp_path / "odd", 2, counts={"val": 1}, size=(50, 60))
+    with pytest.raises(InputError, match=r"takes no images of 50x60.*try --size 64x64"):
+        evaluate(ModelName(source=str(tmp_path / "fpn")), odd, Evaluating(device="cpu"))
+
+
+def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkeypatch):
+    from equalize.checkpoint import Checkpoint
+
+    logits = Checkpoint.logits
+    calls = []
+
+    def broken(self, x):
+        calls.append(len(x))
+        return logits(self, x) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(Checkpoint, "logits", broken)
+    with pytest.raises(NumericsError, match=r"001\.png.*NaN or Inf"):
+        evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu", batch_size=1))
+
+
+def score_beside(source, data, place):
+    score = evaluate(ModelName(source=str(source)), data, Evaluating(device="cpu"))
+    if is_main():
+        place.write_text(json.dumps(score.to_json()))
+    leave()
+
+
+def test_two_processes_score_as_one(segformer_dir, scenes, tmp_path):
+    one = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu"))
+    in_two_processes(score_beside, segformer_dir, scenes, tmp_path / "score.json")
+    assert json.loads((tmp_path / "score.json").read_text()) == one.to_json()

@@ -1,0 +1,103 @@
+"""Data sets on the Hub, asked for by the real client: against a server on loopback, then without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from equalize.data import open_data
+from equalize.errors import DataError, ResourceError
+from tests.data.test_table_columns import PICTURES, encoded, stored
+from tests.support.loopback_data import COMMIT, NAME, DataHub
+
+ASK = """
+import sys
+from equalize.data import class_names, open_data, read_mask
+from equalize.errors import EqualizeError
+
+for name in sys.argv[1:]:
+    try:
+        data = open_data(name, labels=True)
+        print(data.describe(), class_names(data), read_mask(data.masks[0]).tolist(), data.masks[0], data.name)
+    except EqualizeError as error:
+        print(error.exit_code, error)
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    files = {"id2label.json": b'{"id2label": {"0": "road", "1": "sky"}}'}
+    for split, label in (("train", 0), ("validation", 1)):
+        picture, mask = np.zeros((1, 2, 3), np.uint8), np.full((1, 2), label, np.uint8)
+        rows = [{"image": stored(encoded(picture)), "label": stored(encoded(mask))}]
+        Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / "written.parquet")
+        files[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / "written.parquet").read_bytes()
+    with DataHub(files) as running:
+        yield running
+
+
+def ask(home: Path, *names: str, **environment: str) -> list[str]:
+    """What another process, with a cache of its own, is told of data sets."""
+    settings = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *names],
+        env={**os.environ, **settings},
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_a_data_set_on_the_hub_and_then_from_the_cache(server: DataHub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    names = (NAME, f"{NAME}@{COMMIT}", f"{NAME}@main", f"{NAME}@nope", "acme/nothing")
+    *found, nope, nothing = ask(home, *names, HF_ENDPOINT=server.url)
+    told = "table layout, columns image and label, split validation, 1 image, 1 pair ('road', 'sky') [[1, 1]]"
+    assert found == [f"{name}: {told} {name} validation[0].label {name}" for name in names[:3]]
+    for line, name in ((nope, f"{NAME}@nope"), (nothing, "acme/nothing")):
+        assert line.startswith(f"3 {name}: no such path, and no such data set on the Hub, or none for you; check")
+
+    *cached, nope, nothing = ask(home, *names, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1")
+    assert cached == found
+    assert nope.startswith(f"3 {NAME}@nope: another revision is in the cache, and the Hub cannot be reached")
+    assert nothing.startswith("3 acme/nothing: no such path, and the Hub cannot be reached")
+
+
+def test_one_of_several_configurations(tmp_path: Path) -> None:
+    names = ("day", "night")
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in names)
+    files = {"README.md": f"---\nconfigs:\n{listed}---\n".encode()}
+    for label, name in enumerate(names):
+        picture, mask = np.zeros((1, 2, 3), np.uint8), np.full((1, 2), label, np.uint8)
+        rows = [{"image": stored(encoded(picture)), "label": stored(encoded(mask))}]
+        Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / "written.parquet")
+        files[f"{name}.parquet"] = (tmp_path / "written.parquet").read_bytes()
+    with DataHub(files) as server:
+        unclear, night, dusk = ask(
+            tmp_path / "home", NAME, f"{NAME}:config=night", f"{NAME}:config=dusk", HF_ENDPOINT=server.url
+        )
+    assert unclear.startswith(f"2 {NAME}: cannot be read as a data set (Config name is missing.")
+    assert unclear.endswith(f"; name one: {NAME}:config=NAME")
+    assert night.startswith(f"{NAME}:config=night: table layout, columns image and label, split train, 1 image, 1 pair")
+    assert "[[1, 1]]" in night
+    assert dusk.startswith(f"2 {NAME}: cannot be read as a data set (BuilderConfig 'dusk' not found")
+
+
+def test_an_unreachable_hub_is_not_waited_for(tmp_path: Path) -> None:
+    (line,) = ask(tmp_path / "home", NAME, HF_ENDPOINT="http://hub.invalid")
+    assert line.startswith(f"3 {NAME}: no such path, and the Hub cannot be reached to look for a data set")
+
+
+def test_what_could_be_a_name_on_the_hub() -> None:
+    with pytest.raises(ResourceError, match="acme/streets@main: no such path, and the Hub cannot be reached"):
+        open_data("acme/streets@main")
+    for path in ("./acme/streets", "acme", "acme/streets/images", "acme/streets.parquet"):
+        with pytest.raises(DataError, match="no such folder"):
+            open_data(path)

@@ -1,0 +1,202 @@
+"""Stored values to classes; what is no mask; the preflight; names of classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from equalize.data import LabelRule, check_labels, class_names, open_data, preflight, read_class_names, read_mask
+from equalize.errors import DataError, InputError
+
+STORED = np.array([[0, 1, 2], [149, 150, 255]], np.uint8)
+
+
+def save(values: np.ndarray, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def plant_pairs(root: Path, masks: list[list[list[int]]]) -> Path:
+    """`images/` and `masks/` with the given stored labels."""
+    for number, values in enumerate(masks):
+        mask = np.array(values, np.uint8)
+        save(mask, root / "masks" / f"{number}.png")
+        save(np.zeros((*mask.shape, 3), np.uint8), root / "images" / f"{number}.jpg")
+    return root
+
+
+def test_grayscale_palette_and_16_bit_keep_their_indices(tmp_path: Path) -> None:
+    palette = Image.fromarray(STORED)
+    palette.putpalette(np.random.default_rng(0).integers(0, 255, 768).tolist())
+    assert palette.mode == "P"
+    palette.save(tmp_path / "palette.png")
+    for path in (
+        save(STORED, tmp_path / "gray.png"),
+        tmp_path / "palette.png",
+        save(STORED.astype(np.uint16), tmp_path / "deep.png"),
+        save(STORED.astype(np.int32), tmp_path / "wide.tif"),
+    ):
+        labels_HW = read_mask(path)
+        assert labels_HW.dtype == torch.int64
+        assert labels_HW.tolist() == STORED.tolist()
+    assert read_mask(save(STORED > 100, tmp_path / "two.png")).tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert read_mask(save(np.array([[300, 65535]], np.uint16), tmp_path / "many.png")).tolist() == [[300, 65535]]
+
+
+def test_what_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png: has 3 channels \(RGB\), expected one label a pixel"):
+        read_mask(save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png"))
+    with pytest.raises(DataError, match=r"has 4 channels \(RGBA\)"):
+        read_mask(save(np.zeros((2, 2, 4), np.uint8), tmp_path / "b.png"))
+    with pytest.raises(DataError, match=r"c\.jpg: is a JPEG, whose compression changes labels"):
+        read_mask(save(STORED, tmp_path / "c.jpg"))
+    with pytest.raises(DataError, match="floating-point pixels"):
+        read_mask(save(np.zeros((2, 2), np.float32), tmp_path / "d.tif"))
+    with pytest.raises(DataError, match=r"e\.png: cannot be read"):
+        read_mask(tmp_path / "e.png")
+
+
+def test_rules(tmp_path: Path) -> None:
+    path = save(STORED, tmp_path / "a.png")
+    assert read_mask(path, LabelRule(reduce=True)).tolist() == [[255, 0, 1], [148, 149, 255]]
+    assert read_mask(path, LabelRule(ignore_index=-100, reduce=True, has_void=True)).tolist() == [
+        [-100, 0, 1],
+        [148, 149, -100],
+    ]
+    assert read_mask(path, LabelRule(ignore_index=0, has_void=True)).tolist() == [[0, 1, 2], [149, 150, 0]]
+    assert read_mask(path, LabelRule(ignore_index=2)).tolist() == STORED.tolist()
+
+
+def test_cityscapes_ids_become_train_ids(tmp_path: Path) -> None:
+    ids = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    rule = LabelRule(has_void=True)
+    mapped = read_mask(save(ids, tmp_path / "x_gtFine_labelIds.png"), rule).flatten().tolist()
+    scored = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert [mapped[stored] for stored in scored] == list(range(19))
+    assert {mapped[stored] for stored in range(34) if stored not in scored} == {255}
+    assert mapped[34:] == [34, 35]
+    train_ids = save(STORED, tmp_path / "x_gtFine_labelTrainIds.png")
+    assert read_mask(train_ids, rule).tolist() == STORED.tolist()
+
+
+def test_check_labels_names_the_stored_value() -> None:
+    labels_HW = torch.tensor([[0, 4, 255]])
+    check_labels(labels_HW, 5, LabelRule(), Path("a.png"))
+    with pytest.raises(DataError, match=r"a\.png: has label 4, expected 0 to 3 for 4 classes, or the ignored 255"):
+        check_labels(labels_HW, 4, LabelRule(), Path("a.png"))
+    with pytest.raises(DataError, match="has label 5, expected 1 to 4 for 4 classes, or the ignored 0"):
+        check_labels(labels_HW, 4, LabelRule(reduce=True), Path("a.png"))
+
+
+def test_preflight_of_good_pairs(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path, [[[0, 1], [255, 2]], [[1, 1], [1, 1]]]), labels=True)
+    found = preflight(data, 3)
+    assert (found.rule, found.classes, found.checked) == (LabelRule(), (0, 1, 2), 2)
+    assert found.describe() == "2 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
+    assert preflight(data, 3, samples=1).checked == 1
+
+
+def test_preflight_reduces_where_labels_start_at_one(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path, [[[1, 2, 255]], [[2, 3, 1]]]))
+    found = preflight(data, 3)
+    assert found.rule.reduce
+    assert found.reason == "labels are 1 to 3"
+    assert found.classes == (0, 1, 2)
+    with pytest.raises(DataError, match="has label 3, expected 0 to 2"):
+        preflight(data, 3, reduce_labels="no")
+    with pytest.raises(InputError, match="would be class 2 once labels are reduced"):
+        preflight(data, 3, reduce_labels="yes", ignore_index=2)
+    with pytest.raises(InputError, match="reduce_labels: unknown choice, got maybe"):
+        preflight(data, 3, reduce_labels="maybe")  # type: ignore[arg-type]
+
+
+def test_preflight_leaves_one_label_too_many_to_the_user(tmp_path: Path) -> None:
+    """0 .. K for K classes: nobody can see whether 0 (ADE20K) or K (CamVid) is the unlabelled one."""
+    data = open_data(plant_pairs(tmp_path, [[[0, 1]], [[2, 3]]]))
+    with pytest.raises(DataError, match=r"1\.png: has label 3, expected 0 to 2 .*--ignore-index and --reduce-labels"):
+        preflight(data, 3)
+    assert preflight(data, 3, ignore_index=3).classes == (0, 1, 2)
+    assert preflight(data, 3, reduce_labels="yes").classes == (0, 1, 2)
+
+
+def test_preflight_knows_ade20k(tmp_path: Path) -> None:
+    save(np.array([[0, 5]], np.uint8), tmp_path / "annotations/training/a.png")
+    save(np.zeros((1, 2, 3), np.uint8), tmp_path / "images/training/a.jpg")
+    found = preflight(open_data(tmp_path, labels=True), 150)
+    assert (found.rule.reduce, found.reason, found.classes) == (True, "ADE20K stores class c as c + 1", (4,))
+    assert not preflight(open_data(tmp_path), 151).rule.reduce
+    save(np.array([[255, 5]], np.uint8), tmp_path / "annotations/training/a.png")  # reduced by somebody before
+    assert not preflight(open_data(tmp_path), 150).rule.reduce
+
+
+def test_preflight_ignores_the_borders_of_voc(tmp_path: Path) -> None:
+    save(np.array([[0, 20, 255]], np.uint8), tmp_path / "SegmentationClass/a.png")
+    save(np.zeros((1, 3, 3), np.uint8), tmp_path / "JPEGImages/a.jpg")
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    assert preflight(open_data(tmp_path, labels=True), 21, ignore_index=0).classes == (20,)
+
+
+def test_preflight_refuses_bad_pairs(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path / "size", [[[0, 1]]]))
+    save(np.zeros((4, 6), np.uint8), tmp_path / "size/masks/0.png")
+    with pytest.raises(DataError, match=r"masks/0\.png: has another size than its image .* got 4x6, expected 1x2"):
+        preflight(data, 2)
+    data = open_data(plant_pairs(tmp_path / "void", [[[0, 1]], [[255, 255]]]))
+    with pytest.raises(DataError, match=r"1\.png: has no label that counts"):
+        preflight(data, 2)
+    data = open_data(plant_pairs(tmp_path / "missing", [[[0, 1]], [[1, 0]]]))
+    (tmp_path / "missing/masks/1.png").unlink()
+    with pytest.raises(DataError, match=r"1\.jpg: has no mask; 1 of 2"):
+        preflight(open_data(tmp_path / "missing"), 2)
+    with pytest.raises(DataError, match=r"1\.png: cannot be read"):
+        preflight(data, 2)
+    save(np.zeros((1, 2), np.uint8), tmp_path / "jpeg/masks/0.jpg")
+    save(np.zeros((1, 2, 3), np.uint8), tmp_path / "jpeg/images/0.jpg")
+    with pytest.raises(DataError, match="is a JPEG"):
+        preflight(open_data(tmp_path / "jpeg"), 2)
+
+
+def test_class_names_from_files(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path, [[[0, 1]]]))
+    assert class_names(data) is None
+    (tmp_path / "classes.txt").write_text("\ufeffroad\n traffic light \n\n")
+    assert class_names(data) == ("road", "traffic light")
+    for content in (["a", "b"], {"1": "b", "0": "a"}, {"id2label": {"0": "a", "1": "b"}}):
+        (tmp_path / "names.json").write_text(json.dumps(content))
+        assert read_class_names(tmp_path / "names.json") == ("a", "b")
+    for content in ("{", '{"0": "a", "2": "b"}', "[1, 2]", '"a"'):
+        (tmp_path / "names.json").write_text(content)
+        with pytest.raises(DataError, match=r"names\.json: cannot be read as class names"):
+            read_class_names(tmp_path / "names.json")
+    (tmp_path / "classes.txt").write_text("road\n\nsky\n")
+    with pytest.raises(DataError, match=r"classes\.txt: leaves a class without a name"):
+        class_names(data)
+    with pytest.raises(DataError, match=r"absent\.txt: cannot be read \(No such file or directory\)"):
+        read_class_names(tmp_path / "absent.txt")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.txt: is not UTF-8 text"):
+        read_class_names(tmp_path / "latin.txt")
+
+
+def test_class_names_of_known_layouts(tmp_path: Path) -> None:
+    save(STORED, tmp_path / "city/leftImg8bit/val/ulm/a_leftImg8bit.png")
+    names = class_names(open_data(tmp_path / "city"))
+    assert names is not None
+    assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
+    save(STORED, tmp_path / "voc/JPEGImages/a.jpg")
+    names = class_names(open_data(tmp_path / "voc"))
+    assert names is not None
+    assert (len(names), names[15]) == (21, "person")
+    ade = tmp_path / "ade/ADEChallengeData2016"
+    save(STORED, ade / "images/training/a.jpg")
+    save(STORED, ade / "annotations/training/a.png")
+    assert class_names(open_data(tmp_path / "ade")) is None
+    (ade / "objectInfo150.txt").write_text(
+        "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1\t9\t9\t1\twall\n2\t0.1\t9\t9\t1\tbuilding, edifice\n"
+    )
+    assert class_names(open_data(tmp_path / "ade")) == ("wall", "building")

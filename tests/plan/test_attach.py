@@ -1,0 +1,335 @@
+"""Training through `attach` against training a network with real equalizer modules."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+from equalize.errors import SiteError
+from equalize.moments.measure import measure
+from equalize.plan.apply import apply
+from equalize.plan.attach import attach, fold
+from equalize.plan.plan import Plan
+from equalize.plan.strategies import make_plan
+from equalize.sites.scan import scan
+from tests.support.networks import BRANCHES, Equalizer, Fusion, batch_norm
+
+OPTIMISERS = {
+    "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1),
+}
+
+
+class Head(nn.Module):
+    """Frozen features, a fusion layer, a classifier: what is trained when a decoder is fine-tuned."""
+
+    def __init__(self, fuse, after=None):
+        super().__init__()
+        self.body = Fusion(fuse, after)
+        self.body.low.requires_grad_(False)
+        self.body.high.requires_grad_(False)
+        self.classifier = nn.Conv2d(5, 3, 1)
+
+    def forward(self, x):
+        return self.classifier(F.relu(self.body(x)))
+
+
+LAYERS = {
+    "bias": lambda: Head(nn.Conv2d(6, 5, 1)),
+    "bias, unpadded": lambda: Head(nn.Conv2d(6, 5, 3)),
+    "bias, grouped": lambda: Head(nn.Conv2d(6, 10, 1, groups=2), nn.Conv2d(10, 5, 1)),
+    "bias, depthwise": lambda: Head(nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 5, 1)),
+    "bias, transposed": lambda: Head(nn.ConvTranspose2d(6, 5, 1)),
+    "bias, linear": lambda: Head(nn.Linear(6, 5)),
+    "bias and GroupNorm": lambda: Head(nn.Conv2d(6, 4, 1), nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 5, 1))),
+    "BatchNorm": lambda: Head(nn.Conv2d(6, 5, 1, bias=False), batch_norm(5)),
+    "bias and BatchNorm": lambda: Head(nn.Conv2d(6, 5, 1), batch_norm(5)),
+}
+
+
+def drawn(name):
+    torch.manual_seed(0)
+    return LAYERS[name](), torch.randn(6, 3, 10, 10), torch.randint(0, 3, (6, 10, 10))
+
+
+def planned(model, x, strategy="preserve", **options) -> Plan:
+    sites = [site for site in scan(model, x[:1], kinds=("resampled", "plain")).sites if site.layer.endswith("fuse")]
+    return make_plan(model, sites, measure(model, sites, [x]), strategy, **options)
+
+
+def train(model, optimiser, x, y, steps=6):
+    model.train()
+    for step in range(steps):
+        optimiser.zero_grad()
+        logits = model(x.roll(step, 0)[:4])
+        F.cross_entropy(logits, y.roll(step, 0)[:4, : logits.shape[2], : logits.shape[3]]).backward()
+        optimiser.step()
+
+
+def by_channel(values, weight, axis):
+    """Per-branch values as a factor for a weight whose input channels are all on `axis`."""
+    widths = torch.tensor([stop - start for start, stop in BRANCHES])
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return torch.repeat_interleave(torch.tensor(values, dtype=torch.float64), widths).view(shape)
+
+
+def unfolded(name, model, means, stds, *, centred=True):
+    """The explicit network that starts at the same function: equalizers, then V = sigma W and a' = a + mu W."""
+    twin = copy.deepcopy(model)
+    fuse = twin.body.fuse
+    geometry = {"bias, depthwise": 0, "bias, transposed": 0}
+    w = fuse.weight.detach().double()
+    if name == "bias, grouped":  # rows 0..4 read channels 0..2, rows 5..9 read channels 3..5
+        std = torch.tensor([stds[0]] * 4 + [stds[1]] * 2, dtype=torch.float64).view(2, 3)
+        mean = torch.tensor([means[0]] * 4 + [means[1]] * 2, dtype=torch.float64).view(2, 3)
+        factor = std.repeat_interleave(5, 0).view(10, 3, 1, 1)
+        response = w * mean.repeat_interleave(5, 0).view(10, 3, 1, 1)
+    else:
+        axis = geometry.get(name, 1)
+        factor = by_channel(stds, w, axis)
+        response = w * by_channel(means, w, axis)
+    shift = response.sum((0, 2, 3)) if name == "bias, transposed" else response.flatten(1).sum(1)
+    with torch.no_grad():
+        fuse.weight.copy_(w * factor)
+        if fuse.bias is not None and centred:
+            fuse.bias += shift
+    means = means if centred else [0.0, 0.0]
+    if isinstance(fuse, nn.Linear):
+        equalizer, body = Equalizer(means, stds, axis=-1), twin.body
+        body.forward = lambda x: body.after(fuse(equalizer(body.features(x).movedim(1, -1))).movedim(-1, 1))
+    else:
+        twin.body.fuse = nn.Sequential(Equalizer(means, stds), fuse)
+    return twin, fuse, factor, shift
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_equals_training_explicit_equalizers(name, optimiser):
+    model, x, y = drawn(name)
+    plan = planned(model, x)
+    means, stds = ([getattr(branch, each) for branch in plan.sites[0].branches] for each in ("mean", "std"))
+    # without a bias the mean is the BatchNorm's business: its gradients are those of the centred input
+    twin, fuse, factor, shift = unfolded(name, model, means, stds)
+    if name == "BatchNorm":
+        twin.body.after.running_mean -= shift
+    model.eval(), twin.eval()
+    torch.testing.assert_close(model(x), twin(x), rtol=1e-5, atol=1e-5)
+    folded_only = copy.deepcopy(model)
+    train(twin, OPTIMISERS[optimiser]([each for each in twin.parameters() if each.requires_grad]), x, y)
+    attach(plan, model)
+    train(model, OPTIMISERS[optimiser]([each for each in model.parameters() if each.requires_grad]), x, y)
+    fold(model)
+    expected = (fuse.weight.double() / factor).float()
+    scale = expected.abs().max()
+    assert (model.body.fuse.weight - expected).abs().max() < 1e-5 * scale
+    assert (model.classifier.weight - twin.classifier.weight).abs().max() < 1e-5
+    if "BatchNorm" not in name:  # there the bias has no gradient but rounding, which Adam makes as large as any
+        model.eval(), twin.eval()
+        torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=2e-5)
+    # and none of this is what training the folded weights themselves would give
+    train(folded_only, OPTIMISERS[optimiser]([each for each in folded_only.parameters() if each.requires_grad]), x, y)
+    assert (folded_only.body.fuse.weight - expected).abs().max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("strategy", ["migrate", "rescale"])
+def test_training_after_the_weights_were_rewritten(strategy, optimiser):
+    """After `migrate` and `rescale` the equalizers in front divide by what the branches have then."""
+    model, x, y = drawn("bias")
+    plan = planned(model, x, strategy)
+    apply(plan, model)
+    (site,) = scan(model, x[:1]).sites
+    after = measure(model, [site], [x])[site.layer]
+    means, stds = [each.mean for each in after], [each.std for each in after]
+    twin, fuse, factor, _ = unfolded("bias", model, means, stds)
+    train(twin, OPTIMISERS[optimiser]([each for each in twin.parameters() if each.requires_grad]), x, y)
+    attach(plan, model)
+    train(model, OPTIMISERS[optimiser]([each for each in model.parameters() if each.requires_grad]), x, y)
+    fold(model)
+    expected = (fuse.weight.double() / factor).float()
+    assert (model.body.fuse.weight - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_rescaled_weights_are_seen_as_they_were_drawn():
+    """The paper's case: W = V/sigma on disk, the optimiser sees V."""
+    model, x, _ = drawn("BatchNorm")
+    v = model.body.fuse.weight.detach().clone()
+    plan = planned(model, x, "rescale")
+    apply(plan, model)
+    attach(plan, model)
+    torch.testing.assert_close(model.body.fuse.parametrizations.weight.original.detach(), v)
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "migrate", "rescale"])
+def test_keep_norm_shows_weights_of_the_norm_they_have(strategy):
+    model, x, _ = drawn("bias")
+    plan = planned(model, x, strategy, keep_norm=True)
+    apply(plan, model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attach(plan, model)
+    v = model.body.fuse.parametrizations.weight.original.detach()
+    assert float(v.norm()) == pytest.approx(float(before["body.fuse.weight"].norm()), rel=1e-6)
+    rms = [float(v[:, start:stop].square().mean().sqrt()) for start, stop in BRANCHES]
+    w = before["body.fuse.weight"]
+    ratios = [
+        each / float(w[:, start:stop].square().mean().sqrt()) for each, (start, stop) in zip(rms, BRANCHES, strict=True)
+    ]
+    stds = [branch.std for branch in plan.sites[0].branches]
+    expected = 1.0 if strategy == "migrate" else stds[1] / stds[0]
+    assert ratios[1] / ratios[0] == pytest.approx(expected, rel=1e-5)
+    fold(model)
+    assert_same_state(model, before)
+
+
+def assert_same_state(model, before):
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for key, value in before.items():
+        assert torch.equal(after[key], value), key
+        assert after[key].dtype == value.dtype
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "migrate", "rescale", "reinit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_attach_and_fold_leave_every_key_and_bit(name, dtype, strategy):
+    model, x, _ = drawn(name)
+    plan = planned(model, x, strategy)
+    apply(plan, model)
+    model.to(dtype)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    parameters = [key for key, _ in model.named_parameters()]
+    kind = type(model.body.fuse)
+    attach(plan, model)
+    assert parametrize.is_parametrized(model.body.fuse, "weight")
+    fold(model)
+    assert_same_state(model, before)
+    assert [key for key, _ in model.named_parameters()] == parameters
+    assert type(model.body.fuse) is kind
+    assert not parametrize.is_parametrized(model.body.fuse)
+    assert all(value.requires_grad for key, value in model.named_parameters() if "fuse" in key)
+
+
+def test_a_frozen_layer_stays_frozen():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    model.body.fuse.requires_grad_(False)
+    attach(plan, model)
+    assert not any(each.requires_grad for each in model.body.fuse.parameters())
+    fold(model)
+    assert not model.body.fuse.weight.requires_grad
+
+
+def test_attached_networks_compute_the_same():
+    model, x, _ = drawn("bias")
+    expected = model(x).detach()
+    attach(planned(model, x), model)
+    torch.testing.assert_close(model(x).detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_moved_is_recomputed():
+    """A frozen network's other weights come back to the last bit."""
+    model, x, _ = drawn("bias")
+    before = model.body.fuse.weight.detach().clone()
+    attach(planned(model, x), model)
+    with torch.no_grad():
+        model.body.fuse.parametrizations.weight.original[0, 0] += 1
+    fold(model)
+    same = model.body.fuse.weight == before
+    assert not same[0, 0]
+    assert same.sum() == same.numel() - 1
+
+
+def test_copies_of_attached_networks_are_independent():
+    model, x, y = drawn("bias")
+    plan = planned(model, x)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attach(plan, model)
+    average = copy.deepcopy(model)
+    train(model, OPTIMISERS["AdamW"](model.parameters()), x, y)
+    trained = model.eval()(x).detach()
+    fold(average)
+    assert_same_state(average, before)
+    torch.testing.assert_close(model(x).detach(), trained)  # the original is still attached and as trained
+    fold(model)
+    torch.testing.assert_close(model(x).detach(), trained, rtol=1e-5, atol=1e-5)
+    assert list(model.state_dict()) == list(before)
+
+
+def test_a_state_dict_of_an_attached_network_goes_back_into_one():
+    model, x, y = drawn("bias")
+    plan = planned(model, x)
+    other = copy.deepcopy(model)
+    attach(plan, model)
+    train(model, OPTIMISERS["AdamW"](model.parameters()), x, y)
+    attach(plan, other)
+    other.load_state_dict(model.state_dict())
+    fold(model)
+    fold(other)
+    assert_same_state(other, model.state_dict())
+
+
+def test_a_layer_that_is_compiled_is_folded_in_itself():
+    model, x = Fusion(nn.Conv2d(6, 5, 1)), torch.randn(2, 3, 8, 8)
+    model.fuse = torch.compile(model.fuse, backend="eager")
+    before = copy.deepcopy(model.state_dict())
+    sites = scan(model, x).sites
+    assert [site.layer for site in sites] == ["fuse._orig_mod"]
+    attach(make_plan(model, sites, measure(model, sites, [x])), model)
+    fold(model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_attaching_twice_is_refused():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attach(plan, model)
+    with pytest.raises(SiteError, match=r"body\.fuse\.weight: is already parametrized; call fold first"):
+        attach(plan, model)
+    fold(model)
+    assert_same_state(model, before)
+
+
+def test_a_plan_of_another_network_attaches_nothing():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    with pytest.raises(SiteError, match="is in the plan but not in this model"):
+        attach(plan, nn.Conv2d(6, 5, 1))
+    wider = Head(nn.Conv2d(6, 5, 1))
+    wider.body.fuse = nn.Conv2d(8, 5, 1)
+    with pytest.raises(SiteError, match="channels"):
+        attach(plan, wider)
+    assert not parametrize.is_parametrized(wider.body.fuse)
+
+
+def test_attach_is_all_or_nothing():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Head(nn.Conv2d(6, 5, 1)), Head(nn.Conv2d(6, 5, 1))
+
+        def forward(self, x):
+            return self.first(x) + self.second(x)
+
+    torch.manual_seed(1)
+    model, x = Two(), torch.randn(2, 3, 8, 8)
+    plan = planned(model, x)
+    assert len(plan.sites) == 2
+    del model.second.body.fuse.weight
+    with pytest.raises(SiteError):
+        attach(plan, model)
+    assert not parametrize.is_parametrized(model.first.body.fuse)
+
+
+def test_other_parametrizations_are_left_alone():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    torch.nn.utils.parametrizations.weight_norm(model.classifier)
+    attach(plan, model)
+    fold(model)
+    assert parametrize.is_parametrized(model.classifier, "weight")

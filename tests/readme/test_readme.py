@@ -1,0 +1,41 @@
+"""The README's commands are commands, its test command is what continuous integration runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", README, re.DOTALL))
+COMMANDS = re.findall(r"^(?:\$ )?(equalize [a-z]+ .*?)(?:\s+#.*)?$", CODE, re.MULTILINE)
+
+
+def test_the_start_is_two_commands_and_one_of_them_is_what_ci_runs():
+    start = README.split("## Start")[1].split("## Use")[0]
+    demo, tests = re.search(r"```sh\n(.*?)```", start, re.DOTALL).group(1).strip().splitlines()
+    assert demo.endswith("equalize demo")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for step in tests.split(" && "):
+        words = step.replace(".venv/bin/", "").replace(".venv", "").split()
+        assert all(word in ci for word in words), step
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_flag_exists(line):
+    words = shlex.split(line)
+    shown = subprocess.run(
+        [sys.executable, "-m", "equalize", words[1], "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for flag in (word for word in words if word.startswith("-")):
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", shown), f"{words[1]} has no {flag}"
+
+
+def test_it_shows_every_command():
+    shown = subprocess.run([sys.executable, "-m", "equalize", "--help"], capture_output=True, text=True, check=True)
+    names = re.findall(r"^  ([a-z]+)  ", shown.stdout.split("Commands:")[1], re.MULTILINE)
+    assert {"scan", "calibrate", "demo"} <= set(names)
+    assert [name for name in names if f"equalize {name}" not in README] == []

@@ -1,0 +1,321 @@
+"""Files made to harm: pickles that call, flipped bytes, sizes that lie. No tests; `python corpus.py` runs commands.
+
+Each case is a file or directory and the flags to scan it with. They are run in children forked from one process that
+has imported everything, under limits, and what each child used and said comes back.
+"""
+
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.support.pickle_bombs import pickle_bombs
+
+PROTOCOLS = range(6)
+SECONDS, BYTES = 10, 1 << 30
+_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class Call:
+    """Unpickled, it calls `function(*arguments)`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def gadgets(canary: Path) -> dict[str, Any]:
+    """Objects that touch the canary, or end or hang the process, if anything in them is called."""
+    import builtins
+    import code
+    import ctypes
+    import functools
+    import importlib
+    import marshal
+    import operator
+    import runpy
+    import subprocess
+    import timeit
+    import webbrowser
+
+    import numpy as np
+    import torch
+
+    touch = f"touch {canary}"
+    python = f"open({str(canary)!r}, 'w').close()"
+    inner = pickle.dumps(Call(os.system, touch))
+    return {
+        "os.system": Call(os.system, touch),
+        "os.popen": Call(os.popen, touch),
+        "os.mkdir": Call(os.mkdir, str(canary)),
+        "os.open": Call(os.open, str(canary), os.O_CREAT | os.O_WRONLY),
+        "os.execv": Call(os.execv, "/bin/sh", ["sh", "-c", touch]),
+        "os._exit": Call(os._exit, 0),
+        "os.abort": Call(os.abort),
+        "sys.exit": Call(sys.exit, 0),
+        "time.sleep": Call(time.sleep, 1000),
+        "subprocess.Popen": Call(subprocess.Popen, ["sh", "-c", touch]),
+        "subprocess.check_output": Call(subprocess.check_output, ["sh", "-c", touch]),
+        "eval": Call(builtins.eval, python),
+        "exec": Call(builtins.exec, python),
+        "open": Call(builtins.open, str(canary), "w"),
+        "getattr": Call(getattr, Call(importlib.import_module, "os"), "system"),
+        "timeit": Call(timeit.timeit, python, "pass", time.time, 1),
+        "runpy": Call(runpy.run_path, str(canary.with_name("run.py"))),
+        "code": Call(operator.methodcaller("runsource", python), Call(code.InteractiveInterpreter)),
+        "functools.partial": Call(functools.partial(os.system, touch)),
+        "marshal.loads": Call(marshal.loads, marshal.dumps(compile(python, "", "exec"))),
+        "pickle.loads": Call(pickle.loads, inner),
+        "torch.storage": Call(torch.storage._load_from_bytes, inner),
+        "torch.load": Call(torch.load, str(canary.with_name("inner.pth"))),
+        "torch.hub": Call(torch.hub.load, str(canary.parent), "model"),
+        "torch.serialization": Call(torch.serialization.add_safe_globals, [os.system]),
+        "ctypes": Call(ctypes.CDLL, str(canary.with_name("evil.so"))),
+        "numpy.load": Call(np.load, str(canary.with_name("inner.npy")), None, True),
+        "webbrowser": Call(webbrowser.open, f"file://{canary}"),
+        "shutil.copy": Call(shutil.copyfile, __file__, str(canary)),
+    }
+
+
+def in_zip(pickled: bytes) -> bytes:
+    """A pickle as torch.save packs it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", b"3\n")
+    return buffer.getvalue()
+
+
+def legacy(pickled: bytes, storages: list[str] | None = None, data: bytes = b"") -> bytes:
+    """A pickle as torch.save wrote it before PyTorch 1.6."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    head = b"".join(pickle.dumps(part, protocol=2) for part in (_MAGIC, 1001, system))
+    return head + pickled + pickle.dumps(storages or [], protocol=2) + data
+
+
+def mutants(seed: bytes, number: int, generator: random.Random) -> Iterator[bytes]:
+    """The seed with one to eight bytes changed, and now and then a piece cut out, doubled or cut off."""
+    for _ in range(number):
+        content = bytearray(seed)
+        for _ in range(generator.choice((1, 1, 2, 8))):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        start = generator.randrange(len(content))
+        stop = min(len(content), start + generator.randrange(64))
+        match generator.randrange(12):
+            case 0:
+                del content[start:stop]
+            case 1:
+                content[start:start] = content[start:stop]
+            case 2:
+                del content[start:]
+        yield bytes(content)
+
+
+def _with_storage(size: tuple[int, ...], stride: tuple[int, ...], count: int) -> bytes:
+    """A pickle of a state dict with one float tensor that claims a size, strides and a storage."""
+    import torch
+
+    class Storage:
+        pass
+
+    storage = Storage()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: object) -> Any:
+            return ("storage", torch.FloatStorage, "0", "cpu", count) if obj is storage else None
+
+    buffer = io.BytesIO()
+    call = Call(torch._utils._rebuild_tensor_v2, storage, 0, size, stride, False, {})
+    Pickler(buffer, protocol=2).dump({"weight": call})
+    return buffer.getvalue()
+
+
+def _archive(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(f"archive/{name}", content)
+    return buffer.getvalue()
+
+
+def _torch_zip(pickled: bytes, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    return _archive({"data.pkl": pickled, "byteorder": b"little", "data/0": data, "version": b"3\n"}, method)
+
+
+def _safetensors(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def _lying_zip() -> bytes:
+    content = bytearray(_torch_zip(_with_storage((4,), (1,), 4), bytes(16)))
+    at = content.rfind(b"PK\x01\x02", 0, content.rfind(b"archive/version"))
+    for where in (content.rfind(b"PK\x01\x02", 0, at), at):
+        content[where + 20 : where + 28] = struct.pack("<II", 0xFFFFFF00, 0xFFFFFF00)
+    return bytes(content)
+
+
+def file_bombs() -> dict[str, Callable[[], bytes]]:
+    """Name with suffix -> content of a file that claims, nests or expands more than it holds."""
+    entry = '"{}":{{"dtype":"F32","shape":[{}],"data_offsets":[{},{}]}}'
+    vast = 1 << 40
+    return {
+        "deflated.pth": lambda: _torch_zip(
+            _with_storage((1 << 24,), (1,), 1 << 24), bytes(1 << 26), zipfile.ZIP_DEFLATED
+        ),
+        "lying_directory.pth": _lying_zip,
+        "vast_size.pth": lambda: _torch_zip(_with_storage((vast,), (1,), 4), bytes(16)),
+        "vast_storage.pth": lambda: _torch_zip(_with_storage((vast,), (1,), vast), bytes(16)),
+        "stride_0.pth": lambda: _torch_zip(_with_storage((1 << 20, 1 << 20), (0, 0), 4), bytes(16)),
+        "overflow.pth": lambda: _torch_zip(_with_storage((1 << 62, 1 << 62), (1, 1), 4), bytes(16)),
+        "negative.pth": lambda: _torch_zip(_with_storage((-4,), (-1,), -4), bytes(16)),
+        "legacy_storage.pth": lambda: legacy(_with_storage((vast,), (1,), vast), ["0"], struct.pack("<q", vast)),
+        "bytearray.pth": lambda: _torch_zip(pickle.dumps({"w": Call(bytearray, 1 << 34)}, 2), b""),
+        "tensor_call.pth": lambda: _torch_zip(
+            pickle.dumps({"w": Call(__import__("torch").FloatTensor, 1 << 34)}, 2), b""
+        ),
+        "long_string.pth": lambda: b"\x80\x02X" + struct.pack("<I", 0xFFFFFFF0) + b"abc",
+        "deep_lists.pth": lambda: in_zip(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."),
+        "deep_dicts.pth": lambda: in_zip(
+            b"\x80\x02" + b"}X\x05\x00\x00\x00model" * 200_000 + b"}" + b"s" * 200_000 + b"."
+        ),
+        "doubling.pth": lambda: in_zip(
+            b"\x80\x02]q\x00" + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 200)) + b"."
+        ),
+        **{f"{name}.pth": lambda make=make: _torch_zip(make(), bytes(16)) for name, make in pickle_bombs().items()},
+        "two_cases.pth": lambda: _archive(
+            {"data.pkl": _with_storage((4,), (1,), 4), "DATA.pkl": b"N.", "data/0": bytes(16)}
+        ),
+        "long_header.safetensors": lambda: _safetensors(b"{}", length=(1 << 63) - 1),
+        "deep_header.safetensors": lambda: _safetensors(b'{"a":' + b"[" * 5_000_000),
+        "wide_header.safetensors": lambda: _safetensors(
+            ("{" + ",".join(entry.format(n, 0, 0, 0) for n in range(400_000)) + "}").encode()
+        ),
+        "vast_shape.safetensors": lambda: _safetensors(("{" + entry.format("a", vast, 0, 4 * vast) + "}").encode()),
+        "long_number.safetensors": lambda: _safetensors(("{" + entry.format("a", "9" * 100_000, 0, 4) + "}").encode()),
+    }
+
+
+def config_bombs(segformer: dict[str, Any], smp: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Name -> the files of a directory whose JSON asks for more than anybody has."""
+    giant = 50_000
+    dumps = json.dumps
+    record = {"arch": "smp:Unet", "arch_args": {"encoder_name": "resnet18", "decoder_channels": [1 << 20] * 5}}
+    return {
+        "hidden_sizes": {"config.json": dumps(segformer | {"hidden_sizes": [giant] * 4})},
+        "vast_hidden_sizes": {"config.json": dumps(segformer | {"hidden_sizes": [1 << 40] * 4})},
+        "decoder_hidden_size": {"config.json": dumps(segformer | {"decoder_hidden_size": 1 << 33})},
+        "depths": {"config.json": dumps(segformer | {"depths": [900] * 4})},
+        "num_labels": {"config.json": dumps({**segformer, "num_labels": 1 << 30, "id2label": None, "label2id": None})},
+        "long_list": {"config.json": dumps(segformer | {"depths": [1] * 100_000, "hidden_sizes": [8] * 100_000})},
+        "many_blocks": {"config.json": dumps(segformer | {"num_encoder_blocks": 100_000})},
+        "nested_config": {"config.json": '{"model_type":' + "[" * 1_000_000 + "]" * 1_000_000 + "}"},
+        "wide_config": {"config.json": '{"a":[' + "{}," * 10_000_000 + "{}]}"},
+        "smp_channels": {"config.json": dumps(smp | {"decoder_channels": [1 << 24] * 5})},
+        "smp_classes": {"config.json": dumps(smp | {"classes": 1 << 40})},
+        "record": {"architecture.json": dumps(record)},
+        "index": {"model.safetensors.index.json": '{"weight_map":{' + '"a":"b",' * 4_000_000 + '"a":"b"}}'},
+        "preprocessor": {
+            "config.json": dumps(segformer),
+            "preprocessor_config.json": dumps({"image_processor_type": "SegformerImageProcessor", "size": 1 << 40}),
+        },
+    }
+
+
+class Ended(NamedTuple):
+    """How a case ended."""
+
+    name: str
+    code: int
+    seconds: float
+    bytes: int
+    lines: list[str]
+
+
+def _one(arguments: list[str]) -> tuple[int, float, int, list[str]]:
+    """Exit code, seconds, bytes and what went to stderr, whoever wrote it."""
+    from equalize.cli import main
+
+    os.ftruncate(2, 0)
+    signal.alarm(6 * SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, 2 * SECONDS)
+    begun = time.process_time()
+    code = main(arguments)
+    seconds = time.process_time() - begun
+    sys.stderr.flush()
+    lines = Path("/dev/fd/2").read_text(errors="replace").splitlines()
+    return code, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, lines
+
+
+def _child(cases: list[tuple[str, list[str]]], scratch: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    code = 99
+    try:
+        errors = os.open(scratch / "stderr.txt", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(errors, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with (scratch / "results.jsonl").open("w") as results:
+            for name, arguments in cases:
+                print(json.dumps([name, *_one(arguments)]), file=results, flush=True)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def run(cases: list[tuple[str, list[str]]], scratch: Path, batch: int) -> Iterator[Ended]:
+    """Runs (name, arguments) in forked children, `batch` in each; a child that dies is the end of one case."""
+    while cases:
+        begun = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _child(cases[:batch], scratch)
+        _, status, used = os.wait4(child, 0)
+        ended = [Ended(*json.loads(line)) for line in (scratch / "results.jsonl").read_text().splitlines()]
+        yield from ended
+        cases = cases[len(ended) :]
+        if status:
+            seconds = time.monotonic() - begun
+            yield Ended(cases[0][0], os.waitstatus_to_exitcode(status), seconds, used.ru_maxrss * 1024, [])
+            cases = cases[1:]
+
+
+def main() -> None:
+    """Reads a request a line from stdin: scratch, batch, commands to warm up with, cases of [name, arguments].
+
+    Writes what became of each case, a line each, and an empty line at the end of each request.
+    """
+    import segmentation_models_pytorch  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    import equalize.cli.reports.plan
+    import equalize.commands.scan  # noqa: F401
+    from equalize.cli import main as command
+
+    torch.set_num_threads(1)
+    stdout = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        scratch = Path(request["scratch"])
+        for arguments in [*request["warm"], ["scan", str(scratch / "absent.pth")]]:
+            command(arguments)
+        for ended in run(request["cases"], scratch, request["batch"]):
+            os.write(stdout, (json.dumps(ended) + "\n").encode())
+        os.write(stdout, b"\n")
+
+
+if __name__ == "__main__":
+    main()

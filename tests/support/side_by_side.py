@@ -1,0 +1,42 @@
+"""Processes that start in no time: forks of a server that has imported torch, once for all tests of a session."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["equalize.commands.finetune.finetune", "equalize.commands.evaluate"])
+
+
+def start(target: Callable[..., None], *args: Any, env: Mapping[str, str] | None = None) -> BaseProcess:
+    """Starts a process that calls a module's function."""
+    process = _CONTEXT.Process(target=_call, args=(dict(env or {}), target, args), daemon=True)
+    process.start()
+    return process
+
+
+def in_two_processes(target: Callable[..., None], *args: Any, env: Mapping[str, str] | None = None) -> None:
+    """Calls a module's function in two processes that find each other as those of `torchrun` do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(env or {})}
+        for rank in range(2)
+    ]
+    processes = [start(target, *args, env=each) for each in ranks]
+    for process in processes:
+        process.join(timeout=200)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _call(env: Mapping[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    target(*args)
