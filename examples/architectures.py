@@ -1,6 +1,6 @@
-"""Make the table of architectures in the README: what `equalize scan` finds in every segmentation class.
+"""Make the table of architectures: what `equalize scan` finds in every segmentation class.
 
-    python examples/architectures.py [--write README.md]
+    python examples/architectures.py [--write docs/architectures.md]
 
 Of torchvision, segmentation_models_pytorch and transformers, every class for semantic segmentation, and transformers'
 universal ones that are used for it, each built small, on the meta device, without weights. It takes
@@ -293,7 +293,7 @@ def write(path: Path, text: str) -> None:
 def main() -> None:
     """Prints the table, or writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, metavar="README.md")
+    parser.add_argument("--write", type=Path, metavar="docs/architectures.md")
     arguments = parser.parse_args()
     text = table(lambda model, example: scan(model, example, kinds=("resampled", "plain")))
     if arguments.write:

@@ -1,4 +1,4 @@
-"""The table of architectures in the README holds: every class is in it, and what it says is found."""
+"""The table of architectures in the documentation holds: every class is in it, and what it says is found."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ from equalize.graph.record import record
 from equalize.sites.scan import Scan
 from equalize.sites.sites import find_sites
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 
 def look(model: nn.Module, example: tuple[Tensor, ...]) -> Scan:
@@ -29,7 +29,7 @@ def look(model: nn.Module, example: tuple[Tensor, ...]) -> Scan:
 
 @functools.cache
 def written() -> str:
-    _, start, rest = README.read_text(encoding="utf-8").partition(architectures.START)
+    _, start, rest = PAGE.read_text(encoding="utf-8").partition(architectures.START)
     table, end, _ = rest.partition(architectures.END)
     assert start
     assert end
@@ -37,7 +37,7 @@ def written() -> str:
 
 
 def test_the_readme_has_the_table_that_the_script_makes():
-    assert written() == architectures.table(look), "run python examples/architectures.py --write README.md"
+    assert written() == architectures.table(look), "run python examples/architectures.py --write docs/architectures.md"
 
 
 @pytest.mark.parametrize("library", ["torchvision", "smp", "transformers"])
