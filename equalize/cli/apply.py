@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli.flag_groups import ArchFlags, grouped
 
 __all__ = ["apply"]
 
 
+@grouped
 def apply(
     context: typer.Context,
     plan: Annotated[
@@ -16,8 +18,8 @@ def apply(
     ],
     model: o.Model,
     out: o.Out,
-    arch: o.Arch = None,
-    arch_arg: o.ArchArgs = None,
+    *,
+    arch: ArchFlags,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -28,11 +30,10 @@ def apply(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        name = o.read_name(model, arch=arch, arch_args=arch_arg)
         from equalize.cli.reports.plan import plan_report
-        from equalize.commands.calibrate import replay
+        from equalize.commands.apply import apply_plan
         from equalize.plan.plan import Plan
 
-        done = replay(Plan.read(plan), name, out, overwrite=overwrite)
+        done = apply_plan(Plan.read(plan), arch.name(model), out, overwrite=overwrite)
         terminal.result(done.to_json())
         terminal.show(plan_report(done, compared_on="random inputs"))

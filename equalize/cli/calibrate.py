@@ -5,15 +5,18 @@ from typing import Annotated, Literal
 import typer
 
 from equalize.cli import options as o
+from equalize.cli.flag_groups import ImageFlags, ModelFlags, grouped
 
 __all__ = ["calibrate"]
 
 
+@grouped
 def calibrate(
     context: typer.Context,
     model: o.Model,
     data: o.Data,
     out: o.Out,
+    *,
     strategy: Annotated[
         Literal["auto", "migrate", "preserve", "reinit", "rescale"],
         typer.Option(
@@ -25,27 +28,11 @@ def calibrate(
     keep_norm: Annotated[
         bool, typer.Option("--keep-norm", help="Rescale each equalized weight to the norm it had.")
     ] = False,
-    init_missing: o.InitMissing = False,
-    num_classes: o.NumClasses = None,
     sites: Annotated[
         str | None, typer.Option("--sites", metavar="GLOB", help="Fusion layers to equalize, by module path.")
     ] = None,
-    samples: o.Samples = None,
-    tolerance: o.Tolerance = None,
-    size: o.Size = None,
-    split: o.Split = None,
-    batch_size: o.MaybeBatchSize = None,
-    device: o.Device = "auto",
-    precision: o.Precision = o.PrecisionName.FP32,
-    compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Compile the measured part of the network: pays for many thousand images."),
-    ] = False,
-    seed: o.Seed = 0,
-    workers: o.MaybeWorkers = None,
-    skip_bad: o.SkipBad = 0.0,
-    arch: o.Arch = None,
-    arch_arg: o.ArchArgs = None,
+    images: ImageFlags,
+    model_flags: ModelFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report; write nothing.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -58,27 +45,12 @@ def calibrate(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
-        how = o.read_measuring(
-            samples=samples,
-            tolerance=tolerance,
-            size=size,
-            split=split,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            workers=workers,
-            skip_bad=skip_bad,
-            seed=seed,
-            compiled=compiled,
-        )
-        name = o.read_name(
-            model, arch=arch, arch_args=arch_arg, init_missing=init_missing, num_classes=num_classes, seed=seed
-        )
+        how, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import plan_report
-        from equalize.commands.calibrate import embed
+        from equalize.commands.calibrate import calibrate_checkpoint
 
         with terminal.progress("measuring") as progress:
-            plan = embed(
+            plan = calibrate_checkpoint(
                 name,
                 data,
                 out,

@@ -39,6 +39,7 @@ __all__ = [
     "Split",
     "Tolerance",
     "Workers",
+    "demand_data",
     "read_arch_args",
     "read_measuring",
     "read_name",
@@ -113,6 +114,13 @@ def read_numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(each) for each in text.split(","))
     except ValueError:
         raise _refused(option, f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
+
+
+def demand_data(**flags: object) -> None:
+    """Refuses flags of images that were given although --data was not."""
+    for name, value in flags.items():
+        if value is not None:
+            raise _refused(f"--{name.replace('_', '-')}", "needs --data")
 
 
 def _integers(texts: Sequence[str]) -> tuple[int, ...] | None:

@@ -5,32 +5,23 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli.flag_groups import ImageFlags, ModelFlags, grouped
 
 __all__ = ["scan"]
 
 
+@grouped
 def scan(
     context: typer.Context,
     model: o.Model,
-    size: o.Size = None,
+    *,
     input_shape: Annotated[
         str | None, typer.Option("--input-shape", metavar="N,C,...", help="Of the network's input; instead of --size.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="List those without a resampled branch too.")] = False,
     data: o.MaybeData = None,
-    samples: o.Samples = None,
-    split: o.Split = None,
-    tolerance: o.Tolerance = None,
-    batch_size: o.MaybeBatchSize = None,
-    device: o.Device = "auto",
-    precision: o.Precision = o.PrecisionName.FP32,
-    workers: o.MaybeWorkers = None,
-    skip_bad: o.SkipBad = 0.0,
-    arch: o.Arch = None,
-    arch_arg: o.ArchArgs = None,
-    init_missing: o.InitMissing = False,
-    num_classes: o.NumClasses = None,
-    seed: o.Seed = 0,
+    images: ImageFlags,
+    model_flags: ModelFlags,
     json: o.Json = False,
 ) -> None:
     """Show the fusion layers of MODEL and their branches.
@@ -39,29 +30,15 @@ def scan(
     the network's structure is read.
     """
     shape = o.read_shape(input_shape)
-    if shape and (size or data):
-        raise typer.BadParameter(f"cannot stand with {'--size' if size else '--data'}", param_hint="--input-shape")
-    for option, value in {"--samples": samples, "--split": split, "--tolerance": tolerance}.items():
-        if value is not None and data is None:
-            raise typer.BadParameter("needs --data", param_hint=option)
+    if shape and (images.size or data):
+        flag = "--size" if images.size else "--data"
+        raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
+    if data is None:
+        o.demand_data(samples=images.samples, split=images.split, tolerance=images.tolerance)
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
-        how = o.read_measuring(
-            samples=samples,
-            tolerance=tolerance,
-            size=size,
-            split=split,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            workers=workers,
-            skip_bad=skip_bad,
-            seed=seed,
-        )
-        name = o.read_name(
-            model, arch=arch, arch_args=arch_arg, init_missing=init_missing, num_classes=num_classes, seed=seed
-        )
+        how, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import scan_report
         from equalize.commands.scan import survey
 

@@ -5,21 +5,23 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli.flag_groups import ArchFlags, grouped
 
 __all__ = ["verify"]
 
 
+@grouped
 def verify(
     context: typer.Context,
     out: Annotated[
         str, typer.Argument(metavar="OUT", show_default=False, help="A directory that equalize calibrate wrote.")
     ],
     against: o.Against,
+    *,
     data: o.MaybeData = None,
     size: o.Size = None,
     split: o.Split = None,
-    arch: o.Arch = None,
-    arch_arg: o.ArchArgs = None,
+    arch: ArchFlags,
     json: o.Json = False,
 ) -> None:
     """Prove that OUT is MODEL, equalized, and nothing else.
@@ -27,16 +29,15 @@ def verify(
     Same keys; only the listed tensors changed; and each fusion layer, on a few images of --data or else on random
     inputs, does what the plan says.
     """
-    for option, value in {"--size": size, "--split": split}.items():
-        if value is not None and data is None:
-            raise typer.BadParameter("needs --data", param_hint=option)
+    if data is None:
+        o.demand_data(size=size, split=split)
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
         how = o.read_measuring(samples="2", size=size, split=split, batch_size=2)
-        name = o.read_name(against, arch=arch, arch_args=arch_arg)
+        name = arch.name(against)
         from equalize.cli.reports.plan import verification_json, verification_report
-        from equalize.commands.calibrate import verify as prove
+        from equalize.commands.verify import verify as prove
 
         compared_on = f"images of {data}" if data else "random inputs"
         plan, check = prove(out, name, data, how)
