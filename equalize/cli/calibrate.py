@@ -45,7 +45,7 @@ def calibrate(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
-        how, name = images.read(model_flags.seed), model_flags.name(model)
+        config, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.calibrate import calibrate_checkpoint
 
@@ -57,12 +57,12 @@ def calibrate(
                 strategy=strategy,
                 keep_norm=keep_norm,
                 pattern=sites,
-                how=how,
+                config=config,
                 dry_run=dry_run,
                 overwrite=overwrite,
                 peers=peers,
                 progress=progress,
-                say=terminal.note,
+                notify=terminal.note,
                 warn=terminal.warn,
             )
         terminal.result(plan.to_json())

@@ -48,22 +48,22 @@ def demo(
     with Terminal(context, as_json=json) as terminal, tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder:
         from equalize.checkpoint.model_name import ModelName
         from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
-        from equalize.commands.calibrate import embed
-        from equalize.commands.calibrate import verify as prove
-        from equalize.commands.scan import survey
+        from equalize.commands.calibrate import calibrate_checkpoint
+        from equalize.commands.scan import scan_checkpoint
+        from equalize.commands.verify import verify_checkpoint
         from equalize.demo import DATA, MODEL
 
         name, target = ModelName(source=str(MODEL)), out or str(Path(folder, "equalized"))
         terminal.step(*_BEFORE["scan"])
         with terminal.progress("measuring") as progress:
-            found = survey(name, data=DATA, progress=progress, say=terminal.note, warn=terminal.warn)
+            found = scan_checkpoint(name, data=DATA, progress=progress, notify=terminal.note, warn=terminal.warn)
         terminal.show(scan_report(found))
         terminal.step(*_BEFORE["calibrate"])
         with terminal.progress("measuring") as progress:
-            plan = embed(name, DATA, target, overwrite=overwrite, progress=progress, warn=terminal.warn)
+            plan = calibrate_checkpoint(name, DATA, target, overwrite=overwrite, progress=progress, warn=terminal.warn)
         terminal.show(plan_report(plan))
         terminal.step(*_BEFORE["verify"])
-        plan, check = prove(target, name, DATA)
+        plan, check = verify_checkpoint(target, name, DATA)
         terminal.show(verification_report(target, str(MODEL), plan, check))
         seconds = time.perf_counter() - start
         kept = f"{target} is kept" if out else "what was written is deleted again (-o OUT keeps it)"

@@ -22,7 +22,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         command: its signature, Typer's annotations in it, is what the command line offers, in that order.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
@@ -41,7 +41,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {each.name: each.annotation for each in parameters}
-    del flat.__wrapped__  # type: ignore[attr-defined]  # Typer would look through it
+    del flat.__wrapped__  # Typer would look through it
     return flat
 
 

@@ -38,20 +38,20 @@ def scan(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
-        how, name = images.read(model_flags.seed), model_flags.name(model)
+        config, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import scan_report
-        from equalize.commands.scan import survey
+        from equalize.commands.scan import scan_checkpoint
 
         with terminal.progress("measuring") as progress:
-            found = survey(
+            found = scan_checkpoint(
                 name,
                 shape=shape,
                 plain=every,
                 data=data,
-                how=how,
+                config=config,
                 peers=peers,
                 progress=progress,
-                say=terminal.note,
+                notify=terminal.note,
                 warn=terminal.warn,
             )
         terminal.result(found.to_json())

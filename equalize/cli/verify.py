@@ -34,12 +34,12 @@ def verify(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        how = o.read_measuring(samples="2", size=size, split=split, batch_size=2)
+        config = o.read_measuring(samples="2", size=size, split=split, batch_size=2)
         name = arch.name(against)
         from equalize.cli.reports.plan import verification_json, verification_report
-        from equalize.commands.verify import verify as prove
+        from equalize.commands.verify import verify_checkpoint
 
         compared_on = f"images of {data}" if data else "random inputs"
-        plan, check = prove(out, name, data, how)
+        plan, check = verify_checkpoint(out, name, data, config)
         terminal.result(verification_json(out, against, plan, check))
         terminal.show(verification_report(out, against, plan, check, compared_on))

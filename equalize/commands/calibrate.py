@@ -1,55 +1,33 @@
-"""A checkpoint and images in, a checkpoint with scale equalization out: measured, written, reloaded, proven."""
+"""`equalize calibrate`: a checkpoint and images in, a checkpoint with scale equalization out.
 
-import fnmatch
-from collections.abc import Callable, Sequence
+Measured, embedded, written, reloaded and proven.
+"""
+
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
-from equalize.checkpoint.checkpoint import main_output
+from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.files.atomic import check_target
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
+from equalize.commands.images import Images, Measuring
+from equalize.commands.scan import select_sites
+from equalize.commands.verify import CHECKED_IMAGES, save_proven
+from equalize.device import device_of, precision_of
 from equalize.errors import InputError
-from equalize.mapped import own
+from equalize.messages import Notify, Progress, first_of, ignore, ignore_progress
 from equalize.peers import ALONE, Peers
-from equalize.plan.apply import apply, demand_fit
 from equalize.plan.calibrate import calibrate
 from equalize.plan.plan import Plan, Strategy
-from equalize.sites.scan import Scan, scan
-from equalize.sites.sites import SiteKind
-from equalize.verify.function import Check, check_function, check_tensors
+from equalize.sites.scan import Scan
 from equalize.version import __version__
 
-__all__ = ["ModelName", "embed", "find", "replay", "verify"]
-
-_CHECKED_IMAGES = 2
-
-Say = Callable[[str], None]
+__all__ = ["calibrate_checkpoint"]
 
 
-def find(checkpoint: Checkpoint, shape: Sequence[int], pattern: str | None = None) -> Scan:
-    """The sites of a checkpoint's network: the resampled ones, or those whose layer matches `pattern`.
-
-    Raises:
-        InputError: no layer matches; lists what there is.
-    """
-    kinds: tuple[SiteKind, ...] = ("resampled",) if pattern is None else ("resampled", "plain")
-    found = scan(checkpoint.model, torch.empty(tuple(shape), device="meta"), kinds=kinds)
-    if pattern is None:
-        return found
-    chosen = tuple(site for site in found.sites if fnmatch.fnmatchcase(site.layer, pattern))
-    if not chosen:
-        there = ", ".join(site.layer for site in found.sites) or "none"
-        raise InputError("--sites", f"matches no fusion layer: {pattern}", expected=f"one of: {there}")
-    return replace(found, sites=chosen)
-
-
-def embed(
+def calibrate_checkpoint(
     name: ModelName,
     data: str | Path,
     out: str | Path,
@@ -57,15 +35,15 @@ def embed(
     strategy: Strategy = "auto",
     keep_norm: bool = False,
     pattern: str | None = None,
-    how: Measuring | None = None,
+    config: Measuring | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     peers: Peers = ALONE,
-    progress: Progress = lambda done, of: None,
-    say: Say = lambda line: None,
-    warn: Say = lambda line: None,
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
 ) -> Plan:
-    """`equalize calibrate`: measures, embeds, writes, reloads, proves.
+    """Measures, embeds, writes, reloads, proves.
 
     Args:
         name: the model.
@@ -73,35 +51,26 @@ def embed(
         out: the directory to write; whole or absent afterwards, and absent if there is no site.
         strategy, keep_norm: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
-        how: the images and the pass over them.
+        config: the images and the pass over them.
         dry_run: write nothing.
         overwrite: whether `out` may exist.
         peers: the processes that share the images; the main one writes.
         progress: called with the images done in this pass, and all of it.
-        say, warn: called with what a user should know, or may want to act on; a line at a time.
+        notify, warn: called with what a user should know, or may want to act on; a line at a time.
 
     Returns:
-        The plan, its facts filled in: provenance and, in the main process, `check` and `output`.
+        The plan, its facts filled in: provenance and, in the main process, "check" and "output".
     """
-    how = how or Measuring()
-    device = peers.device(device_of(how.device))
-    autocast = precision_of(how.precision, device)
+    config = config or Measuring()
     source = Path(name.source)
     if not dry_run and peers.is_main:
         check_target(Path(out), overwrite, source if source.exists() else None)
-    checkpoint = name.load()
-    if checkpoint.plan_json is not None:
-        earlier = checkpoint.plan_json.get("strategy", "unknown")
-        raise InputError(name.source, f"is already equalized (strategy {earlier})", remedy="calibrate the original")
-    for note in checkpoint.notes:
-        say(note)
-    say(f"preprocessing: {checkpoint.preprocess}")
-    if checkpoint.drawn:
-        say(f"drawn anew under seed {name.seed}: {_counted(checkpoint.drawn)}")
-    images = Images(data, checkpoint, how, progress, peers)
-    say(f"data: {images.dataset.describe()}")
-    found = find(checkpoint, images.shape, pattern)
-    with autocast:
+    checkpoint = _load_original(name, notify)
+    images = Images(data, checkpoint, config, progress, peers)
+    notify(f"data: {images.dataset.describe()}")
+    device = peers.device(device_of(config.device))
+    found = select_sites(checkpoint.model, images.shape, pattern)
+    with precision_of(config.precision, device):
         plan = calibrate(
             checkpoint.model.to(device),
             images,
@@ -110,108 +79,35 @@ def embed(
             keep_norm=keep_norm,
             drawn=checkpoint.drawn,
             found=found,
-            tolerance=how.tolerance,
-            compiled=how.compiled,
+            tolerance=config.tolerance,
         )
     checkpoint.model.cpu()
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
-    facts = {
-        **_provenance(name, checkpoint, images.shape, found),
-        "data": {"path": str(data), "split": images.dataset.split, "fingerprint": images.dataset.fingerprint()},
-        **plan.facts,
-        "skipped": len(images.skipped),
-        "output": None,
-        "check": None,
-    }
-    plan = replace(plan, facts=facts)
+    plan = replace(plan, facts=_facts(plan, name, checkpoint, found, images, data))
     if dry_run or not plan.sites or not peers.is_main:
         return plan
-    return _write(checkpoint, name, plan, Path(out), [images.few(_CHECKED_IMAGES)], overwrite=overwrite)
+    return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
 
 
-def replay(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False) -> Plan:
-    """`equalize apply`: a plan again, without data; the proof runs on random inputs.
-
-    Raises:
-        SiteError: the plan does not fit the model.
-    """
-    source = Path(name.source)
-    check_target(Path(out), overwrite, source if source.exists() else None)
-    name = _as_planned(name, plan)
-    checkpoint = name.load(mapped=True)
+def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
+    """The checkpoint, which must not be equalized yet."""
+    checkpoint = name.load()
     if checkpoint.plan_json is not None:
-        raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
-    own(checkpoint.model, plan.changed)
-    apply(plan, checkpoint.model)
-    shape = tuple(plan.facts.get("input_shape") or input_shape(checkpoint, None))
-    provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
-    plan = replace(plan, facts={**plan.facts, **provenance})
-    return _write(checkpoint, name, plan, Path(out), _random_images(shape), overwrite=overwrite)
+        earlier = checkpoint.plan_json.get("strategy", "unknown")
+        raise InputError(name.source, f"is already equalized (strategy {earlier})", remedy="calibrate the original")
+    for note in checkpoint.notes:
+        notify(note)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    if checkpoint.drawn:
+        notify(f"drawn anew under seed {name.seed}: {len(checkpoint.drawn)} tensors ({first_of(checkpoint.drawn)})")
+    return checkpoint
 
 
-def verify(
-    out: str | Path, name: ModelName, data: str | Path | None = None, how: Measuring | None = None
-) -> tuple[Plan, Check]:
-    """`equalize verify`: the proof again, on demand, on a few images of `data` or on random inputs.
-
-    Raises:
-        InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
-    """
-    plan = Plan.read(out)
-    name = _as_planned(name, plan)
-    original = name.load(mapped=_stays_in_files(plan))
-    demand_fit(plan, original.model)
-    if data is None:
-        inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
-    else:
-        inputs = [Images(data, original, how or Measuring()).few(_CHECKED_IMAGES)]
-    return plan, _prove(original, Path(out), name, plan, inputs)
-
-
-def _write(
-    checkpoint: Checkpoint, name: ModelName, plan: Plan, out: Path, inputs: Sequence[Tensor], *, overwrite: bool
-) -> Plan:
-    """Writes, and proves what was written before it takes its place."""
-    proven: list[Plan] = []
-
-    def prove(directory: Path) -> Plan:
-        checkpoint.model.to("meta")  # it is written: its memory serves the proof
-        check = _prove(name.load(mapped=_stays_in_files(plan)), directory, name, plan, inputs)
-        proven.append(replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()}))
-        return proven[0]
-
-    checkpoint.save(out, overwrite=overwrite, prove=prove)
-    return proven[0]
-
-
-def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
-    assert original.origin is not None
-    on_disk = original.disk_keys()
-    drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
-    stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
-    after = state_on_disk(directory)
-    check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
-    if (twin := twin_on_disk(directory)) is not None:
-        check_tensors(original.twin(after), twin, ())
-    dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
-    written = reload(directory, name.arch, name.arch_args, mapped=_stays_in_files(plan)).eval()
-    return check_function(
-        original.model,
-        written,
-        plan,
-        inputs,
-        lambda output: main_output(output, original.architecture),
-        stored=max(dtypes, key=lambda dtype: torch.finfo(dtype).eps),
-    )
-
-
-def _stays_in_files(plan: Plan) -> bool:
-    """Whether both models may lie in their files for the proof: at the same addresses, if no tensor was added."""
-    return not plan.facts.get("drawn")
-
-
-def _provenance(name: ModelName, checkpoint: Checkpoint, shape: Sequence[int], found: Scan) -> dict[str, Any]:
+def _facts(
+    plan: Plan, name: ModelName, checkpoint: Checkpoint, found: Scan, images: Images, data: str | Path
+) -> dict[str, Any]:
+    """What `equalize.json` says beside the plan: provenance, how it was measured, and room for the proof."""
     return {
         "equalize": __version__,
         "torch": torch.__version__,
@@ -226,32 +122,11 @@ def _provenance(name: ModelName, checkpoint: Checkpoint, shape: Sequence[int], f
         "num_classes": name.num_classes,
         "drawn": list(checkpoint.drawn),
         "preprocess": asdict(checkpoint.preprocess),
-        "input_shape": list(shape),
+        "input_shape": list(images.shape),
         "tracer": found.tracer,
+        "data": {"path": str(data), "split": images.dataset.split, "fingerprint": images.dataset.fingerprint()},
+        **plan.facts,
+        "skipped": len(images.skipped),
+        "output": None,
+        "check": None,
     }
-
-
-def _as_planned(name: ModelName, plan: Plan) -> ModelName:
-    """The name with what the plan knows of how its model was made; a plan never names code to run."""
-    facts = plan.facts
-    arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
-    if name.arch is None and arch is not None and not str(arch).startswith(("torchvision:", "smp:", "transformers:")):
-        raise InputError(name.source, "was built by code outside it", remedy=f"name that code again: --arch {arch}")
-    return replace(
-        name,
-        arch=name.arch or arch,
-        arch_args=name.arch_args or (arguments if name.arch in (None, arch) else {}),
-        init_missing=name.init_missing or bool(facts.get("init_missing")),
-        num_classes=name.num_classes or facts.get("num_classes"),
-        seed=plan.seed,
-    )
-
-
-def _random_images(shape: Sequence[int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(tuple(shape), generator=generator)]
-
-
-def _counted(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{len(keys)} tensors ({', '.join(keys[:3])}{more})"

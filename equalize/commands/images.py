@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,18 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.data import Batches, DataSet, batches, open_data, sample
-from equalize.errors import DataError, InputError, ResourceError
+from equalize.device import device_of, precision_of
+from equalize.errors import DataError
+from equalize.messages import Progress, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
 from equalize.peers import ALONE, Peers
 
 __all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of"]
 
-Progress = Callable[[int, int], None]
-"""Called with the images done in this pass over them, and with all that there are."""
-
 _DEFAULT_SIZE = (512, 512)
 _MOST_IMAGES = 8
 _MOST_PIXELS = 2**22  # a batch
 _MOST_WORKERS = 8
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +70,7 @@ class Images(Blocks):
         data: str | Path,
         checkpoint: Checkpoint,
         how: Measuring,
-        progress: Progress = lambda done, of: None,
+        progress: Progress = ignore_progress,
         peers: Peers = ALONE,
     ) -> None:
         self.dataset: DataSet = open_data(data, split=how.split)
@@ -153,29 +151,3 @@ def _workers(device: torch.device) -> int:
 def input_shape(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, ...]:
     """What a network is traced with: two images of the size asked for, else the checkpoint's, else 512 x 512."""
     return (2, 3, *(size or checkpoint.preprocess.size or _DEFAULT_SIZE))
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator if there is one.
-
-    Raises:
-        ResourceError: it is not there.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError("--device", "is no device", got=name, expected="auto, cpu, cuda, cuda:0, mps") from error
-    if device.type not in {"cpu", getattr(accelerator, "type", "cpu")}:
-        raise ResourceError("--device", f"there is no {device.type} device here", remedy="use --device cpu")
-    return device
-
-
-def precision_of(name: str, device: torch.device) -> torch.autocast:
-    """The forward pass in that precision; moments are float32 and float64 whatever it is."""
-    if name not in _PRECISIONS:
-        raise InputError("--precision", "is unknown", got=name, expected=" or ".join(_PRECISIONS))
-    dtype = _PRECISIONS[name]
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

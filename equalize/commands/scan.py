@@ -1,7 +1,8 @@
 """What `equalize scan` shows: a checkpoint's fusion layers and, given images, the scales of their branches."""
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+import fnmatch
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
-from equalize.errors import CheckpointError, SiteError
+from equalize.commands.images import Images, Measuring, input_shape
+from equalize.device import device_of, precision_of
+from equalize.errors import CheckpointError, InputError, SiteError
+from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.moments.measure import measure
 from equalize.peers import ALONE, Peers
 from equalize.plan.plan import SCHEMA, site_json
@@ -19,13 +22,11 @@ from equalize.plan.strategies import with_moments
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
 
-__all__ = ["Survey", "survey"]
-
-Say = Callable[[str], None]
+__all__ = ["CheckpointScan", "scan_checkpoint", "select_sites"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class CheckpointScan:
     """A scan and what was scanned.
 
     Attributes:
@@ -58,67 +59,92 @@ class Survey:
         }
 
 
-def survey(
+def scan_checkpoint(
     name: ModelName,
     *,
     shape: Sequence[int] | None = None,
     plain: bool = False,
     data: str | Path | None = None,
-    how: Measuring | None = None,
+    config: Measuring | None = None,
     peers: Peers = ALONE,
-    progress: Progress = lambda done, of: None,
-    say: Say = lambda line: None,
-    warn: Say = lambda line: None,
-) -> Survey:
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
+) -> CheckpointScan:
     """Finds the fusion layers of a checkpoint, from its configuration alone unless there are images.
 
     Args:
         name: the model.
-        shape: to trace it with, (N, C, H, W); by default two images of `how.size`, else of the checkpoint's own.
+        shape: to trace it with, (N, C, H, W); by default two images of `config.size`, else of the checkpoint's own.
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
-        how: those images, and the pass over them.
+        config: those images, and the pass over them.
         peers: the processes that share them.
         progress: called with the images done in this pass, and all of it.
-        say, warn: called with what a user should know, or may want to act on; a line at a time.
+        notify, warn: called with what a user should know, or may want to act on; a line at a time.
     """
-    how = how or Measuring()
+    config = config or Measuring()
     kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
-    device = peers.device(device_of(how.device))
-    autocast = precision_of(how.precision, device)
     checkpoint = name.load(weights=data is not None)
-    images = None if data is None else Images(data, checkpoint, how, progress, peers)
-    if images is not None:
-        say(f"preprocessing: {checkpoint.preprocess}")
-        say(f"data: {images.dataset.describe()}")
+    images = None
+    if data is not None:
+        images = Images(data, checkpoint, config, progress, peers)
+        notify(f"preprocessing: {checkpoint.preprocess}")
+        notify(f"data: {images.dataset.describe()}")
         shape = images.shape
-    shape = tuple(shape or input_shape(checkpoint, how.size))
-    found = _scanned(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
-    number = 0
-    ways: list[str] = []
+    shape = tuple(shape or input_shape(checkpoint, config.size))
+    found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
+    facts: dict[str, Any] = {}
     if images is not None:
-        with autocast:
-            moments = measure(
-                checkpoint.model.to(device), found.sites, images, tolerance=how.tolerance, tell=ways.append
-            )
-        number = max((each.images or 0 for branches in moments.values() for each in branches), default=0)
-        found = replace(found, sites=tuple(with_moments(site, moments[site.layer]) for site in found.sites))
+        found, facts = _measure_sites(checkpoint.model, found, images, config)
         for path, reason in images.skipped:
             warn(f"skipped {path}: {reason}")
     for note in checkpoint.notes:
-        say(note)
-    return Survey(
+        notify(note)
+    return CheckpointScan(
         source=name.source,
         family=checkpoint.family,
         architecture=checkpoint.architecture,
         input_shape=shape,
         scan=found,
-        images=None if images is None else number,
-        measured_by=ways[0] if ways else None,
+        **facts,
     )
 
 
-def _scanned(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
+def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = None) -> Scan:
+    """The sites of a network: the resampled ones, or those whose layer matches `pattern`.
+
+    Args:
+        model: traced as it stands.
+        shape: of its input, (N, C, H, W).
+        pattern: a glob over module paths.
+
+    Raises:
+        InputError: no layer matches; lists what there is.
+    """
+    kinds: tuple[SiteKind, ...] = ("resampled",) if pattern is None else ("resampled", "plain")
+    found = scan(model, torch.empty(tuple(shape), device="meta"), kinds=kinds)
+    if pattern is None:
+        return found
+    chosen = tuple(site for site in found.sites if fnmatch.fnmatchcase(site.layer, pattern))
+    if not chosen:
+        there = ", ".join(site.layer for site in found.sites) or "none"
+        raise InputError("--sites", f"matches no fusion layer: {pattern}", expected=f"one of: {there}")
+    return replace(found, sites=chosen)
+
+
+def _measure_sites(model: nn.Module, found: Scan, images: Images, config: Measuring) -> tuple[Scan, dict[str, Any]]:
+    """The scan with the moments of every branch; how many images were measured, and how."""
+    device = images.peers.device(device_of(config.device))
+    ways: list[str] = []
+    with precision_of(config.precision, device):
+        moments = measure(model.to(device), found.sites, images, tolerance=config.tolerance, tell=ways.append)
+    number = max((each.images or 0 for branches in moments.values() for each in branches), default=0)
+    sites = tuple(with_moments(site, moments[site.layer]) for site in found.sites)
+    return replace(found, sites=sites), {"images": number, "measured_by": ways[0] if ways else None}
+
+
+def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
     """A scan from the configuration alone, where that will do: the way of a run may depend on the weights there are."""
     without = any(tensor.is_meta for tensor in model.parameters())
     try:

@@ -76,7 +76,7 @@ def test_a_bug_shows_its_traceback(run_cli, monkeypatch):
     def broken(*arguments, **options):
         raise AssertionError("an invariant")
 
-    monkeypatch.setattr(equalize.commands.scan, "survey", broken)
+    monkeypatch.setattr(equalize.commands.scan, "scan_checkpoint", broken)
     ran = run_cli("scan", "anything", "--json")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("Traceback")

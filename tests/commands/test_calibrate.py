@@ -9,8 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint import load
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.calibrate import embed, find, replay, verify
+from equalize.commands.apply import apply_plan
+from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.images import Measuring
+from equalize.commands.scan import select_sites
+from equalize.commands.verify import verify_checkpoint
 from equalize.errors import InputError, NumericsError
 from equalize.plan.plan import Plan
 
@@ -105,7 +108,7 @@ def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore:Importing from timm")
 def test_round_trip_through_the_stock_loader(family, fixture, strategy, request, photos, tmp_path):
     source, out = request.getfixturevalue(fixture), tmp_path / "out"
-    plan = embed(ModelName(source=str(source)), photos, out, strategy=strategy, how=HOW)
+    plan = calibrate_checkpoint(ModelName(source=str(source)), photos, out, strategy=strategy, config=HOW)
     before, after = stock(family, source), stock(family, out)
     first, second = before.state_dict(), after.state_dict()
     assert list(first) == list(second)
@@ -131,8 +134,8 @@ def test_round_trip_through_the_stock_loader(family, fixture, strategy, request,
 @pytest.mark.parametrize("strategy", ["auto", "reinit"])
 def test_a_plan_replays_without_data(strategy, smp_dir, photos, tmp_path):
     name = ModelName(source=str(smp_dir), seed=3)
-    plan = embed(name, photos, tmp_path / "one", strategy=strategy, how=HOW)
-    replay(Plan.read(tmp_path / "one"), ModelName(source=str(smp_dir)), tmp_path / "two")
+    plan = calibrate_checkpoint(name, photos, tmp_path / "one", strategy=strategy, config=HOW)
+    apply_plan(Plan.read(tmp_path / "one"), ModelName(source=str(smp_dir)), tmp_path / "two")
     one, two = (load_file(tmp_path / each / "model.safetensors") for each in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert Plan.read(tmp_path / "two").edits == plan.edits
@@ -142,7 +145,7 @@ def test_a_drawn_decoder_is_equalized_as_drawn(segformer_encoder_dir, photos, tm
     from transformers import SegformerForSemanticSegmentation
 
     name = ModelName(source=str(segformer_encoder_dir), init_missing=True, num_classes=4, seed=11)
-    plan = embed(name, photos, tmp_path / "out", how=HOW)
+    plan = calibrate_checkpoint(name, photos, tmp_path / "out", config=HOW)
     (site,) = plan.sites
     assert site.strategy == "rescale"
     drawn = name.load().model.state_dict()[site.weight]
@@ -150,7 +153,7 @@ def test_a_drawn_decoder_is_equalized_as_drawn(segformer_encoder_dir, photos, tm
     for branch in site.branches:
         part = slice(branch.start, branch.stop)
         torch.testing.assert_close(written[:, part] * branch.std, drawn[:, part], rtol=1e-5, atol=0)
-    verify(tmp_path / "out", ModelName(source=str(segformer_encoder_dir)))
+    verify_checkpoint(tmp_path / "out", ModelName(source=str(segformer_encoder_dir)))
 
 
 def test_half_precision_weights_keep_their_dtype(segformer_dir, photos, tmp_path):
@@ -160,53 +163,57 @@ def test_half_precision_weights_keep_their_dtype(segformer_dir, photos, tmp_path
         (half / path.name).write_bytes(path.read_bytes())
     state = {key: value.half() for key, value in load_file(segformer_dir / "model.safetensors").items()}
     save_file(state, half / "model.safetensors", {"format": "pt"})
-    embed(ModelName(source=str(half)), photos, tmp_path / "out", strategy="rescale", how=HOW)
+    calibrate_checkpoint(ModelName(source=str(half)), photos, tmp_path / "out", strategy="rescale", config=HOW)
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert {value.dtype for value in written.values() if value.is_floating_point()} == {torch.float16}
 
 
 def test_nothing_is_written_without_a_site(lraspp_state, photos, tmp_path):
     save_file(lraspp_state, tmp_path / "net.safetensors")
-    plan = embed(ModelName(source=str(tmp_path / "net.safetensors")), photos, tmp_path / "out", how=HOW)
+    plan = calibrate_checkpoint(
+        ModelName(source=str(tmp_path / "net.safetensors")), photos, tmp_path / "out", config=HOW
+    )
     assert not plan.sites
     assert "fuses by addition" in plan.refusals[0].reason
     assert not (tmp_path / "out").exists()
 
 
 def test_an_equalized_checkpoint_is_refused(segformer_dir, photos, tmp_path):
-    embed(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", how=HOW)
+    calibrate_checkpoint(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", config=HOW)
     with pytest.raises(InputError, match="already equalized"):
-        embed(ModelName(source=str(tmp_path / "out")), photos, tmp_path / "again", how=HOW)
+        calibrate_checkpoint(ModelName(source=str(tmp_path / "out")), photos, tmp_path / "again", config=HOW)
     with pytest.raises(InputError, match="already equalized"):
-        replay(Plan.read(tmp_path / "out"), ModelName(source=str(tmp_path / "out")), tmp_path / "again")
+        apply_plan(Plan.read(tmp_path / "out"), ModelName(source=str(tmp_path / "out")), tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
 def test_a_plan_never_names_code_to_run(custom, photos, tmp_path):
-    embed(custom, photos, tmp_path / "out", how=HOW)
-    verify(tmp_path / "out", custom)
+    calibrate_checkpoint(custom, photos, tmp_path / "out", config=HOW)
+    verify_checkpoint(tmp_path / "out", custom)
     nameless = ModelName(source=custom.source)
     with pytest.raises(InputError, match=r"name that code again: --arch .*net\.py:Net"):
-        verify(tmp_path / "out", nameless)
+        verify_checkpoint(tmp_path / "out", nameless)
     with pytest.raises(InputError, match="name that code again"):
-        replay(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
+        apply_plan(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
 
 
 def test_a_plan_of_another_network_is_refused(custom, photos, tmp_path):
-    embed(custom, photos, tmp_path / "out", how=HOW)
+    calibrate_checkpoint(custom, photos, tmp_path / "out", config=HOW)
     receipt = tmp_path / "out" / "equalize.json"
     content = json.loads(receipt.read_text())
     content["sites"][0]["weight"] = "elsewhere.weight"
     receipt.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"elsewhere\.weight: is in the plan but not in this model"):
-        verify(tmp_path / "out", custom)
+        verify_checkpoint(tmp_path / "out", custom)
 
 
 def test_sites_are_chosen_by_a_glob(smp_dir, photos, tmp_path):
-    plan = embed(ModelName(source=str(smp_dir)), photos, tmp_path / "out", pattern="decoder.blocks.[12].*", how=HOW)
+    plan = calibrate_checkpoint(
+        ModelName(source=str(smp_dir)), photos, tmp_path / "out", pattern="decoder.blocks.[12].*", config=HOW
+    )
     assert [site.layer for site in plan.sites] == ["decoder.blocks.1.conv1.0", "decoder.blocks.2.conv1.0"]
     with pytest.raises(InputError, match=r"no fusion layer: nothing.*decoder\.blocks\.0\.conv1\.0"):
-        find(load(smp_dir), (2, 3, 64, 64), "nothing*")
+        select_sites(load(smp_dir).model, (2, 3, 64, 64), "nothing*")
 
 
 def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypatch):
@@ -220,7 +227,7 @@ def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypa
 
     monkeypatch.setattr(equalize.commands.calibrate, "reload", tampered)
     with pytest.raises(NumericsError, match="does not do what the plan says"):
-        embed(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", how=HOW)
+        calibrate_checkpoint(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", config=HOW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,13 +241,13 @@ def test_modules_that_a_network_has_under_two_names(photos, tmp_path, strategy):
     state = {f"module.{key}": tensor for key, tensor in scope["Twice"]().state_dict().items()}
     torch.save(state, tmp_path / "net.pth")
     name = ModelName(source=str(tmp_path / "net.pth"), arch=f"{tmp_path / 'net.py'}:Twice")
-    plan = embed(name, photos, tmp_path / "out", strategy=strategy, how=HOW)
+    plan = calibrate_checkpoint(name, photos, tmp_path / "out", strategy=strategy, config=HOW)
     assert {"fuse.weight", "head.weight"} <= set(plan.changed)
     written = torch.load(tmp_path / "out" / "model.pth")
     assert torch.equal(written["module.fuse.weight"], written["module.head.weight"])
     assert not torch.equal(written["module.fuse.weight"], state["module.fuse.weight"])
-    verify(tmp_path / "out", name)
-    replay(Plan.read(tmp_path / "out"), name, tmp_path / "again")
+    verify_checkpoint(tmp_path / "out", name)
+    apply_plan(Plan.read(tmp_path / "out"), name, tmp_path / "again")
     assert (tmp_path / "again" / "model.pth").read_bytes() == (tmp_path / "out" / "model.pth").read_bytes()
 
 
@@ -248,7 +255,7 @@ def test_a_rewritten_tensor_keeps_its_memory_layout_and_stays_a_parameter(custom
     state = torch.load(custom.source)
     state["fuse.weight"] = torch.nn.Parameter(state["fuse.weight"].to(memory_format=torch.channels_last))
     torch.save(state, custom.source)
-    plan = embed(custom, photos, tmp_path / "out", strategy="rescale", how=HOW)
+    plan = calibrate_checkpoint(custom, photos, tmp_path / "out", strategy="rescale", config=HOW)
     written = torch.load(tmp_path / "out" / "model.pth")["fuse.weight"]
     assert "fuse.weight" in plan.changed
     assert isinstance(written, torch.nn.Parameter)

@@ -9,7 +9,8 @@ from torch import nn
 
 from equalize.errors import NumericsError
 from equalize.plan.calibrate import calibrate
-from equalize.verify.function import check_function, check_tensors
+from equalize.verify.function import check_function
+from equalize.verify.tensors import check_planned, check_tensors
 
 
 class Net(nn.Module):
@@ -45,6 +46,7 @@ def pair(strategy, bias=True, keep_norm=False):
 def test_what_the_plan_made_passes(strategy, bias, keep_norm):
     original, written, plan, batches = pair(strategy, bias, keep_norm)
     check = check_function(original, written, plan, batches, lambda output: output)
+    check_planned(original, written, plan)
     assert check.interior < 1e-6
     if strategy in {"reinit", "rescale"}:
         assert check.border > 0.01  # the means of these branches are far from the zeros that pad them
@@ -67,6 +69,7 @@ def test_a_small_change_anywhere_is_found(strategy, key):
     def prove():
         check_tensors(before, written.state_dict(), plan.changed)
         check_function(original, written, plan, batches, lambda output: output)
+        check_planned(original, written, plan)
 
     with pytest.raises(NumericsError):
         prove()

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.commands.scan import Survey
+from equalize.commands.scan import CheckpointScan
 from equalize.plan.plan import SCHEMA, Plan
 from equalize.sites.branches import Branch
 from equalize.sites.sites import Refusal, Site
@@ -31,7 +31,7 @@ _MEANING = {
 _SHIFT = {"bias": "means taken out in its bias", "running_mean": "means taken out in the norm behind it"}
 
 
-def scan_report(found: Survey) -> list[ConsoleRenderable]:
+def scan_report(found: CheckpointScan) -> list[ConsoleRenderable]:
     """What a network fuses, how each branch was resampled and, once measured, its scale."""
     scan = found.scan
     shape = "x".join(map(str, found.input_shape))
@@ -164,7 +164,7 @@ def _quotient(sigmas: Sequence[float]) -> str:
     return f"{max(sigmas) / min(sigmas):.2f}" if min(sigmas) > 0 else "infinite (a branch is constant)"
 
 
-def _count(found: Survey) -> str:
+def _count(found: CheckpointScan) -> str:
     count, hidden = len(found.scan.sites), found.scan.unlisted
     listed = f"{count} fusion layer{'' if count == 1 else 's'}" if count else "No fusion layer of resampled branches"
     images = (

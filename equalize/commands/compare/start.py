@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from equalize.checkpoint import Checkpoint
-from equalize.commands.calibrate import find
 from equalize.commands.compare.arms import Arm
 from equalize.commands.images import Images
+from equalize.commands.scan import select_sites
 from equalize.errors import SiteError
 from equalize.moments.batch_norms import estimate_norms, untouched_norms
 from equalize.plan.apply import apply_edits, redraw, with_aliases
@@ -43,7 +43,7 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
         SiteError: the network has no fusion layer of resampled branches.
     """
     model = checkpoint.model
-    found = find(checkpoint, images.shape)
+    found = select_sites(checkpoint.model, images.shape)
     if not found.sites:
         raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
     edits = _estimate(model, untouched_norms(model), images)

@@ -13,7 +13,7 @@ import torch
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.families.transformers.config import quiet
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.calibrate import embed
+from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.config import Recipe, TrainAs
 from equalize.commands.finetune.loss import Criterion, Trained, backbone_of
 from equalize.commands.finetune.new_classes import load_for
@@ -232,15 +232,15 @@ def _equalize(
             workers=recipe.workers,
             seed=recipe.seed,
         )
-        plan = embed(
+        plan = calibrate_checkpoint(
             name,
             dataset.root,
             run.path,
             strategy=recipe.calibrate,
             keep_norm=recipe.keep_norm,
-            how=how,
+            config=how,
             dry_run=True,
-            say=say,
+            notify=say,
             warn=warn,
         )
         if not plan.sites:

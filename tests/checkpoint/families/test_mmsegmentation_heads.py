@@ -5,11 +5,13 @@ import torch
 
 from equalize.checkpoint import load
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.calibrate import embed, find, verify
+from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import Evaluating, evaluate
 from equalize.commands.finetune.config import Recipe
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.images import Measuring
+from equalize.commands.scan import select_sites
+from equalize.commands.verify import verify_checkpoint
 from tests.support.mmseg_networks import CLASSES, saved, stock
 from tests.support.scenes import write_scenes
 
@@ -44,7 +46,7 @@ def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 def test_the_fusion_layers_of_each_head(head, checkpoints):
     checkpoint = load(checkpoints[head], weights=False)
     _, resampled, plain = ROWS[head]
-    found = find(checkpoint, (2, 3, 64, 64), "decode_head.*") if plain else find(checkpoint, (2, 3, 64, 64))
+    found = select_sites(checkpoint.model, (2, 3, 64, 64), "decode_head.*" if plain else None)
     widths = {site.layer: [b.stop - b.start for b in site.branches] for site in found.sites}
     assert widths == {f"decode_head.{layer}": parts for layer, parts in {**resampled, **plain}.items()}
     assert {site.kind for site in found.sites} == ({"plain"} if plain else {"resampled"})
@@ -56,7 +58,7 @@ def test_the_fusion_layers_of_each_head(head, checkpoints):
 def test_every_strategy_and_the_stock_loader(head, strategy, checkpoints, photos, tmp_path):
     source, out = checkpoints[head], tmp_path / "out"
     name, pattern = ModelName(source=str(source)), "decode_head.*" if head == "FCNHead" else None
-    plan = embed(name, photos, out, strategy=strategy, pattern=pattern, how=HOW)
+    plan = calibrate_checkpoint(name, photos, out, strategy=strategy, pattern=pattern, config=HOW)
     assert len(plan.sites) == len(ROWS[head][1] or ROWS[head][2])
     before, after = stock(source.with_suffix(".py"), source), stock(out / "config.py", out / "model.pth")
     first, second = before.state_dict(), after.state_dict()
@@ -71,7 +73,7 @@ def test_every_strategy_and_the_stock_loader(head, strategy, checkpoints, photos
     assert ((here - there).abs().max() <= 1e-5 * (here.max() - here.min())) == kept
     if strategy == "auto":
         assert torch.equal(there, logits(stock(source.with_suffix(".py"), out / "model.pth"), x))
-        verify(out, name, None, HOW)
+        verify_checkpoint(out, name, None, HOW)
     old, new = (torch.load(path, weights_only=True) for path in (source, out / "model.pth"))
     assert {key: value for key, value in old.items() if key != "state_dict"} == {
         key: value for key, value in new.items() if key != "state_dict"

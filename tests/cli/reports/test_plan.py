@@ -8,7 +8,7 @@ from rich.console import Console
 
 from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
 from equalize.cli.terminal import _print
-from equalize.commands.scan import Survey
+from equalize.commands.scan import CheckpointScan
 from equalize.plan.plan import Edit, Plan
 from equalize.sites.branches import Branch
 from equalize.sites.scan import Scan
@@ -42,8 +42,10 @@ MEASURED = replace(
 CHECK = Check(max_abs_change=3e-6, interior=1e-7, border=2e-7)
 
 
-def survey(scan, images=None):
-    return Survey(source="m", family="custom", architecture="Net", input_shape=(2, 3, 64, 96), scan=scan, images=images)
+def scan_checkpoint(scan, images=None):
+    return CheckpointScan(
+        source="m", family="custom", architecture="Net", input_shape=(2, 3, 64, 96), scan=scan, images=images
+    )
 
 
 def printed(report, width=80):
@@ -61,7 +63,7 @@ def words(report):
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_names_are_never_cut_or_broken(width):
     scan = Scan(sites=(SITE,), refusals=(Refusal(at=LONG, reason="not linear"),), tracer="export")
-    out = printed(scan_report(survey(scan)), width)
+    out = printed(scan_report(scan_checkpoint(scan)), width)
     assert out.count(LONG) == 2
     assert "head.fuse\n" in out
     assert "…" not in out
@@ -70,7 +72,7 @@ def test_names_are_never_cut_or_broken(width):
 
 def test_a_scan_says_what_is_fused_what_cannot_migrate_and_what_is_not_listed():
     scan = Scan(sites=(SITE,), refusals=(), tracer="recorder", unlisted=3)
-    text = words(scan_report(survey(scan)))
+    text = words(scan_report(scan_checkpoint(scan)))
     assert "m: custom Net, read by a recorded run at 2x3x64x96" in text
     assert "conv2d 3x3 over 12 channels, 2 branches" in text
     assert f"0..8 bilinear x4 {LONG} 8..12 - skip" in text
@@ -80,7 +82,7 @@ def test_a_scan_says_what_is_fused_what_cannot_migrate_and_what_is_not_listed():
 
 
 def test_a_measured_scan_shows_scales_and_their_ratio():
-    text = words(scan_report(survey(Scan(sites=(MEASURED,), refusals=(), tracer="export"), images=5)))
+    text = words(scan_report(scan_checkpoint(Scan(sites=(MEASURED,), refusals=(), tracer="export"), images=5)))
     assert "0.5 0.25 ± 2.1%" in text
     assert "largest sigma / smallest: 4.00" in text
     assert "measured on 5 images" in text
@@ -88,13 +90,13 @@ def test_a_measured_scan_shows_scales_and_their_ratio():
 
 def test_a_constant_branch_has_no_ratio():
     constant = replace(MEASURED, branches=(replace(MEASURED.branches[0], std=0.0), MEASURED.branches[1]))
-    text = words(scan_report(survey(Scan(sites=(constant,), refusals=(), tracer="export"), images=5)))
+    text = words(scan_report(scan_checkpoint(Scan(sites=(constant,), refusals=(), tracer="export"), images=5)))
     assert "infinite (a branch is constant)" in text
 
 
 def test_refusals_for_one_reason_stand_together():
     refusals = tuple(Refusal(at=f"layers.{index}", reason="normalised") for index in range(7))
-    text = words(scan_report(survey(Scan(sites=(), refusals=refusals, tracer="export"))))
+    text = words(scan_report(scan_checkpoint(Scan(sites=(), refusals=refusals, tracer="export"))))
     assert "No fusion layer of resampled branches." in text
     assert "Cannot be equalized (7):" in text
     assert "layers.4 and 2 more (--json names them): normalised" in text
@@ -186,7 +188,7 @@ def test_the_report_of_a_real_network_agrees_with_its_json():
             low = self.low(torch.nn.functional.avg_pool2d(x, 2))
             return self.mix(torch.cat([x, torch.nn.functional.interpolate(low, scale_factor=2.0)], 1))
 
-    found = survey(scan(Net(), torch.empty(1, 3, 32, 32)))
+    found = scan_checkpoint(scan(Net(), torch.empty(1, 3, 32, 32)))
     (site,) = found.to_json()["sites"]
     text = words(scan_report(found))
     for branch in site["branches"]:

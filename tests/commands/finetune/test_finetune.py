@@ -336,11 +336,11 @@ def test_runs_in_one_process_do_not_touch_each_other(custom, five_classes, tmp_p
 
 
 def test_preserve_trains_explicitly_and_leaves_plain_weights(custom, five_classes, tmp_path):
-    from equalize.commands.calibrate import embed
+    from equalize.commands.calibrate import calibrate_checkpoint
     from equalize.commands.images import Measuring
 
     how = Measuring(size=(48, 64), device="cpu")
-    embed(custom, five_classes, tmp_path / "equal", strategy="preserve", how=how)
+    calibrate_checkpoint(custom, five_classes, tmp_path / "equal", strategy="preserve", config=how)
     equal = replace(custom, source=str(tmp_path / "equal"))
     sgd = replace(QUICK, optimizer="sgd", lr=0.05)
     explicit = finetune(equal, five_classes, tmp_path / "explicit", sgd)
@@ -361,16 +361,16 @@ def test_preserve_trains_explicitly_and_leaves_plain_weights(custom, five_classe
 
 
 def test_calibrate_first_is_calibrating_before(custom, five_classes, tmp_path):
-    from equalize.commands.calibrate import embed
+    from equalize.commands.calibrate import calibrate_checkpoint
     from equalize.commands.images import Measuring
 
     recipe = replace(QUICK, samples=8, max_steps=3)
-    embed(
+    calibrate_checkpoint(
         custom,
         five_classes,
         tmp_path / "equal",
         strategy="rescale",
-        how=Measuring(size=(48, 64), device="cpu", batch_size=4),
+        config=Measuring(size=(48, 64), device="cpu", batch_size=4),
     )
     finetune(replace(custom, source=str(tmp_path / "equal")), five_classes, tmp_path / "two", recipe)
     done = finetune(custom, five_classes, tmp_path / "one", replace(recipe, calibrate="rescale"))

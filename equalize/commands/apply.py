@@ -1,0 +1,36 @@
+"""`equalize apply`: a plan again, without data."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from equalize.checkpoint.files.atomic import check_target
+from equalize.checkpoint.model_name import ModelName
+from equalize.commands.images import input_shape
+from equalize.commands.verify import as_planned, random_images, save_proven
+from equalize.errors import InputError
+from equalize.plan.apply import apply
+from equalize.plan.plan import Plan
+
+__all__ = ["apply_plan"]
+
+
+def apply_plan(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False) -> Plan:
+    """Carries a plan out on another copy of its model, writes it and proves it on random inputs.
+
+    Returns:
+        The plan with the provenance of this copy.
+
+    Raises:
+        SiteError: the plan does not fit the model.
+    """
+    source = Path(name.source)
+    check_target(Path(out), overwrite, source if source.exists() else None)
+    name = as_planned(name, plan)
+    checkpoint = name.load()
+    if checkpoint.plan_json is not None:
+        raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
+    apply(plan, checkpoint.model)
+    inputs = random_images(plan.facts.get("input_shape") or input_shape(checkpoint, None))
+    provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
+    plan = replace(plan, facts={**plan.facts, **provenance})
+    return save_proven(checkpoint, name, plan, Path(out), inputs, overwrite=overwrite)

@@ -1,0 +1,115 @@
+"""`equalize verify`: the proof that a directory is a model with its plan carried out; also before it is written."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
+from equalize.checkpoint.checkpoint import main_output
+from equalize.checkpoint.model_name import ModelName
+from equalize.commands.images import Images, Measuring, input_shape
+from equalize.errors import InputError
+from equalize.plan.apply import demand_fit
+from equalize.plan.plan import Plan
+from equalize.verify.function import Check, check_function
+from equalize.verify.tensors import check_planned, check_tensors
+
+__all__ = ["CHECKED_IMAGES", "as_planned", "random_images", "save_proven", "verify_checkpoint"]
+
+CHECKED_IMAGES = 2
+
+
+def verify_checkpoint(
+    out: str | Path, name: ModelName, data: str | Path | None = None, config: Measuring | None = None
+) -> tuple[Plan, Check]:
+    """The proof again, on demand, on a few images of `data` or on random inputs.
+
+    Raises:
+        InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
+    """
+    plan = Plan.read(out)
+    name = as_planned(name, plan)
+    original = name.load()
+    demand_fit(plan, original.model)
+    if data is None:
+        inputs = random_images(plan.facts.get("input_shape") or input_shape(original, None))
+    else:
+        inputs = [Images(data, original, config or Measuring()).few(CHECKED_IMAGES)]
+    return plan, _prove(original, Path(out), name, plan, inputs)
+
+
+def save_proven(
+    checkpoint: Checkpoint, name: ModelName, plan: Plan, out: Path, inputs: Sequence[Tensor], *, overwrite: bool
+) -> Plan:
+    """Writes a model that a plan was applied to, and proves what was written before it takes its place.
+
+    Args:
+        checkpoint: the model as it is to be written; its weights are let go of.
+        name: the original.
+        inputs: (N, C, H, W) each, to compare the two on.
+
+    Returns:
+        The plan with the facts "output" and "check".
+    """
+    proven: list[Plan] = []
+
+    def prove(directory: Path) -> Plan:
+        checkpoint.model.to("meta")  # it is written: its memory serves the proof
+        check = _prove(name.load(), directory, name, plan, inputs)
+        proven.append(replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()}))
+        return proven[0]
+
+    checkpoint.save(out, overwrite=overwrite, prove=prove)
+    return proven[0]
+
+
+def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
+    assert original.origin is not None
+    on_disk = original.disk_keys()
+    drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
+    stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
+    after = state_on_disk(directory)
+    check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
+    if (twin := twin_on_disk(directory)) is not None:
+        check_tensors(original.twin(after), twin, ())
+    dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
+    stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    written = reload(directory, name.arch, name.arch_args).eval()
+    check = check_function(
+        original.model,
+        written,
+        plan,
+        inputs,
+        lambda output: main_output(output, original.architecture),
+        stored=stored_as,
+    )
+    check_planned(original.model, written, plan, stored=stored_as)
+    return check
+
+
+def as_planned(name: ModelName, plan: Plan) -> ModelName:
+    """The name with what the plan knows of how its model was made; a plan never names code to run.
+
+    Raises:
+        InputError: the model was built by code that must be named again.
+    """
+    facts = plan.facts
+    arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
+    if name.arch is None and arch is not None and not str(arch).startswith(("torchvision:", "smp:", "transformers:")):
+        raise InputError(name.source, "was built by code outside it", remedy=f"name that code again: --arch {arch}")
+    return replace(
+        name,
+        arch=name.arch or arch,
+        arch_args=name.arch_args or (arguments if name.arch in (None, arch) else {}),
+        init_missing=name.init_missing or bool(facts.get("init_missing")),
+        num_classes=name.num_classes or facts.get("num_classes"),
+        seed=plan.seed,
+    )
+
+
+def random_images(shape: Sequence[int]) -> list[Tensor]:
+    """One batch of that shape, the same on every call."""
+    return [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))]

@@ -1,0 +1,25 @@
+"""What long work says while it runs, and lists that are too long to say in full."""
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["Notify", "Progress", "first_of", "ignore", "ignore_progress"]
+
+Notify = Callable[[str], None]
+"""Called with what a user should know, a line at a time."""
+
+Progress = Callable[[int, int], None]
+"""Called with the images, or steps, done in this pass over them, and with all that there are."""
+
+
+def ignore(line: str) -> None:
+    """A `Notify` that drops the line."""
+
+
+def ignore_progress(done: int, of: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def first_of(names: Sequence[str], shown: int = 3) -> str:
+    """The first names and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,0 +1,69 @@
+"""What was written has the original's keys and bits but for the listed tensors, and in those what the plan makes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from equalize.errors import NumericsError
+from equalize.messages import first_of
+from equalize.plan.apply import apply
+from equalize.plan.plan import Plan
+
+__all__ = ["check_planned", "check_tensors"]
+
+
+def check_tensors(original: Mapping[str, Tensor], written: Mapping[str, Tensor], listed: Iterable[str]) -> None:
+    """Demands the same keys, dtypes and shapes, and the same bits in every tensor that is not listed.
+
+    Args:
+        original, written: tensors by key.
+        listed: keys that may differ, or be new.
+
+    Raises:
+        NumericsError: names the first three offenders and their number.
+    """
+    free = set(listed)
+    _demand("are missing", sorted(set(original) - set(written)))
+    _demand("were added", sorted(set(written) - set(original) - free))
+    both = [key for key in original if key in written]
+    _demand("have another dtype or shape", [key for key in both if not _same_layout(original[key], written[key])])
+    fixed = [key for key in both if key not in free]
+    _demand(
+        "changed but are not in the plan",
+        [k for k in fixed if not torch.equal(_bytes(original[k]), _bytes(written[k]))],
+    )
+
+
+def _demand(what: str, keys: Sequence[str]) -> None:
+    if keys:
+        raise NumericsError(first_of(keys), f"{what} in what was written", remedy="calibrate again from the original")
+
+
+def _same_layout(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and first.shape == second.shape
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def check_planned(original: nn.Module, written: nn.Module, plan: Plan, *, stored: torch.dtype = torch.float32) -> None:
+    """Demands that every tensor of the plan is what the plan makes of the original, to rounding.
+
+    Args:
+        original: as it was before the plan; afterwards the plan is applied to it.
+        written: as its library's own loader gives it.
+        plan: what should lie between the two.
+        stored: the dtype that the weights are stored in; the coarsest, if there are several.
+
+    Raises:
+        NumericsError: names the first tensor that is something else.
+    """
+    apply(plan, original)
+    expected = original.state_dict()
+    resolution = torch.finfo(stored)
+    relative, absolute = 4 * resolution.eps, resolution.smallest_normal * resolution.eps
+    for key, tensor in written.state_dict().items():
+        if key in plan.changed and not torch.allclose(tensor, expected[key].to(tensor), relative, absolute):
+            raise NumericsError(key, "is not what the plan makes of the original", remedy="apply the plan again")
