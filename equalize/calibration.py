@@ -67,10 +67,10 @@ def calibrate(
     if isinstance(batches, Iterator):
         batches = list(batches)
     shapes = batches.shapes if isinstance(batches, Blocks) else None
-    if found is None or shapes is None:
+    if found is None:
         first = _first(batches)
         shapes = tuple(tuple(tensor.shape) for tensor in inputs_of(first))
-        found = found or scan(model, first)
+        found = scan(model, first)
     sites = [replace(site, strategy=choose(site, strategy, drawn)) for site in found.sites]
     moments: dict[str, list[Moments]] = {}
     ways: list[str] = []
@@ -103,7 +103,7 @@ def calibrate(
             "images": max((each.images or 0 for branches in moments.values() for each in branches), default=0),
             "seconds": round(time.perf_counter() - start, 3),
             "measured_by": ways[0] if ways else None,
-            "input_shape": [2, *shapes[0][1:]] if len(shapes) == 1 else None,
+            "input_shape": [2, *shapes[0][1:]] if shapes and len(shapes) == 1 else None,
             "converged": _converged(moments, CONVERGED if tolerance is None else tolerance),
         },
     )

@@ -1,6 +1,7 @@
 """A checkpoint in, an equalized checkpoint out: every family, every strategy, loaded again by its own library."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,26 @@ def test_a_plan_never_names_code_to_run(custom, photos, tmp_path):
         verify(tmp_path / "out", nameless)
     with pytest.raises(InputError, match="name that code again"):
         replay(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
+
+
+@pytest.mark.parametrize("fixture", ["segformer_dir", "smp_dir"])
+def test_checkpoints_of_the_time_before_norms_had_counters(fixture, request, photos, tmp_path):
+    source = tmp_path / "in"
+    shutil.copytree(request.getfixturevalue(fixture), source)
+    state = load_file(source / "model.safetensors")
+    old = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    save_file(old, source / "model.safetensors", metadata={"format": "pt"})
+    name = ModelName(source=str(source))
+    plan = embed(name, photos, tmp_path / "out", strategy="rescale", how=HOW)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == old.keys()
+    assert {key for key in old if not torch.equal(old[key], written[key])} == set(plan.changed)
+    assert any(key.endswith("running_var") for key in plan.changed)
+    verify(tmp_path / "out", name)
+    replay(plan, name, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[key], tensor) for key, tensor in written.items())  # the same edits of the same bytes
 
 
 @pytest.mark.parametrize("channels", [1, 4])
