@@ -5,7 +5,6 @@ from pathlib import Path
 
 from equalize.checkpoint.files.atomic import check_target
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.images import input_shape
 from equalize.commands.verify import as_planned, random_images, save_proven
 from equalize.errors import InputError
 from equalize.plan.apply import apply
@@ -30,7 +29,7 @@ def apply_plan(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool 
     if checkpoint.plan_json is not None:
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
     apply(plan, checkpoint.model)
-    inputs = random_images(plan.facts.get("input_shape") or input_shape(checkpoint, None))
+    inputs = random_images(plan, checkpoint)
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
     plan = replace(plan, facts={**plan.facts, **provenance})
     return save_proven(checkpoint, name, plan, Path(out), inputs, overwrite=overwrite)

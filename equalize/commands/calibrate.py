@@ -14,7 +14,7 @@ from equalize.checkpoint.files.atomic import check_target
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring
 from equalize.commands.scan import select_sites
-from equalize.commands.verify import CHECKED_IMAGES, save_proven
+from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, first_of, ignore, ignore_progress
@@ -84,7 +84,7 @@ def calibrate_checkpoint(
     checkpoint.model.cpu()
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
-    plan = replace(plan, facts=_facts(plan, name, checkpoint, found, images, data))
+    plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data)), checkpoint)
     if dry_run or not plan.sites or not peers.is_main:
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)

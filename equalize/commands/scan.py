@@ -146,7 +146,7 @@ def _measure_sites(model: nn.Module, found: Scan, images: Images, config: Measur
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
     """A scan from the configuration alone, where that will do: the way of a run may depend on the weights there are."""
-    without = any(tensor.is_meta for tensor in model.parameters())
+    without = any(tensor.is_meta for tensor in nn.Module.parameters(model))
     try:
         found = scan(model, example, kinds=kinds)
     except SiteError:

@@ -5,19 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
 from equalize.checkpoint.checkpoint import main_output
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring, input_shape
-from equalize.errors import InputError
+from equalize.errors import InputError, SiteError
+from equalize.graph.export import trace
 from equalize.plan.apply import demand_fit
 from equalize.plan.plan import Plan
 from equalize.verify.function import Check, check_function
 from equalize.verify.tensors import check_planned, check_tensors
 
-__all__ = ["CHECKED_IMAGES", "as_planned", "random_images", "save_proven", "verify_checkpoint"]
+__all__ = ["CHECKED_IMAGES", "as_planned", "as_stored", "random_images", "save_proven", "verify_checkpoint"]
 
 CHECKED_IMAGES = 2
 
@@ -35,9 +36,14 @@ def verify_checkpoint(
     original = name.load()
     demand_fit(plan, original.model)
     if data is None:
-        inputs = random_images(plan.facts.get("input_shape") or input_shape(original, None))
+        inputs = random_images(plan, original)
     else:
         inputs = [Images(data, original, config or Measuring()).few(CHECKED_IMAGES)]
+        got, expected = inputs[0].shape[1], (plan.facts.get("input_shape") or inputs[0].shape)[1]
+        if got != expected:
+            raise InputError(
+                "--data", "is read as images of other channels", got=got, expected=expected, remedy="leave it away"
+            )
     return plan, _prove(original, Path(out), name, plan, inputs)
 
 
@@ -68,6 +74,7 @@ def save_proven(
 
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
     assert original.origin is not None
+    plan = as_stored(plan, original)
     on_disk = original.disk_keys()
     drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
     stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
@@ -110,6 +117,22 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
     )
 
 
-def random_images(shape: Sequence[int]) -> list[Tensor]:
-    """One batch of that shape, the same on every call."""
-    return [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))]
+def as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """The plan without the counters of BatchNorms that were saved before PyTorch 0.4.1, which had none."""
+    stored = checkpoint.disk_keys()
+    edits = (edit for edit in plan.edits if not edit.tensor.endswith(".num_batches_tracked") or edit.tensor in stored)
+    return replace(plan, edits=tuple(edits))
+
+
+def random_images(plan: Plan, checkpoint: Checkpoint) -> list[Tensor]:
+    """One batch (N, C, H, W) of the shape that the plan was made with; where it does not say, of the channels that fit."""
+    shape = tuple(plan.facts.get("input_shape") or ())
+    if not shape:
+        shape = input_shape(checkpoint, None)
+        try:
+            trace(checkpoint.model, torch.empty(shape, device="meta"))
+        except SiteError:
+            layers = nn.Module.modules(checkpoint.model)
+            channels = (layer.in_channels for layer in layers if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+            shape = (shape[0], next(channels, shape[1]), *shape[2:])
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(0))]

@@ -1,13 +1,16 @@
 """A checkpoint in, an equalized checkpoint out: every family, every strategy, loaded again by its own library."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import equalize
 from equalize.checkpoint import load
+from equalize.checkpoint.build import load_factory
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
@@ -197,6 +200,55 @@ def test_a_plan_never_names_code_to_run(custom, photos, tmp_path):
         apply_plan(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
 
 
+@pytest.mark.parametrize("fixture", ["segformer_dir", "smp_dir"])
+def test_checkpoints_of_the_time_before_norms_had_counters(fixture, request, photos, tmp_path):
+    source = tmp_path / "in"
+    shutil.copytree(request.getfixturevalue(fixture), source)
+    state = load_file(source / "model.safetensors")
+    old = {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    save_file(old, source / "model.safetensors", metadata={"format": "pt"})
+    name = ModelName(source=str(source))
+    plan = calibrate_checkpoint(name, photos, tmp_path / "out", strategy="rescale", config=HOW)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == old.keys()
+    assert {key for key in old if not torch.equal(old[key], written[key])} == set(plan.changed)
+    assert any(key.endswith("running_var") for key in plan.changed)
+    verify_checkpoint(tmp_path / "out", name)
+    apply_plan(plan, name, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[key], tensor) for key, tensor in written.items())  # the same edits of the same bytes
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("in_one_go", [True, False])
+def test_networks_of_other_channels_saved_from_python_are_verified(tmp_path, photos, channels, in_one_go):
+    code = tmp_path / "net.py"
+    code.write_text(FACTORY.replace("Conv2d(3, width", f"Conv2d({channels}, width"))
+    name = ModelName(source=str(tmp_path / "net.pt"), arch=f"{code}:Net")
+    torch.manual_seed(8)
+    torch.save(load_factory(name.arch)().state_dict(), name.source)
+    checkpoint, images = equalize.load(name.source, arch=name.arch), [torch.randn(3, channels, 32, 48)]
+    if in_one_go:
+        plan = equalize.calibrate(checkpoint.model, images, strategy="rescale")
+        assert plan.facts["input_shape"] == [2, channels, 32, 48]
+    else:  # such a plan knows nothing of the images
+        found = equalize.scan(checkpoint.model, images[0])
+        moments = equalize.measure(checkpoint.model, found.sites, images)
+        plan = equalize.make_plan(checkpoint.model, found.sites, moments, strategy="rescale")
+        equalize.apply(plan, checkpoint.model)
+    checkpoint.save(tmp_path / "out", plan)
+    read, check = verify_checkpoint(tmp_path / "out", name)
+    assert read.changed == plan.changed != ()
+    assert check.interior < 1e-5
+    apply_plan(plan, name, tmp_path / "again")
+    if in_one_go:
+        with pytest.raises(
+            InputError, match=rf"--data: is read as images of other channels, got 3, expected {channels}"
+        ):
+            verify_checkpoint(tmp_path / "out", name, photos)
+
+
 def test_a_plan_of_another_network_is_refused(custom, photos, tmp_path):
     calibrate_checkpoint(custom, photos, tmp_path / "out", config=HOW)
     receipt = tmp_path / "out" / "equalize.json"
@@ -217,7 +269,7 @@ def test_sites_are_chosen_by_a_glob(smp_dir, photos, tmp_path):
 
 
 def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypatch):
-    import equalize.commands.calibrate
+    import equalize.commands.verify
 
     def tampered(directory, *arguments, **options):
         model = load(directory).model
@@ -225,7 +277,7 @@ def test_a_failed_proof_leaves_nothing(segformer_dir, photos, tmp_path, monkeypa
             model.decode_head.linear_fuse.weight.mul_(1.001)
         return model
 
-    monkeypatch.setattr(equalize.commands.calibrate, "reload", tampered)
+    monkeypatch.setattr(equalize.commands.verify, "reload", tampered)
     with pytest.raises(NumericsError, match="does not do what the plan says"):
         calibrate_checkpoint(ModelName(source=str(segformer_dir)), photos, tmp_path / "out", config=HOW)
     assert list(tmp_path.iterdir()) == []
