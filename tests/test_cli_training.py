@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from scenes import write_scenes
+from tolerance import TIE
 
 from equalize.errors import InputError
 from equalize.finetuning.recipe import Recipe
@@ -57,7 +58,7 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
     scored = json.loads(
         run_cli("evaluate", out, "--data", five_classes, "--size", "48x64", "--device", "cpu", "--json").out
     )
-    assert scored["mIoU"] == pytest.approx(done["best"]["mIoU"], abs=1e-6)
+    assert scored["mIoU"] == pytest.approx(done["best"]["mIoU"], abs=TIE)
     ran = run_cli(*words)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == f"error: {out}: exists; --overwrite replaces it\n"
