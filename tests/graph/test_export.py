@@ -13,8 +13,8 @@ from equalize.graph.export import trace
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph
 from equalize.graph.record import record
+from equalize.moments import measure as measurement
 from equalize.moments.measure import measure
-from equalize.moments.moments import measure as measurement
 from equalize.plan.apply import apply
 from equalize.plan.strategies import make_plan
 from equalize.sites.scan import Scan, scan

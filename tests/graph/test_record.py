@@ -13,8 +13,8 @@ from torch import nn
 import equalize
 from equalize.errors import ResourceError, SiteError
 from equalize.graph.export import trace
+from equalize.moments import measure as measurement
 from equalize.moments.measure import measure
-from equalize.moments.moments import measure as measurement
 from equalize.plan.apply import apply
 from equalize.plan.strategies import make_plan
 from equalize.sites.scan import Scan, scan

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import equalize
+from equalize.moments import measure as measurement
 from equalize.moments.cut_graph import CutGraph
 from equalize.moments.interpolated import Interpolation, interpolated_moments
-from equalize.moments.moments import measure as measurement
 from tests.support.tolerance import assert_same_moments
 
 ONE_AXIS = {

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equalize.errors import NumericsError, SiteError
+from equalize.moments import batch_norms as norms
+from equalize.moments import measure as measurement
 from equalize.moments.blocks import as_blocks
 from equalize.moments.measure import measure
-from equalize.moments.moments import batch_norms as norms
-from equalize.moments.moments import measure as measurement
 from equalize.moments.watch import undisturbed
 from equalize.sites.scan import scan
 from tests.support.tolerance import assert_same_moments
