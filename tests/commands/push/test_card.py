@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from equalize.commands.push.card import model_card
+from equalize.commands.push.card import describe_loading, model_card
 from equalize.commands.push.facts import read_facts
 from equalize.errors import CheckpointError, InputError
 from tests.support.planned import planned
@@ -45,7 +45,8 @@ def out(segformer_dir, tmp_path):
 
 
 def card_of(out, repository="acme/streets", revision=None) -> ModelCard:
-    return ModelCard(model_card(read_facts(out), repository, revision))
+    where = f"\"{repository}\"" + (f", revision=\"{revision}\"" if revision else "")
+    return ModelCard(model_card(read_facts(out), describe_loading(out, where), repository))
 
 
 def metadata(out) -> dict:
