@@ -45,7 +45,7 @@ def out(segformer_dir, tmp_path):
 
 
 def card_of(out, repository="acme/streets", revision=None) -> ModelCard:
-    where = f"\"{repository}\"" + (f", revision=\"{revision}\"" if revision else "")
+    where = f'"{repository}"' + (f', revision="{revision}"' if revision else "")
     return ModelCard(model_card(read_facts(out), describe_loading(out, where), repository))
 
 
@@ -72,7 +72,8 @@ def test_the_text_holds_what_was_measured(out):
     assert "4 times the smallest" in text
     assert "`rescale`: " in text
     assert "2.5e-06" in text
-    assert "- `encoder.fuse`: already \\| normalised" in text
+    assert "- `encoder.fuse`: already \\| normalized" in text
+    assert "with scale equalization embedded in its fusion layers, by `equalize` 0.1.0. Paper: [Scale" in text
 
 
 def test_paths_of_the_users_machine_stay_there(segformer_dir, tmp_path):
@@ -82,6 +83,21 @@ def test_paths_of_the_users_machine_stay_there(segformer_dir, tmp_path):
     assert "secret-project" not in card
     assert "base_model" not in card
     assert "Base model: `tiny`" in card
+
+
+def test_a_network_of_the_users_own_code(out):
+    (out / "architecture.json").write_text('{"arch": "/home/alice/net.py:make"}')
+    card = str(card_of(out))
+    assert "A semantic segmentation `net.py:make` with scale equalization embedded in its fusion layers, by" in card
+    assert "built by its author's own code" in card
+    assert "```python" not in card
+    assert "alice" not in card
+
+
+def test_the_code_for_mmsegmentation(out):
+    (out / "architecture.json").write_text('{"arch": "mmseg", "arch_args": {}}')
+    text = card_of(out, revision="dev").text
+    assert 'path = snapshot_download("acme/streets", revision="dev")\nmodel = init_model(' in text
 
 
 def test_torchvisions_own_weights_are_named_as_typed(segformer_dir, tmp_path):
@@ -129,18 +145,16 @@ def test_of_a_training_the_score_of_the_best_model_counts_as_that_is_what_it_lea
     assert ", at step 5." in card.text
 
 
-@pytest.mark.parametrize(("calibrate", "data"), [("auto", "streets"), (None, "unknown")])
-def test_the_plan_knows_best_which_weights_a_training_kept(segformer_dir, tmp_path, calibrate, data):
-    recipe = {"val_split": "valid", "calibrate": calibrate}
-    trained = {"step": 8, "train_as": "folded", "score": SCORE, "recipe": recipe}
+def test_the_plan_knows_best_which_weights_a_training_kept(segformer_dir, tmp_path):
+    trained = {"step": 8, "train_as": "folded", "score": {**SCORE, "data": "streets", "split": "valid"}}
     out = planned(segformer_dir, tmp_path / "out", finetuned=trained)
     (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, LINES)))
     (out / "finetune.yaml").write_text("lr: 0.1\n")
     card = card_of(out)
     first = card.data.eval_results[0]
-    assert (first.metric_value, first.dataset_name, first.dataset_split) == (41.25, data, "valid")
+    assert (first.metric_value, first.dataset_name, first.dataset_split) == (41.25, "streets", "valid")
     assert "The weights are those after step 8.\n" in card.text
-    assert "The optimiser saw the fusion weights as they are stored.\n" in card.text
+    assert "The optimizer saw the fusion weights as they are stored.\n" in card.text
     assert "[finetune.yaml](finetune.yaml)" in card.text
 
 
@@ -208,7 +222,7 @@ def test_a_training_without_equalization_names_its_base(segformer_dir, tmp_path)
     assert "/home/me" not in str(card_of(out))
 
 
-def test_the_bases_card_gives_its_licence_and_not_its_scores(segformer_dir, tmp_path):
+def test_the_bases_card_gives_its_license_and_not_its_scores(segformer_dir, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text(BASE_CARD)
@@ -224,7 +238,7 @@ def test_the_bases_card_gives_its_licence_and_not_its_scores(segformer_dir, tmp_
     assert "Trained long." in text
 
 
-def test_a_licence_file_is_pointed_at(out):
+def test_a_license_file_is_pointed_at(out):
     (out / "LICENSE").write_text("Do what you like.")
     assert "See [LICENSE](LICENSE)." in card_of(out).text
     assert "license" not in metadata(out)
@@ -252,8 +266,7 @@ def test_a_branch_other_than_main_is_named_in_the_code(out):
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ({}, "holds no weights|is no model"),
-        ({"config.json": "{}"}, "is no model that can be pushed"),
+        ({}, "holds no weights"),
         ({"config.json": '{"model_type": "segformer"}'}, "holds no weights"),
         ({"config.json": '{"model_type": "segformer"}', "model.safetensors": "<html>"}, "is an HTML page"),
     ],
@@ -263,6 +276,12 @@ def test_what_is_no_model_is_refused(tmp_path, content, error):
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=error):
         read_facts(tmp_path)
+
+
+def test_weights_of_an_unknown_library_are_refused(out):
+    (out / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is no model that can be pushed"):
+        card_of(out)
 
 
 def test_a_plan_that_is_none_is_refused(out):
