@@ -84,8 +84,6 @@ def push(
 ) -> Push:
     """`equalize push`: uploads a directory with a model card, under the access token of `hf auth login` or HF_TOKEN.
 
-    Files go out as they are, but for those that record paths on this machine: of these only the last components go.
-
     Args:
         out: what `calibrate` or `finetune` wrote, or a directory saved by transformers or smp. It is not changed.
         repository: ORG/NAME; made if it does not exist.
@@ -93,8 +91,7 @@ def push(
         revision: the branch to commit to, made if it does not exist.
         create_pr: open a pull request instead of committing to the branch.
         dry_run: list the files and ask nobody; needs no network and no access token.
-        notify: called with what a user should know, a line at a time.
-        warn: with what a user may want to act on.
+        notify, warn: called with what a user should know, or may want to act on, a line at a time.
 
     Raises:
         InputError: `out` is no model, the names are malformed, or a file holds an access token.
@@ -106,7 +103,7 @@ def push(
     files, left_out = _files(Path(out).expanduser(), repository, branch, token)
     chosen = Push(
         repo=repository,
-        revision=revision or constants.DEFAULT_REVISION,
+        revision=branch or constants.DEFAULT_REVISION,
         url=f"{constants.ENDPOINT}/{repository}" + (f"/tree/{branch}" if branch else ""),
         private=private is not False,
         dry_run=dry_run,
@@ -119,24 +116,8 @@ def push(
         raise ResourceError(repository, "no access token for the Hub was found", remedy=LOG_IN)
     with hub_errors(repository, token, warn):
         api = HfApi(token=token, library_name="equalize", library_version=__version__)
-        visible = _prepare(api, repository, private, notify)
-        if branch and not create_pr and not api.revision_exists(repository, branch):
-            api.create_branch(repository, branch=branch)
-        commit = api.create_commit(
-            repository,
-            [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.source) for file in files],
-            commit_message=f"Upload with equalize {__version__}",
-            revision=branch,
-            create_pr=create_pr,
-        )
-    return replace(
-        chosen,
-        revision=commit.pr_revision or chosen.revision,
-        url=commit.pr_url or chosen.url,
-        private=visible,
-        commit=commit.oid,
-        pull_request=commit.pr_url,
-    )
+        chosen = replace(chosen, private=_prepare(api, repository, private, notify))
+        return _commit(api, chosen, branch, create_pr)
 
 
 def _check_names(repository: str, revision: str | None) -> None:
@@ -186,3 +167,22 @@ def _prepare(api: HfApi, repository: str, private: bool | None, notify: Notify) 
     if found is not None and found is not private:
         notify(f"{repository} exists and stays {'private' if found else 'public'}")
     return found
+
+
+def _commit(api: HfApi, chosen: Push, branch: str | None, create_pr: bool) -> Push:
+    if branch and not create_pr and not api.revision_exists(chosen.repo, branch):
+        api.create_branch(chosen.repo, branch=branch)
+    commit = api.create_commit(
+        chosen.repo,
+        [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.source) for file in chosen.files],
+        commit_message=f"Upload with equalize {__version__}",
+        revision=branch,
+        create_pr=create_pr,
+    )
+    return replace(
+        chosen,
+        revision=commit.pr_revision or chosen.revision,
+        url=commit.pr_url or chosen.url,
+        commit=commit.oid,
+        pull_request=commit.pr_url,
+    )

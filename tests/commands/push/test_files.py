@@ -1,4 +1,4 @@
-"""Paths of the user's machine in what is pushed."""
+"""Which files go, without access tokens and paths of the user's machine."""
 
 import json
 
@@ -7,12 +7,52 @@ import yaml
 
 from equalize.commands.push.files import OutgoingFile, without_local_paths, without_paths
 from equalize.commands.push.push import push
+from equalize.errors import InputError
 from equalize.plan.plan import Plan
+from tests.support.loopback_hub import TOKEN
 from tests.support.planned import plan, planned
+
+STATE = "state for resuming a training run"
 
 
 def pushed(directory):
     return {file.path: file for file in push(directory, "acme/streets", dry_run=True).files}
+
+
+def test_links_hidden_files_and_training_states_stay(segformer_dir, tmp_path):
+    out = planned(segformer_dir, tmp_path / "out")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    (out / "folder").symlink_to(tmp_path / "outside")
+    for name in ("link.txt", "README.md"):
+        (out / name).symlink_to(tmp_path / "outside" / "secret.txt")
+    states = {"last/model.safetensors", "checkpoint-5/config.json", "optimizer.pt", "a/model.optimizer.bin"}
+    states |= {"training_args.bin", "trainer_state.json", "rng_state_0.pth"}
+    for name in (*states, "no\nline", ".env", ".git/config", "runs/x", "notes/a.txt"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("x")
+    kept = {"README.md", "config.json", "equalize.json", "model.safetensors", "preprocessor_config.json", "notes/a.txt"}
+    files = pushed(out)
+    assert set(files) == kept
+    assert b"secret" not in files["README.md"].read()
+    assert push(out, "acme/streets", dry_run=True).left_out == {
+        **dict.fromkeys(("folder", "link.txt", "README.md"), "symbolic link"),
+        **dict.fromkeys((".env", ".git"), "hidden"),
+        **dict.fromkeys(states - {"last/model.safetensors", "checkpoint-5/config.json"}, STATE),
+        **dict.fromkeys(("last", "checkpoint-5"), STATE),
+        "runs": "log of a training run",
+        ascii("no\nline"): "unprintable name",
+    }
+
+
+@pytest.mark.parametrize("content", [TOKEN, "token = hf_" + "a1B2" * 9 + "\n", "my own secret"])
+def test_a_file_with_a_token_is_refused(segformer_dir, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("HF_TOKEN", "my own secret")
+    out = planned(segformer_dir, tmp_path / "out")
+    (out / "notes.txt").write_text(content)
+    with pytest.raises(InputError, match=r"notes.txt: holds what looks like an access token") as caught:
+        push(out, "acme/streets", dry_run=True)
+    assert content.strip() not in str(caught.value)
 
 
 def test_only_last_components_of_paths_go_out(segformer_dir, tmp_path):
