@@ -99,7 +99,6 @@ def test_a_network_of_the_users_own_code(out):
 def test_the_code_for_mmsegmentation(out):
     (out / "architecture.json").write_text('{"arch": "mmseg", "arch_args": {}}')
     text = card_of(out, revision="dev").text
-    assert "\n```python\nfrom huggingface_hub import snapshot_download\n" in text
     assert 'path = snapshot_download("acme/streets", revision="dev")\nmodel = init_model(' in text
 
 
