@@ -22,11 +22,16 @@ def test_secrets_are_cut_out_of_the_line():
 
 def test_the_clients_log_is_silent_meanwhile():
     """Its retries are logged as warnings that name signed addresses."""
-    before = client_logging.get_verbosity()
-    with pytest.raises(InputError, match="mine"), hub_errors("acme/streets", "token", ignore):
-        assert not client_logging.get_logger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
-        raise InputError("x", "mine")  # our own errors pass unchanged
-    assert client_logging.get_verbosity() == before
+    log = client_logging.get_logger("huggingface_hub.utils._http")
+    before = log.getEffectiveLevel()
+    with hub_errors("acme/streets", "token", ignore):
+        assert not log.isEnabledFor(logging.WARNING)
+    assert log.getEffectiveLevel() == before
+
+
+def test_our_own_errors_pass_unchanged():
+    with pytest.raises(InputError, match=r"^x: mine$"), hub_errors("acme/streets", "token", ignore):
+        raise InputError("x", "mine")
 
 
 def test_mistakes_of_our_own_are_not_blamed_on_the_hub():
