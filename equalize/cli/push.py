@@ -53,7 +53,7 @@ def push(
             revision=revision,
             create_pr=create_pr,
             dry_run=dry_run,
-            say=terminal.note,
+            notify=terminal.note,
             warn=terminal.warn,
         )
         terminal.result(pushed.to_json())

@@ -1,15 +1,12 @@
-"""`equalize push` as its users run it: a process, exit codes, one line, one object."""
+"""`equalize push` as its users run it: exit codes, one line, one object."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from huggingface_hub import constants
 
 from equalize.cli import main
-from tests.support.loopback_hub import TOKEN, Hub
+from tests.support.loopback_hub import TOKEN, logged_in
 from tests.support.planned import planned
 
 
@@ -18,20 +15,17 @@ def out(segformer_dir, tmp_path):
     return planned(segformer_dir, tmp_path / "out")
 
 
-def run(hub, *arguments, **environment):
-    """A real process against a Hub on loopback, with nothing of this machine's account."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    hub_only = {"HF_ENDPOINT": hub.url, "HF_HOME": "/nonexistent", "HF_HUB_DISABLE_XET": "1", **environment}
-    command = [sys.executable, "-m", "equalize", *map(str, arguments)]
-    return subprocess.run(command, env=kept | hub_only, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with logged_in(monkeypatch, tmp_path) as server:
+        yield server
 
 
-def test_a_process_pushes_and_prints_one_object(out):
-    with Hub() as hub:
-        done = run(hub, "push", out, "acme/streets", "--json", HF_TOKEN=TOKEN)
-        assert (done.returncode, done.stderr) == (0, "")
-        printed = json.loads(done.stdout)
-        received = hub.received("acme/streets")
+def test_a_push_prints_one_object(hub, out, run_cli):
+    ran = run_cli("push", out, "acme/streets", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    printed = json.loads(ran.out)
+    received = hub.received("acme/streets")
     assert {file["path"]: file["size"] for file in printed["files"]} == {p: len(data) for p, data in received.items()}
     assert printed["repo"] == "acme/streets"
     assert printed["dry_run"] is False
@@ -39,14 +33,20 @@ def test_a_process_pushes_and_prints_one_object(out):
     assert received["model.safetensors"] == (out / "model.safetensors").read_bytes()
 
 
-def test_a_process_that_is_refused_prints_one_line(out):
-    with Hub() as hub:
-        hub.fail("preupload", (403, f"{TOKEN} may not"))
-        done = run(hub, "push", out, "acme/streets", HF_TOKEN=TOKEN)
-    assert done.returncode == 3
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: acme/streets: the access token may not write here (HTTP 403: *** may not); ")
-    assert done.stderr.count("\n") == 1
+def test_a_push_for_people(hub, out, run_cli):
+    ran = run_cli("push", out, "acme/streets", "--public")
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines()[0].endswith(" went to acme/streets, revision main")
+    assert ran.out.splitlines()[-1] == f"{hub.url}/acme/streets (public)"
+
+
+def test_a_refusal_is_one_line(hub, out, run_cli):
+    hub.fail("preupload", (403, f"{TOKEN} may not"))
+    ran = run_cli("push", out, "acme/streets")
+    assert ran.code == 3
+    assert ran.out == ""
+    assert ran.err.startswith("error: acme/streets: the access token may not write here (HTTP 403: *** may not); ")
+    assert ran.err.count("\n") == 1
 
 
 def test_a_dry_run_for_people(out, capsys):

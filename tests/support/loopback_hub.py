@@ -6,9 +6,13 @@ import json
 import re
 import socket
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub
+from huggingface_hub import constants
 
 TOKEN = "hf_" + "T0ken" * 7
 _LFS = (".safetensors", ".pth", ".bin")
@@ -36,7 +40,6 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
         self.failures: dict[str, object] = {}
-        self.role = "write"
         self.remarks: list[str] = []
 
     def fail(self, pattern: str, what: object) -> None:
@@ -59,6 +62,23 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *exception):
         self.shutdown()
         self.server_close()
+
+
+@contextmanager
+def logged_in(monkeypatch, tmp_path):
+    """A Hub that the client in this process talks to, logged in, by LFS and without waiting before a retry."""
+    with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield server
+    huggingface_hub.close_session()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,12 +139,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_known(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
-
-    def _whoami(self):
-        if not self._is_known():
-            return self._send(401, {"error": "Invalid username or password."})
-        token = {"displayName": "test", "role": self.server.role}
-        return self._send(200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": token}})
 
     def _validate(self):
         content = json.loads(self.body)["content"]
@@ -247,7 +261,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES = [
-    ("GET", r"/api/whoami-v2", _Handler._whoami),
     ("POST", r"/api/validate-yaml", _Handler._validate),
     ("POST", r"/api/repos/create", _Handler._create),
     ("GET", rf"/api/models/{_NAME}(/revision/(.+))?", _Handler._info),

@@ -48,7 +48,7 @@ def plan(**facts) -> Plan:
     return Plan(
         strategy="auto",
         sites=(site,),
-        refusals=(Refusal(at="encoder.fuse", reason="already | normalised"),),
+        refusals=(Refusal(at="encoder.fuse", reason="already | normalized"),),
         edits=(Edit(tensor=site.weight, action="scale", axis=1, start=0, stop=8, factor=2.0),),
         facts={**FACTS, **facts},
     )

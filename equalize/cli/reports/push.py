@@ -22,7 +22,7 @@ def push_report(pushed: Push) -> list[ConsoleRenderable]:
     for file in pushed.files:
         files.add_row(Text(file.path), decimal(file.size))
     parts: list[ConsoleRenderable] = [Text(head, style="bold"), Padding(files, (0, 0, 0, 2), expand=False)]
-    parts += [Text(f"  {file.path} stays: {file.reason}") for file in pushed.left_out]
+    parts += [Text(f"  {path} stays: {reason}") for path, reason in pushed.left_out.items()]
     if pushed.dry_run:
         made = "private" if pushed.private else "public"
         parts.append(Text(f"Nothing was sent. If {pushed.repo} does not exist, it will be made, {made}."))

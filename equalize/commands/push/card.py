@@ -1,87 +1,102 @@
 """The model card: metadata for the Hub and a text for readers, both from facts alone.
 
-The text we write stands between two marks, so that a card which its user goes on editing keeps the user's words and a
-later push renews only ours.
+The generated text stands between two marks: in a card that its user goes on editing, a later push renews only what
+stands between them.
 """
 
 import re
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json, read_weights
+from equalize.checkpoint.keys import PREFIXES
 from equalize.commands.push.facts import Facts
-from equalize.commands.push.results import Evaluation
-from equalize.commands.push.text import describe
-from equalize.errors import InputError
+from equalize.commands.push.files import without_paths
+from equalize.errors import CheckpointError, InputError
 
-__all__ = ["model_card"]
+__all__ = ["Loading", "describe_loading", "model_card"]
 
 _BEGIN = "<!-- equalize: written from facts; a later push renews what stands between these marks -->"
 _END = "<!-- equalize: end -->"
-_OURS = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)
+_GENERATED = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)
 
-_TAGS = ("equalize", "scale-equalization", "semantic-segmentation")
-_LIBRARIES = {"transformers": "transformers", "smp": "segmentation-models-pytorch"}
+_SMP = "segmentation-models-pytorch"
+_CONFIGS = ("config.json", ARCHITECTURE_FILE)
+_TAGS = ["equalize", "scale-equalization", "semantic-segmentation"]
 _METRIC_IDS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "accuracy"}
-_INHERITED = ("license", "license_name", "license_link")  # what holds for whatever is made of the base
+_INHERITED = ("license", "license_name", "license_link")  # of the base model, as they hold for what is made of it
 
 
-def model_card(facts: Facts, repository: str, revision: str | None = None) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How a directory is loaded where its format is at home; no code where only its author's own builds it."""
+
+    library: str | None
+    architecture: str
+    code: str
+
+
+def model_card(facts: Facts, loading: Loading, repository: str) -> str:
     """The content of README.md.
 
     A card that the directory holds already is kept: its metadata win over ours, its text stays. Only if it is the base
     model's own card, copied along, what it says of the base's training and scores is not said of this model: it
-    is folded away under the new text, and only the licence is taken over.
-
-    Args:
-        facts: of the directory that is pushed.
-        repository: ORG/NAME.
-        revision: the branch, where it is not the main one.
+    is folded away under the new text, and only the license is taken over.
 
     Raises:
         InputError: the metadata of the card that exists cannot be read.
     """
-    base = _parse(facts.base_readme, "the base model's README.md") if facts.base_readme else None
-    ours = _metadata(facts, repository, base.data if base else None)
-    text = f"{_BEGIN}\n\n{describe(facts, repository, ours.get('license'), revision)}\n{_END}"
-    title = f"\n# {repository.partition('/')[2]}\n\n{text}\n"
-    if facts.readme is not None and facts.readme != facts.base_readme:
-        return str(_renewed(_parse(facts.readme, "README.md"), ours, text))
-    if base is not None and facts.readme is not None and (kept := _OURS.sub("", base.text).strip()):
-        title += f"\n<details>\n<summary>Card of the base model</summary>\n\n{kept}\n\n</details>\n"
-    return f"---\n{ours.to_yaml()}\n---\n{title}"
-
-
-def _metadata(facts: Facts, repository: str, base: Any) -> ModelCardData:
-    score = facts.evaluation
-    return ModelCardData(
-        base_model=facts.base.name if facts.base and facts.base.hub else None,
-        library_name=_LIBRARIES.get(facts.family),
-        pipeline_tag="image-segmentation",
-        tags=list(_TAGS),
-        model_name=repository.partition("/")[2] if score else None,
-        metrics=[_METRIC_IDS[name] for name in score.metrics] if score else None,
-        eval_results=_results(score) if score else None,
-        **{key: base.get(key) for key in _INHERITED if base is not None},
+    base = _parse(facts.base_readme, "the base model's README.md")
+    title = repository.partition("/")[2]
+    ours = _metadata(facts, loading, title, base)
+    values: dict[str, Any] = {field.name: getattr(facts, field.name) for field in fields(facts)}
+    helpers: dict[str, Any] = {"code": _code, "plain": _plain, "number": _number}
+    card = ModelCard.from_template(
+        ours,
+        template_path=str(Path(__file__).with_name("card_template.md")),
+        begin=_BEGIN,
+        end=_END,
+        title=title,
+        architecture=loading.architecture,
+        loading_code=loading.code,
+        base_card=_GENERATED.sub("", base.text).strip() if facts.readme else "",
+        **values,
+        **helpers,
     )
+    if facts.readme in ("", facts.base_readme):
+        return str(card)
+    return str(_renewed(_parse(facts.readme, "README.md"), ours, card.text))
 
 
-def _results(score: Evaluation) -> list[EvalResult]:
-    """One entry of `model-index` a metric; a data set that nobody recorded is called unknown."""
-    return [
+def _metadata(facts: Facts, loading: Loading, title: str, base: ModelCard) -> ModelCardData:
+    data = str(facts.score.get("data") or "unknown")
+    results = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation",
-            dataset_type=(score.data or "unknown").lower(),
-            dataset_name=score.data or "unknown",
-            dataset_split=score.split,
+            dataset_type=data.lower(),
+            dataset_name=data,
+            dataset_split=facts.score.get("split"),
             metric_type=_METRIC_IDS[name],
             metric_name=name,
             metric_value=round(value, 4),
         )
-        for name, value in score.metrics.items()
+        for name, value in facts.metrics.items()
     ]
+    return ModelCardData(
+        base_model=facts.base_model,
+        library_name=loading.library,
+        pipeline_tag="image-segmentation",
+        tags=_TAGS,
+        **{key: base.data.get(key) for key in _INHERITED},
+        model_name=title if results else None,
+        metrics=[_METRIC_IDS[name] for name in facts.metrics] or None,
+        eval_results=results or None,
+    )
 
 
 def _parse(content: str, where: str) -> ModelCard:
@@ -93,25 +108,93 @@ def _parse(content: str, where: str) -> ModelCard:
         raise InputError(where, f"has metadata that cannot be read ({reason})", remedy="mend or remove it") from error
 
 
-def _renewed(card: ModelCard, ours: ModelCardData, text: str) -> ModelCard:
+def _renewed(card: ModelCard, ours: ModelCardData, generated: str) -> ModelCard:
     """The user's card with our facts where it says nothing, our scores, and our text in its place."""
-    data = card.data
-    results = [*(data.get("eval_results") or []), *(ours.get("eval_results") or [])]
-    tags = data.get("tags") or []
+    text = _BEGIN + generated.partition(_BEGIN)[2].partition(_END)[0] + _END
+    data, tags = card.data, card.data.get("tags") or []
     data["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *_TAGS]))
-    for key in ("base_model", "library_name", "pipeline_tag", "metrics", *_INHERITED):
-        if data.get(key) is None:
-            data[key] = ours.get(key)
-    if results:
-        data["eval_results"] = list({_measured(result): result for result in results}.values())
-        data["model_name"] = data.get("model_name") or ours.get("model_name")
+    for key in ("base_model", "library_name", "pipeline_tag", "metrics", "model_name", *_INHERITED):
+        data[key] = data.get(key) or ours.get(key)
+    new = ours.get("eval_results") or []
+    old = [each for each in data.get("eval_results") or [] if not any(each.is_equal_except_value(one) for one in new)]
+    data["eval_results"] = [*old, *new] or None
     if _BEGIN in card.text:
-        card.text = _OURS.sub(lambda _: text, card.text)
+        card.text = _GENERATED.sub(lambda _: text, card.text)
     else:
         card.text = f"{card.text.rstrip()}\n\n{text}\n"
     return card
 
 
-def _measured(result: EvalResult) -> tuple[object, ...]:
-    """What was measured, whatever came out: of two, the later one stays."""
-    return (*result.unique_identifier, result.metric_type, result.metric_name)
+def _plain(text: object) -> str:
+    """One line of Markdown that stays inside its table cell."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _code(text: object) -> str:
+    return f"`{' '.join(str(text).split()).replace('`', '').replace('|', '')}`"
+
+
+def _number(form: str, value: object) -> str:
+    return form % value if isinstance(value, int | float) else "-"
+
+
+def describe_loading(out: Path, where: str) -> Loading:
+    """By the JSON files beside the weights; the code needs no `equalize`.
+
+    Args:
+        out: the directory.
+        where: arguments of the libraries' loaders: the quoted ORG/NAME, and `revision=` for a branch.
+
+    Raises:
+        CheckpointError: it is no model.
+    """
+    config, record = (read_json(path) if (path := out / name).is_file() else {} for name in _CONFIGS)
+    arch = str(record.get("arch", ""))
+    family, _, name = arch.partition(":")
+    if family in ("torchvision", "smp"):
+        arguments = record.get("arch_args")
+        return _of_state_dict(out, where, family, name, arguments if isinstance(arguments, dict) else {})
+    if arch == "mmseg":
+        code = "from huggingface_hub import snapshot_download\nfrom mmseg.apis import init_model\n\n"
+        code += f"path = snapshot_download({where})\n"
+        code += 'model = init_model(f"{path}/config.py", f"{path}/model.pth", device="cpu")'
+        return Loading(library=None, architecture="EncoderDecoder", code=code)
+    if arch and family != "transformers":
+        return Loading(library=None, architecture=without_paths(record)["arch"], code="")
+    if "_model_class" in config:
+        code = f"import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained({where}).eval()"
+        return Loading(library=_SMP, architecture=str(config["_model_class"]), code=code)
+    if "model_type" not in config:
+        expected = "a directory that calibrate or finetune wrote, or one saved by transformers or smp"
+        raise CheckpointError(out, "is no model that can be pushed", expected=expected)
+    named = config.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else ""
+    loader = name if name.isidentifier() else "AutoModelForSemanticSegmentation"
+    loaded = {"model": loader}
+    if any((out / f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")):
+        loaded = {"processor": "AutoImageProcessor", "model": loader}
+    code = f"from transformers import {', '.join(loaded.values())}\n"
+    code += "".join(f"\n{variable} = {each}.from_pretrained({where})" for variable, each in loaded.items())
+    return Loading(library="transformers", architecture=name, code=code)
+
+
+def _of_state_dict(out: Path, where: str, family: str, name: str, arguments: dict[str, Any]) -> Loading:
+    if family == "smp":
+        library, module, fixed = _SMP, "segmentation_models_pytorch", {"encoder_weights": None}
+    else:
+        library, module, fixed = None, "torchvision.models.segmentation", {"weights": None, "weights_backbone": None}
+    given = ", ".join(f"{key}={value!r}" for key, value in (arguments | fixed).items())
+    file = out / "model.safetensors"
+    keys = read_weights((file,)).tensors if file.is_file() else ("",)
+    prefix = next((each for each in PREFIXES if all(key.startswith(each) for key in keys)), "")
+    lines = [
+        "from huggingface_hub import hf_hub_download",
+        "from safetensors.torch import load_file",
+        f"from {module} import {name}\n",
+        f"model = {name}({given})",
+        f'state = load_file(hf_hub_download({where}, filename="model.safetensors"))',
+        f'state = {{key.removeprefix("{prefix}"): value for key, value in state.items()}}' if prefix else "",
+        "model.load_state_dict(state)",
+        "model.eval()",
+    ]
+    return Loading(library=library, architecture=name, code="\n".join(filter(None, lines)))

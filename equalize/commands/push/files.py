@@ -1,0 +1,148 @@
+"""Which files of a directory go to the Hub, which stay and why; no access token and no local path goes."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
+from equalize.checkpoint.source import HUB_ID
+from equalize.data.table_choice import Choice
+from equalize.errors import InputError
+
+__all__ = ["OutgoingFile", "choose_files", "refuse_tokens", "without_local_paths", "without_paths"]
+
+_STAYS = {
+    "hidden": (".*",),
+    "state for resuming a training run": (
+        *("last", "checkpoint-*", "global_step*", "optimizer*", "*.optimizer*", "*optim_states*", "scheduler.*"),
+        *("scaler.*", "rng_state*", "random_states*", "training_args.bin", "trainer_state.json", "zero_to_fp32.py"),
+    ),
+    "log of a training run": ("runs", "wandb", "events.out.tfevents.*", "*.log"),
+    "left by a program": ("__pycache__", "*.pyc", "*.tmp", "*.lock", "*.swp", "*~"),
+}
+"""Reason -> names of files and folders, in lower case."""
+
+_TOKEN = re.compile(rb"(?<![A-Za-z0-9_])(hf|api_org)_[A-Za-z0-9]{30,}")
+_NOT_SCANNED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_LONGEST_TEXT = 1 << 24  # bytes
+
+_RECORDS = ("equalize.json", ARCHITECTURE_FILE, "evaluation.json", "finetune.yaml")
+_PLACES = ("source", "data", "path", "output", "arch", "class_names")
+_SCHEMES = ("torchvision:", "smp:", "transformers:", "mmseg:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingFile:
+    """A file as it will stand in the repository.
+
+    Attributes:
+        path: relative, with forward slashes.
+        size: in bytes.
+        source: where it lies, or its content.
+    """
+
+    path: str
+    size: int
+    source: Path | bytes
+
+    def read(self) -> bytes:
+        """The content."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+
+def choose_files(directory: Path) -> tuple[list[OutgoingFile], dict[str, str]]:
+    """Walks a directory. Symbolic links are neither followed nor sent, wherever they lead.
+
+    Returns:
+        The files that go, and why each other file or folder stays.
+    """
+    found = dict(sorted(_walk(directory, "")))
+    going = {path: entry for path, entry in found.items() if isinstance(entry, Path)}
+    files = [OutgoingFile(path=path, size=entry.stat().st_size, source=entry) for path, entry in going.items()]
+    return files, {path: reason for path, reason in found.items() if isinstance(reason, str)}
+
+
+def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, Path | str]]:
+    """Pairs of a relative path and the file, or the reason why it stays."""
+    for entry in directory.iterdir():
+        path = prefix + entry.name
+        if reason := _reason_to_stay(entry):
+            yield path if path.isprintable() else ascii(path), reason
+        elif entry.is_dir():
+            yield from _walk(entry, f"{path}/")
+        else:
+            yield path, entry
+
+
+def _reason_to_stay(entry: Path) -> str | None:
+    if entry.is_symlink():
+        return "symbolic link"
+    if not entry.name.isprintable():
+        return "unprintable name"
+    for reason, patterns in _STAYS.items():
+        if any(fnmatchcase(entry.name.lower(), pattern) for pattern in patterns):
+            return reason
+    return None if entry.is_dir() or entry.is_file() else "not a plain file"
+
+
+def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
+    """Demands that no file but the weights holds an access token: the user's own, or what looks like one of the Hub's.
+
+    Raises:
+        InputError: names the file, never the token.
+    """
+    for file in files:
+        if file.path.lower().endswith(_NOT_SCANNED) or file.size > _LONGEST_TEXT:
+            continue
+        content = file.read()
+        if _TOKEN.search(content) or (token and token.encode() in content):
+            raise InputError(file.path, "holds what looks like an access token", remedy="remove it before pushing")
+
+
+def without_local_paths(file: OutgoingFile) -> OutgoingFile:
+    """The file as it is, or rewritten if it is one of ours that records paths of this machine.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if file.path not in _RECORDS:
+        return file
+    is_yaml = file.path.endswith(".yaml")
+    try:
+        before = yaml.safe_load(file.read()) if is_yaml else json.loads(file.read())
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(file.path, "is damaged", remedy="write the directory again") from error
+    after = without_paths(before)
+    if after == before:
+        return file
+    text = yaml.safe_dump(after, sort_keys=False) if is_yaml else json.dumps(after, indent=2, ensure_ascii=False) + "\n"
+    return replace(file, size=len(text.encode()), source=text.encode())
+
+
+def without_paths(content: Any) -> Any:
+    """A record with the last component in place of each path of this machine; ids on the Hub stay whole."""
+    if isinstance(content, list):
+        return [without_paths(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: _public(key, value, content) if key in _PLACES and isinstance(value, str) else without_paths(value)
+        for key, value in content.items()
+    }
+
+
+def _public(key: str, value: str, record: Mapping[str, Any]) -> str:
+    if key == "source":
+        on_hub = isinstance(record.get("revision"), str)  # only an id on the Hub resolves to a commit
+    else:
+        place = Choice.of(value).place
+        on_hub = key in ("data", "path") and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
+    scheme = next((scheme for scheme in _SCHEMES if value.startswith(scheme)), "")
+    path = value.removeprefix(scheme)
+    return value if on_hub else scheme + (PurePath(path).name or path)

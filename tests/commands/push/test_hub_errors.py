@@ -1,0 +1,39 @@
+"""What the Hub's client raises and logs shows neither the access token nor a signed address."""
+
+import logging
+
+import pytest
+from huggingface_hub.utils import logging as client_logging
+
+from equalize.commands.push.hub_errors import hub_errors
+from equalize.errors import InputError, ResourceError
+
+
+def ignore(line):
+    pass
+
+
+def test_secrets_are_cut_out_of_the_line():
+    told = "my own secret and hf_0123456789 at https://store/x?X-Signature=key"
+    with pytest.raises(ResourceError) as caught, hub_errors("acme/streets", "my own secret", ignore):
+        raise RuntimeError(told)
+    assert str(caught.value).startswith("acme/streets: the upload failed (*** and *** at https://store/x); push again")
+
+
+def test_the_clients_log_is_silent_meanwhile():
+    """Its retries are logged as warnings that name signed addresses."""
+    log = client_logging.get_logger("huggingface_hub.utils._http")
+    before = log.getEffectiveLevel()
+    with hub_errors("acme/streets", "token", ignore):
+        assert not log.isEnabledFor(logging.WARNING)
+    assert log.getEffectiveLevel() == before
+
+
+def test_our_own_errors_pass_unchanged():
+    with pytest.raises(InputError, match=r"^x: mine$"), hub_errors("acme/streets", "token", ignore):
+        raise InputError("x", "mine")
+
+
+def test_mistakes_of_our_own_are_not_blamed_on_the_hub():
+    with pytest.raises(TypeError), hub_errors("acme/streets", "token", ignore):
+        raise TypeError
