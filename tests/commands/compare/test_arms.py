@@ -1,6 +1,6 @@
 import pytest
 
-from equalize.commands.compare.arms import Arm, baselines, read_arms
+from equalize.commands.compare.arms import ARMS, Arm, baselines, read_arm, read_arms
 from equalize.errors import InputError
 
 
@@ -18,7 +18,12 @@ from equalize.errors import InputError
     ],
 )
 def test_names_of_arms(text, expected):
-    assert Arm.read(text) == expected
+    assert read_arm(text) == expected
+
+
+def test_every_arm_is_read_by_its_name():
+    assert [read_arm(arm.name) for arm in ARMS] == list(ARMS)
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ def test_names_of_arms(text, expected):
 )
 def test_what_is_no_arm(text):
     with pytest.raises(InputError, match="--arms"):
-        Arm.read(text)
+        read_arm(text)
 
 
 @pytest.mark.parametrize(
