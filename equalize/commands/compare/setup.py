@@ -18,6 +18,7 @@ __all__ = ["Notify", "Run", "Setup"]
 Notify = Callable[[str], None]
 """Called with a line for the user."""
 
+_OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate", "keep_norm"}
 _MAY_CHANGE = {"workers", "report_to"}
 _MAY_GROW = ("arms", "lrs", "seeds")
@@ -129,14 +130,10 @@ class Setup:
     def settings(self) -> dict[str, Any]:
         """What a comparison that goes on must have in common with this one; more arms, rates and seeds may come."""
         return {
-            "source": self.name.source,
-            "arch": self.name.arch,
-            "arch_args": dict(self.name.arch_args),
-            "init_missing": self.name.init_missing,
-            "num_classes": self.name.num_classes,
+            **{key: getattr(self.name, key) for key in _OF_NAME},
+            **{key: value for key, value in asdict(self.config).items() if key not in _SET_BY_RUN | _MAY_CHANGE},
             "train": self.train.fingerprint(),
             "val": self.val.fingerprint(),
-            **{key: value for key, value in asdict(self.config).items() if key not in _SET_BY_RUN | _MAY_CHANGE},
             "arms": [arm.name for arm in self.arms],
             "lrs": list(self.rates),
             "seeds": list(self.seeds),
