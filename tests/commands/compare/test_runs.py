@@ -4,105 +4,23 @@ import hashlib
 import json
 import math
 import shutil
-import sys
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from equalize.checkpoint.model_name import ModelName
-from equalize.commands.compare.arms import prepare_arm, read_arm, read_arms, scales
+from equalize.commands.compare.arms import read_arm, read_arms
 from equalize.commands.compare.compare import Comparison, compare
-from equalize.commands.compare.runs import digest
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.finetune.config import Recipe
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.loss import Trained
-from equalize.commands.images import Images, Measuring
 from equalize.errors import DataError, InputError, OutputError, SiteError
-from equalize.plan.apply import apply
+from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
 
 QUICK = Recipe(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
-
-FACTORY = """
-    import torch
-    from torch import nn
-
-    class Net(nn.Module):
-        def __init__(self, num_classes=5):
-            super().__init__()
-            self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-            self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2))
-            self.fuse = nn.Conv2d(16, 8, 1)
-            self.norm = nn.BatchNorm2d(8)
-            self.classify = nn.Conv2d(8, num_classes, 1)
-
-        def forward(self, x):
-            low = self.backbone(x)
-            high = nn.functional.interpolate(0.1 * self.deep(low), scale_factor=2, mode="bilinear")
-            return self.classify(self.norm(self.fuse(torch.cat([low, high], 1))).relu())
-
-    def row(inputs, outputs):
-        norms = [nn.BatchNorm2d(outputs), nn.ReLU(), nn.Conv2d(outputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 1), *norms)
-
-    class Two(nn.Module):
-        '''Two fusion layers, one behind the other, each with two BatchNorms behind it.'''
-
-        def __init__(self, num_classes=5):
-            super().__init__()
-            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-            self.deep = nn.Conv2d(8, 8, 3, 2, 1)
-            self.first = row(16, 6)
-            self.last = row(14, 6)
-            self.classify = nn.Conv2d(6, num_classes, 1)
-
-        def forward(self, x):
-            low = self.stem(x)
-            high = nn.functional.interpolate(self.deep(low), scale_factor=2, mode="bilinear")
-            first = nn.functional.max_pool2d(self.first(torch.cat([low, high], 1)), 2)
-            high = nn.functional.interpolate(first, scale_factor=2, mode="bilinear")
-            return self.classify(self.last(torch.cat([low, high], 1)))
-
-    class Plain(nn.Module):
-        def __init__(self, num_classes=5):
-            super().__init__()
-            self.backbone = nn.Conv2d(3, 8, 3, 2, 1)
-            self.classify = nn.Conv2d(8, num_classes, 1)
-
-        def forward(self, x):
-            return self.classify(self.backbone(x).relu())
-"""
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("five"), 5, counts={"train": 8, "val": 6})
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory) -> Path:
-    """A directory with the factory, whole.pth, backbone.pth (nothing else of it) and plain.pth."""
-    directory = tmp_path_factory.mktemp("nets")
-    (directory / "compared_net.py").write_text(textwrap.dedent(FACTORY))
-    sys.path.insert(0, str(directory))
-    import compared_net
-
-    sys.path.remove(str(directory))
-    torch.manual_seed(11)
-    whole = compared_net.Net().state_dict()
-    torch.save(whole, directory / "whole.pth")
-    torch.save({key: value for key, value in whole.items() if key.startswith("backbone")}, directory / "backbone.pth")
-    torch.save(compared_net.Two().state_dict(), directory / "two.pth")
-    torch.save(compared_net.Plain().state_dict(), directory / "plain.pth")
-    return directory
-
-
-def named(nets, file="whole.pth", factory="Net", **flags) -> ModelName:
-    return ModelName(source=str(nets / file), arch=f"{nets / 'compared_net.py'}:{factory}", **flags)
 
 
 def made(nets, scenes, arms, *, config=QUICK, name=None, **options) -> Setup:
@@ -278,103 +196,6 @@ def test_another_model_under_the_same_name_is_refused(nets, scenes, compared):
     finally:
         path.write_bytes(original)
     assert len(files(compared.out)) == RUNS
-
-
-# how an arm is prepared
-
-
-def loaded(nets, scenes):
-    checkpoint = named(nets).load()
-    return checkpoint, Images(str(scenes), checkpoint, Measuring(samples=4, size=(48, 64), device="cpu", split="train"))
-
-
-def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
-    (plain, images), (equalized, _) = loaded(nets, scenes), loaded(nets, scenes)
-    before = plain.model.fuse.weight.clone()
-    prepare_arm(plain, images, read_arm("redrawn"), 5)
-    plan = prepare_arm(equalized, images, read_arm("reinit"), 5)
-    assert not torch.allclose(plain.model.fuse.weight, before)
-    sigmas = torch.tensor([branch.std for branch in plan.sites[0].branches]).repeat_interleave(8)
-    torch.testing.assert_close(equalized.model.fuse.weight * sigmas[None, :, None, None], plain.model.fuse.weight)
-
-
-def norms_as_seen(model, images) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What each BatchNorm's statistics would be, from what enters it, in float64."""
-    seen: dict[str, list[torch.Tensor]] = {}
-    norms = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, x, path=path: seen.setdefault(path, []).append(x[0].double()))
-        for path, module in norms.items()
-    ]
-    with torch.no_grad():
-        for batch in images:
-            model(batch)
-    for hook in hooks:
-        hook.remove()
-    rows = {path: torch.cat(parts).movedim(1, 0).flatten(1) for path, parts in seen.items()}
-    return {path: (each.mean(1), each.var(1, correction=0)) for path, each in rows.items()}
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(nets, scenes, trained):
-    name = named(nets, "two.pth", "Two")
-    how = Measuring(samples=8, batch_size=1, size=(48, 64), device="cpu", split="train")  # eight blocks: two rounds
-    changed = {}
-    for arm in ("redrawn", "reinit"):
-        checkpoint = name.load()
-        images = Images(str(scenes), checkpoint, how)
-        if trained:
-            for module in checkpoint.model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_var.fill_(1.5)
-                    module.num_batches_tracked += 7
-        before = {key: tensor.clone() for key, tensor in checkpoint.model.state_dict().items()}
-        plan = prepare_arm(checkpoint, images, read_arm(arm), 5)
-        after = checkpoint.model.state_dict()
-        norms = {key for key in before if "running" in key or "tracked" in key}
-        changed[arm] = {key for key in norms if not torch.equal(before[key], after[key])}
-        assert changed[arm] == norms & set(plan.changed)
-        batches = [batch for block in images.read() for batch in block.batches]
-        for path, (mean, variance) in norms_as_seen(checkpoint.model, batches).items():
-            if f"{path}.running_var" in changed[arm]:
-                # float32 over some thousand numbers; estimated with what half of the images left in the norm before,
-                # they are off by per cents
-                torch.testing.assert_close(after[f"{path}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(after[f"{path}.running_var"].double(), variance, rtol=1e-4, atol=0)
-    assert changed["redrawn"] == changed["reinit"]
-    behind = {"first.1", "first.4", "last.1", "last.4"}
-    assert {key.rpartition(".")[0] for key in changed["redrawn"]} == (behind if trained else {*behind, "stem.1"})
-
-
-@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+keep-norm"])
-def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets, scenes, arm):
-    checkpoint, images = loaded(nets, scenes)
-    plan = prepare_arm(checkpoint, images, read_arm(arm), 1)
-    assert all(
-        module.running_mean.any() and module.num_batches_tracked
-        for module in checkpoint.model.modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    )
-    again, _ = loaded(nets, scenes)
-    assert digest(again.model) != digest(checkpoint.model)
-    apply(plan, again.model)
-    assert digest(again.model) == digest(checkpoint.model)
-
-
-def test_ratios_are_those_measured_and_those_that_training_sees(nets, scenes):
-    plans = {name: prepare_arm(*loaded(nets, scenes), read_arm(name), 0) for name in ("none", "preserve", "rescale")}
-    for name, plan, train_as, equal in (
-        ("none", "none", None, False),
-        ("preserve", "preserve", None, True),
-        ("preserve", "preserve", "folded", False),
-        ("rescale", "rescale", None, True),
-        ("rescale", "rescale", "folded", True),
-    ):
-        (site,) = scales(plans[plan], read_arm(name), train_as)
-        sigmas = [branch.std for branch in plans[plan].sites[0].branches]
-        assert site["ratio"] == pytest.approx(max(sigmas) / min(sigmas))
-        assert site["ratio"] > 5
-        assert site["ratio_after"] == pytest.approx(1.0 if equal else site["ratio"])
 
 
 # refusals
