@@ -1,11 +1,13 @@
 """`equalize compare`."""
 
-from typing import Annotated, Any, Literal
+import os
+from typing import Annotated, Literal
 
 import typer
 
 from equalize.cli import options as o
 from equalize.cli import training_options as t
+from equalize.errors import InputError
 
 __all__ = ["compare"]
 
@@ -84,40 +86,41 @@ def compare(
     """
     if lr is not None and lrs is not None:
         raise typer.BadParameter("cannot stand with --lrs", param_hint="--lr")
-    given: dict[str, Any] = {key: value for key, value in locals().items() if key in _SETTINGS and value is not None}
+    flags = {key: value for key, value in locals().items() if value is not None}
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        given |= {key: o.read_size(value) for key, value in {"size": size, "crop": crop}.items() if value}
+        flags |= {key: o.read_size(value) for key, value in {"size": size, "crop": crop}.items() if value}
         rates = o.read_numbers(lrs, "--lrs") if lrs else ()
         name = o.read_name(model, arch=arch, arch_args=arch_arg, init_missing=init_missing)
-        from equalize.commands.compare.arms import read_arms
-
-        read = read_arms(arms.split(","))
+        with terminal.among_peers() as peers:
+            if peers.is_main and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+                raise InputError(
+                    "torchrun", "a comparison runs in one process", remedy="call equalize compare without it"
+                )
+        from dataclasses import fields
         from pathlib import Path
 
         from equalize.cli.reports.comparison import comparison_report, markdown
+        from equalize.commands.compare.arms import read_arms
         from equalize.commands.compare.compare import compare as run
-        from equalize.commands.compare.compare import demand_one_process
         from equalize.commands.compare.curves import can_draw, draw_curves
         from equalize.commands.compare.setup import Setup
         from equalize.commands.finetune.config import Recipe
 
-        with terminal.among_peers() as peers:  # of several the others end in silence, for the main one says why
-            if peers.is_main:
-                demand_one_process()
+        given = {field.name: flags[field.name] for field in fields(Recipe) if field.name in flags}
         setup = Setup.make(
             name,
             data,
             Recipe.make(given, config),
-            arms=read,
+            arms=read_arms(arms.split(",")),
             rates=rates,
             seeds=seeds,
             evaluations=evaluations,
-            say=terminal.note,
+            notify=terminal.note,
         )
         with terminal.progress("training") as progress:
-            found = run(setup, out, progress=progress, say=terminal.note, warn=terminal.warn)
+            found = run(setup, out, progress=progress, notify=terminal.note, warn=terminal.warn)
         place, drawn = Path(out), can_draw()
         if drawn:
             draw_curves(found, place / "compare.png")
@@ -128,10 +131,3 @@ def compare(
         terminal.hint(f"wrote {wrote} to {out}")
         if not drawn:
             terminal.hint("for a picture of the learning curves: pip install 'equalize[plot]', then this command again")
-
-
-_SETTINGS = {
-    *("epochs", "max_steps", "batch_size", "accumulate", "optimizer", "lr", "head_lr_mult", "precision"),
-    *("freeze_backbone", "freeze_norms", "num_classes", "class_names", "ignore_index", "reduce_labels"),
-    *("train_split", "val_split", "samples", "train_as", "seed", "workers", "device"),
-}

@@ -9,7 +9,6 @@ sample variances" (1979). E[x^2] - E[x]^2 is never formed: it loses everything a
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -141,22 +140,8 @@ def pool(images: Sequence[ImageMoments]) -> Moments:
     number = len(n_I)
     if number > 1 and m2 > 0:
         variance = m2 / count
+        from scipy.special import stdtrit  # not for every command: importing it takes long
+
         residual = (q_I - variance * n_I).square().sum() * number / (number - 1)
-        ci95 = float(_student_t975(number - 1) * residual.sqrt() / m2 / 2)
+        ci95 = float(stdtrit(number - 1, 0.975) * residual.sqrt() / m2 / 2)
     return Moments(count=int(count), mean=float(mean), m2=float(m2), images=number, ci95=ci95)
-
-
-def _student_t975(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by Hill's expansion (CACM algorithm 396); exact for 1 and 2."""
-    if freedom == 1:
-        return math.tan(math.pi * 0.475)
-    if freedom == 2:
-        return math.sqrt(2 / (0.05 * 1.95) - 2)
-    z: float = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))

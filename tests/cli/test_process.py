@@ -27,7 +27,7 @@ def finish(process):
 def test_help_needs_nothing_heavy(argument):
     script = (
         "import sys; from equalize.cli import main; code = main(sys.argv[1:]);"
-        "heavy = {'torch', 'numpy', 'PIL', 'transformers', 'torchvision', 'rich'} & set(sys.modules);"
+        "heavy = {'torch', 'numpy', 'PIL', 'scipy', 'transformers', 'torchvision', 'rich'} & set(sys.modules);"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
     ended = subprocess.run(
