@@ -101,7 +101,7 @@ def compare(
         from equalize.commands.compare.compare import demand_one_process
         from equalize.commands.compare.curves import can_draw, draw_curves
         from equalize.commands.compare.setup import Setup
-        from equalize.commands.finetune.config import Recipe
+        from equalize.commands.finetune.config import TrainConfig
 
         with terminal.among_peers() as peers:  # of several the others end in silence, for the main one says why
             if peers.is_main:
@@ -109,7 +109,7 @@ def compare(
         setup = Setup.make(
             name,
             data,
-            Recipe.make(given, config),
+            TrainConfig.make(given, config),
             arms=read,
             rates=rates,
             seeds=seeds,

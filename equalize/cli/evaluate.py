@@ -44,11 +44,11 @@ def evaluate(
         height_width = o.read_size(size)
         name = o.read_name(model, arch=arch, arch_args=arch_arg, num_classes=num_classes)
         from equalize.cli.reports.training import score_report
-        from equalize.commands.evaluate import Evaluating
+        from equalize.commands.evaluate import EvalConfig
         from equalize.commands.evaluate import evaluate as score
         from equalize.distributed import is_main, leave
 
-        how = Evaluating(
+        config = EvalConfig(
             split=split,
             size=height_width,
             sliding_window=sliding_window,
@@ -61,7 +61,7 @@ def evaluate(
             workers=workers,
         )
         with terminal.progress("scoring") as progress:
-            found = score(name, data, how, progress=progress, say=terminal.note)
+            found = score(name, data, config, progress=progress, notify=terminal.note)
         if is_main():
             terminal.result(found.to_json())
             terminal.show(score_report(found))

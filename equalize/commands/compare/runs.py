@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from equalize.checkpoint import Checkpoint
 from equalize.commands.compare.setup import Run, Setup, demand_same
 from equalize.commands.compare.start import begin, digest, scales
-from equalize.commands.evaluate import Evaluating, confusion
+from equalize.commands.evaluate import image_confusions
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import check_splits, open_splits
-from equalize.commands.images import Images, Measuring, Progress, device_of
+from equalize.commands.images import Images, Progress, device_of
 from equalize.errors import InputError, OutputError, ResourceError
 from equalize.metrics import ConfusionMatrix, Score
 from equalize.moments.watch import undisturbed
@@ -113,7 +113,7 @@ class Runs:
             resume=True,
             prepare=prepare,
             progress=progress,
-            say=say,
+            notify=say,
             warn=warn,
         )
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -168,16 +168,8 @@ class Runs:
             apply(plan, checkpoint.model)
             return plan
         recipe = self.setup.recipe
-        how = Measuring(
-            samples=recipe.samples,
-            size=recipe.size,
-            split=self.setup.train.split,
-            batch_size=recipe.batch_size,
-            device=recipe.device,
-            workers=recipe.workers,
-            seed=run.seed,
-        )
-        plan = begin(checkpoint, Images(self.setup.data, checkpoint, how), run.arm, run.seed)
+        config = replace(recipe, seed=run.seed).measuring(self.setup.train.split)
+        plan = begin(checkpoint, Images(self.setup.data, checkpoint, config), run.arm, run.seed)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 
@@ -188,12 +180,9 @@ class Runs:
         found = open_splits(self.setup.data, recipe, lambda line: None)
         labelled = check_splits(checkpoint, found, recipe, device, lambda line: None)[1].val
         assert labelled is not None
-        each: list[ConfusionMatrix] = []
-        how = Evaluating(
-            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision or "fp32", workers=recipe.workers
-        )
         with undisturbed(checkpoint.model):
-            total = confusion(checkpoint, labelled, how, device, each=lambda image, counted: each.append(counted))
+            each = [counted for _, counted in image_confusions(checkpoint, labelled, recipe.scoring(), device)]
+        total = sum(each, ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index))
         counts_NKK = torch.stack([matrix.counts_KK for matrix in each]).numpy()
         intersection_NK = np.diagonal(counts_NKK, axis1=1, axis2=2)
         union_NK = counts_NKK.sum(axis=1) + counts_NKK.sum(axis=2) - intersection_NK

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.compare.arms import Arm
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.splits import open_splits
 from equalize.data import DataSet
 from equalize.errors import DataError, InputError
@@ -48,7 +48,7 @@ class Setup:
 
     name: ModelName
     data: str
-    recipe: Recipe
+    recipe: TrainConfig
     train: DataSet
     val: DataSet
     arms: tuple[Arm, ...]
@@ -60,7 +60,7 @@ class Setup:
         cls,
         name: ModelName,
         data: str,
-        recipe: Recipe,
+        recipe: TrainConfig,
         *,
         arms: tuple[Arm, ...],
         rates: tuple[float, ...] = (),
@@ -95,7 +95,6 @@ class Setup:
         recipe = recipe.resolved()
         batches = max(1, found.train.pairs // recipe.batch_size)  # as `trainer.arguments` has them
         steps = recipe.max_steps or (recipe.epochs or 1) * -(-batches // recipe.accumulate)
-        assert recipe.lr is not None
         timed = replace(
             recipe,
             epochs=None,
@@ -110,7 +109,7 @@ class Setup:
             train=found.train,
             val=found.val,
             arms=arms,
-            rates=rates or (recipe.lr,),
+            rates=rates or (recipe.peak_lr,),
             seeds=tuple(range(recipe.seed, recipe.seed + seeds)),
         )
 
@@ -119,7 +118,7 @@ class Setup:
         """Seed after seed, so that what is there of an unfinished comparison are whole pairs."""
         return [Run(arm=arm, rate=rate, seed=seed) for seed in self.seeds for rate in self.rates for arm in self.arms]
 
-    def recipe_of(self, run: Run) -> Recipe:
+    def recipe_of(self, run: Run) -> TrainConfig:
         """How a run is trained."""
         arm = run.arm
         return replace(

@@ -16,13 +16,13 @@ from equalize.commands.compare.arms import Arm, read_arms
 from equalize.commands.compare.compare import compare
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.compare.start import begin, digest, scales
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.images import Images, Measuring
 from equalize.errors import DataError, InputError, OutputError, SiteError
 from equalize.plan.apply import apply
 from tests.support.scenes import write_scenes
 
-QUICK = Recipe(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
+QUICK = TrainConfig(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
 
 FACTORY = """
     import torch
@@ -149,16 +149,16 @@ def test_a_planted_difference_is_found(nets, scenes, tmp_path, monkeypatch):
 
 
 def test_arms_of_a_seed_begin_alike_and_see_the_same_batches(nets, scenes, tmp_path, monkeypatch):
-    from equalize.commands.finetune.loss import Trained
+    from equalize.commands.finetune.loss import ModelWithLoss
 
     batches: list[str] = []
-    forward = Trained.forward
+    forward = ModelWithLoss.forward
 
     def watched(self, pixel_values, labels):
         batches.append(hashlib.sha256(pixel_values.numpy().tobytes() + labels.numpy().tobytes()).hexdigest())
         return forward(self, pixel_values, labels)
 
-    monkeypatch.setattr(Trained, "forward", watched)
+    monkeypatch.setattr(ModelWithLoss, "forward", watched)
     name = named(nets, "backbone.pth", init_missing=True, num_classes=5)
     arms = ["none", "rescale+keep-norm", "reinit+explicit"]
     compare(made(nets, scenes, arms, recipe=replace(QUICK, max_steps=3), name=name), tmp_path / "out")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.evaluate import Evaluating, evaluate
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.evaluate import EvalConfig, evaluate
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.images import Images
 from equalize.distributed import is_main, leave
@@ -24,7 +24,7 @@ from equalize.errors import CheckpointError, DataError, InputError, NumericsErro
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import in_two_processes, start
 
-QUICK = Recipe(
+QUICK = TrainConfig(
     max_steps=8,
     batch_size=4,
     lr=3e-3,
@@ -96,7 +96,7 @@ def test_transformers(segformer_dir, five_classes, tmp_path):
     scored = [line for line in lines if "mIoU" in line]
     assert [line["step"] for line in scored] == [2, 4, 6, 8]
     assert done.best == max(scored, key=lambda line: line["mIoU"])
-    again = evaluate(named(tmp_path / "out"), five_classes, Evaluating(size=(48, 64), device="cpu", batch_size=4))
+    again = evaluate(named(tmp_path / "out"), five_classes, EvalConfig(size=(48, 64), device="cpu", batch_size=4))
     assert again.mIoU == pytest.approx(done.best["mIoU"], abs=1e-6)
 
 
@@ -126,7 +126,7 @@ def test_smp(smp_dir, tmp_path):
     model = smp.from_pretrained(str(tmp_path / "out"))
     assert same(model.state_dict(), state(tmp_path / "out"))
     (root / "classes.txt").unlink()
-    score = evaluate(named(tmp_path / "out"), root, Evaluating(device="cpu"))
+    score = evaluate(named(tmp_path / "out"), root, EvalConfig(device="cpu"))
     assert [row.name for row in score.classes] == ["sky", "road"]
 
 
@@ -247,7 +247,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(custom, five_classes, tmp_pa
     random.seed(99)
     torch.manual_seed(99)
     said = []
-    finetune(custom, five_classes, out, STEADY, resume=True, say=said.append)
+    finetune(custom, five_classes, out, STEADY, resume=True, notify=said.append)
     assert_same_run(uninterrupted, out)
     assert ("going on after step 3" in said) == (3 < steps < 7)
 
@@ -292,7 +292,7 @@ def test_resuming_what_is_complete_changes_nothing(custom, five_classes, tmp_pat
     out = tmp_path / "out"
     shutil.copytree(uninterrupted, out)
     said = []
-    done = finetune(custom, five_classes, out, STEADY, resume=True, say=said.append)
+    done = finetune(custom, five_classes, out, STEADY, resume=True, notify=said.append)
     assert "the training was complete after step 7" in said
     assert done.steps == 7
     assert_same_run(uninterrupted, out)
@@ -421,7 +421,7 @@ def test_other_classes_draw_the_classifier_and_nothing_else(segformer_dir, tmp_p
     root = write_scenes(tmp_path / "data", 3, counts={"train": 4, "val": 2})
     (root / "classes.txt").write_text("sky\nroad\ncar\n")
     said = []
-    done = finetune(named(segformer_dir), root, tmp_path / "out", replace(QUICK, max_steps=1, lr=1e-9), say=said.append)
+    done = finetune(named(segformer_dir), root, tmp_path / "out", replace(QUICK, max_steps=1, lr=1e-9), notify=said.append)
     assert done.drawn == ("decode_head.classifier.weight", "decode_head.classifier.bias")
     assert any("drawn anew" in line and "decode_head.classifier.weight" in line for line in said)
     model = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out")
@@ -461,12 +461,12 @@ def test_stops_early_and_keeps_the_best(custom, five_classes, tmp_path):
     out = tmp_path / "out"
     recipe = replace(QUICK, max_steps=40, lr=0.5, clip=0.0, eval_every=1, patience=2)
     said = []
-    done = finetune(custom, five_classes, out, recipe, say=said.append)
+    done = finetune(custom, five_classes, out, recipe, notify=said.append)
     scored = [line["mIoU"] for line in metrics(out) if "mIoU" in line]
     assert done.steps == len(scored) < 40
     assert scored.index(max(scored)) == len(scored) - 3
     assert any("stopped early" in line for line in said)
-    how = Evaluating(size=(48, 64), device="cpu")
+    how = EvalConfig(size=(48, 64), device="cpu")
     best = evaluate(replace(custom, source=str(out)), five_classes, how)
     last = evaluate(replace(custom, source=str(out / "last/model")), five_classes, how)
     assert best.mIoU == pytest.approx(max(scored))
@@ -669,7 +669,7 @@ def test_what_was_trained_trains_on(custom, five_classes, tmp_path):
 
 
 def test_networks_that_match_masks_are_refused():
-    from equalize.commands.finetune.loss import Criterion, Trained
+    from equalize.commands.finetune.loss import Criterion, ModelWithLoss
 
     class Matcher(torch.nn.Conv2d):
         def forward(self, x, mask_labels=None):
@@ -677,7 +677,7 @@ def test_networks_that_match_masks_are_refused():
 
     checkpoint = type("Stub", (), {"model": Matcher(3, 3, 1), "architecture": "Matcher", "family": "custom"})()
     with pytest.raises(InputError, match="Matcher: is trained by matching masks"):
-        Trained(checkpoint, Criterion())
+        ModelWithLoss(checkpoint, Criterion())
 
 
 def test_loss_is_the_mean_over_labelled_pixels():

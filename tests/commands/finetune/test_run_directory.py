@@ -38,13 +38,13 @@ def test_a_model_takes_the_place_of_another_with_all_its_files(run):
     state.mkdir()
     (state / "trainer_state.json").write_text("{}")
     (run.path / "notes.txt").write_text("the user's")
-    with run.metrics.open("a") as held:  # as a logger holds its file
+    with (run.path / "metrics.jsonl").open("a") as held:  # as a logger holds its file
         run.put_model(saving("new"))
         held.write(json.dumps({"step": 1}) + "\n")
     run.record({"step": 2})
     assert model(run) == {"config.json": "new", "model.bin": "new"}
     assert run.lines() == [{"step": 1}, {"step": 2}]
-    assert run.checkpoint() == state
+    assert run.newest_state() == state
     assert (run.path / "notes.txt").read_text() == "the user's"
     assert (run.path / "finetune.yaml").read_text() == "lr: 1\n"
     assert [path.name for path in run.path.parent.iterdir()] == ["out"]
