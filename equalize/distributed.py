@@ -1,13 +1,28 @@
 """Several processes that work on one thing, as `torchrun` starts them."""
 
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-__all__ = ["broadcast_buffers", "in_step", "is_main", "join", "leave", "my_share", "summed", "wait"]
+from equalize.peers import ALONE, Peers
+
+__all__ = [
+    "broadcast_buffers",
+    "from_main",
+    "group",
+    "in_step",
+    "is_main",
+    "join",
+    "leave",
+    "my_share",
+    "summed",
+    "wait",
+]
 
 _Item = TypeVar("_Item")
 
@@ -67,8 +82,25 @@ def summed(tensor: Tensor, device: torch.device) -> Tensor:
 def broadcast_buffers(model: nn.Module) -> None:
     """Gives every process the main one's buffers, such as the running statistics of BatchNorms."""
     if _rank_and_number()[1] > 1:
-        for buffer in model.buffers():
+        for buffer in nn.Module.buffers(model):
             distributed.broadcast(buffer, src=0)
+
+
+def from_main(value: _Item) -> _Item:
+    """The main process's value, in every process; plain Python values."""
+    values = [value]
+    if _rank_and_number()[1] > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def group() -> Peers:
+    """The group that `join` joined, as processes that share a pass; without the time limit of its collectives."""
+    rank, number = _rank_and_number()
+    if number == 1:
+        return ALONE
+    name = from_main(secrets.token_hex(8))  # what an earlier pass left in the store must not be taken for this one's
+    return Peers(rank, number, PrefixStore(name, _get_default_store()))
 
 
 def wait() -> None:

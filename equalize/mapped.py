@@ -125,7 +125,9 @@ def brought_as_needed(*models: nn.Module) -> Iterator[None]:
             if id(tensor) in brought and brought[id(tensor)][0] is layer:
                 tensor.data = brought.pop(id(tensor))[2]
 
-    layers = [module for model in models for module in model.modules() if next(_tensors(module), None) is not None]
+    layers = [
+        module for model in models for module in nn.Module.modules(model) if next(_tensors(module), None) is not None
+    ]
     handles = [layer.register_forward_pre_hook(bring, prepend=True) for layer in layers]
     handles += [layer.register_forward_hook(take_back) for layer in layers]
     try:

@@ -175,16 +175,17 @@ ALONE = Peers()
 
 
 @contextlib.contextmanager
-def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[Peers]:
+def joined(exit_code_of: Callable[[BaseException], int], peers: Peers | None = None) -> Iterator[Peers]:
     """The processes that a launcher started, else this one alone; all leave together.
 
     Args:
         exit_code_of: the exit code that an exception means, which the others shall have too.
+        peers: the processes, where they have met already.
 
     Raises:
         PeerError: another process failed. ResourceError: another is gone, or they did not meet.
     """
-    peers = _join()
+    peers = peers or _join()
     if peers.number == 1:
         yield peers
         return

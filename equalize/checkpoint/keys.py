@@ -204,7 +204,7 @@ def _assign(model: nn.Module, found: Mapping[str, Tensor]) -> set[str]:
     """Put tensors in the place of the parameters that are on the meta device; those that are tied stay tied."""
     placed: dict[int, nn.Parameter] = {}
     assigned: set[str] = set()
-    for key, parameter in list(model.named_parameters(remove_duplicate=False)):
+    for key, parameter in list(nn.Module.named_parameters(model, remove_duplicate=False)):
         if parameter.is_meta:
             if id(parameter) not in placed:
                 placed[id(parameter)] = nn.Parameter(found[key], parameter.requires_grad)

@@ -94,7 +94,10 @@ class _Stage:
     def persistent(self) -> None:
         """``("storage", type, key, location, elements)``; in old files behind it a view, by a key of its own."""
         self.costs.step(STEPS_OF_CALL)
-        _, kind, key, _, elements, *view = expect(self.stack.pop(), tuple)
+        role, kind, *described = expect(self.stack.pop(), tuple)
+        if role == "module":  # old files hold the source code of a class beside its name
+            raise pickle.UnpicklingError(f"GLOBAL {kind}")
+        key, _, elements, *view = described
         if view and view[0] is not None:
             expect(expect(view[0], tuple)[0], str)
         self.costs.storage(expect(kind, Name), expect(key, str), expect(elements, int))

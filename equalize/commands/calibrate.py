@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
 from equalize.checkpoint.checkpoint import main_output
 from equalize.checkpoint.files.atomic import check_target
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
-from equalize.errors import InputError
+from equalize.errors import InputError, SiteError
+from equalize.graph.export import trace
 from equalize.mapped import own
 from equalize.peers import ALONE, Peers
 from equalize.plan.apply import apply, demand_fit
@@ -124,7 +125,7 @@ def embed(
         "output": None,
         "check": None,
     }
-    plan = replace(plan, facts=facts)
+    plan = _as_stored(replace(plan, facts=facts), checkpoint)
     if dry_run or not plan.sites or not peers.is_main:
         return plan
     return _write(checkpoint, name, plan, Path(out), [images.few(_CHECKED_IMAGES)], overwrite=overwrite)
@@ -144,10 +145,10 @@ def replay(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = Fa
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
     own(checkpoint.model, plan.changed)
     apply(plan, checkpoint.model)
-    shape = tuple(plan.facts.get("input_shape") or input_shape(checkpoint, None))
+    inputs = _random_images(plan, checkpoint)
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
     plan = replace(plan, facts={**plan.facts, **provenance})
-    return _write(checkpoint, name, plan, Path(out), _random_images(shape), overwrite=overwrite)
+    return _write(checkpoint, name, plan, Path(out), inputs, overwrite=overwrite)
 
 
 def verify(
@@ -163,9 +164,14 @@ def verify(
     original = name.load(mapped=_stays_in_files(plan))
     demand_fit(plan, original.model)
     if data is None:
-        inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
+        inputs = _random_images(plan, original)
     else:
         inputs = [Images(data, original, how or Measuring()).few(_CHECKED_IMAGES)]
+        got, expected = inputs[0].shape[1], (plan.facts.get("input_shape") or inputs[0].shape)[1]
+        if got != expected:
+            raise InputError(
+                "--data", "is read as images of other channels", got=got, expected=expected, remedy="leave it away"
+            )
     return plan, _prove(original, Path(out), name, plan, inputs)
 
 
@@ -187,6 +193,7 @@ def _write(
 
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
     assert original.origin is not None
+    plan = _as_stored(plan, original)
     on_disk = original.disk_keys()
     drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
     stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
@@ -204,6 +211,13 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
         lambda output: main_output(output, original.architecture),
         stored=max(dtypes, key=lambda dtype: torch.finfo(dtype).eps),
     )
+
+
+def _as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:
+    """The plan without the counters of BatchNorms that were saved before PyTorch 0.4.1, which had none."""
+    stored = checkpoint.disk_keys()
+    edits = (edit for edit in plan.edits if not edit.tensor.endswith(".num_batches_tracked") or edit.tensor in stored)
+    return replace(plan, edits=tuple(edits))
 
 
 def _stays_in_files(plan: Plan) -> bool:
@@ -247,9 +261,18 @@ def _as_planned(name: ModelName, plan: Plan) -> ModelName:
     )
 
 
-def _random_images(shape: Sequence[int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(tuple(shape), generator=generator)]
+def _random_images(plan: Plan, checkpoint: Checkpoint) -> list[Tensor]:
+    """Of the shape (N, C, H, W) that the plan was made with; where it does not say, of as many channels as fit."""
+    shape = tuple(plan.facts.get("input_shape") or ())
+    if not shape:
+        shape = input_shape(checkpoint, None)
+        try:
+            trace(checkpoint.model, torch.empty(shape, device="meta"))
+        except SiteError:
+            layers = nn.Module.modules(checkpoint.model)
+            channels = (layer.in_channels for layer in layers if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+            shape = (shape[0], next(channels, shape[1]), *shape[2:])
+    return [torch.randn(shape, generator=torch.Generator().manual_seed(0))]
 
 
 def _counted(keys: Sequence[str]) -> str:

@@ -120,7 +120,7 @@ def survey(
 
 def _scanned(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
     """A scan from the configuration alone, where that will do: the way of a run may depend on the weights there are."""
-    without = any(tensor.is_meta for tensor in model.parameters())
+    without = any(tensor.is_meta for tensor in nn.Module.parameters(model))
     try:
         found = scan(model, example, kinds=kinds)
     except SiteError:

@@ -111,7 +111,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
     Raises:
         SiteError: if `torch.export` refuses the network, or the network refuses the example.
     """
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)
     shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
     with _left_as_found(model), _quiet(), _without_stack_traces(), torch.no_grad():
@@ -134,7 +134,7 @@ def _left_as_found(model: nn.Module) -> Iterator[None]:
 
     A network may keep tensors of a run, which under export are none, and export puts copies in the place of lists.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in nn.Module.modules(model)]
     contents = [(container, container.copy()) for container in _containers(model)]
     try:
         model.eval()
@@ -154,7 +154,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 def _containers(model: nn.Module) -> list[Any]:
     """The modules' attributes, and every dict, list and set in them."""
     found: dict[int, Any] = {}
-    stack: list[Any] = [vars(module) for module in model.modules()]
+    stack: list[Any] = [vars(module) for module in nn.Module.modules(model)]
     while stack:
         value = stack.pop()
         if type(value) in _CONTAINERS and id(value) not in found:

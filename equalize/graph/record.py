@@ -74,20 +74,23 @@ def _plain(model: nn.Module) -> frozenset[str]:
     """The parameters that layers written in Python have; those of TorchScript can be neither watched nor replaced."""
     return frozenset(
         name
-        for path, module in model.named_modules(remove_duplicate=False)
+        for path, module in nn.Module.named_modules(model, remove_duplicate=False)
         if not isinstance(module, torch.jit.ScriptModule)
-        for name, _ in module.named_parameters(path, recurse=False)
+        for name, _ in nn.Module.named_parameters(module, path, recurse=False)
     )
 
 
 def accelerators(model: nn.Module) -> list[int]:
     """The CUDA devices that a model is on, whose random state a run of it may move."""
-    return sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
+    return sorted({tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"})
 
 
 def _for_the_run(model: nn.Module) -> dict[str, Tensor]:
     """The model's own parameters, copies of its buffers, and draws for what is on the meta device, by name."""
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    named = (
+        *nn.Module.named_parameters(model, remove_duplicate=False),
+        *nn.Module.named_buffers(model, remove_duplicate=False),
+    )
     missing = {id(tensor): tensor.numel() for _, tensor in named if tensor.is_meta}
     if sum(missing.values()) > _MOST_DRAWN:
         raise ValueError("it is too large to be run on weights that are drawn for that")
@@ -168,7 +171,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     @contextlib.contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """Keeps track of which of the model's modules is being called."""
-        paths = {id(module): path for path, module in model.named_modules()}
+        paths = {id(module): path for path, module in nn.Module.named_modules(model)}
 
         def enter(module: nn.Module, args: object) -> None:
             self._modules.append((paths.get(id(module), self._modules[-1][0]), type(module).__name__))

@@ -27,7 +27,7 @@ def untouched_norms(model: nn.Module) -> list[str]:
     """
     return [
         f"{path}.running_mean" if path else "running_mean"
-        for path, module in model.named_modules()
+        for path, module in nn.Module.named_modules(model)
         if isinstance(module, _BatchNorm)
         and module.running_mean is not None
         and module.running_var is not None
@@ -59,7 +59,7 @@ def estimate_norms(
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
     """
-    buffers = dict(model.named_buffers())
+    buffers = dict(nn.Module.named_buffers(model))
     values: dict[str, Tensor] = {}
     with undisturbed(model):
         for level in _levels(norms, before or {}):

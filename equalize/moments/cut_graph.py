@@ -127,7 +127,9 @@ def _asks_for_values(program: ExportedProgram) -> bool:
 
 def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:
     """Parameters, buffers and constants, in the order of the graph's placeholders: the model's own tensors."""
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False)) | dict(
+        nn.Module.named_buffers(model, remove_duplicate=False)
+    )
     constants: Mapping[str, Any] = program.constants
     targets = [spec.target for spec in program.graph_signature.input_specs if spec.target is not None]
     return [tensors[target] if target in tensors else constants[target] for target in targets]

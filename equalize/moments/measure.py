@@ -63,7 +63,7 @@ def measure(
     """
     if not sites:
         return {}
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(parameter.is_meta for parameter in nn.Module.parameters(model)):
         raise SiteError(type(model).__name__, "is on the meta device, without weights", remedy="load its weights")
     blocks = as_blocks(batches, names)
     with undisturbed(model):
@@ -92,7 +92,7 @@ class _Way:
         self._model = model
         self._compiled = compiled
         self._sites = sites
-        self._device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self._device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
         self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph | None] = {}
         if not blocks.shapes or not all(blocks.shapes) or (blocks.pixels < _PAYS and not compiled):
             self.name = "hooks (so few images that cutting the graph would take longer)"

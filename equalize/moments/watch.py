@@ -139,7 +139,9 @@ def run(
     Raises:
         SiteError: if `strict` and a watched layer was not called.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False)) | dict(
+        nn.Module.named_buffers(model, remove_duplicate=False)
+    )
     watched = {id(tensors[key]): handler for key, handler in handlers.items()}
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     for batch in batches:
@@ -179,15 +181,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Restored, also after an interruption: the mode of every module, every buffer, the random state, TF32 switches.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in nn.Module.modules(model)]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
+        for module in nn.Module.modules(model)
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
+    devices = sorted(
+        {tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"}
+    )
     try:
         model.eval()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

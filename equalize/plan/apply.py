@@ -43,8 +43,8 @@ def demand_fit(plan: Plan, model: nn.Module) -> None:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
+        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
     }
 
 
@@ -70,7 +70,10 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
 
 def with_aliases(edits: Iterable[Edit], model: nn.Module) -> tuple[Edit, ...]:
     """The edits with all the names that `model` has for their tensors."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = [
+        *nn.Module.named_parameters(model, remove_duplicate=False),
+        *nn.Module.named_buffers(model, remove_duplicate=False),
+    ]
     names: dict[int, list[str]] = {}
     for key, tensor in tensors:
         names.setdefault(id(tensor), []).append(key)

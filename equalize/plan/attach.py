@@ -26,8 +26,8 @@ def attach(plan: Plan, model: nn.Module) -> None:
         SiteError: if a layer is not in the model, has another shape, or is already parametrized; the model is then
             unchanged.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    attached = {path for path, layer in model.named_modules() if parametrize.is_parametrized(layer)}
+    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
+    attached = {path for path, layer in nn.Module.named_modules(model) if parametrize.is_parametrized(layer)}
     for site in plan.sites:
         if site.weight.rpartition(".")[0] in attached:
             raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
@@ -54,7 +54,7 @@ def fold(model: nn.Module) -> None:
 
     What training did not change comes back to the last bit.
     """
-    for layer in model.modules():
+    for layer in nn.Module.modules(model):
         if "parametrizations" not in layer._modules:  # a compiled module has those of the one that it wraps
             continue
         lists = _parametrizations(layer)

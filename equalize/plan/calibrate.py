@@ -16,14 +16,14 @@ from equalize.moments.batch_norms import estimate_norms, untouched_norms
 from equalize.moments.blocks import Blocks
 from equalize.moments.measure import measure
 from equalize.moments.moments import Moments
-from equalize.moments.watch import Batch
+from equalize.moments.watch import Batch, inputs_of
 from equalize.plan.apply import apply_edits, with_aliases
 from equalize.plan.plan import Edit, Plan, Strategy
 from equalize.plan.strategies import CHANGES_FUNCTION, choose, equalize_site, with_moments
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import Refusal, Site
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "norms_behind", "re_estimate", "stages"]
 
 # Without a tolerance asked for, the moments count as converged when every sigma is known this well.
 CONVERGED = 0.05
@@ -66,8 +66,11 @@ def calibrate(
     start = time.perf_counter()
     if isinstance(batches, Iterator):
         batches = list(batches)
-    if found is None:
-        found = scan(model, _first(batches))
+    shapes = batches.shapes if isinstance(batches, Blocks) else None
+    if found is None or shapes is None:
+        first = _first(batches)
+        shapes = tuple(tuple(tensor.shape) for tensor in inputs_of(first))
+        found = found or scan(model, first)
     sites = [replace(site, strategy=choose(site, strategy, drawn)) for site in found.sites]
     moments: dict[str, list[Moments]] = {}
     ways: list[str] = []
@@ -75,8 +78,8 @@ def calibrate(
     edits: list[Edit] = []
     refusals: list[Refusal] = []
     if any(site.strategy in CHANGES_FUNCTION for site in sites):
-        edits += _estimate(model, untouched_norms(model), batches, found)
-    for stage in _stages(sites):
+        edits += re_estimate(model, untouched_norms(model), batches, found)
+    for stage in stages(sites):
         moments |= measure(model, stage, batches, tolerance=tolerance, names=names, compiled=compiled, tell=ways.append)
         for site in stage:
             measured = with_moments(site, moments[site.layer])
@@ -87,7 +90,7 @@ def calibrate(
                 done.append(measured)
                 apply_edits(result, model)
                 edits += result
-        edits += _estimate(model, _norms_behind(stage, sites), batches, found)
+        edits += re_estimate(model, norms_behind(stage, sites), batches, found)
     done.sort(key=lambda site: [each.layer for each in sites].index(site.layer))
     return Plan(
         strategy=strategy,
@@ -100,6 +103,7 @@ def calibrate(
             "images": max((each.images or 0 for branches in moments.values() for each in branches), default=0),
             "seconds": round(time.perf_counter() - start, 3),
             "measured_by": ways[0] if ways else None,
+            "input_shape": [2, *shapes[0][1:]] if len(shapes) == 1 else None,
             "converged": _converged(moments, CONVERGED if tolerance is None else tolerance),
         },
     )
@@ -114,7 +118,7 @@ def _first(batches: Iterable[Batch] | Blocks) -> Batch:
     return first
 
 
-def _stages(sites: Sequence[Site]) -> list[list[Site]]:
+def stages(sites: Sequence[Site]) -> list[list[Site]]:
     """Sites that can be measured in one pass: as many rewritten levels lie before each."""
     changing = {site.layer for site in sites if site.strategy in CHANGES_FUNCTION}
     level: dict[str, int] = {}
@@ -124,7 +128,7 @@ def _stages(sites: Sequence[Site]) -> list[list[Site]]:
     return [[site for site in sites if level[site.layer] == each] for each in sorted(set(level.values()))]
 
 
-def _norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
+def norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
     """The BatchNorms that a rewritten stage reaches and no later rewriting does."""
     changing = [site for site in sites if site.strategy in CHANGES_FUNCTION]
     behind = [norm for site in changing if site in stage for norm in site.norms]
@@ -138,8 +142,8 @@ def _norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
     return [norm for norm in dict.fromkeys(behind) if norm not in later]
 
 
-def _estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:
-    """Re-estimates norms and writes them into the model."""
+def re_estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:
+    """Re-estimates norms, each on what it will see, and writes them into the model."""
     values: Mapping[str, Tensor] = estimate_norms(model, norms, batches, found.norms)
     edits = [
         Edit(tensor=key, action="set", values=tuple(value.double().flatten().tolist())) for key, value in values.items()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import equalize
 from equalize.checkpoint import load
+from equalize.checkpoint.build import load_factory
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.calibrate import embed, find, replay, verify
 from equalize.commands.images import Measuring
@@ -190,6 +192,35 @@ def test_a_plan_never_names_code_to_run(custom, photos, tmp_path):
         verify(tmp_path / "out", nameless)
     with pytest.raises(InputError, match="name that code again"):
         replay(Plan.read(tmp_path / "out"), nameless, tmp_path / "again")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("in_one_go", [True, False])
+def test_networks_of_other_channels_saved_from_python_are_verified(tmp_path, photos, channels, in_one_go):
+    code = tmp_path / "net.py"
+    code.write_text(FACTORY.replace("Conv2d(3, width", f"Conv2d({channels}, width"))
+    name = ModelName(source=str(tmp_path / "net.pt"), arch=f"{code}:Net")
+    torch.manual_seed(8)
+    torch.save(load_factory(name.arch)().state_dict(), name.source)
+    checkpoint, images = equalize.load(name.source, arch=name.arch), [torch.randn(3, channels, 32, 48)]
+    if in_one_go:
+        plan = equalize.calibrate(checkpoint.model, images, strategy="rescale")
+        assert plan.facts["input_shape"] == [2, channels, 32, 48]
+    else:  # such a plan knows nothing of the images
+        found = equalize.scan(checkpoint.model, images[0])
+        moments = equalize.measure(checkpoint.model, found.sites, images)
+        plan = equalize.make_plan(checkpoint.model, found.sites, moments, strategy="rescale")
+        equalize.apply(plan, checkpoint.model)
+    checkpoint.save(tmp_path / "out", plan)
+    read, check = verify(tmp_path / "out", name)
+    assert read.changed == plan.changed != ()
+    assert check.interior < 1e-5
+    replay(plan, name, tmp_path / "again")
+    if in_one_go:
+        with pytest.raises(
+            InputError, match=rf"--data: is read as images of other channels, got 3, expected {channels}"
+        ):
+            verify(tmp_path / "out", name, photos)
 
 
 def test_a_plan_of_another_network_is_refused(custom, photos, tmp_path):

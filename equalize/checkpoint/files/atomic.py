@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import secrets
@@ -14,6 +13,11 @@ from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["CLASS_NAMES_FILE", "atomic_directory", "copy_side_files", "take_place"]
 
 CLASS_NAMES_FILE = "class_names.json"
@@ -21,6 +25,7 @@ CLASS_NAMES_FILE = "class_names.json"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _SETTLED = 1.0  # seconds
+_WINDOWS = os.name == "nt"
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 
@@ -61,7 +66,9 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
 
 
 def _claim(work: Path) -> int | None:
-    """Lock a temporary directory for as long as this process lives; None where the file system has no locks."""
+    """Lock a temporary directory for as long as this process lives; None where there are no locks for directories."""
+    if fcntl is None:
+        return None
     descriptor = os.open(work, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +108,8 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
     above = next((place for place in out.parents if place.exists()), out.parent)
     if not above.is_dir():
         raise OutputError(out, f"cannot be made: {above} is not a directory")
-    if not os.access(above, os.W_OK | os.X_OK) or os.statvfs(above).f_flag & os.ST_RDONLY:
+    read_only = hasattr(os, "statvfs") and os.statvfs(above).f_flag & os.ST_RDONLY
+    if read_only or not os.access(above, os.W_OK | os.X_OK):
         raise ResourceError(out, f"cannot be written: {above} is read-only or not yours")
 
 
@@ -134,13 +142,16 @@ def _flush(directory: Path) -> None:
     readable = directory.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
     for folder, _, names in os.walk(directory):
         for name in names:
-            with open(os.path.join(folder, name), "rb") as file:
-                os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | readable)
+            with open(os.path.join(folder, name), "r+b" if _WINDOWS else "rb") as file:
+                if not _WINDOWS:
+                    os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | readable)
                 os.fsync(file.fileno())
         _flush_directory(Path(folder))
 
 
 def _flush_directory(directory: Path) -> None:
+    if _WINDOWS:  # which opens no directories
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

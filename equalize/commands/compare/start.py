@@ -5,7 +5,6 @@ their first value is still there, and it must not be mistaken for equalization.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,9 @@ from equalize.commands.calibrate import find
 from equalize.commands.compare.arms import Arm
 from equalize.commands.images import Images
 from equalize.errors import SiteError
-from equalize.moments.batch_norms import estimate_norms, untouched_norms
+from equalize.moments.batch_norms import untouched_norms
 from equalize.plan.apply import apply_edits, redraw, with_aliases
-from equalize.plan.calibrate import calibrate
+from equalize.plan.calibrate import calibrate, norms_behind, re_estimate, stages
 from equalize.plan.plan import Edit, Plan
 from equalize.sites.scan import Scan
 from equalize.sites.sites import Site
@@ -46,10 +45,9 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
     found = find(checkpoint, images.shape)
     if not found.sites:
         raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
-    edits = _estimate(model, untouched_norms(model), images)
+    edits = re_estimate(model, untouched_norms(model), images, found)
     if arm.redrawn:
-        edits += _redraw(model, found, seed)
-        edits += _estimate(model, list(dict.fromkeys(norm for site in found.sites for norm in site.norms)), images)
+        edits += _redraw(model, images, found, seed)
     plan = calibrate(
         model,
         images,
@@ -62,27 +60,26 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
     return replace(plan, edits=with_aliases((*edits, *plan.edits), model))
 
 
-def _estimate(model: nn.Module, norms: Sequence[str], images: Images) -> list[Edit]:
-    edits = [
-        Edit(tensor=key, action="set", values=tuple(value.double().flatten().tolist()))
-        for key, value in estimate_norms(model, norms, images).items()
-    ]
-    apply_edits(edits, model)
-    return edits
+def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Edit]:
+    """What `reinit` does but for equalizing: the same draws, the same norms re-estimated, in the same stages.
 
-
-def _redraw(model: nn.Module, found: Scan, seed: int) -> list[Edit]:
-    """As `reinit` draws: the layer of the site at place i under seed + i."""
+    The layer of the site at place i is drawn under seed + i.
+    """
+    sites = [replace(site, strategy="reinit") for site in found.sites]
     edits: list[Edit] = []
-    for place, site in enumerate(found.sites):
-        try:
-            redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed + place)
-        except (SiteError, AttributeError):
-            continue  # `reinit` refuses it too
-        keys = [site.weight] + ([site.bias] if site.bias else [])
-        edits += [Edit(tensor=key, action="draw", seed=seed + place) for key in keys]
-    apply_edits(edits, model)
+    for stage in stages(sites):
+        draws = [edit for site in stage for edit in _draws(model, site, seed + sites.index(site))]
+        apply_edits(draws, model)
+        edits += draws + re_estimate(model, norms_behind(stage, sites), images, found)
     return edits
+
+
+def _draws(model: nn.Module, site: Site, seed: int) -> list[Edit]:
+    try:
+        redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed)
+    except (SiteError, AttributeError):
+        return []  # `reinit` refuses it too
+    return [Edit(tensor=key, action="draw", seed=seed) for key in (site.weight, site.bias) if key]
 
 
 def scales(plan: Plan, arm: Arm) -> list[dict[str, Any]]:

@@ -24,8 +24,9 @@ from equalize.commands.finetune.sitting import Keeper, train, unchanged_globals
 from equalize.commands.finetune.splits import Splits, check_splits, open_splits
 from equalize.commands.finetune.trainer import check_trackers
 from equalize.commands.images import Measuring, Progress, device_of
-from equalize.distributed import is_main, join, wait
+from equalize.distributed import from_main, group, is_main, join, wait
 from equalize.errors import InputError, ResourceError
+from equalize.peers import joined
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
@@ -212,7 +213,7 @@ def _refuse_early(checkpoint: Checkpoint, splits: Splits, recipe: Recipe, *, wil
 def _equalize(
     name: ModelName, checkpoint: Checkpoint, splits: Splits, recipe: Recipe, run: RunDirectory, say: Say, warn: Say
 ) -> Plan | None:
-    """The plan in effect, carried out on the model; measured once, by the main process, whoever resumes."""
+    """The plan in effect, carried out on the model; measured once, by all processes together, whoever resumes."""
     if recipe.calibrate is None:
         if checkpoint.plan_json is None:
             return None
@@ -221,7 +222,7 @@ def _equalize(
             warn(f"{name.source} was trained since its scales were measured")
         return plan
     kept = run.last / "equalize.json"
-    if not kept.is_file() and is_main():
+    if not from_main(kept.is_file()):
         dataset = splits.train.dataset
         how = Measuring(
             samples=recipe.samples,
@@ -232,24 +233,32 @@ def _equalize(
             workers=recipe.workers,
             seed=recipe.seed,
         )
-        plan = embed(
-            name,
-            dataset.root,
-            run.path,
-            strategy=recipe.calibrate,
-            keep_norm=recipe.keep_norm,
-            how=how,
-            dry_run=True,
-            say=say,
-            warn=warn,
-        )
+        with joined(_exit_code, group()) as peers:
+            plan = embed(
+                name,
+                dataset.root,
+                run.path,
+                strategy=recipe.calibrate,
+                keep_norm=recipe.keep_norm,
+                how=how,
+                dry_run=True,
+                peers=peers,
+                say=say,
+                warn=warn,
+            )
         if not plan.sites:
             warn(f"{name.source} has no fusion layer that can be equalized")
-        write_whole(kept, json.dumps(plan.to_json()))
+        if is_main():
+            write_whole(kept, json.dumps(plan.to_json()))
     wait()
     plan = Plan.read(kept)
     apply(plan, checkpoint.model)
     return plan
+
+
+def _exit_code(error: BaseException) -> int:
+    """The exit code of the other processes where one fails; what is interrupted ends as Ctrl-C ends it."""
+    return int(getattr(error, "exit_code", 1 if isinstance(error, Exception) else 130))
 
 
 def _seen_by_optimiser(plan: Plan | None, train_as: TrainAs | None) -> Plan | None:

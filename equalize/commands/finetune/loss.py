@@ -133,7 +133,7 @@ _ADAPTERS = {
 def backbone_of(checkpoint: Checkpoint) -> str | None:
     """The module path of the network's backbone, if it has one."""
     known = (*_ADAPTERS[checkpoint.family].backbones, getattr(checkpoint.model, "base_model_prefix", ""))
-    children = dict(checkpoint.model.named_children())
+    children = dict(nn.Module.named_children(checkpoint.model))
     return next((name for name in known if name in children), None)
 
 

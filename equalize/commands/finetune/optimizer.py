@@ -30,10 +30,10 @@ def freeze(model: nn.Module, backbone: str | None, recipe: Recipe) -> tuple[nn.M
     if recipe.freeze_backbone and backbone is not None:
         frozen.append(model.get_submodule(backbone))
     if recipe.freeze_norms:
-        frozen += [module for module in model.modules() if isinstance(module, _NORMS)]
+        frozen += [module for module in nn.Module.modules(model) if isinstance(module, _NORMS)]
     for module in frozen:
         module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not any(parameter.requires_grad for parameter in nn.Module.parameters(model)):
         raise InputError("--freeze-backbone", "leaves nothing to train")
     return tuple(frozen)
 
@@ -47,7 +47,7 @@ def make_optimiser(model: nn.Module, backbone: str | None, recipe: Recipe) -> Op
     if backbone is None and recipe.head_lr_mult != 1:
         raise InputError("--head-lr-mult", "the network has no part called backbone or encoder", remedy="leave it away")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in nn.Module.named_parameters(model):
         if parameter.requires_grad:
             of_head = backbone is None or not name.startswith(f"{backbone}.")
             groups.setdefault((of_head, parameter.ndim > 1), []).append(parameter)

@@ -47,7 +47,7 @@ def _origin(facts: Facts) -> Iterator[str]:
             "with scale equalization embedded in its fusion layers" if plan.sites else "without equalized fusion layers"
         )
         version = plan.facts.get("equalize", "")
-        yield f"A semantic segmentation {kind} {how} fusion layers, by `equalize` {version}. Paper: {_PAPER}.\n"
+        yield f"A semantic segmentation {kind} {how}, by `equalize` {version}. Paper: {_PAPER}.\n"
     yield from _base(facts.base) if facts.base else ()
     drawn = plan.facts.get("drawn") if plan else None
     if plan and drawn:

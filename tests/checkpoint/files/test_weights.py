@@ -197,12 +197,25 @@ def _zip_pickle(path, content):
         archive.writestr("archive/version", b"3\n")
 
 
-def test_whole_module_is_refused_by_name(tmp_path):
+class _Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code:UserWarning")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("module", "name"), [(nn.Conv2d(1, 1, 1), "torch.nn.modules.conv.Conv2d"), (_Whole(), f"{__name__}._Whole")]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_whole_module_is_refused_by_name(tmp_path, module, name, zipped, nested):
     path = tmp_path / "model.pth"
-    torch.save(nn.Conv2d(1, 1, 1), path)
+    content = {"model": module, "epoch": 1} if nested else module
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     sentence = refusal(path)
-    assert "torch.nn.modules.conv.Conv2d" in sentence
-    assert "state_dict" in sentence
+    assert f"its pickle asks for {name!r}, which is code and not weights" in sentence
+    assert "save the state dict alone: torch.save(model.state_dict(), 'weights.pth')" in sentence
 
 
 def test_gadget_is_refused_by_name(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,8 +18,9 @@ from equalize.checkpoint.model_name import ModelName
 from equalize.commands.evaluate import Evaluating, evaluate
 from equalize.commands.finetune.config import Recipe
 from equalize.commands.finetune.finetune import finetune
+from equalize.commands.images import Images
 from equalize.distributed import is_main, leave
-from equalize.errors import CheckpointError, DataError, InputError, NumericsError, OutputError, ResourceError
+from equalize.errors import CheckpointError, DataError, InputError, NumericsError, OutputError, PeerError, ResourceError
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import in_two_processes, start
 
@@ -528,7 +530,17 @@ def train_beside(name, data, out, recipe, sharded):
             begin(self, *args, **kwargs)
 
         state.AcceleratorState.__init__ = begin_sharded
+    blocks = []
+    read = Images.read
+
+    def watched(self, first=0, step=1):
+        for block in read(self, first, step):
+            blocks.append(block.index)
+            yield block
+
+    Images.read = watched
     done = finetune(name, data, out, recipe)
+    (out.parent / f"blocks{os.environ['RANK']}.json").write_text(json.dumps(blocks))
     if is_main():
         (out.parent / "done.json").write_text(json.dumps(done.to_json()))
     leave()
@@ -541,6 +553,10 @@ def test_two_processes_train_as_one_that_accumulates(five_classes, calm, trained
     out = tmp_path / "two"
     in_two_processes(train_beside, calm, five_classes, out, ALONE, sharded, env=FSDP if sharded else None)
     two = json.loads((tmp_path / "done.json").read_text())
+    measured = [json.loads((tmp_path / f"blocks{rank}.json").read_text()) for rank in range(2)]
+    assert measured == [[0, 2], [1, 3]]  # each image of the four by one of them, in a single pass
+    sites = [json.loads((each / "equalize.json").read_text())["sites"] for each in (whole, out)]
+    assert sites[0] == sites[1]  # to the last bit: the same blocks, merged in the same order
     assert two["steps"] == 3
     assert two["train_as"] == "explicit"
     assert two["best"]["images"] == 3
@@ -550,6 +566,24 @@ def test_two_processes_train_as_one_that_accumulates(five_classes, calm, trained
     assert all(torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-5) for key in first)
     (state,) = (out / "last").glob("checkpoint-*")
     assert (state / "pytorch_model_fsdp.bin").is_file() == sharded
+
+
+def calibrate_with_one_that_fails(name, data, out):
+    def broken(self, first=0, step=1):
+        raise DataError("second.png", "cannot be read")
+        yield
+
+    fails = os.environ["RANK"] == "1"
+    if fails:
+        Images.read = broken
+    with pytest.raises(DataError if fails else PeerError) as caught:
+        finetune(name, data, out, ALONE)
+    assert fails or caught.value.code == DataError.exit_code
+    leave()
+
+
+def test_where_one_process_cannot_measure_both_end(five_classes, calm, tmp_path):
+    in_two_processes(calibrate_with_one_that_fails, calm, five_classes, tmp_path / "out")
 
 
 def test_launches_that_are_not_served(custom, five_classes, tmp_path, monkeypatch):

@@ -233,6 +233,6 @@ def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
         mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
     result: nn.Module = model.eval()
-    for parameter in () if mapped else result.parameters():  # odd addresses change the last bit of a product
+    for parameter in () if mapped else nn.Module.parameters(result):  # odd addresses change the last bit of a product
         parameter.data = parameter.data.clone()
     return result
