@@ -88,6 +88,7 @@ def test_where_nothing_changes_the_proof_finds_not_even_a_last_bit(run_cli, phot
     words = ("calibrate", name.source, "--data", photos, "-o", tmp_path / "out", "--strategy", "preserve", *flags)
     ran = run_cli(*words, "--json")
     assert ran.code == 0, ran.err
+    # both networks are run from memory that is aligned alike
     assert json.loads(ran.out)["check"] == {"max_abs_change": 0.0, "interior": 0.0, "border": 0.0}
 
 
@@ -188,7 +189,7 @@ def test_layers_are_brought_as_they_are_needed(in_file):
         there[0].inner.register_forward_hook(lambda *_: inside.append(file_at(there[0].inner.weight)))
         first, second = there(x), there(x)
         assert {tensor.dtype for tensor in there.parameters()} == {dtype}
-    assert torch.equal(first, here(x))
+    assert torch.equal(first, here(x))  # each layer comes to where an allocator puts it: the same kernels
     assert torch.equal(second, first)
     assert not any(name.endswith("net.safetensors") for name in inside)
     assert all(file_at(tensor).endswith("net.safetensors") for tensor in there.parameters())
@@ -265,5 +266,5 @@ def test_a_plan_again_gives_the_same_bytes_of_half_precision_even_of_the_smalles
     assert ran.code == 0, ran.err
     assert run_cli("apply", tmp_path / "one", *words, "-o", tmp_path / "two").code == 0
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
+    assert one == two  # a plan replayed
     assert {tensor.dtype for key, tensor in load_file(tmp_path / "one" / "model.safetensors").items()} >= {dtype}

@@ -1,4 +1,7 @@
-"""A table is calibrated on, scored and trained on as the same pictures in a folder are."""
+"""A table is calibrated on, scored and trained on as the same pictures in a folder are.
+
+The same command on the same pixels, twice: to the last bit.
+"""
 
 import json
 import sys

@@ -8,6 +8,7 @@ import yaml
 from equalize.commands.finetune.config import TrainConfig
 from equalize.errors import InputError
 from tests.support.scenes import write_scenes
+from tests.support.tolerance import TIE
 
 QUICK = ("--batch-size", "2", "--max-steps", "3", "--device", "cpu", "--size", "48x64", "--lr", "0.01")
 
@@ -57,7 +58,7 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
     scored = json.loads(
         run_cli("evaluate", out, "--data", five_classes, "--size", "48x64", "--device", "cpu", "--json").out
     )
-    assert scored["mIoU"] == pytest.approx(done["best"]["mIoU"], abs=1e-6)
+    assert scored["mIoU"] == pytest.approx(done["best"]["mIoU"], abs=TIE)
     ran = run_cli(*words)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == f"error: {out}: exists; --overwrite replaces it\n"

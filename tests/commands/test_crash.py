@@ -50,7 +50,7 @@ def kill_while_writing(arguments, place: Path, generator: random.Random, writing
 
 
 def undisturbed(arguments, out: Path) -> tuple[float, bytes]:
-    """How many seconds a command takes, and the weights it writes."""
+    """How many seconds a command takes, and the weights it writes: the same bytes whenever it runs."""
     begun = time.monotonic()
     with start(*arguments) as process:
         process.communicate()

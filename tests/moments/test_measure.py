@@ -17,6 +17,7 @@ from equalize.moments.blocks import as_blocks
 from equalize.moments.measure import measure
 from equalize.moments.watch import undisturbed
 from equalize.sites.scan import scan
+from tests.support.tolerance import assert_same_moments
 
 
 class Decoder(nn.Module):
@@ -72,7 +73,8 @@ def test_moments_match_two_passes_over_everything(images, offset, split):
     (site,) = scan(model, images[:1]).sites
     assert [(branch.start, branch.stop) for branch in site.branches] == RANGES
     measured = measure(model, [site], images.split(split))["fuse"]
-    everything = seen_by_hook(model, model.fuse, [images])
+    # the same batches: at offset 1e4 a float32 has three decimals, and another kernel may round a value the other way
+    everything = seen_by_hook(model, model.fuse, images.split(split))
     for moments, (start, stop) in zip(measured, RANGES, strict=True):
         count, mean, std = two_pass(everything[:, start:stop])
         assert moments.count == count
@@ -92,7 +94,8 @@ def test_images_of_several_sizes(images):
     parts = [seen_by_hook(model, model.fuse, [batch]) for batch in batches]
     for moments, (start, stop) in zip(measured, RANGES, strict=True):
         count, mean, std = two_pass(torch.cat([part[:, start:stop].flatten() for part in parts]))
-        assert (moments.count, moments.mean) == (count, pytest.approx(mean, rel=1e-6))
+        assert moments.count == count
+        assert moments.mean == pytest.approx(mean, rel=1e-6, abs=1e-6 * std)
         assert moments.std == pytest.approx(std, rel=1e-6)
 
 
@@ -102,10 +105,10 @@ def test_other_precisions_are_promoted(images, dtype):
     model = Decoder().to(dtype)
     sites = scan(model, images[:1].to(dtype)).sites
     measured = measure(model, sites, [images.to(dtype)])["fuse"]
-    everything = seen_by_hook(model, model.fuse, [images.to(dtype)])
+    everything = seen_by_hook(model, model.fuse, [images.to(dtype)])  # the same kernels: bfloat16 has two decimals
     for moments, (start, stop) in zip(measured, RANGES, strict=True):
         _, mean, std = two_pass(everything[:, start:stop])
-        assert moments.mean == pytest.approx(mean, rel=1e-6)
+        assert moments.mean == pytest.approx(mean, rel=1e-6, abs=1e-6 * std)
         assert moments.std == pytest.approx(std, rel=1e-6)
 
 
@@ -279,7 +282,8 @@ def test_batches_as_a_loader_gives_them(images):
     model = Decoder()
     sites = scan(model, images[:2]).sites
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=3)
-    assert measure(model, sites, loader) == measure(model, sites, images.split(3))
+    expected = measure(model, sites, images.split(3))["fuse"]  # views, at other alignments than what is collated
+    assert_same_moments(measure(model, sites, loader)["fuse"], expected)
     with pytest.raises(SiteError, match=r"^batches: must be tensors or tuples of tensors, got dict"):
         measure(model, sites, [{"pixel_values": images}])
 
@@ -296,9 +300,10 @@ def test_first_inputs_that_are_no_images(images, factor):
     sites = scan(model, (factor, images[:2])).sites
     (found,) = measure(model, sites, [(factor, images[:2])]).values()
     (expected,) = measure(plain, sites, [images[:2] * 2]).values()
-    assert [(each.count, each.mean, each.m2) for each in found] == [
-        (each.count, each.mean, each.m2) for each in expected
-    ]
+    for ours, theirs in zip(found, expected, strict=True):  # both images may be merged as one: in another order
+        assert ours.count == theirs.count
+        assert ours.mean == pytest.approx(theirs.mean, abs=1e-6 * theirs.std)
+        assert ours.std == pytest.approx(theirs.std, rel=1e-6)
 
 
 def test_no_images(images):
@@ -309,7 +314,8 @@ def test_no_images(images):
     assert [len(site.branches) for site in sites] == [3]
     with pytest.raises(SiteError, match="hold no image"):
         measure(model, sites, [images[:0]])
-    assert measure(model, sites, [images[:0], images]) == measure(model, sites, [images])
+    found, expected = measure(model, sites, [images[:0], images]), measure(model, sites, [images])
+    assert_same_moments(found["fuse"], expected["fuse"])
 
 
 def test_no_weights(images):
@@ -471,12 +477,12 @@ def test_other_sizes_than_the_first_and_its_turn_are_measured_by_hooks(images, m
     found = measure(model, sites, batches)["fuse"]
     assert cut == [(3, 3, 12, 10), (2, 3, 10, 12)]
     monkeypatch.setattr(measurement, "_PAYS", 1 << 62)
-    for ours, theirs in zip(found, measure(model, sites, batches)["fuse"], strict=True):
-        assert (ours.count, ours.images) == (theirs.count, theirs.images)
-        assert ours.std == pytest.approx(theirs.std, rel=1e-6)
+    assert_same_moments(found, measure(model, sites, batches)["fuse"])
 
 
-def test_a_compiled_graph_gives_the_same(images):
+def test_a_compiled_graph_gives_the_same(images, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # the user's may hold code for another processor
+    torch._dynamo.reset()
     torch.manual_seed(6)
     model = Decoder()
     sites = scan(model, images[:1]).sites
@@ -484,10 +490,7 @@ def test_a_compiled_graph_gives_the_same(images):
     batches = [images[:4], images[4:6], images[6:]]  # also a batch of another size, and a single image by hooks
     found = measure(model, sites, batches, compiled=True, tell=ways.append)["fuse"]
     assert ways == ["compiled cut graph"]
-    for ours, theirs in zip(found, measure(model, sites, batches)["fuse"], strict=True):
-        assert (ours.count, ours.images) == (theirs.count, theirs.images)
-        assert ours.mean == pytest.approx(theirs.mean, rel=1e-6, abs=1e-6 * theirs.std)
-        assert ours.std == pytest.approx(theirs.std, rel=1e-6)
+    assert_same_moments(found, measure(model, sites, batches)["fuse"])
 
 
 def test_without_a_compiler_the_graph_is_run_as_it_is(images, monkeypatch, tmp_path):

@@ -153,7 +153,7 @@ def test_strategies_that_keep_the_function_take_one_pass(strategy):
     for ours, theirs in zip(run(model, data), expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             if strategy == "preserve":
-                assert torch.equal(a, b)
+                assert torch.equal(a, b)  # the same weights on the same batches
             assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
@@ -163,10 +163,10 @@ def test_one_shot_iterators(strategy):
     calibrate(twin, batches(), strategy)
     plan = calibrate(model, iter(batches()), strategy)
     assert plan.facts["images"] == 9
-    assert_close(model, twin, 0)
+    assert_close(model, twin, 1e-6)
     generated = network()
     calibrate(generated, (batch for batch in batches()), strategy)
-    assert_close(generated, twin, 0)
+    assert_close(generated, twin, 1e-6)
 
 
 def test_the_split_into_batches_has_no_say():
@@ -193,7 +193,7 @@ def test_norms_that_never_saw_data_are_estimated_first():
     for norm in (fresh.lateral[1], fresh.first[1]):
         norm.reset_running_stats()
     apply(plan, fresh)
-    assert_close(fresh, model, 0)
+    assert_close(fresh, model, 0)  # a plan replayed: float64 element by element, no sums
 
 
 def test_norms_that_were_converted_without_their_counter_keep_their_statistics():

@@ -55,7 +55,7 @@ def test_dtype_and_gradient_stay_with_the_weight():
     assert w.dtype == torch.float32
     w.sum().backward()
     assert v.grad is not None
-    assert torch.equal(v.grad, torch.full_like(v, 0.25))
+    assert torch.equal(v.grad, torch.full_like(v, 0.25))  # powers of two
 
 
 def test_no_mean_no_shift():

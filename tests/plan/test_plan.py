@@ -28,6 +28,7 @@ def images() -> list[torch.Tensor]:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
+    """To the last bit: an edit is float64 arithmetic element by element, or a draw from one generator."""
     left, right = a.state_dict(), b.state_dict()
     return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
 

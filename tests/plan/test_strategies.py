@@ -124,7 +124,7 @@ def test_a_strided_transposed_layers_bias_is_drawn_but_not_shifted():
     apply(plan, model)
     torch.manual_seed(3)
     fresh = nn.ConvTranspose2d(6, 5, 2, stride=2)
-    assert torch.equal(model.fuse.bias, fresh.bias)
+    assert torch.equal(model.fuse.bias, fresh.bias)  # one generator, one shape
 
 
 @pytest.mark.parametrize("name", ["padded before BatchNorm", "grouped", "depthwise", "transposed"])
@@ -155,7 +155,7 @@ def test_half_precision_weights_are_rounded_once():
     apply(plan, half)
     for branch, (start, stop) in zip(plan.sites[0].branches, BRANCHES, strict=True):
         expected = (weight[:, start:stop] / branch.std).half()
-        assert torch.equal(half.fuse.weight[:, start:stop], expected)
+        assert torch.equal(half.fuse.weight[:, start:stop], expected)  # float64 element by element, rounded once
 
 
 def test_planning_changes_nothing():
@@ -409,7 +409,7 @@ def test_migrate_keeps_the_function_and_evens_the_scales(net):
         assert after[place] == pytest.approx(tau, rel=1e-5)
         assert abs(after[place] / before[place] - 1) > 0.01  # or this network would show nothing
     for place in net.fixed:
-        assert after[place] == before[place]
+        assert after[place] == before[place]  # the same weights on the same batch
     state = model.state_dict()
     for key, value in start.state_dict().items():
         if key.startswith(tuple(f"{name}." for name in net.untouched)) or key not in plan.changed:

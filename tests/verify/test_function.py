@@ -52,7 +52,7 @@ def test_what_the_plan_made_passes(strategy, bias, keep_norm):
     else:
         assert check.border < 1e-6
         assert check.max_abs_change < 1e-5
-    if strategy == "preserve":
+    if strategy == "preserve":  # the same weights on the same batches
         assert check.to_json() == {"max_abs_change": 0.0, "interior": 0.0, "border": 0.0}
 
 

@@ -12,6 +12,7 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.images import Measuring
 from tests.support.mmseg_networks import CLASSES, saved, stock
 from tests.support.scenes import write_scenes
+from tests.support.tolerance import TIE, assert_same_outputs
 
 STRATEGIES = ["auto", "migrate", "preserve", "reinit", "rescale"]
 HOW = Measuring(samples=4, size=(64, 64), batch_size=4)
@@ -65,12 +66,12 @@ def test_every_strategy_and_the_stock_loader(head, strategy, checkpoints, photos
     assert bool(plan.changed) == (strategy != "preserve")
     x = torch.randn(2, 3, 64, 64)
     here, there = logits(before, x), logits(after, x)
-    assert torch.equal(there, load(out).logits(x))
+    assert_same_outputs(load(out).logits(x), there)
     kept = {site.strategy for site in plan.sites} <= {"migrate", "preserve"}
     assert kept == (strategy in {"auto", "migrate", "preserve"})
     assert ((here - there).abs().max() <= 1e-5 * (here.max() - here.min())) == kept
     if strategy == "auto":
-        assert torch.equal(there, logits(stock(source.with_suffix(".py"), out / "model.pth"), x))
+        assert_same_outputs(logits(stock(source.with_suffix(".py"), out / "model.pth"), x), there)
         verify(out, name, None, HOW)
     old, new = (torch.load(path, weights_only=True) for path in (source, out / "model.pth"))
     assert {key: value for key, value in old.items() if key != "state_dict"} == {
@@ -98,7 +99,7 @@ def test_fine_tuning_each_head(head, checkpoints, scenes, tmp_path):
         assert not torch.equal(first[part], second[part])  # the auxiliary head is trained as well
     assert after.dataset_meta["classes"] == CLASSES
     score = evaluate(ModelName(source=str(out)), scenes, EvalConfig(size=(64, 64), split="val"))
-    assert score.mIoU == pytest.approx(done.best["mIoU"])
+    assert score.mIoU == pytest.approx(done.best["mIoU"], abs=TIE)  # in batches of another size
 
 
 def test_a_cascade_trains_all_its_heads(tmp_path, scenes):
@@ -114,4 +115,4 @@ def test_a_cascade_trains_all_its_heads(tmp_path, scenes):
     assert checkpoint.architecture == "CascadeEncoderDecoder (ResNetV1c, OCRHead)"
     assert checkpoint.classes == CLASSES
     x = torch.randn(2, 3, 64, 64)
-    assert torch.equal(logits(checkpoint.model, x), logits(after, x))
+    assert_same_outputs(logits(checkpoint.model, x), logits(after, x))

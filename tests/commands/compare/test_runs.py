@@ -121,7 +121,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_identical_arms_are_said_to_be_no_different(nets, scenes, tmp_path):
-    """`preserve`, trained folded, changes nothing."""
+    """`preserve`, trained folded, changes nothing: the same training twice, to the last bit."""
     found = compare(made(nets, scenes, ["none", "preserve+folded"], rates=(0.01, 0.03)), tmp_path / "out")
     assert all(row.final.pairs == row.early.pairs == (0.0, 0.0) for row in found.rows)
     for answer in found.verdicts[0].answers.values():
@@ -248,7 +248,7 @@ def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets
     again, _ = loaded(nets, scenes)
     assert digest(again.model) != digest(checkpoint.model)
     apply(plan, again.model)
-    assert digest(again.model) == digest(checkpoint.model)
+    assert digest(again.model) == digest(checkpoint.model)  # a plan replayed
 
 
 def test_ratios_are_those_measured_and_those_that_training_sees(nets, scenes):

@@ -23,6 +23,7 @@ from equalize.distributed import is_main, leave
 from equalize.errors import CheckpointError, DataError, InputError, NumericsError, OutputError, PeerError, ResourceError
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import in_two_processes, start
+from tests.support.tolerance import TIE
 
 QUICK = TrainConfig(
     max_steps=8,
@@ -97,7 +98,7 @@ def test_transformers(segformer_dir, five_classes, tmp_path):
     assert [line["step"] for line in scored] == [2, 4, 6, 8]
     assert done.best == max(scored, key=lambda line: line["mIoU"])
     again = evaluate(named(tmp_path / "out"), five_classes, EvalConfig(size=(48, 64), device="cpu", batch_size=4))
-    assert again.mIoU == pytest.approx(done.best["mIoU"], abs=1e-6)
+    assert again.mIoU == pytest.approx(done.best["mIoU"], abs=TIE)
 
 
 def test_upernet_with_its_auxiliary_head_in_shards(upernet_dir, tmp_path):
@@ -222,6 +223,7 @@ def newest(out: Path) -> dict:
 
 
 def assert_same_run(first: Path, second: Path, file="model.pth"):
+    """To the last bit: the same kernels on the same batches, however often the run was cut off."""
     a, b = newest(first), newest(second)
     assert same(a["weights"], b["weights"])
     assert torch.equal(a["random"], b["random"])
@@ -354,7 +356,7 @@ def test_preserve_trains_explicitly_and_leaves_plain_weights(custom, five_classe
         each: torch.load(tmp_path / each / "model.pth", weights_only=True) for each in ("explicit", "folded", "plain")
     }
     assert weights["explicit"].keys() == weights["plain"].keys()
-    assert same(weights["folded"], weights["plain"])
+    assert same(weights["folded"], weights["plain"])  # the same training twice
     assert not torch.allclose(weights["explicit"]["fuse.weight"], weights["plain"]["fuse.weight"], rtol=1e-3)
     receipt = json.loads((tmp_path / "explicit/equalize.json").read_text())
     assert receipt["strategy"] == "preserve"
@@ -379,7 +381,7 @@ def test_calibrate_first_is_calibrating_before(custom, five_classes, tmp_path):
     assert done.strategy == "rescale"
     assert done.train_as == "folded"
     first, second = (torch.load(tmp_path / each / "model.pth", weights_only=True) for each in ("two", "one"))
-    assert same(first, second)
+    assert same(first, second)  # the same passes and steps on the same batches
 
 
 def test_calibrated_run_resumes_with_the_scales_it_measured(custom, five_classes, tmp_path):
@@ -469,8 +471,8 @@ def test_stops_early_and_keeps_the_best(custom, five_classes, tmp_path):
     how = EvalConfig(size=(48, 64), device="cpu")
     best = evaluate(replace(custom, source=str(out)), five_classes, how)
     last = evaluate(replace(custom, source=str(out / "last/model")), five_classes, how)
-    assert best.mIoU == pytest.approx(max(scored))
-    assert last.mIoU == pytest.approx(scored[-1])
+    assert best.mIoU == pytest.approx(max(scored), abs=TIE)  # in batches of another size
+    assert last.mIoU == pytest.approx(scored[-1], abs=TIE)
     again = finetune(custom, five_classes, out, recipe, resume=True)
     assert again.steps == done.steps
 
