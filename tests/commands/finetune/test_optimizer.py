@@ -1,6 +1,4 @@
-"""What learns how fast, when, and what `accelerate launch` may not decide."""
-
-from types import SimpleNamespace
+"""What learns how fast, and when."""
 
 import pytest
 import torch
@@ -9,8 +7,6 @@ from torch.optim.lr_scheduler import PolynomialLR
 
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.optimizer import make_optimizer, make_schedule
-from equalize.commands.finetune.sharding import check_deepspeed
-from equalize.errors import InputError
 
 NAMES = ("backbone", "neck.backbone", "head")
 
@@ -75,16 +71,3 @@ def test_warm_up_rises_linearly_to_the_peak():
 @pytest.mark.parametrize("steps", [1, 2, 20])
 def test_a_training_that_only_warms_up_has_a_last_step(steps):
     assert len(rates(make_schedule(sgd(), steps, TrainConfig(warmup=1.0)), steps)) == steps
-
-
-def test_deepspeed_gets_our_optimizer_and_gives_whole_states():
-    config: dict = {"zero_optimization": {"stage": 3}}
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
-    check_deepspeed(state)
-    assert config["zero_optimization"] == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
-    for key in ("optimizer", "scheduler"):
-        config[key] = {"type": "AdamW"}
-        with pytest.raises(InputError, match=f"has its own {key}"):
-            check_deepspeed(state)
-        del config[key]
-    check_deepspeed(SimpleNamespace(deepspeed_plugin=None))
