@@ -10,27 +10,33 @@ from equalize.cli.training_options import read_settings, with_training_flags
 __all__ = ["finetune"]
 
 
+Config = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="YAML with any of these settings; flags win.")
+]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
+]
+Strategy = Annotated[
+    Literal["auto", "migrate", "preserve", "reinit", "rescale"] | None,
+    typer.Option("--strategy", help="Of --calibrate."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")]
+
+
 @with_training_flags
 def finetune(
     context: typer.Context,
     model: o.Model,
     data: o.Data,
     out: o.Out,
-    config: Annotated[
-        str | None, typer.Option("--config", metavar="FILE", help="YAML with any of these settings; flags win.")
-    ] = None,
+    config: Config = None,
     *,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
-    ] = False,
-    strategy: Annotated[
-        Literal["auto", "migrate", "preserve", "reinit", "rescale"] | None,
-        typer.Option("--strategy", help="Of --calibrate."),
-    ] = None,
+    calibrate: Calibrate = False,
+    strategy: Strategy = None,
     init_missing: o.InitMissing = False,
     arch: o.Arch = None,
     arch_arg: o.ArchArgs = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
+    resume: Resume = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     **settings: Any,
@@ -46,16 +52,13 @@ def finetune(
 
     with Terminal(context, as_json=json) as terminal:
         given = read_settings(settings) | ({"calibrate": strategy or "auto"} if calibrate else {})
-        name = o.read_name(model, arch=arch, arch_args=arch_arg, init_missing=init_missing)
-        from dataclasses import replace
-
         from equalize.cli.reports.training import training_report
         from equalize.commands.finetune.config import TrainConfig
         from equalize.commands.finetune.finetune import finetune as train
         from equalize.distributed import is_main, leave
 
         training = TrainConfig.make(given, config)
-        name = replace(name, seed=training.seed)
+        name = o.read_name(model, arch=arch, arch_args=arch_arg, init_missing=init_missing, seed=training.seed)
         with terminal.progress("training") as progress:
             done = train(
                 *(name, data, out, training),

@@ -12,7 +12,6 @@ import torch
 from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.families.transformers.config import quiet
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.calibrate import embed
 from equalize.commands.finetune.callbacks import CheckpointWriter
@@ -86,22 +85,19 @@ def finetune(
 
     Args:
         name, data: the model, and a data set with masks.
-        out: the directory to write; see `run_directory`.
+        out, overwrite: the directory to write, see `run_directory`, and whether it may exist.
         config: how to train.
         resume: go on where an interrupted run with the same arguments stopped: same weights, same optimizer state.
-        overwrite: whether `out` may exist.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
         progress: called with the pairs trained on and to be trained on.
-        notify, warn: called with what a user should know, or may want to act on; a line at a time.
+        notify, warn: called with a line that a user should know, or may want to act on.
 
     Raises:
-        InputError: the data, the model or a setting cannot be trained with; before the first step.
-        NumericsError: the loss is not finite.
+        InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
     """
     started = time.monotonic()
     config = (config or TrainConfig()).resolved()
-    source = Path(name.source)
-    run = RunDirectory(out, source if source.exists() else None, resume=resume, overwrite=overwrite)
+    run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
     device = join(_device(config))
     if not is_main():
         notify = warn = lambda line: None
@@ -109,9 +105,7 @@ def finetune(
     task = open_task(name, data, config, device, notify)
     _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     identity = _identity(task)
-    if is_main():
-        run.begin(identity, config.to_yaml())
-    wait()
+    run.begin(identity, config.to_yaml())
     plan = prepare(task.checkpoint) if prepare else _equalize(task, run, notify, warn)
     train_as = _attach(plan, config.train_as, task.checkpoint, notify)
     writer = CheckpointWriter(
@@ -121,8 +115,7 @@ def finetune(
         facts={"train_as": train_as, "data": str(data), **identity},
         reduced_labels=task.splits.train.rule.reduce,
     )
-    with quiet():
-        state = train(task, writer, progress, notify)
+    state = train(task, writer, progress, notify)
     return _result(str(out), state, writer, seconds=time.monotonic() - started)
 
 

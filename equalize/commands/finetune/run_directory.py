@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.distributed import is_main, wait
 from equalize.errors import InputError, OutputError
 
 __all__ = ["RunDirectory", "write_whole"]
@@ -30,7 +31,7 @@ class RunDirectory:
 
     Args:
         path: OUT.
-        source: MODEL, if it is a path; OUT may not touch it.
+        source: MODEL; if it is a path, OUT may not touch it.
         resume: go on with what is there, if anything is.
         overwrite: throw away what is there.
 
@@ -38,20 +39,22 @@ class RunDirectory:
         OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
     """
 
-    def __init__(self, path: str | Path, source: Path | None, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: str | Path, source: Path, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(path).expanduser().absolute()
         self.last = self.path / _LAST
         self._metrics = self.path / _METRICS
         begun = (self.last / _RUN).is_file()
         if resume and self.path.is_dir() and not begun and any(self.path.iterdir()) and not overwrite:
             raise OutputError(self.path, "holds no training to resume", remedy="--overwrite replaces it")
-        check_target(self.path, overwrite or resume, source)
+        check_target(self.path, overwrite or resume, source if source.exists() else None)
         if self.path.is_mount():
             raise OutputError(self.path, "is where a disk is mounted", remedy="name a directory below it")
         self.resumed = resume and begun
 
     def begin(self, run: Mapping[str, Any], config: str) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
+
+        Of several processes the main one does so while the others wait.
 
         Args:
             run: what the run is of, as JSON.
@@ -61,6 +64,11 @@ class RunDirectory:
             InputError: the run that is resumed had other settings, weights or data.
             ResourceError: it cannot be written.
         """
+        if is_main():
+            self._begin(run, config)
+        wait()
+
+    def _begin(self, run: Mapping[str, Any], config: str) -> None:
         if self.resumed:
             _demand_same(json.loads((self.last / _RUN).read_text(encoding="utf-8")), run, self.path)
             for partial in set(self.last.glob("checkpoint-*")) - set(self._states()):

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
+from equalize.checkpoint.families.transformers.config import quiet
 from equalize.commands.evaluate import confusion
 from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, read_weights
 from equalize.commands.finetune.loss import Criterion, ModelWithLoss, backbone_of
@@ -51,7 +52,7 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
     before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None
     if before and is_main():
         writer.write_best(before)  # the last sitting may have ended between saving its state and writing the model
-    with _unchanged_globals():
+    with _unchanged_globals(), quiet():
         trainer = SegmentationTrainer(task, writer, progress)
         if newest and before and _is_over(before):
             notify(f"the training was complete after step {before.global_step}")

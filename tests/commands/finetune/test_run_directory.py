@@ -12,7 +12,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
-    run = RunDirectory(tmp_path / "out", None, resume=False, overwrite=False)
+    run = RunDirectory(tmp_path / "out", tmp_path / "model", resume=False, overwrite=False)
     run.begin({"seed": 0}, "lr: 1\n")
     return run
 
@@ -61,7 +61,7 @@ def test_killed_while_a_model_is_replaced_leaves_the_old_one_whole(run, monkeypa
         run.put_model(saving("new", killed_after=1 if moment == "while saving" else None))
     monkeypatch.undo()
     assert model(run) == {"config.json": "old", "model.bin": "old"}
-    again = RunDirectory(run.path, None, resume=True, overwrite=False)
+    again = RunDirectory(run.path, run.path.parent / "model", resume=True, overwrite=False)
     again.begin({"seed": 0}, "lr: 1\n")
     assert [path.name for path in run.path.parent.iterdir()] == ["out"]
     again.put_model(saving("newer"))
@@ -84,4 +84,4 @@ def test_a_mount_point_cannot_be_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.is_mount", lambda self: self.name == "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="is where a disk is mounted"):
-        RunDirectory(tmp_path / "out", None, resume=False, overwrite=True)
+        RunDirectory(tmp_path / "out", tmp_path / "model", resume=False, overwrite=True)
