@@ -14,13 +14,13 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.data import Batches, DataSet, batches, open_data, sample
-from equalize.device import device_of, precision_of
+from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
 from equalize.peers import ALONE, Peers
 
-__all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of"]
+__all__ = ["Images", "Measuring", "input_shape"]
 
 _DEFAULT_SIZE = (512, 512)
 _MOST_IMAGES = 8

@@ -11,11 +11,11 @@ import numpy as np
 
 from equalize.commands.compare.arms import baselines
 from equalize.commands.compare.runs import Runs
-from equalize.commands.compare.setup import Notify, Setup
+from equalize.commands.compare.setup import Setup
 from equalize.commands.compare.statistics import Cell, Cells, Row, Verdict, compare_arms
 from equalize.commands.finetune.run_directory import write_whole
-from equalize.commands.images import Progress
 from equalize.errors import InputError
+from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.version import __version__
 
 __all__ = ["SCHEMA", "Comparison", "compare"]
@@ -75,9 +75,9 @@ def compare(
     setup: Setup,
     out: str | Path,
     *,
-    progress: Progress = lambda done, of: None,
-    notify: Notify = lambda line: None,
-    warn: Notify = lambda line: None,
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
 ) -> Comparison:
     """Trains what is not yet trained, writes OUT/compare.json.
 
@@ -113,7 +113,7 @@ def _train_missing(runs: Runs, progress: Progress, notify: Notify, warn: Notify)
         runs.train(
             run,
             progress=_nth(number, len(missing), progress),
-            notify=notify if number == 0 else lambda line: None,
+            notify=notify if number == 0 else ignore,
             warn=warn_once,
         )
         done = runs.result(run)

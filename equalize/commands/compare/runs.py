@@ -22,13 +22,15 @@ from torch import nn
 
 from equalize.checkpoint import Checkpoint
 from equalize.commands.compare.arms import prepare_arm, scales
-from equalize.commands.compare.setup import Notify, Run, Setup
-from equalize.commands.evaluate import Evaluating, confusion
+from equalize.commands.compare.setup import Run, Setup
+from equalize.commands.evaluate import image_confusions
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
-from equalize.commands.finetune.splits import Found, check_splits
-from equalize.commands.images import Images, Measuring, Progress, device_of
+from equalize.commands.finetune.splits import OpenedSplits, check_splits
+from equalize.commands.images import Images
+from equalize.device import device_of
 from equalize.errors import InputError, OutputError, ResourceError
+from equalize.messages import Notify, Progress, ignore
 from equalize.metrics import ConfusionMatrix
 from equalize.moments.watch import undisturbed
 from equalize.plan.apply import apply
@@ -105,7 +107,7 @@ class Runs:
             resume=True,
             prepare=prepare,
             progress=progress,
-            say=notify,
+            notify=notify,
             warn=warn,
         )
         ((checkpoint, start, plan),) = prepared
@@ -150,16 +152,7 @@ class Runs:
             plan = Plan.read(place)
             apply(plan, checkpoint.model)
             return plan
-        config = self.setup.config
-        measuring = Measuring(
-            samples=config.samples,
-            size=config.size,
-            split=self.setup.train.split,
-            batch_size=config.batch_size,
-            device=config.device,
-            workers=config.workers,
-            seed=run.seed,
-        )
+        measuring = self.setup.config_of(run).measuring(self.setup.train.split)
         plan = prepare_arm(checkpoint, Images(self.setup.data, checkpoint, measuring), run.arm, run.seed)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
@@ -168,15 +161,12 @@ class Runs:
         """Scores the model of the last step, image by image: no step is chosen by what it is then scored on."""
         config = self.setup.config
         device = device_of(config.device)
-        found = Found(train=self.setup.train, val=self.setup.val, named_classes=None)
-        labelled = check_splits(checkpoint, found, config, device, lambda line: None)[1].val
+        found = OpenedSplits(train=self.setup.train, val=self.setup.val, named_classes=None)
+        labelled = check_splits(checkpoint, found, config, device, ignore)[1].val
         assert labelled is not None
-        each: list[ConfusionMatrix] = []
-        evaluating = Evaluating(
-            size=config.size, batch_size=config.batch_size, precision=config.precision or "fp32", workers=config.workers
-        )
         with undisturbed(checkpoint.model):
-            total = confusion(checkpoint, labelled, evaluating, device, each=lambda item, counted: each.append(counted))
+            each = [counted for _, counted in image_confusions(checkpoint, labelled, config.scoring(), device)]
+        total = sum(each, ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index))
         counts_NKK = torch.stack([matrix.counts_KK for matrix in each]).numpy()
         intersection_NK = np.diagonal(counts_NKK, axis1=1, axis2=2)
         union_NK = counts_NKK.sum(axis=1) + counts_NKK.sum(axis=2) - intersection_NK

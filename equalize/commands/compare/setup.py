@@ -1,22 +1,19 @@
 """What is compared on what, settled before the first run: arms, rates, seeds, and the settings they share."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.compare.arms import Arm
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.splits import open_splits
 from equalize.data import DataSet
 from equalize.errors import DataError, InputError
+from equalize.messages import Notify, ignore
 
-__all__ = ["Notify", "Run", "Setup"]
-
-Notify = Callable[[str], None]
-"""Called with a line for the user."""
+__all__ = ["Run", "Setup"]
 
 _OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate", "keep_norm"}
@@ -52,7 +49,7 @@ class Setup:
 
     name: ModelName
     data: str
-    config: Recipe
+    config: TrainConfig
     train: DataSet
     val: DataSet
     arms: tuple[Arm, ...]
@@ -64,13 +61,13 @@ class Setup:
         cls,
         name: ModelName,
         data: str,
-        config: Recipe,
+        config: TrainConfig,
         *,
         arms: tuple[Arm, ...],
         rates: tuple[float, ...] = (),
         seeds: int = 3,
         evaluations: int = 10,
-        notify: Notify = lambda line: None,
+        notify: Notify = ignore,
     ) -> Self:
         """Opens the data, counts the steps, and settles when they are scored.
 
@@ -99,7 +96,6 @@ class Setup:
         batches = max(1, found.train.pairs // config.batch_size)  # as `trainer.arguments` has them
         steps = config.max_steps or (config.epochs or 1) * -(-batches // config.accumulate)
         every, first = max(1, round(steps / evaluations)), max(1, round(steps / 10))
-        assert config.lr is not None
         return cls(
             name=name,
             data=data,
@@ -107,7 +103,7 @@ class Setup:
             train=found.train,
             val=found.val,
             arms=arms,
-            rates=rates or (config.lr,),
+            rates=rates or (config.peak_lr,),
             seeds=tuple(range(config.seed, config.seed + seeds)),
         )
 
@@ -116,7 +112,7 @@ class Setup:
         """Seed after seed, so that what is there of an unfinished comparison are whole pairs."""
         return [Run(arm=arm, rate=rate, seed=seed) for seed in self.seeds for rate in self.rates for arm in self.arms]
 
-    def config_of(self, run: Run) -> Recipe:
+    def config_of(self, run: Run) -> TrainConfig:
         """How a run is trained."""
         return replace(
             self.config,

@@ -13,14 +13,14 @@ import torch
 from equalize.commands.compare.arms import read_arm, read_arms
 from equalize.commands.compare.compare import Comparison, compare
 from equalize.commands.compare.setup import Run, Setup
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
-from equalize.commands.finetune.loss import Trained
+from equalize.commands.finetune.loss import ModelWithLoss
 from equalize.errors import DataError, InputError, OutputError, SiteError
 from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
 
-QUICK = Recipe(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
+QUICK = TrainConfig(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
 
 
 def made(nets, scenes, arms, *, config=QUICK, name=None, **options) -> Setup:
@@ -69,7 +69,7 @@ def compared(nets, scenes, tmp_path_factory) -> Compared:
     """`preserve`, trained folded, changes nothing; the last arm learns but one class."""
     out = tmp_path_factory.mktemp("compared") / "out"
     batches: list[str] = []
-    config_of, forward = Setup.config_of, Trained.forward
+    config_of, forward = Setup.config_of, ModelWithLoss.forward
 
     def planted(self, run):
         config = config_of(self, run)
@@ -81,7 +81,7 @@ def compared(nets, scenes, tmp_path_factory) -> Compared:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Setup, "config_of", planted)
-        patch.setattr(Trained, "forward", watched)
+        patch.setattr(ModelWithLoss, "forward", watched)
         compare(compared_setup(nets, scenes, seeds=2), out)
         before, said = files(out), []
         setup = compared_setup(nets, scenes)
