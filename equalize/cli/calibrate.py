@@ -37,10 +37,6 @@ def calibrate(
     batch_size: o.MaybeBatchSize = None,
     device: o.Device = "auto",
     precision: o.Precision = o.PrecisionName.FP32,
-    compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Compile the measured part of the network: pays for many thousand images."),
-    ] = False,
     seed: o.Seed = 0,
     workers: o.MaybeWorkers = None,
     skip_bad: o.SkipBad = 0.0,
@@ -57,7 +53,7 @@ def calibrate(
     """
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
         how = o.read_measuring(
             samples=samples,
             tolerance=tolerance,
@@ -69,7 +65,6 @@ def calibrate(
             workers=workers,
             skip_bad=skip_bad,
             seed=seed,
-            compiled=compiled,
         )
         name = o.read_name(
             model, arch=arch, arch_args=arch_arg, init_missing=init_missing, num_classes=num_classes, seed=seed
@@ -88,7 +83,6 @@ def calibrate(
                 how=how,
                 dry_run=dry_run,
                 overwrite=overwrite,
-                peers=peers,
                 progress=progress,
                 say=terminal.note,
                 warn=terminal.warn,

@@ -103,9 +103,8 @@ def compare(
         from equalize.commands.compare.setup import Setup
         from equalize.commands.finetune.config import Recipe
 
-        with terminal.among_peers() as peers:  # of several the others end in silence, for the main one says why
-            if peers.is_main:
-                demand_one_process()
+        with terminal.among_peers():  # of several that are refused only one says why
+            demand_one_process()
         setup = Setup.make(
             name,
             data,

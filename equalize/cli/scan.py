@@ -46,7 +46,7 @@ def scan(
             raise typer.BadParameter("needs --data", param_hint=option)
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
         how = o.read_measuring(
             samples=samples,
             tolerance=tolerance,
@@ -72,7 +72,6 @@ def scan(
                 plain=every,
                 data=data,
                 how=how,
-                peers=peers,
                 progress=progress,
                 say=terminal.note,
                 warn=terminal.warn,

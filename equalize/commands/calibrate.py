@@ -14,10 +14,10 @@ from equalize.checkpoint.checkpoint import main_output
 from equalize.checkpoint.files.atomic import check_target
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
+from equalize.distributed import is_main, own_device
 from equalize.errors import InputError, SiteError
 from equalize.graph.export import trace
 from equalize.mapped import own
-from equalize.peers import ALONE, Peers
 from equalize.plan.apply import apply, demand_fit
 from equalize.plan.calibrate import calibrate
 from equalize.plan.plan import Plan, Strategy
@@ -61,12 +61,13 @@ def embed(
     how: Measuring | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-    peers: Peers = ALONE,
     progress: Progress = lambda done, of: None,
     say: Say = lambda line: None,
     warn: Say = lambda line: None,
 ) -> Plan:
     """`equalize calibrate`: measures, embeds, writes, reloads, proves.
+
+    The processes of a group share the images; the main one writes.
 
     Args:
         name: the model.
@@ -77,7 +78,6 @@ def embed(
         how: the images and the pass over them.
         dry_run: write nothing.
         overwrite: whether `out` may exist.
-        peers: the processes that share the images; the main one writes.
         progress: called with the images done in this pass, and all of it.
         say, warn: called with what a user should know, or may want to act on; a line at a time.
 
@@ -85,10 +85,10 @@ def embed(
         The plan, its facts filled in: provenance and, in the main process, `check` and `output`.
     """
     how = how or Measuring()
-    device = peers.device(device_of(how.device))
+    device = own_device(device_of(how.device))
     autocast = precision_of(how.precision, device)
     source = Path(name.source)
-    if not dry_run and peers.is_main:
+    if not dry_run and is_main():
         check_target(Path(out), overwrite, source if source.exists() else None)
     checkpoint = name.load()
     if checkpoint.plan_json is not None:
@@ -99,7 +99,7 @@ def embed(
     say(f"preprocessing: {checkpoint.preprocess}")
     if checkpoint.drawn:
         say(f"drawn anew under seed {name.seed}: {_counted(checkpoint.drawn)}")
-    images = Images(data, checkpoint, how, progress, peers)
+    images = Images(data, checkpoint, how, progress)
     say(f"data: {images.dataset.describe()}")
     found = find(checkpoint, images.shape, pattern)
     with autocast:
@@ -109,10 +109,9 @@ def embed(
             strategy,
             name.seed,
             keep_norm=keep_norm,
-            drawn=checkpoint.drawn,
+            newly_initialized=checkpoint.drawn,
             found=found,
             tolerance=how.tolerance,
-            compiled=how.compiled,
         )
     checkpoint.model.cpu()
     for path, reason in images.skipped:
@@ -126,7 +125,7 @@ def embed(
         "check": None,
     }
     plan = _as_stored(replace(plan, facts=facts), checkpoint)
-    if dry_run or not plan.sites or not peers.is_main:
+    if dry_run or not plan.sites or not is_main():
         return plan
     return _write(checkpoint, name, plan, Path(out), [images.few(_CHECKED_IMAGES)], overwrite=overwrite)
 

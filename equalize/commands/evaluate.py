@@ -18,8 +18,8 @@ from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, 
 from equalize.data.loader import Preprocessor
 from equalize.distributed import in_step, is_main, join, my_share, summed
 from equalize.errors import InputError, NumericsError
+from equalize.eval_mode import eval_mode
 from equalize.metrics import ConfusionMatrix, Score
-from equalize.moments.watch import undisturbed
 
 __all__ = ["Evaluating", "Logits", "confusion", "evaluate", "sliding"]
 
@@ -88,7 +88,7 @@ def evaluate(
     labelled = check_split(
         dataset, classes, names, ignore_index=how.ignore_index, reduce_labels=how.reduce_labels, say=say
     )
-    with undisturbed(checkpoint.model):
+    with eval_mode(checkpoint.model):
         matrix = confusion(checkpoint, labelled, how, device, progress=progress, each=each)
     return matrix.score(names)
 

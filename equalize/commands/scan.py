@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
+from equalize.distributed import own_device
 from equalize.errors import CheckpointError, SiteError
-from equalize.moments.measure import measure
-from equalize.peers import ALONE, Peers
+from equalize.moments.measure import Measurement, measure_branches
+from equalize.moments.measured import with_moments
 from equalize.plan.plan import SCHEMA, site_json
-from equalize.plan.strategies import with_moments
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
 
@@ -65,7 +65,6 @@ def survey(
     plain: bool = False,
     data: str | Path | None = None,
     how: Measuring | None = None,
-    peers: Peers = ALONE,
     progress: Progress = lambda done, of: None,
     say: Say = lambda line: None,
     warn: Say = lambda line: None,
@@ -77,32 +76,27 @@ def survey(
         shape: to trace it with, (N, C, H, W); by default two images of `how.size`, else of the checkpoint's own.
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
-        how: those images, and the pass over them.
-        peers: the processes that share them.
+        how: those images, and the pass over them; the processes of a group share it.
         progress: called with the images done in this pass, and all of it.
         say, warn: called with what a user should know, or may want to act on; a line at a time.
     """
     how = how or Measuring()
     kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
-    device = peers.device(device_of(how.device))
+    device = own_device(device_of(how.device))
     autocast = precision_of(how.precision, device)
     checkpoint = name.load(weights=data is not None)
-    images = None if data is None else Images(data, checkpoint, how, progress, peers)
+    images = None if data is None else Images(data, checkpoint, how, progress)
     if images is not None:
         say(f"preprocessing: {checkpoint.preprocess}")
         say(f"data: {images.dataset.describe()}")
         shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, how.size))
     found = _scanned(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
-    number = 0
-    ways: list[str] = []
+    measured: Measurement | None = None
     if images is not None:
         with autocast:
-            moments = measure(
-                checkpoint.model.to(device), found.sites, images, tolerance=how.tolerance, tell=ways.append
-            )
-        number = max((each.images or 0 for branches in moments.values() for each in branches), default=0)
-        found = replace(found, sites=tuple(with_moments(site, moments[site.layer]) for site in found.sites))
+            measured = measure_branches(checkpoint.model.to(device), found.sites, images, tolerance=how.tolerance)
+        found = replace(found, sites=tuple(with_moments(site, measured.moments[site.layer]) for site in found.sites))
         for path, reason in images.skipped:
             warn(f"skipped {path}: {reason}")
     for note in checkpoint.notes:
@@ -113,8 +107,8 @@ def survey(
         architecture=checkpoint.architecture,
         input_shape=shape,
         scan=found,
-        images=None if images is None else number,
-        measured_by=ways[0] if ways else None,
+        images=None if measured is None else measured.images,
+        measured_by=(measured.method or None) if measured else None,
     )
 
 

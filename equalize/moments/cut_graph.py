@@ -20,6 +20,7 @@ from equalize.graph.export import export
 from equalize.moments.fx_passes import make_lean, memory_of, name_of, sweep, without_mutations, written
 from equalize.moments.interpolated import Interpolation, interpolated_moments
 from equalize.moments.moments import ImageMoments, per_image
+from equalize.moments.watch import named_tensors
 from equalize.sites.sites import Site
 
 __all__ = ["CutGraph"]
@@ -38,16 +39,13 @@ _Run = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[ImageMoments]]
 class CutGraph:
     """The part of a network that its branches depend on; shares the network's parameters."""
 
-    def __init__(
-        self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...], *, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...]) -> None:
         """Cuts `model`, as it is called with inputs like `example`: one image, or any other number of them.
 
         Args:
             model: in eval mode.
             sites: from `scan`.
-            example: inputs; values are not looked at.
-            compiled: let `torch.compile` make the code, when the first batch comes.
+            example: inputs, such as (N, C, H, W); values are not looked at.
 
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
@@ -61,14 +59,10 @@ class CutGraph:
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
         graph, self._ends = _cut(program, sites)
-        self._run = _compiled(program, graph) if compiled else _interpreted(program, graph)
+        self._run = _interpreted(program, graph)
 
     def __call__(self, *inputs: Tensor) -> dict[str, list[ImageMoments]]:
-        """The moments of each branch of each layer, for one batch.
-
-        Raises:
-            Exception: whatever a compiler raises; without one, only what the network itself does.
-        """
+        """The moments of each branch of each layer, for one batch of inputs such as (N, C, H, W)."""
         results = self._run(self._lifted, inputs)
         return {layer: [results[index] for index in indices] for layer, indices in self._ends.items()}
 
@@ -83,25 +77,6 @@ def _interpreted(program: ExportedProgram, graph: fx.Graph) -> _Run:
             inputs = [_channels_last(tensor) for tensor in inputs]
         results: Sequence[ImageMoments] = interpreter.run(*lifted, *inputs, enable_io_processing=False)
         return results
-
-    return run
-
-
-def _compiled(program: ExportedProgram, graph: fx.Graph) -> _Run:
-    """Runs a graph as `torch.compile` makes it; moments are taken outside, of what it returns."""
-    output = next(iter(reversed(graph.nodes)))
-    moments = output.args[0]
-    assert isinstance(moments, tuple)
-    takes: list[Callable[[Tensor], ImageMoments]] = [node.target for node in moments]
-    output.args = (tuple(node.args[0] for node in moments),)
-    for node in moments:
-        graph.erase_node(node)
-    compiled = torch.compile(fx.GraphModule(program.graph_module, graph))
-
-    def run(lifted: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[ImageMoments]:
-        for tensor in inputs:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return [take(source) for take, source in zip(takes, compiled(*lifted, *inputs), strict=True)]
 
     return run
 
@@ -127,9 +102,7 @@ def _asks_for_values(program: ExportedProgram) -> bool:
 
 def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:
     """Parameters, buffers and constants, in the order of the graph's placeholders: the model's own tensors."""
-    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False)) | dict(
-        nn.Module.named_buffers(model, remove_duplicate=False)
-    )
+    tensors = named_tensors(model)
     constants: Mapping[str, Any] = program.constants
     targets = [spec.target for spec in program.graph_signature.input_specs if spec.target is not None]
     return [tensors[target] if target in tensors else constants[target] for target in targets]

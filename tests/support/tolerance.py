@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from torch import Tensor
 
-from equalize.moments import Moments
+from equalize.moments.moments import Moments
 
 ROUNDING = 1e-5
 """Of the spread of outputs: over a hundred roundings of float32. A weight in the wrong place moves them by far more."""

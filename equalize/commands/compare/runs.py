@@ -29,8 +29,8 @@ from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import check_splits, open_splits
 from equalize.commands.images import Images, Measuring, Progress, device_of
 from equalize.errors import InputError, OutputError, ResourceError
+from equalize.eval_mode import eval_mode
 from equalize.metrics import ConfusionMatrix, Score
-from equalize.moments.watch import undisturbed
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
@@ -192,7 +192,7 @@ class Runs:
         how = Evaluating(
             size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision or "fp32", workers=recipe.workers
         )
-        with undisturbed(checkpoint.model):
+        with eval_mode(checkpoint.model):
             total = confusion(checkpoint, labelled, how, device, each=lambda image, counted: each.append(counted))
         counts_NKK = torch.stack([matrix.counts_KK for matrix in each]).numpy()
         intersection_NK = np.diagonal(counts_NKK, axis1=1, axis2=2)

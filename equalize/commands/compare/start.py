@@ -4,6 +4,7 @@ BatchNorms that never saw data are estimated in every arm, the baseline too: aft
 their first value is still there, and it must not be mistaken for equalization.
 """
 
+import contextlib
 import hashlib
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,12 @@ from equalize.commands.compare.arms import Arm
 from equalize.commands.images import Images
 from equalize.errors import SiteError
 from equalize.moments.batch_norms import untouched_norms
-from equalize.plan.apply import apply_edits, redraw, with_aliases
+from equalize.plan.apply import apply_edits, with_aliases
 from equalize.plan.calibrate import calibrate, norms_behind, re_estimate, stages
-from equalize.plan.plan import Edit, Plan
+from equalize.plan.draw import draw_site
+from equalize.plan.plan import Edit, Plan, PlannedSite
+from equalize.plan.strategies import choose
 from equalize.sites.scan import Scan
-from equalize.sites.sites import Site
 
 __all__ = ["begin", "digest", "scales"]
 
@@ -54,32 +56,24 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
         arm.strategy or "preserve",
         seed,
         keep_norm=arm.keep_norm,
-        drawn=checkpoint.drawn,
+        newly_initialized=checkpoint.drawn,
         found=found,
     )
     return replace(plan, edits=with_aliases((*edits, *plan.edits), model))
 
 
 def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Edit]:
-    """What `reinit` does but for equalizing: the same draws, the same norms re-estimated, in the same stages.
-
-    The layer of the site at place i is drawn under seed + i.
-    """
-    sites = [replace(site, strategy="reinit") for site in found.sites]
+    """What `reinit` does but for equalizing: the same draws, the same norms re-estimated, in the same stages."""
+    choices = choose(found.sites, "reinit", seed)
     edits: list[Edit] = []
-    for stage in stages(sites):
-        draws = [edit for site in stage for edit in _draws(model, site, seed + sites.index(site))]
+    for stage in stages(choices):
+        draws: list[Edit] = []
+        for choice in stage:
+            with contextlib.suppress(SiteError):  # `reinit` refuses it too
+                draws += draw_site(model, choice.site, choice.seed)[1]
         apply_edits(draws, model)
-        edits += draws + re_estimate(model, norms_behind(stage, sites), images, found)
+        edits += draws + re_estimate(model, norms_behind(stage, choices), images, found)
     return edits
-
-
-def _draws(model: nn.Module, site: Site, seed: int) -> list[Edit]:
-    try:
-        redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed)
-    except (SiteError, AttributeError):
-        return []  # `reinit` refuses it too
-    return [Edit(tensor=key, action="draw", seed=seed) for key in (site.weight, site.bias) if key]
 
 
 def scales(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
@@ -90,8 +84,8 @@ def scales(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(plan: Plan, site: Site, arm: Arm) -> dict[str, float]:
-    sigmas = [branch.std or 0.0 for branch in site.branches]
+def _ratios(plan: Plan, site: PlannedSite, arm: Arm) -> dict[str, float]:
+    sigmas = [branch.std for branch in site.branches]
     seen = sigmas
     if arm.strategy and site.strategy == "migrate":
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]

@@ -24,9 +24,8 @@ from equalize.commands.finetune.sitting import Keeper, train, unchanged_globals
 from equalize.commands.finetune.splits import Splits, check_splits, open_splits
 from equalize.commands.finetune.trainer import check_trackers
 from equalize.commands.images import Measuring, Progress, device_of
-from equalize.distributed import from_main, group, is_main, join, wait
+from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
 from equalize.errors import InputError, ResourceError
-from equalize.peers import joined
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
@@ -233,7 +232,7 @@ def _equalize(
             workers=recipe.workers,
             seed=recipe.seed,
         )
-        with joined(_exit_code, group()) as peers:
+        with fail_together(_exit_code):
             plan = embed(
                 name,
                 dataset.root,
@@ -242,15 +241,14 @@ def _equalize(
                 keep_norm=recipe.keep_norm,
                 how=how,
                 dry_run=True,
-                peers=peers,
                 say=say,
                 warn=warn,
             )
-        if not plan.sites:
-            warn(f"{name.source} has no fusion layer that can be equalized")
-        if is_main():
-            write_whole(kept, json.dumps(plan.to_json()))
-    wait()
+            if not plan.sites:
+                warn(f"{name.source} has no fusion layer that can be equalized")
+            if is_main():
+                write_whole(kept, json.dumps(plan.to_json()))
+            gather(None)  # all read it only when it is there; where it cannot be written, all learn it
     plan = Plan.read(kept)
     apply(plan, checkpoint.model)
     return plan

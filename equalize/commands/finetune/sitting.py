@@ -27,8 +27,8 @@ from equalize.commands.finetune.trainer import SegmentationTrainer, arguments
 from equalize.commands.images import Progress
 from equalize.commands.labels import Labelled
 from equalize.distributed import is_main, wait
+from equalize.eval_mode import eval_mode
 from equalize.metrics import Score
-from equalize.moments.watch import undisturbed
 from equalize.plan.attach import fold
 from equalize.plan.plan import Plan
 
@@ -123,7 +123,7 @@ def train(
         how = Evaluating(
             size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision or "fp32", workers=recipe.workers
         )
-        with undisturbed(trained):
+        with eval_mode(trained):
             counted = confusion(checkpoint, labelled, how, device, together=together)
             scores.append(counted.score(labelled.names))
         return scores[-1]

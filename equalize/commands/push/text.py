@@ -6,9 +6,8 @@ from typing import Any
 from equalize.commands.push.facts import Base, Facts
 from equalize.commands.push.loading import loading
 from equalize.commands.push.results import Evaluation
-from equalize.plan.plan import Plan
-from equalize.sites.branches import Branch
-from equalize.sites.sites import Site
+from equalize.moments.measured import MeasuredBranch
+from equalize.plan.plan import Plan, PlannedSite
 
 __all__ = ["describe"]
 
@@ -95,11 +94,10 @@ def _measuring(facts: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _site(site: Site) -> Iterator[str]:
+def _site(site: PlannedSite) -> Iterator[str]:
     yield f"### {_code(site.layer)}\n"
-    strategy = site.strategy or ""
-    if strategy in _STRATEGIES:
-        yield f"`{strategy}`: {_STRATEGIES[strategy]}.\n"
+    if site.strategy in _STRATEGIES:
+        yield f"`{site.strategy}`: {_STRATEGIES[site.strategy]}.\n"
     sigmas = [branch.std for branch in site.branches if branch.std]
     yield "| channels | source | resampling | mu | sigma | 95 % interval of sigma |"
     yield "|---|---|---|---|---|---|"
@@ -109,12 +107,13 @@ def _site(site: Site) -> Iterator[str]:
         yield f"Before equalization the largest sigma was {max(sigmas) / min(sigmas):.3g} times the smallest.\n"
 
 
-def _branch(branch: Branch) -> str:
+def _branch(branch: MeasuredBranch) -> str:
     factor = "x".join(f"{each:g}" for each in dict.fromkeys(branch.factor))
     resampling = f"{branch.resampling} {factor}x" if branch.resampling else "none"
-    mean, std = (f"{value:.4g}" if value is not None else "-" for value in (branch.mean, branch.std))
     interval = f"± {100 * branch.ci95:.1f} %" if branch.ci95 is not None else "-"
-    return f"| {branch.start}-{branch.stop - 1} | {_code(branch.source)} | {resampling} | {mean} | {std} | {interval} |"
+    channels = f"{branch.start}-{branch.stop - 1}"
+    moments = f"{branch.mean:.4g} | {branch.std:.4g} | {interval}"
+    return f"| {channels} | {_code(branch.source)} | {resampling} | {moments} |"
 
 
 def _training(facts: Facts) -> Iterator[str]:
