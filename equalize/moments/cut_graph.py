@@ -2,8 +2,7 @@
 
 Classifier, auxiliary heads and everything else behind the branches goes, and with it the last fusion layers, which are
 most of a decoder's arithmetic. The moments of a branch are taken the moment it exists, so that it can be freed; a
-branch that was interpolated is not even made (see `interpolated.py`). What is left is made cheaper (see `lean.py`), or
-is compiled.
+branch that was interpolated is not even made (see `interpolated.py`). What is left is optimized (see `fx_passes.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -17,7 +16,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from equalize.graph.aten import named_arguments
 from equalize.graph.export import export
-from equalize.moments.fx_passes import make_lean, memory_of, name_of, sweep, without_mutations, written
+from equalize.moments.fx_passes import memory_of, name_of, optimize_graph, sweep, without_mutations, written
 from equalize.moments.interpolated import Interpolation, interpolated_moments
 from equalize.moments.moments import ImageMoments, per_image
 from equalize.moments.watch import named_tensors
@@ -30,10 +29,6 @@ _INTERPOLATIONS = {
     "upsample_nearest2d": "upsample_nearest1d",
     "_upsample_nearest_exact2d": "_upsample_nearest_exact1d",
 }
-
-
-_Run = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[ImageMoments]]
-"""Parameters and buffers, then inputs -> the moments of every branch."""
 
 
 class CutGraph:
@@ -59,26 +54,15 @@ class CutGraph:
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
         graph, self._ends = _cut(program, sites)
-        self._run = _interpreted(program, graph)
+        self._takes_any_strides = optimize_graph(graph)
+        self._interpreter = fx.Interpreter(program.graph_module, graph=graph)  # frees a tensor once nothing needs it
 
     def __call__(self, *inputs: Tensor) -> dict[str, list[ImageMoments]]:
         """The moments of each branch of each layer, for one batch of inputs such as (N, C, H, W)."""
-        results = self._run(self._lifted, inputs)
-        return {layer: [results[index] for index in indices] for layer, indices in self._ends.items()}
-
-
-def _interpreted(program: ExportedProgram, graph: fx.Graph) -> _Run:
-    """Runs a graph operator by operator; each tensor is freed once nothing needs it."""
-    any_strides = make_lean(graph)
-    interpreter = fx.Interpreter(program.graph_module, graph=graph)
-
-    def run(lifted: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[ImageMoments]:
-        if any_strides:
-            inputs = [_channels_last(tensor) for tensor in inputs]
-        results: Sequence[ImageMoments] = interpreter.run(*lifted, *inputs, enable_io_processing=False)
-        return results
-
-    return run
+        if self._takes_any_strides:
+            inputs = tuple(_channels_last(tensor) for tensor in inputs)
+        moments = self._interpreter.run(*self._lifted, *inputs, enable_io_processing=False)
+        return {layer: [moments[index] for index in indices] for layer, indices in self._ends.items()}
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -17,10 +17,9 @@ from equalize.moments.blocks import Blocks
 from equalize.moments.measure import Measurement, measure_branches
 from equalize.moments.watch import Batch
 from equalize.plan.apply import apply_edits, with_aliases
-from equalize.plan.plan import Edit, Plan, PlannedSite, Set, Strategy
-from equalize.plan.strategies import Choice, choose, decide
+from equalize.plan.plan import Edit, Plan, Set, Strategy
+from equalize.plan.strategies import Choice, Decision, choose, decide
 from equalize.sites.scan import Scan, scan
-from equalize.sites.sites import Refusal
 
 __all__ = ["calibrate", "norms_behind", "re_estimate", "stages"]
 
@@ -46,13 +45,9 @@ def calibrate(
         model: any module; only the tensors in the plan's `changed` are rewritten.
         batches: the network's own inputs, (N, C, H, W) or tuples. Iterated once for `preserve` and `migrate`, several
             times for the others (a one-shot iterator is then kept in memory).
-        strategy: see `equalize.plan.strategies`.
-        seed: of `reinit`.
-        keep_norm: rescale each equalized weight to the norm it had.
-        newly_initialized: state-dict keys of weights that were drawn just now; "auto" equalizes those as drawn.
+        strategy, seed, keep_norm, newly_initialized: see `make_plan`.
         found: the sites to equalize; by default all resampled ones.
-        tolerance: stop measuring when the 95 % interval of every sigma is this tight, relative to it.
-        names: what to call the images in messages.
+        tolerance, names: see `measure`.
 
     Returns:
         The plan, applied; with it `apply` does the same to another copy of the model, without data.
@@ -64,26 +59,24 @@ def calibrate(
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
     choices = choose(found.sites, strategy, seed, newly_initialized)
-    measured: list[Measurement] = []
-    sites: dict[str, PlannedSite] = {}
-    refusals: list[Refusal] = []
     edits: list[Edit] = []
     if any(choice.changes_function for choice in choices):
         edits += re_estimate(model, untouched_norms(model), batches, found)
+    measured: list[Measurement] = []
+    decided: list[Decision] = []
     for stage in stages(choices):
-        stage_sites = [choice.site for choice in stage]
-        measured.append(measure_branches(model, stage_sites, batches, tolerance=tolerance, names=names))
-        decision = decide(model, stage, measured[-1].moments, keep_norm=keep_norm)
-        apply_edits(decision.edits, model)
-        sites |= {site.layer: site for site in decision.sites}
-        refusals += decision.refusals
-        edits += [*decision.edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
+        sites = [choice.site for choice in stage]
+        measured.append(measure_branches(model, sites, batches, tolerance=tolerance, names=names))
+        decided.append(decide(model, stage, measured[-1].moments, keep_norm=keep_norm))
+        apply_edits(decided[-1].edits, model)
+        edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
+    planned = {site.layer: site for decision in decided for site in decision.sites}
     return Plan(
         strategy=strategy,
         seed=seed,
         keep_norm=keep_norm,
-        sites=tuple(sites[site.layer] for site in found.sites if site.layer in sites),
-        refusals=(*found.refusals, *refusals),
+        sites=tuple(planned[site.layer] for site in found.sites if site.layer in planned),
+        refusals=(*found.refusals, *(refusal for decision in decided for refusal in decision.refusals)),
         edits=with_aliases(_without_superseded(edits), model),
         facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
     )
