@@ -46,7 +46,7 @@ def calibrate(
     """
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
         config, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.calibrate import calibrate_checkpoint
@@ -62,7 +62,6 @@ def calibrate(
                 config=config,
                 dry_run=dry_run,
                 overwrite=overwrite,
-                peers=peers,
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,

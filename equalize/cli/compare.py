@@ -90,8 +90,8 @@ def compare(
 
 def _demand_one_process(terminal: "Terminal") -> None:
     """Under torchrun the main process says why, and the others end with it."""
-    with terminal.among_peers() as peers:
-        if peers.is_main and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    with terminal.among_peers():
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise InputError("torchrun", "a comparison runs in one process", remedy="call equalize compare without it")
 
 

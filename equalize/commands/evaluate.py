@@ -19,9 +19,9 @@ from equalize.data.loader import Preprocessor
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
 from equalize.errors import InputError, NumericsError
+from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import ConfusionMatrix, Score
-from equalize.moments.watch import undisturbed
 
 __all__ = ["EvalConfig", "Logits", "confusion", "evaluate", "image_confusions", "sliding"]
 
@@ -88,7 +88,7 @@ def evaluate(
     labelled = check_split(
         dataset, classes, names, ignore_index=config.ignore_index, reduce_labels=config.reduce_labels, notify=notify
     )
-    with undisturbed(checkpoint.model):
+    with eval_mode(checkpoint.model):
         matrix = confusion(checkpoint, labelled, config, device, progress=progress)
     return matrix.score(names)
 

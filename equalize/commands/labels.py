@@ -19,8 +19,8 @@ from equalize.data import (
     read_image,
 )
 from equalize.errors import DataError, EqualizeError, InputError
+from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
-from equalize.moments.watch import undisturbed
 
 __all__ = ["LabelledSplit", "as_classes", "check_split", "count_classes", "names_of"]
 
@@ -60,7 +60,7 @@ def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: 
     picture: Image.Image = read_image(dataset.images[0])
     image_NCHW = checkpoint.preprocess(picture, size)[None].to(device)
     try:
-        with undisturbed(checkpoint.model):
+        with eval_mode(checkpoint.model):
             return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
     except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise

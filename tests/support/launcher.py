@@ -49,8 +49,7 @@ class Launcher:
         Args:
             number: of processes; 1 runs without any of a launcher's variables.
             arguments: of the command line.
-            settings: `kill`: (rank, signal) sent once the file `marker` exists, to all where the rank is -1;
-                `silence`: seconds after which a process counts as gone.
+            settings: `kill`: (rank, signal) sent once the file `marker` exists, to all where the rank is -1.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -81,13 +80,13 @@ def _serve() -> None:
         print(json.dumps(_launch(**json.loads(line))), flush=True)
 
 
-def _launch(number, arguments, kill=None, marker=None, silence=None):
+def _launch(number, arguments, kill=None, marker=None):
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         start = time.monotonic()
-        children = {_fork(rank, number, port, arguments, Path(folder), silence): rank for rank in range(number)}
+        children = {_fork(rank, number, port, arguments, Path(folder)): rank for rank in range(number)}
         if kill is not None:
             while not Path(marker).exists() and time.monotonic() < start + 60:
                 time.sleep(0.02)
@@ -105,7 +104,7 @@ def _launch(number, arguments, kill=None, marker=None, silence=None):
         return [ended[rank] for rank in range(number)]
 
 
-def _fork(rank, number, port, arguments, folder, silence):
+def _fork(rank, number, port, arguments, folder):
     child = os.fork()
     if child:
         return child
@@ -115,11 +114,8 @@ def _fork(rank, number, port, arguments, folder, silence):
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-    from equalize import peers
     from equalize.cli import main
 
-    if silence is not None:
-        peers._SILENCE = silence
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -15,6 +15,7 @@ BatchNorms that never saw data are estimated in every arm, the baseline too: aft
 their first value is still there, and it must not be mistaken for equalization.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -27,12 +28,12 @@ from equalize.commands.images import Images
 from equalize.commands.scan import select_sites
 from equalize.errors import InputError, SiteError
 from equalize.moments.batch_norms import untouched_norms
-from equalize.plan.apply import apply_edits, redraw, with_aliases
+from equalize.plan.apply import apply_edits, with_aliases
 from equalize.plan.calibrate import calibrate, norms_behind, re_estimate, stages
+from equalize.plan.draw import draw_site
 from equalize.plan.plan import Edit, Plan, Strategy
-from equalize.plan.strategies import CHANGES_FUNCTION
+from equalize.plan.strategies import choose
 from equalize.sites.scan import Scan
-from equalize.sites.sites import Site
 
 __all__ = ["ARMS", "Arm", "baselines", "prepare_arm", "read_arm", "read_arms", "scales"]
 
@@ -148,32 +149,24 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         arm.strategy or "preserve",
         seed,
         keep_norm=arm.keep_norm,
-        drawn=checkpoint.drawn,
+        newly_initialized=checkpoint.drawn,
         found=found,
     )
     return replace(plan, edits=with_aliases((*edits, *plan.edits), model))
 
 
 def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Edit]:
-    """What `reinit` does but for equalizing: the same draws, the same norms re-estimated, in the same stages.
-
-    The layer of the site at place i is drawn under seed + i.
-    """
-    sites = [replace(site, strategy="reinit") for site in found.sites]
+    """What `reinit` does but for equalizing: the same draws, the same norms re-estimated, in the same stages."""
+    choices = choose(found.sites, "reinit", seed)
     edits: list[Edit] = []
-    for stage in stages(sites):
-        draws = [edit for site in stage for edit in _draws(model, site, seed + sites.index(site))]
+    for stage in stages(choices):
+        draws: list[Edit] = []
+        for choice in stage:
+            with contextlib.suppress(SiteError):  # `reinit` refuses it too
+                draws += draw_site(model, choice.site, choice.seed)[1]
         apply_edits(draws, model)
-        edits += draws + re_estimate(model, norms_behind(stage, sites), images, found)
+        edits += draws + re_estimate(model, norms_behind(stage, choices), images, found)
     return edits
-
-
-def _draws(model: nn.Module, site: Site, seed: int) -> list[Edit]:
-    try:
-        redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed)
-    except (SiteError, AttributeError):
-        return []  # `reinit` refuses it too
-    return [Edit(tensor=key, action="draw", seed=seed) for key in (site.weight, site.bias) if key]
 
 
 def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any]]:
@@ -186,10 +179,10 @@ def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any
     """
     rows = []
     for site in plan.sites:
-        sigmas = [branch.std or 0.0 for branch in site.branches]
+        sigmas = [branch.std for branch in site.branches]
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
         explicit = train_as == "explicit" or (train_as is None and site.strategy == "preserve")
-        if arm.strategy and (explicit or site.strategy in CHANGES_FUNCTION):
+        if arm.strategy and (explicit or site.changes_function):
             seen = [1.0] * len(sigmas)
         ratios = {"ratio": max(sigmas) / min(sigmas), "ratio_after": max(seen) / min(seen)}
         rows.append({"layer": site.layer, "strategy": site.strategy if arm.strategy else None, **ratios})

@@ -30,9 +30,9 @@ from equalize.commands.finetune.splits import OpenedSplits, check_splits
 from equalize.commands.images import Images
 from equalize.device import device_of
 from equalize.errors import InputError, OutputError, ResourceError
+from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore
 from equalize.metrics import ConfusionMatrix
-from equalize.moments.watch import undisturbed
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
@@ -164,7 +164,7 @@ class Runs:
         found = OpenedSplits(train=self.setup.train, val=self.setup.val, named_classes=None)
         labelled = check_splits(checkpoint, found, config, device, ignore)[1].val
         assert labelled is not None
-        with undisturbed(checkpoint.model):
+        with eval_mode(checkpoint.model):
             each = [counted for _, counted in image_confusions(checkpoint, labelled, config.scoring(), device)]
         total = sum(each, ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index))
         counts_NKK = torch.stack([matrix.counts_KK for matrix in each]).numpy()

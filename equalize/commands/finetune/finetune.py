@@ -23,10 +23,9 @@ from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.finetune.trainer import check_trackers, train
 from equalize.device import device_of
-from equalize.distributed import from_main, group, is_main, join, wait
+from equalize.distributed import fail_together, from_main, gather, is_main, join
 from equalize.errors import InputError, ResourceError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
-from equalize.peers import joined
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
@@ -198,7 +197,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
     kept = run.last / "equalize.json"
     if not from_main(kept.is_file()):
         dataset = task.splits.train.dataset
-        with joined(_exit_code, group()) as peers:
+        with fail_together(_exit_code):
             plan = calibrate_checkpoint(
                 task.name,
                 dataset.root,
@@ -207,15 +206,14 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 keep_norm=config.keep_norm,
                 config=config.measuring(dataset.split),
                 dry_run=True,
-                peers=peers,
                 notify=notify,
                 warn=warn,
             )
-        if not plan.sites:
-            warn(f"{source} has no fusion layer that can be equalized")
-        if is_main():
-            write_whole(kept, json.dumps(plan.to_json()))
-    wait()
+            if not plan.sites:
+                warn(f"{source} has no fusion layer that can be equalized")
+            if is_main():
+                write_whole(kept, json.dumps(plan.to_json()))
+            gather(None)  # all read it only when it is there; where it cannot be written, all learn it
     plan = Plan.read(kept)
     apply(plan, task.checkpoint.model)
     return plan

@@ -34,8 +34,8 @@ from equalize.commands.labels import LabelledSplit
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
 from equalize.errors import InputError, ResourceError
+from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
-from equalize.moments.watch import undisturbed
 
 __all__ = ["SegmentationTrainer", "check_trackers", "train"]
 
@@ -189,7 +189,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         val: LabelledSplit = self.eval_dataset
         together = self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
         broadcast_buffers(self.model)
-        with undisturbed(self.model):
+        with eval_mode(self.model):
             matrix = confusion(self._task.checkpoint, val, self._config.scoring(), self._task.device, together=together)
         score = matrix.score(val.names)
         if is_main():
