@@ -15,7 +15,7 @@ ROOT = Path(equalize.__file__).parent
 
 FLOORS = {
     0: {"errors", "version"},
-    1: {"graph", "tracing", "recorder", "reader", "aten", "mapped", "checkpoint", "data", "score"},
+    1: {"graph", "tracing", "recorder", "reader", "aten", "checkpoint", "data", "score"},
     2: {"branches", "sites", "scanning"},
     3: {"moments", "interpolated", "taps", "lean", "cut", "peers", "blocks", "measurement", "norms"},
     4: {"equation", "plan", "surgery", "strategies", "training", "calibration"},
