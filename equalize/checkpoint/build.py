@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from equalize.errors import CheckpointError
 
@@ -31,7 +30,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def construct(make: Callable[[], nn.Module], arch: str, *, weights: bool, seed: int, empty: bool = False) -> nn.Module:
+def construct(make: Callable[[], nn.Module], arch: str, *, weights: bool, seed: int) -> nn.Module:
     """Call a factory on the CPU under a seed, or on the meta device if no weights are wanted.
 
     Args:
@@ -39,14 +38,13 @@ def construct(make: Callable[[], nn.Module], arch: str, *, weights: bool, seed: 
         arch: for errors.
         weights: False puts all of it on the meta device.
         seed: of the draw.
-        empty: put its parameters alone there, to be assigned; where that can be done.
 
     Raises:
         CheckpointError: the factory raises, or returns something that is not a module.
     """
     try:
         with seeded(seed):
-            model = (_parameters_on_meta(make) if empty else make()) if weights else _on_meta(make)
+            model = make() if weights else _on_meta(make)
     except (Exception, SystemExit) as error:  # whatever a factory raises is an answer to the arguments it was given
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(
@@ -65,28 +63,6 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         with _StorageOnMeta():
             model = make()
         return model.to("meta") if isinstance(model, nn.Module) else model
-
-
-def _parameters_on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """A model that never holds more than one parameter; those that are tied are still one."""
-    register = nn.Module.register_parameter
-    placed = WeakIdKeyDictionary()
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            if parameter not in placed:
-                placed[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-            parameter = placed[parameter]
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
-    try:
-        return make()
-    except Exception:  # some constructors read the values they have just drawn
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-        return make()
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 class _StorageOnMeta(TorchFunctionMode):

@@ -46,13 +46,12 @@ def load_transformers(place: Place, request: Request) -> Checkpoint:
         weights, notes = at_home(config, weights, place.path, lone=False)
     loaded = hf.fill(
         config,
-        weights.for_model(mapped=request.mapped),
+        weights.clones(),
         request.source,
         init_missing=request.init_missing,
         num_classes=request.num_classes,
         seed=request.seed,
         strip=False,
-        mapped=request.mapped,
     )
     around = request.arch is not None
     origin = Origin(
@@ -85,9 +84,7 @@ def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Ch
         fetch_weights(place)
         weights = read_weights(*weight_files(place.path))
     with bounded(weights.tensors if weights else None, draw=request.init_missing):
-        model = construct(
-            lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed, empty=request.empty
-        )
+        model = construct(lambda: make(**arguments), f"smp:{name}", weights=request.weights, seed=request.seed)
     common: dict[str, Any] = {
         "source": request.source,
         "family": "smp",
@@ -108,7 +105,7 @@ def load_smp(place: Place, config: Mapping[str, object], request: Request) -> Ch
         num_classes=request.num_classes,
         architecture=type(model).__name__,
     )
-    drawn = fill(model, weights, match, request.source, mapped=request.mapped)
+    drawn = fill(model, weights, match, request.source)
     fields = {"classes": request.num_classes} if request.num_classes is not None else None
     origin = Origin(path=place.path, weights=weights, disk_state=partial(disk_state, match), config=fields)
     return Checkpoint(drawn=drawn, sha256=weights.sha256(), origin=origin, **common)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.files.weights import Weights
 from equalize.errors import CheckpointError, NumericsError
-from equalize.mapped import MappedFiles
 
 __all__ = [
     "PREFIXES",
@@ -174,15 +173,14 @@ def fit(
     return match
 
 
-def fill(model: nn.Module, weights: Weights, match: Match, where: object, *, mapped: bool) -> tuple[str, ...]:
-    """Copy the paired tensors into the model; parameters on the meta device become those tensors themselves.
+def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tuple[str, ...]:
+    """Copy the paired tensors into the model.
 
     Args:
         model: as built.
         weights: as read.
         match: how they pair up.
         where: for errors.
-        mapped: leave those tensors in the files.
 
     Returns:
         the model keys left as they were drawn.
@@ -190,28 +188,11 @@ def fill(model: nn.Module, weights: Weights, match: Match, where: object, *, map
     Raises:
         NumericsError: a tensor holds NaN or Inf.
     """
-    tensors = weights.for_model(mapped=True) if mapped else weights.tensors
-    check_finite({disk: tensors[disk] for disk in match.on_disk.values()}, where, mapped=mapped)
-    found = {key: tensors[disk] for key, disk in match.on_disk.items()}
-    assigned = _assign(model, found)
-    rest = {key: tensor for key, tensor in found.items() if key not in assigned}
-    nn.Module.load_state_dict(model, rest, strict=False)
+    check_finite({disk: weights.tensors[disk] for disk in match.on_disk.values()}, where)
+    found = {key: weights.tensors[disk] for key, disk in match.on_disk.items()}
+    nn.Module.load_state_dict(model, found, strict=False)
     left = {*match.missing, *match.mismatched}
     return tuple(key for key in model.state_dict() if key in left)
-
-
-def _assign(model: nn.Module, found: Mapping[str, Tensor]) -> set[str]:
-    """Put tensors in the place of the parameters that are on the meta device; those that are tied stay tied."""
-    placed: dict[int, nn.Parameter] = {}
-    assigned: set[str] = set()
-    for key, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if parameter.is_meta:
-            if id(parameter) not in placed:
-                placed[id(parameter)] = nn.Parameter(found[key], parameter.requires_grad)
-            path, _, name = key.rpartition(".")
-            model.get_submodule(path).register_parameter(name, placed[id(parameter)])
-            assigned.add(key)
-    return assigned
 
 
 def disk_state(match: Match, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -258,22 +239,12 @@ def mismatch_error(
     return CheckpointError(where, f"does not fit {architecture}: keys " + ", ".join(facts), remedy=remedy)
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: object, *, mapped: bool = False) -> None:
+def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
     """Stop at the first tensor with NaN or Inf.
-
-    Args:
-        tensors: by name.
-        where: for the error.
-        mapped: leave none of those that lie in a file in memory.
 
     Raises:
         NumericsError: with the tensor's name.
     """
-    files = MappedFiles()
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue
-        parts = files.parts(tensor) if mapped else [(tensor,)]
-        broken = sum(int((~torch.isfinite(part)).sum()) for (part,) in parts)
-        if broken:
+        if tensor.is_floating_point() and (broken := int((~torch.isfinite(tensor)).sum())):
             raise NumericsError(where, f"tensor {key!r} holds {broken} NaN or Inf", got=f"shape {tuple(tensor.shape)}")

@@ -104,8 +104,6 @@ def reload(
     directory: str | Path,
     arch: str | None = None,
     arch_args: Mapping[str, object] | None = None,
-    *,
-    mapped: bool = False,
 ) -> nn.Module:
     """Load a written directory as its own library does, strictly: the proof that it is what it should be.
 
@@ -113,14 +111,13 @@ def reload(
         directory: as `Checkpoint.save` wrote it.
         arch: the ``--arch`` of a state dict whose architecture is the user's own code.
         arch_args: its arguments.
-        mapped: leave tensors in the files where the library's loader does.
 
     Raises:
         CheckpointError: the library does not take it, or takes only a part.
     """
     place = Path(directory)
     if (place / ARCHITECTURE_FILE).is_file():
-        return reload_state_dict(place, arch, arch_args or {}, mapped=mapped)
+        return reload_state_dict(place, arch, arch_args or {})
     if "_model_class" in read_json(place / "config.json"):
         return smp_family.reload(place)
-    return hf.reload(place, mapped=mapped)
+    return hf.reload(place)

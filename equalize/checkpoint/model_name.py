@@ -13,6 +13,6 @@ __all__ = ["ModelName"]
 class ModelName(Request):
     """MODEL and the flags that go with it."""
 
-    def load(self, *, weights: bool = True, mapped: bool = False) -> Checkpoint:
-        """Loads it; without weights on the meta device, `mapped` with as many as can be left in their files."""
-        return load_request(replace(self, weights=weights, mapped=mapped))
+    def load(self, *, weights: bool = True) -> Checkpoint:
+        """Loads it; without weights on the meta device."""
+        return load_request(replace(self, weights=weights))

@@ -19,10 +19,3 @@ class Request:
     init_missing: bool = False
     num_classes: int | None = None
     seed: int = 0
-    mapped: bool = False
-    """Leave the model's tensors in the files, in the dtype they have there: for models that are run a few times."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether a network may be built without parameters, as all of them come from files."""
-        return self.mapped and not self.init_missing

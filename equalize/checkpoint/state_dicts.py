@@ -67,7 +67,7 @@ def load_state_dict(
     make = partial(plan.make, **plan.arguments)
     bounds = nullcontext() if plan.family == "custom" else bounded(weights.tensors, draw=request.init_missing)
     with bounds:
-        model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
+        model = construct(make, plan.arch, weights=request.weights, seed=request.seed)
     match = fit(
         model,
         weights.tensors,
@@ -80,7 +80,7 @@ def load_state_dict(
     weights, match = settled(weights, match)
     drawn: tuple[str, ...] = ()
     if request.weights:
-        drawn = fill(model, weights, match, request.source, mapped=request.mapped)
+        drawn = fill(model, weights, match, request.source)
     record = {"arch": plan.arch, "arch_args": json_arguments(plan.arguments)}
     origin = Origin(
         path=path,
@@ -177,13 +177,12 @@ def _load_with_config(path: Path, weights: Weights, request: Request) -> Checkpo
     weights, notes = at_home(config, weights, path, lone=True)
     loaded = hf.fill(
         config,
-        weights.for_model(mapped=request.mapped),
+        weights.clones(),
         request.source,
         init_missing=request.init_missing,
         num_classes=request.num_classes,
         seed=request.seed,
         strip=True,
-        mapped=request.mapped,
     )
     names = ("config.json", "preprocessor_config.json", "processor_config.json")
     origin = Origin(
@@ -259,18 +258,16 @@ def _recorded(directory: Path, arch: str | None, arch_args: Mapping[str, object]
     raise CheckpointError(directory, "was built by code outside it", remedy=f"name that code again: --arch {named}")
 
 
-def reload_state_dict(
-    directory: Path, arch: str | None, arch_args: Mapping[str, object], *, mapped: bool = False
-) -> nn.Module:
+def reload_state_dict(directory: Path, arch: str | None, arch_args: Mapping[str, object]) -> nn.Module:
     """Build the network and load what was written with ``load_state_dict(strict=True)``."""
     named, arguments = _recorded(directory, arch, arch_args)
     if named.startswith("transformers:"):
-        return hf.reload(directory, mapped=mapped)
-    request = Request(source=str(directory), arch=named, arch_args=arguments, mapped=mapped)
+        return hf.reload(directory)
+    request = Request(source=str(directory), arch=named, arch_args=arguments)
     weights = read_weights(*weight_files(directory))
     checkpoint = load_state_dict(directory, weights, request)
     model = checkpoint.model
     twin = directory / "model.safetensors"
     if twin.is_file() and twin not in weights.files:
-        model.load_state_dict(load_file(twin), strict=True, assign=mapped)
+        model.load_state_dict(load_file(twin), strict=True)
     return model

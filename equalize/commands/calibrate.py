@@ -15,7 +15,6 @@ from equalize.checkpoint.files.atomic import check_target
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
 from equalize.errors import InputError
-from equalize.mapped import own
 from equalize.peers import ALONE, Peers
 from equalize.plan.apply import apply, demand_fit
 from equalize.plan.calibrate import calibrate
@@ -139,10 +138,9 @@ def replay(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = Fa
     source = Path(name.source)
     check_target(Path(out), overwrite, source if source.exists() else None)
     name = _as_planned(name, plan)
-    checkpoint = name.load(mapped=True)
+    checkpoint = name.load()
     if checkpoint.plan_json is not None:
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
-    own(checkpoint.model, plan.changed)
     apply(plan, checkpoint.model)
     shape = tuple(plan.facts.get("input_shape") or input_shape(checkpoint, None))
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
@@ -160,7 +158,7 @@ def verify(
     """
     plan = Plan.read(out)
     name = _as_planned(name, plan)
-    original = name.load(mapped=_stays_in_files(plan))
+    original = name.load()
     demand_fit(plan, original.model)
     if data is None:
         inputs = _random_images(tuple(plan.facts.get("input_shape") or input_shape(original, None)))
@@ -177,7 +175,7 @@ def _write(
 
     def prove(directory: Path) -> Plan:
         checkpoint.model.to("meta")  # it is written: its memory serves the proof
-        check = _prove(name.load(mapped=_stays_in_files(plan)), directory, name, plan, inputs)
+        check = _prove(name.load(), directory, name, plan, inputs)
         proven.append(replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()}))
         return proven[0]
 
@@ -195,7 +193,7 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
     if (twin := twin_on_disk(directory)) is not None:
         check_tensors(original.twin(after), twin, ())
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
-    written = reload(directory, name.arch, name.arch_args, mapped=_stays_in_files(plan)).eval()
+    written = reload(directory, name.arch, name.arch_args).eval()
     return check_function(
         original.model,
         written,
@@ -204,11 +202,6 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
         lambda output: main_output(output, original.architecture),
         stored=max(dtypes, key=lambda dtype: torch.finfo(dtype).eps),
     )
-
-
-def _stays_in_files(plan: Plan) -> bool:
-    """Whether both models may lie in their files for the proof: at the same addresses, if no tensor was added."""
-    return not plan.facts.get("drawn")
 
 
 def _provenance(name: ModelName, checkpoint: Checkpoint, shape: Sequence[int], found: Scan) -> dict[str, Any]:

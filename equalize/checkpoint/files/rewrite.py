@@ -18,7 +18,6 @@ from equalize.checkpoint.files.safetensors_file import read_header, read_safeten
 from equalize.checkpoint.files.torch_file import TorchFile, read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
-from equalize.mapped import MappedFiles
 
 __all__ = ["is_other_copy", "replacements", "write_flat", "write_weights"]
 
@@ -44,13 +43,12 @@ def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Ten
     """
     floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
     usual = floats.pop() if len(floats) == 1 else None
-    files = MappedFiles()
     changed: dict[str, Tensor] = {}
     shared: dict[tuple[object, ...], Tensor] = {}
     for key, value in state.items():
         new = value.detach().cpu()
         old = weights.tensors.get(key)
-        if old is not None and old.shape == new.shape and files.equal(old, new):
+        if old is not None and old.shape == new.shape and torch.equal(old.to(new.dtype), new):
             continue
         dtype = old.dtype if old is not None else usual if usual and new.is_floating_point() else new.dtype
         view = (value.data_ptr(), tuple(value.shape), value.stride(), dtype)
@@ -166,7 +164,6 @@ def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path
 def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
     """A plain safetensors file of a model's state dict."""
     _save(_unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, {"format": "pt"})
-    MappedFiles().let_go(*tensors.values())
 
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:

@@ -5,12 +5,10 @@ Everything a file claims is checked against the file before a library reads it: 
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.pickle_guard import asks_for_code, foreign_global
@@ -27,7 +25,6 @@ __all__ = [
     "shards",
     "state_on_disk",
     "twin_on_disk",
-    "usual_dtype",
     "weight_files",
 ]
 
@@ -81,23 +78,9 @@ class Weights:
             return dict(tensors)
         return {self.renamed[key]: tensor for key, tensor in tensors.items() if key in self.renamed}
 
-    def for_model(self, *, mapped: bool) -> dict[str, Tensor]:
-        """The tensors once more, for a model to own: writing to them leaves ``tensors`` as they are on disk.
-
-        Args:
-            mapped: leave them in the files, of which a page is copied when it is first written to; else copy all.
-        """
-        if not mapped:
-            return {key: tensor.clone() for key, tensor in self.tensors.items()}
-        again = self.as_named(read_weights(self.files, self.index).tensors)
-        seen: set[int] = set()
-        own: dict[str, Tensor] = {}
-        for key, tensor in again.items():
-            storage = tensor.untyped_storage()
-            shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
-            own[key] = tensor.clone() if shared else tensor
-            seen.add(storage.data_ptr())
-        return own
+    def clones(self) -> dict[str, Tensor]:
+        """Copies for a model to own: writing to them leaves ``tensors`` as they are on disk."""
+        return {key: tensor.clone() for key, tensor in self.tensors.items()}
 
     def sha256(self) -> str:
         """Over the bytes of all files, in order."""
@@ -160,15 +143,6 @@ def twin_on_disk(directory: Path) -> dict[str, Tensor] | None:
     path = directory / "model.safetensors"
     nested = (directory / ARCHITECTURE_FILE).is_file() and (directory / "model.pth").is_file()
     return read_safetensors(path) if nested and path.is_file() else None
-
-
-def usual_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The floating-point dtype that most bytes of a checkpoint have; float32 if that is none that networks run in."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in tensors.values():
-        if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16):
-            sizes[tensor.dtype] += tensor.nbytes
-    return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
 def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:

@@ -69,7 +69,7 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
         plan, meta = changed, meta_with_classes(None)
         meta |= {key: plan.text for key in ("cfg", "config") if plan.text and key in weights.meta}
     make = mmseg_family.builder(plan.model, draw=request.init_missing, room=None if plan.run else weights.tensors)
-    model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
+    model = construct(make, plan.arch, weights=request.weights, seed=request.seed)
     architecture = _architecture(plan.model)
     match = fit(
         model,
@@ -88,7 +88,7 @@ def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
     weights, match = settled(weights, match, own_keys=True)
     drawn: tuple[str, ...] = ()
     if request.weights:
-        drawn = fill(model, weights, match, request.source, mapped=request.mapped)
+        drawn = fill(model, weights, match, request.source)
     origin = Origin(
         path=path,
         weights=weights,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct, seeded
 from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
-from equalize.checkpoint.files.weights import state_on_disk, usual_dtype, weight_files
+from equalize.checkpoint.files.weights import weight_files
 from equalize.checkpoint.keys import check_finite, mismatch_error, only_class_count, strippings
 from equalize.checkpoint.limits import bounded
 from equalize.errors import CheckpointError
@@ -55,7 +55,6 @@ def fill(
     num_classes: int | None,
     seed: int,
     strip: bool,
-    mapped: bool,
 ) -> Loaded:
     """Build the network of a config and load tensors into it with transformers' own loader.
 
@@ -67,7 +66,6 @@ def fill(
         num_classes: what the config was set to have, if that was asked for.
         seed: of the draw.
         strip: whether keys may carry a wrapper's prefix (lone files may, directories may not).
-        mapped: leave the tensors in their files, in the dtype that most of them have; else all is float32.
 
     Raises:
         CheckpointError: keys missing or of another shape.
@@ -75,7 +73,7 @@ def fill(
     """
     kind = target_class(config, where)
     bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
-    check_finite(tensors, where, mapped=mapped)
+    check_finite(tensors, where)
     own = {key: tensors[disk] for key, disk in bare.items()}
     try:
         with quiet(), seeded(seed), bounded(tensors, draw=init_missing):
@@ -83,7 +81,7 @@ def fill(
                 None,
                 config=config,
                 state_dict=own,
-                dtype=usual_dtype(tensors) if mapped else torch.float32,
+                dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -202,25 +200,19 @@ def variant(files: Sequence[Path], index: Path | None) -> str | None:
     return named[2]
 
 
-def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
+def reload(directory: Path) -> nn.Module:
     """Load with ``from_pretrained``, and insist on its finding every key.
-
-    Args:
-        directory: as it was written.
-        mapped: leave the parameters in the file where the loader left them, in the dtype and at the odd addresses that
-            they have there.
 
     Raises:
         CheckpointError: it does not.
     """
     kind = target_class(read_config(directory), directory)
-    dtype = usual_dtype(state_on_disk(directory)) if mapped else torch.float32
     try:
         with quiet():
             model, info = kind.from_pretrained(
                 directory,
                 variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
-                dtype=dtype,
+                dtype=torch.float32,
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -233,6 +225,6 @@ def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
         mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
     result: nn.Module = model.eval()
-    for parameter in () if mapped else result.parameters():  # odd addresses change the last bit of a product
+    for parameter in result.parameters():  # unaligned addresses in a mapped file change the last bit of a product
         parameter.data = parameter.data.clone()
     return result
