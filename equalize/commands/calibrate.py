@@ -11,8 +11,9 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
 from equalize.checkpoint.checkpoint import main_output
+from equalize.checkpoint.families import family_of_arch
 from equalize.checkpoint.files.atomic import check_target
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
 from equalize.errors import InputError
 from equalize.peers import ALONE, Peers
@@ -95,8 +96,8 @@ def embed(
     for note in checkpoint.notes:
         say(note)
     say(f"preprocessing: {checkpoint.preprocess}")
-    if checkpoint.drawn:
-        say(f"drawn anew under seed {name.seed}: {_counted(checkpoint.drawn)}")
+    if checkpoint.newly_initialized:
+        say(f"drawn anew under seed {name.seed}: {_counted(checkpoint.newly_initialized)}")
     images = Images(data, checkpoint, how, progress, peers)
     say(f"data: {images.dataset.describe()}")
     found = find(checkpoint, images.shape, pattern)
@@ -107,7 +108,7 @@ def embed(
             strategy,
             name.seed,
             keep_norm=keep_norm,
-            drawn=checkpoint.drawn,
+            drawn=checkpoint.newly_initialized,
             found=found,
             tolerance=how.tolerance,
             compiled=how.compiled,
@@ -184,10 +185,11 @@ def _write(
 
 
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
-    assert original.origin is not None
     on_disk = original.disk_keys()
-    drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
-    stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
+    drawn = {
+        on_disk.get(key, key) for key in original.newly_initialized
+    }  # a classifier of other classes has another shape
+    stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in drawn}
     after = state_on_disk(directory)
     check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
     if (twin := twin_on_disk(directory)) is not None:
@@ -217,7 +219,7 @@ def _provenance(name: ModelName, checkpoint: Checkpoint, shape: Sequence[int], f
         "arch_args": dict(name.arch_args),
         "init_missing": name.init_missing,
         "num_classes": name.num_classes,
-        "drawn": list(checkpoint.drawn),
+        "drawn": list(checkpoint.newly_initialized),
         "preprocess": asdict(checkpoint.preprocess),
         "input_shape": list(shape),
         "tracer": found.tracer,
@@ -228,7 +230,7 @@ def _as_planned(name: ModelName, plan: Plan) -> ModelName:
     """The name with what the plan knows of how its model was made; a plan never names code to run."""
     facts = plan.facts
     arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
-    if name.arch is None and arch is not None and not str(arch).startswith(("torchvision:", "smp:", "transformers:")):
+    if name.arch is None and arch is not None and family_of_arch(str(arch)).runs_code(str(arch)):
         raise InputError(name.source, "was built by code outside it", remedy=f"name that code again: --arch {arch}")
     return replace(
         name,

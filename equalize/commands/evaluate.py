@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.images import Progress, device_of, input_shape, precision_of
 from equalize.commands.labels import Labelled, as_classes, check_split, count_classes, names_of
 from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, read_mask

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.images import Images, Measuring, Progress, device_of, input_shape, precision_of
 from equalize.errors import CheckpointError, SiteError
 from equalize.moments.measure import measure

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint.files.weights import read_weights
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 
 
 def shifted(state, path: Path) -> Path:
@@ -39,14 +39,14 @@ def sources(segformer_dir, upernet_dir, smp_dir, lraspp_state, tmp_path):
 @pytest.mark.parametrize("form", ["directory", "shards", "smp", "state dict", "flat safetensors", "flat pth"])
 def test_writing_to_a_model_leaves_its_file_alone(sources, form):
     checkpoint = sources[form].load()
-    files = {path: path.read_bytes() for path in checkpoint.origin.weights.files}
-    on_disk = {key: tensor.clone() for key, tensor in checkpoint.origin.weights.tensors.items()}
+    files = {path: path.read_bytes() for path in checkpoint.stored.keys.weights.files}
+    on_disk = {key: tensor.clone() for key, tensor in checkpoint.stored.keys.weights.tensors.items()}
     for parameter in checkpoint.model.parameters():
         assert parameter.dtype == torch.float32
         with torch.no_grad():
             parameter.add_(1)
     assert {path: path.read_bytes() for path in files} == files
-    assert all(torch.equal(tensor, on_disk[key]) for key, tensor in checkpoint.origin.weights.tensors.items())
+    assert all(torch.equal(tensor, on_disk[key]) for key, tensor in checkpoint.stored.keys.weights.tensors.items())
 
 
 def test_tensors_that_share_memory_on_disk_are_taken_apart(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint import load
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.calibrate import embed, find, replay, verify
 from equalize.commands.images import Measuring
 from equalize.errors import InputError, NumericsError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.evaluate import Evaluating, evaluate, sliding
 from equalize.distributed import is_main, leave
 from equalize.errors import DataError, InputError, NumericsError

@@ -56,7 +56,7 @@ def begin(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
         arm.strategy or "preserve",
         seed,
         keep_norm=arm.keep_norm,
-        drawn=checkpoint.drawn,
+        drawn=checkpoint.newly_initialized,
         found=found,
     )
     return replace(plan, edits=with_aliases((*edits, *plan.edits), model))

@@ -12,7 +12,7 @@ import torch
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.families.transformers.config import quiet
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.calibrate import embed
 from equalize.commands.finetune.config import Recipe, TrainAs
 from equalize.commands.finetune.loss import Criterion, Trained, backbone_of
@@ -112,8 +112,8 @@ def finetune(
     found = open_splits(data, recipe, say)
     name, checkpoint = load_for(name, recipe.num_classes or found.named_classes)
     say(f"preprocessing: {checkpoint.preprocess}")
-    if checkpoint.drawn:
-        say(f"drawn anew under seed {name.seed}: {_listed(checkpoint.drawn)}")
+    if checkpoint.newly_initialized:
+        say(f"drawn anew under seed {name.seed}: {_listed(checkpoint.newly_initialized)}")
     checkpoint.model.to(device)
     checkpoint, splits = check_splits(checkpoint, found, recipe, device, say)
     _refuse_early(checkpoint, splits, recipe, will_have_plan=prepare is not None or recipe.calibrate is not None)
@@ -147,7 +147,7 @@ def finetune(
         epochs=float(state.epoch or 0),
         strategy=plan.strategy if plan else None,
         train_as=train_as,
-        drawn=checkpoint.drawn,
+        drawn=checkpoint.newly_initialized,
         best=max((line for line in scored if line["mIoU"] is not None), key=lambda line: line["mIoU"], default=None),
         last=scored[-1] if scored else None,
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.errors import CheckpointError
 
 __all__ = ["load_for"]

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.class_names import with_names
 from equalize.commands.finetune.config import Recipe
 from equalize.commands.images import input_shape
 from equalize.commands.labels import Labelled, check_split, count_classes, names_of
@@ -92,7 +91,7 @@ def check_splits(
             reduce_labels="yes" if train.rule.reduce else "no",
             say=lambda line: say(f"val: {line}"),
         )
-    return with_names(checkpoint, names) if names else checkpoint, Splits(train=train, val=val)
+    return checkpoint.with_names(names) if names else checkpoint, Splits(train=train, val=val)
 
 
 def crop_of(checkpoint: Checkpoint, recipe: Recipe) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any, Self
 
 from equalize.checkpoint.checkpoint import PLAN_FILE
-from equalize.checkpoint.families.mmsegmentation.family import ARCH as MMSEG
+from equalize.checkpoint.families.mmsegmentation.family import MMSegmentation
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json, read_weights, weight_files
 from equalize.checkpoint.keys import PREFIXES
 from equalize.commands.push.results import Evaluation, Training, read_evaluation, read_training
@@ -105,7 +105,7 @@ def _identity(out: Path) -> tuple[str, str, Mapping[str, Any]]:
         arguments = record.get("arch_args")
         if family in ("torchvision", "smp"):
             return family, name, arguments if isinstance(arguments, dict) else {}
-        if record.get("arch") == MMSEG:
+        if record.get("arch") == MMSegmentation.scheme:
             return "mmsegmentation", "EncoderDecoder", {}
         if family != "transformers":
             return "custom", str(record.get("arch")), {}

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
-from equalize.checkpoint.source import HUB_ID
 from equalize.commands.push.outgoing import OutgoingFile
 from equalize.data.table_choice import Choice
 from equalize.errors import InputError, ResourceError
+from equalize.hub import HUB_ID
 
 __all__ = ["without_places"]
 

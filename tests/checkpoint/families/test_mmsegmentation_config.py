@@ -7,7 +7,8 @@ import torch
 
 from equalize.checkpoint.families.mmsegmentation import config as mmseg_config
 from equalize.checkpoint.families.mmsegmentation import facts as mmseg_facts
-from equalize.checkpoint.families.mmsegmentation import registry as mmseg_family
+from equalize.checkpoint.families.mmsegmentation import registry
+from equalize.checkpoint.limits import limit_construction
 from equalize.errors import CheckpointError
 from tests.support.mmseg_networks import config_text
 
@@ -22,9 +23,9 @@ def read(text):
 def build(text, room=None):
     """What loading does with a config up to the network, on weights that leave it all the room it needs."""
     model = mmseg_config.bare_model(read(text), "x.pth")
-    mmseg_family.check_types(model, "x.pth")
-    room = {"a": torch.empty(1 << 20)} if room is None else room
-    return mmseg_family.builder(model, draw=False, room=room)()
+    registry.check_types(model, "x.pth")
+    with limit_construction(room or {"a": torch.empty(1 << 20)}):
+        return registry.builder(model, draw=False, trusted=False)()
 
 
 def model_text(backbone=RESNET, head=f"{HEAD})", more=""):
@@ -136,11 +137,11 @@ def test_what_a_registry_lacks_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "canary.py").write_text("open('CANARY', 'w').close()\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    registry = mmseg_family.library()
-    with mmseg_family._only_registered(), pytest.raises(RuntimeError, match="Failed to get canary"):
-        registry.get("canary")
+    models = registry.library()
+    with registry._only_registered(), pytest.raises(RuntimeError, match="Failed to get canary"):
+        models.get("canary")
     assert not (tmp_path / "CANARY").exists()
-    registry.get("canary")  # as it does otherwise
+    models.get("canary")  # as it does otherwise
     assert (tmp_path / "CANARY").exists()
 
 

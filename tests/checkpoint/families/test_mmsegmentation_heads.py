@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from equalize.checkpoint import load
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.calibrate import embed, find, verify
 from equalize.commands.evaluate import Evaluating, evaluate
 from equalize.commands.finetune.config import Recipe

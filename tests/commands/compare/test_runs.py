@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.compare.arms import Arm, read_arms
 from equalize.commands.compare.compare import compare
 from equalize.commands.compare.setup import Run, Setup

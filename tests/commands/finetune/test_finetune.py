@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.evaluate import Evaluating, evaluate
 from equalize.commands.finetune.config import Recipe
 from equalize.commands.finetune.finetune import finetune

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from equalize.checkpoint.build import construct, seeded
 from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
 from equalize.checkpoint.files.weights import weight_files
-from equalize.checkpoint.keys import check_finite, mismatch_error, only_class_count, strippings
-from equalize.checkpoint.limits import bounded
+from equalize.checkpoint.fill import check_finite, mismatch_error, only_class_count
+from equalize.checkpoint.keys import strippings
+from equalize.checkpoint.limits import limit_construction
 from equalize.errors import CheckpointError
 
 __all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
@@ -24,7 +25,7 @@ class Loaded:
     """A transformers model with its weights."""
 
     model: nn.Module
-    drawn: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
     """Model keys that were missing, or whose class count differed."""
     bare: Mapping[str, str]
     """Key without the wrapper's prefix -> key on disk."""
@@ -42,8 +43,8 @@ def skeleton(config: Any, where: object) -> nn.Module:
         CheckpointError: the config cannot be built.
     """
     kind = target_class(config, where)
-    with quiet(), bounded(None):
-        return construct(lambda: kind(config), kind.__name__, weights=False, seed=0)
+    with quiet(), limit_construction(None):
+        return construct(lambda: kind(config), kind.__name__, on_meta=True)
 
 
 def fill(
@@ -76,7 +77,7 @@ def fill(
     check_finite(tensors, where)
     own = {key: tensors[disk] for key, disk in bare.items()}
     try:
-        with quiet(), seeded(seed), bounded(tensors, draw=init_missing):
+        with quiet(), seeded(seed), limit_construction(tensors, draw=init_missing):
             model, info = kind.from_pretrained(
                 None,
                 config=config,
@@ -102,7 +103,7 @@ def fill(
             raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
         _refuse_or_draw(where, kind, config, missing, mismatched, init_missing, num_classes, len(model.state_dict()))
     drawn = tuple(key for key in model.state_dict() if key in {*missing, *mismatched})
-    return Loaded(model=model.eval(), drawn=drawn, bare=bare)
+    return Loaded(model=model.eval(), newly_initialized=drawn, bare=bare)
 
 
 def _refuse_or_draw(
@@ -161,7 +162,7 @@ def disk_state(loaded: Loaded, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     model = loaded.model
     written = revert(model, state)
     plain = not model.__dict__.get("_weight_conversions")  # the file has the keys of the modules: so shall the rest
-    drawn = revert(model, {key: state[key] for key in loaded.drawn}, as_loaded=plain)
+    drawn = revert(model, {key: state[key] for key in loaded.newly_initialized}, as_loaded=plain)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found: dict[str, Tensor] = {}
     for key, disk in loaded.bare.items():
