@@ -8,7 +8,6 @@ from typing import Any
 
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.reading import read_json
-from equalize.checkpoint.room import check_counts
 from equalize.errors import CheckpointError
 
 __all__ = ["labels", "named_class", "preprocessing", "quiet", "read_config", "target_class"]
@@ -30,7 +29,6 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
         raise CheckpointError(path, f"asks for code from the Hub ({key})", remedy="not supported: use --arch")
     if raw.get("quantization_config"):
         raise CheckpointError(path, "is of a quantized network", remedy="use the checkpoint that it was made of")
-    check_counts(path, raw)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(
