@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.pickles import TorchFile, read_torch
 from equalize.checkpoint.reading import Weights, read_json
-from equalize.checkpoint.safetensors_file import read_header, read_safetensors
+from equalize.checkpoint.safetensors_file import read_metadata, read_safetensors
 from equalize.errors import NumericsError
 
 __all__ = ["is_other_copy", "replacements", "write_flat", "write_weights"]
@@ -93,8 +93,7 @@ def write_weights(
 
 
 def _rewrite_safetensors(weights: Weights, path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
-    metadata: Any = read_header(path).get("__metadata__")
-    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, metadata)
+    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, read_metadata(path))
 
 
 def _rewrite_torch(
