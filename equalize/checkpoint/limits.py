@@ -1,7 +1,7 @@
 """How large a network may be that a checkpoint describes: about as large as what it holds to fill it.
 
 A few bytes of a config can ask for a million layers, or for one as large as all memory. Only what a checkpoint says of
-itself is bounded here; networks that users name themselves are theirs to size.
+itself is bounded here, and by what it holds, never by a depth of its own; networks that users name are theirs to size.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ from torch.nn.modules.module import (
 
 __all__ = ["limit_construction"]
 
-_MOST_TENSORS, _MOST_MODULES = 1 << 12, 1 << 14  # HRNet-W48 has 2,000 tensors in 1,600 modules
+_MOST_TENSORS = 1 << 14  # of a network without weights: eight times those of HRNet-W48
+_MODULES_PER_TENSOR = 4  # many modules have no tensors
 _SPARE_TENSORS, _SPARE_VALUES = 1 << 10, 1 << 24  # buffers that are not saved
 _DRAWN_VALUES = 1 << 27  # of a decoder that the file lacks: the largest have half of that
 
@@ -25,7 +26,7 @@ _DRAWN_VALUES = 1 << 27  # of a decoder that the file lacks: the largest have ha
 def limit_construction(room: Mapping[str, Tensor] | None, *, draw: bool = False) -> Iterator[None]:
     """Stop a constructor that registers far more tensors, or far larger ones, than a file can fill.
 
-    The hooks see a tensor before it is initialised, when its memory is promised but not yet used.
+    The hooks see a tensor before it is initialized, when its memory is reserved but not yet used.
 
     Args:
         room: the tensors that will fill the network; None where it holds no memory.
@@ -33,9 +34,9 @@ def limit_construction(room: Mapping[str, Tensor] | None, *, draw: bool = False)
     """
     tensors, values = _MOST_TENSORS, None
     if room is not None:
-        tensors = min(tensors, 4 * len(room) + _SPARE_TENSORS)
+        tensors = 4 * len(room) + _SPARE_TENSORS
         values = 2 * sum(tensor.numel() for tensor in room.values()) + _SPARE_VALUES + (_DRAWN_VALUES if draw else 0)
-    left = {"tensors": tensors, "modules": _MOST_MODULES, "values": values}
+    left = {"tensors": tensors, "modules": _MODULES_PER_TENSOR * tensors, "values": values}
 
     def take(what: str, number: int) -> None:
         remaining = left[what]

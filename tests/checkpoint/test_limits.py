@@ -1,4 +1,4 @@
-"""Networks that a checkpoint describes are as large as what it holds, and no real one is refused."""
+"""Networks that a checkpoint describes are as large as what it holds, and as deep as they like."""
 
 import json
 import os
@@ -6,10 +6,12 @@ import resource
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from equalize.checkpoint import load
 from equalize.checkpoint.limits import limit_construction
+from equalize.commands.calibrate import find
 from equalize.errors import CheckpointError
 
 FULL = {"w": torch.empty(10, 10)}
@@ -28,7 +30,7 @@ def test_a_network_of_the_size_of_its_file_is_built():
     [
         (lambda: nn.Linear(1 << 14, 1 << 12), "values"),
         (lambda: nn.ParameterList(torch.empty(1) for _ in range(1100)), "tensors"),
-        (lambda: nn.Sequential(*(nn.Identity() for _ in range(17_000))), "modules"),
+        (lambda: nn.Sequential(*(nn.Identity() for _ in range(5_000))), "modules"),
         (lambda: nn.Module().register_buffer("a", torch.empty(1 << 25)), "values"),
     ],
     ids=["wide", "many", "empty", "buffer"],
@@ -43,6 +45,33 @@ def test_a_decoder_that_is_drawn_has_room_of_its_own():
         nn.Linear(1 << 13, 1 << 12)
     with limit_construction(None), torch.device("meta"):
         nn.Linear(1 << 20, 1 << 20)
+
+
+@pytest.fixture(scope="module")
+def deep_dir(tmp_path_factory):
+    """A directory of transformers whose backbone has 120 layers of 8 channels."""
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8] * 4, depths=[30] * 4, layer_type="basic", out_features=stages
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=8, auxiliary_channels=4, auxiliary_in_channels=8, num_labels=3
+    )
+    directory = tmp_path_factory.mktemp("deep")
+    transformers.UperNetForSemanticSegmentation(config).save_pretrained(directory)
+    return directory
+
+
+def test_a_network_is_not_refused_for_its_depth(deep_dir):
+    assert len(load(deep_dir).model.backbone.encoder.stages[0].layers) == 30
+    found = find(load(deep_dir, weights=False), (1, 3, 32, 32))
+    assert {"decode_head.bottleneck.conv", "decode_head.fpn_bottleneck.conv"} == {site.layer for site in found.sites}
+
+
+def test_a_network_of_as_many_tensors_as_its_file_is_not_refused():
+    room = {f"{number}": torch.empty(1) for number in range(10_000)}
+    with limit_construction(room):
+        assert len(nn.ParameterList(torch.empty(1) for _ in range(10_000))) == 10_000
 
 
 def edited(source, target, **changes):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from equalize.checkpoint.files.safetensors_file import read_header, read_safetensors
+from equalize.checkpoint.files.safetensors_file import read_metadata, read_safetensors
 from equalize.checkpoint.files.torch_file import TorchFile, read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
@@ -93,8 +93,7 @@ def write_weights(
 
 
 def _rewrite_safetensors(weights: Weights, path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
-    metadata: Any = read_header(path).get("__metadata__")
-    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, metadata)
+    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, read_metadata(path))
 
 
 def _rewrite_torch(

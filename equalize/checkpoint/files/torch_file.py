@@ -46,7 +46,6 @@ _OTHERS = (
     (257, b"ustar", "an archive (tar)", _UNPACK),
 )
 """Where a file of another kind has which bytes, what it is, and what to do."""
-_MOST_AXES = 64  # no operator takes more
 _MOST_NESTS = 100  # dicts in dicts; the search recurses
 
 
@@ -150,7 +149,7 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
     size = path.stat().st_size
     for key, tensor in file.state.items():
         plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.ndim > _MOST_AXES or _hides_methods(tensor):
+        if not plain or _hides_methods(tensor):
             raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
         if tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(

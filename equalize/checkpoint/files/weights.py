@@ -33,7 +33,8 @@ ARCHITECTURE_FILE = "architecture.json"
 """Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
 _LONGEST_JSON = 1 << 23
 _LONGEST_NAME = 200
-_LONGEST_KEY, _MOST_DOTS, _MOST_TENSORS = 500, 24, 1 << 15  # wrappers of all keys are sought dot by dot
+_LONGEST_KEY, _MOST_DOTS = 500, 24  # the prefixes of wrappers are looked for dot by dot
+_MOST_AXES = 64  # no operator takes more
 _LFS_POINTER = b"version https://git-lfs"
 _STANDARD_NAMES = (
     "model.safetensors",
@@ -111,13 +112,11 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
         for key, tensor in found.items():
             if len(key) > _LONGEST_KEY or key.count(".") > _MOST_DOTS:
                 raise CheckpointError(path, f"has a key of {len(key)} characters", got=f"{key[:60]}…")
+            if tensor.ndim > _MOST_AXES:
+                raise CheckpointError(path, f"holds {key!r}, which has {tensor.ndim} axes")
             if key in home:
                 raise CheckpointError(path, f"holds {key!r}, which {home[key].name} holds as well")
             tensors[key], home[key] = tensor, path
-    if len(tensors) > _MOST_TENSORS:
-        raise CheckpointError(
-            files[0], f"is one of files of {len(tensors)} tensors", expected=f"at most {_MOST_TENSORS}"
-        )
     if not tensors:
         raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
     return Weights(files=files, index=index, tensors=tensors, home=home, meta=meta, notes=tuple(notes))
