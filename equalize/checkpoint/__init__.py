@@ -2,7 +2,7 @@
 
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.files.atomic import atomic_directory
-from equalize.checkpoint.files.weights import state_on_disk, twin_on_disk
+from equalize.checkpoint.files.weights import safetensors_copy, state_on_disk
 from equalize.checkpoint.load import ModelName, load, reload
 from equalize.checkpoint.preprocess import Preprocess
 
@@ -13,6 +13,6 @@ __all__ = [
     "atomic_directory",
     "load",
     "reload",
+    "safetensors_copy",
     "state_on_disk",
-    "twin_on_disk",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
-from equalize.checkpoint.files.rewrite import is_other_copy, replacements, write_flat, write_weights
+from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
 from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.preprocess import Preprocess
@@ -99,7 +99,7 @@ class Checkpoint:
         stored = self.save_spec.keys.to_disk(state)
         return {by_id[id(tensor)]: disk for disk, tensor in stored.items() if id(tensor) in by_id}
 
-    def twin(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def safetensors_copy(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What ``model.safetensors`` beside a torch file holds: the tensors on disk by the model's own keys."""
         keys = self.stored.keys
         on_disk = keys.to_disk(self.model.state_dict())
@@ -136,7 +136,7 @@ class Checkpoint:
 
     def _write(self, spec: SaveSpec, out: Path) -> None:
         weights = spec.keys.weights
-        changed = replacements(weights, spec.keys.to_disk(self.model.state_dict()))
+        changed = changed_tensors(weights, spec.keys.to_disk(self.model.state_dict()))
         containers = [*weights.files, *([weights.index] if weights.index else [])]
         names = {path: out / path.name for path in containers}
         lone = spec.architecture is not None and len(containers) == 1
@@ -152,7 +152,7 @@ class Checkpoint:
             (out / name).write_text(text, encoding="utf-8")
         write_weights(weights, changed, names, spec.meta, spec.nest)
         if lone and names[weights.files[0]].suffix == ".pth":
-            write_flat(self.twin({**weights.tensors, **changed}), out / "model.safetensors")
+            write_flat(self.safetensors_copy({**weights.tensors, **changed}), out / "model.safetensors")
         if spec.architecture is not None:
             (out / ARCHITECTURE_FILE).write_text(json.dumps(spec.architecture, indent=2) + "\n", encoding="utf-8")
         if spec.config:

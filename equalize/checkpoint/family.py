@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.build import build, json_arguments
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
-from equalize.checkpoint.files.weights import Weights, twin_on_disk
+from equalize.checkpoint.files.weights import Weights, safetensors_copy
 from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
 from equalize.checkpoint.keys import disk_state
 from equalize.checkpoint.outputs import main_output
@@ -223,7 +223,7 @@ class Family(ABC, Generic[S]):
         """
         weights = weights_at(place)
         model = self.load(self.open(place, weights, request), weights, request).model
-        if (copy := twin_on_disk(place.path)) is not None:
+        if (copy := safetensors_copy(place.path)) is not None:
             nn.Module.load_state_dict(model, copy, strict=True)
         return model
 

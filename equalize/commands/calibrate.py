@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
+from equalize.checkpoint import Checkpoint, reload, safetensors_copy, state_on_disk
 from equalize.checkpoint.checkpoint import main_output
 from equalize.checkpoint.families import family_of_arch
 from equalize.checkpoint.files.atomic import check_target
@@ -192,8 +192,8 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
     stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in drawn}
     after = state_on_disk(directory)
     check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
-    if (twin := twin_on_disk(directory)) is not None:
-        check_tensors(original.twin(after), twin, ())
+    if (copy := safetensors_copy(directory)) is not None:
+        check_tensors(original.safetensors_copy(after), copy, ())
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
     written = reload(directory, name.arch, name.arch_args).eval()
     return check_function(

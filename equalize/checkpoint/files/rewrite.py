@@ -19,7 +19,7 @@ from equalize.checkpoint.files.torch_file import TorchFile, read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
 
-__all__ = ["is_other_copy", "replacements", "write_flat", "write_weights"]
+__all__ = ["changed_tensors", "is_other_copy", "write_flat", "write_weights"]
 
 _COPIES = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)([-.].*)?\.(bin|safetensors|h5|msgpack|onnx|(bin|safetensors)\.index\.json)"
@@ -31,7 +31,7 @@ def is_other_copy(name: str) -> bool:
     return _COPIES.fullmatch(name) is not None
 
 
-def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``state`` that differ from those on disk, in the dtype they have there; new keys included.
 
     Args:

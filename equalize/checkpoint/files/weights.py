@@ -22,9 +22,9 @@ __all__ = [
     "Weights",
     "read_json",
     "read_weights",
+    "safetensors_copy",
     "shards",
     "state_on_disk",
-    "twin_on_disk",
     "weight_files",
 ]
 
@@ -137,7 +137,7 @@ def state_on_disk(path: str | Path) -> dict[str, Tensor]:
     return dict(read_weights((place,)).tensors)
 
 
-def twin_on_disk(directory: Path) -> dict[str, Tensor] | None:
+def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
     """The tensors of ``model.safetensors`` that `Checkpoint.save` wrote beside a torch file, if it did."""
     path = directory / "model.safetensors"
     nested = (directory / ARCHITECTURE_FILE).is_file() and (directory / "model.pth").is_file()

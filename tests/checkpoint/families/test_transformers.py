@@ -303,7 +303,7 @@ def test_broken_configs_are_one_sentence(segformer_dir, tmp_path, changes):
             load(source, weights=weights)
 
 
-@pytest.mark.parametrize("changes", [{"depths": [10**6] * 4}, {"hidden_sizes": [10**6] * 4}])
+@pytest.mark.parametrize("changes", [{"depths": [10**4] * 4}, {"hidden_sizes": [10**6] * 4}])
 def test_configs_that_no_machine_can_build(segformer_dir, tmp_path, changes):
     with pytest.raises(CheckpointError):
         load(edited(segformer_dir, tmp_path / "in", **changes))

@@ -13,7 +13,7 @@ from equalize.checkpoint.families.transformers import loader
 from equalize.checkpoint.families.transformers.backbone import place_backbone
 from equalize.checkpoint.families.transformers.heads import heads
 from equalize.checkpoint.family import Family, KeyMap, Loaded, SaveSpec, Spec
-from equalize.checkpoint.files.weights import Weights, read_json
+from equalize.checkpoint.files.weights import Weights, read_json, weight_files
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
@@ -53,8 +53,6 @@ class Transformers(Family[_Spec]):
         state_dict = not _is_directory(place)
         if state_dict and request.arch_args:
             raise CheckpointError(request.arch, "takes no --arch-arg", remedy="change its config.json")
-        if not state_dict and weights.files:
-            loader.variant(weights.files, weights.index)
         config = configs.read_config(directory, request.num_classes)
         kind = configs.target_class(config, directory)
         return _Spec(
@@ -68,6 +66,13 @@ class Transformers(Family[_Spec]):
             directory=directory,
             state_dict=state_dict,
         )
+
+    def fetch(self, place: Place) -> Place:
+        """Also refuses a file under whose name ``from_pretrained`` would not look."""
+        place = super().fetch(place)
+        if _is_directory(place):
+            loader.variant(*weight_files(place.path))
+        return place
 
     def needs_weights(self, place: Place, request: Request) -> bool:
         """The config tells all; a file that the user names is read nevertheless, to say what is wrong with it."""

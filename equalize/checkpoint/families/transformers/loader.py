@@ -19,6 +19,8 @@ from equalize.errors import CheckpointError
 
 __all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
 
+_COUNTER = "num_batches_tracked"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
@@ -76,12 +78,32 @@ def fill(
     bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
     check_finite(tensors, where)
     own = {key: tensors[disk] for key, disk in bare.items()}
+    with seeded(seed), limit_construction(tensors, draw=init_missing):
+        model, info = _from_pretrained(kind, config, own, where)
+    keys = list(model.state_dict())
+    missing = [key for key in keys if key in info["missing_keys"]]
+    missing = [key for key in missing if not key.endswith(_COUNTER) or _statistics(key) in missing]
+    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
+    drawn = tuple(key for key in keys if key in {*missing, *mismatched})
+    if len(info["unexpected_keys"]) > len(keys) - len(drawn) and drawn:  # what came along by chance was not meant
+        raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
+    if drawn and len(drawn) == len(keys):
+        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
+    if drawn and not (init_missing and only_class_count(mismatched, num_classes)):
+        named = named_class(config) or config.model_type
+        architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
+        raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
+    return Loaded(model=model.eval(), newly_initialized=drawn, bare=bare)
+
+
+def _from_pretrained(kind: Any, config: Any, state: dict[str, Tensor], where: object) -> tuple[Any, dict[str, Any]]:
+    """The model, and what its loader says of the keys."""
     try:
-        with quiet(), seeded(seed), limit_construction(tensors, draw=init_missing):
-            model, info = kind.from_pretrained(
+        with quiet():
+            found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
                 None,
                 config=config,
-                state_dict=own,
+                state_dict=state,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -93,40 +115,11 @@ def fill(
         raise CheckpointError(
             where, f"cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:200]})"
         ) from error
-    missing = [key for key in model.state_dict() if key in info["missing_keys"]]
-    counters = {key for key in missing if key.endswith("num_batches_tracked") and _statistics(key) not in missing}
-    missing = [key for key in missing if key not in counters]
-    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
-    if missing or mismatched:
-        loaded = len(model.state_dict()) - len(missing) - len(mismatched)
-        if len(info["unexpected_keys"]) > loaded:  # what came along by chance is not what was meant
-            raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
-        _refuse_or_draw(where, kind, config, missing, mismatched, init_missing, num_classes, len(model.state_dict()))
-    drawn = tuple(key for key in model.state_dict() if key in {*missing, *mismatched})
-    return Loaded(model=model.eval(), newly_initialized=drawn, bare=bare)
-
-
-def _refuse_or_draw(
-    where: object,
-    kind: type,
-    config: Any,
-    missing: list[str],
-    mismatched: Mapping[str, tuple[torch.Size, torch.Size]],
-    init_missing: bool,
-    num_classes: int | None,
-    total: int,
-) -> None:
-    if len(missing) + len(mismatched) >= total:
-        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
-    if init_missing and only_class_count(mismatched, num_classes):
-        return
-    named = named_class(config) or config.model_type
-    architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
-    raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
+    return found
 
 
 def _statistics(counter: str) -> str:
-    return counter.removesuffix("num_batches_tracked") + "running_mean"
+    return counter.removesuffix(_COUNTER) + "running_mean"
 
 
 def _best_reading(config: Any, tensors: Mapping[str, Tensor], where: object) -> dict[str, str]:
@@ -221,7 +214,7 @@ def reload(directory: Path) -> nn.Module:
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a config that misses a field
         line = " ".join(str(error).split())[:200]
         raise CheckpointError(directory, f"from_pretrained refuses it ({type(error).__name__}: {line})") from error
-    missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
+    missing = [key for key in info["missing_keys"] if not key.endswith(_COUNTER)]
     if missing or info["mismatched_keys"]:
         mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
