@@ -41,13 +41,12 @@ class Torchvision(Family[Spec]):
     arch_forms = ("torchvision:NAME",)
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """By name, or where keys and shapes are those of one of its networks, if only of a part of one."""
+        """By name, or where half of the keys are those of one of its networks, if only of a part of one."""
         if request.arch is not None:
             return request.scheme == self.scheme
         shapes = _shapes(weights)
-        return place.library == self.name or (
-            bool(shapes) and any(_compare(name, shapes)[0].on_disk for name in _names())
-        )
+        found = (len(_compare(name, shapes)[0].on_disk) for name in _names() if shapes)
+        return place.library == self.name or any(2 * count >= len(shapes) for count in found)
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
         """The network by name or by keys and shapes, its arguments as these tell them."""
