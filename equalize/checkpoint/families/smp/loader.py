@@ -1,19 +1,23 @@
 """segmentation_models_pytorch: its classes by name, the preprocessing of its encoders, its own loader."""
 
 import contextlib
+import functools
 import inspect
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from equalize.checkpoint.build import construct
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError, ResourceError
 
-__all__ = ["builder", "library", "preprocessing", "reload"]
+__all__ = ["builder", "encoder_shapes", "library", "preprocessing", "reload", "shapes_of"]
 
 
 def library() -> ModuleType:
@@ -100,3 +104,22 @@ def reload(directory: Path) -> nn.Module:
             directory, f"smp.from_pretrained refuses it ({' '.join(str(error).split())[:200]})"
         ) from error
     return model.eval()
+
+
+@functools.cache
+def encoder_shapes(name: str) -> Mapping[str, torch.Size]:
+    """Key -> shape of an encoder by itself; empty if it cannot be built without a decoder."""
+    return shapes_of(functools.partial(library().encoders.get_encoder, name, weights=None), name)
+
+
+def shapes_of(make: Callable[[], nn.Module], name: str) -> Mapping[str, torch.Size]:
+    """Key -> shape of a network, built without memory; empty if it cannot be built.
+
+    Not every encoder goes with every decoder, depth and stride.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # smp announces the end of some encoders
+            model = construct(make, name, on_meta=True)
+    except CheckpointError:
+        return {}
+    return {key: value.shape for key, value in model.state_dict().items()}

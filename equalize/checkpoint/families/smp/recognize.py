@@ -3,20 +3,16 @@
 A candidate counts when its keys and shapes are exactly those on disk; it is built on the meta device, without memory.
 """
 
-import functools
 import inspect
 import json
 import shlex
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 
 import torch
-from torch import nn
 
-from equalize.checkpoint.build import construct
-from equalize.checkpoint.families.smp.loader import builder, library
+from equalize.checkpoint.families.smp.loader import builder, encoder_shapes, library, shapes_of
 from equalize.checkpoint.keys import strippings
 from equalize.errors import CheckpointError
 
@@ -243,7 +239,7 @@ def _candidates(bare: Shapes) -> Iterator[list[str]]:
     for name, entry in library().encoders.encoders.items():
         kinds.setdefault(entry["encoder"], []).append(name)
     for names in kinds.values():
-        if {key.partition(".")[0] for key in _encoder(names[0])} >= parts:
+        if {key.partition(".")[0] for key in encoder_shapes(names[0])} >= parts:
             yield from ([name] for name in names)
 
 
@@ -259,7 +255,8 @@ def _fitting(name: str, encoder: str, options: Options, bare: Shapes) -> Iterato
 
 
 def _fits(name: str, arguments: Mapping[str, object], bare: Shapes) -> bool:
-    return _shapes_of(partial(builder(name), **arguments), name) == bare
+    built = shapes_of(partial(builder(name), **arguments), name)
+    return {key: shape for key, shape in built.items() if not key.endswith(_COUNTER)} == bare
 
 
 def _input_channels(name: str, bare: Shapes) -> int | None:
@@ -267,7 +264,7 @@ def _input_channels(name: str, bare: Shapes) -> int | None:
 
     Of timm's encoders smp keeps only the levels that are asked for, of its own all.
     """
-    built, found = _encoder(name), {3}
+    built, found = encoder_shapes(name), {3}
     for key, there in bare.items() if built else ():  # not every one is to be had without a decoder
         here = built.get(key.removeprefix("encoder."))
         if key.startswith("encoder.") and here != there:
@@ -275,18 +272,3 @@ def _input_channels(name: str, bare: Shapes) -> int | None:
             found.add(there[1] if here and stem and (here[0], *here[2:]) == (there[0], *there[2:]) else 0)
     channels = found - {3} or found
     return channels.pop() if len(channels) == 1 and 0 not in channels else None
-
-
-@functools.cache
-def _encoder(name: str) -> Shapes:
-    return _shapes_of(partial(library().encoders.get_encoder, name, weights=None), name)
-
-
-def _shapes_of(make: Callable[[], nn.Module], name: str) -> Shapes:
-    """Key -> shape of a network; empty if it cannot be built, as not every encoder, decoder and depth go together."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # smp announces the end of some encoders
-            model = construct(make, name, on_meta=True)
-    except CheckpointError:
-        return {}
-    return {key: value.shape for key, value in model.state_dict().items() if not key.endswith(_COUNTER)}
