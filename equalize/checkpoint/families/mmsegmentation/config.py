@@ -38,89 +38,66 @@ def read_literals(text: str, where: object) -> dict[str, Any]:
     """
     if len(text) > _LONGEST_TEXT:
         raise CheckpointError(where, f"its config is longer than {_LONGEST_TEXT >> 10} KiB", remedy=REMEDY)
-    config: dict[str, Any] = {}
     try:
         with warnings.catch_warnings(action="ignore"):  # of the parser, about backslashes
             statements = ast.parse(text).body
-        for statement in statements:
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                continue  # a docstring
-            if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-                raise _NotALiteral(statement)
-            target = statement.targets[0]
-            if not isinstance(target, ast.Name):
-                raise _NotALiteral(statement)
-            config[target.id] = _value(statement.value)
-    except _NotALiteral as error:
-        found = " ".join(ast.unparse(error.node).split())[:60]
-        raise CheckpointError(
-            where,
-            f"its config holds more than plain values and was not run (line {error.node.lineno}: {found!r})",
-            remedy=REMEDY,
-        ) from error
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(where, f"its config cannot be read ({type(error).__name__})", remedy=REMEDY) from error
+    config: dict[str, Any] = {}
+    for statement in statements:
+        try:
+            match statement:
+                case ast.Expr(value=ast.Constant()):
+                    pass  # a docstring
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    config[name] = ast.literal_eval(_Displays().visit(value))
+                case _:
+                    raise ValueError
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
+            found = " ".join((ast.get_source_segment(text, statement) or "").split())[:60]
+            what = f"its config holds more than plain values and was not run (line {statement.lineno}: {found!r})"
+            raise CheckpointError(where, what, remedy=REMEDY) from error
     if config.get("custom_imports"):
         raise CheckpointError(where, "its config asks to import other code (custom_imports)", remedy=REMEDY)
     return config
 
 
-class _NotALiteral(Exception):  # noqa: N818
-    def __init__(self, node: Any) -> None:
-        self.node = node
-        super().__init__()
+class _Displays(ast.NodeTransformer):
+    """Rewrites the calls that stand for values in a dump into what `ast.literal_eval` reads; it refuses all others."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name(id="dict"), args=[], keywords=pairs):
+                return _dict(node, pairs)
+            case ast.Call(func=ast.Name(id="dict"), args=[ast.Dict() as inner], keywords=[]):
+                return inner  # so dumped where a key is no identifier
+            case ast.Call(func=ast.Name(id=name), args=[] | [ast.List() | ast.Tuple() | ast.Set()], keywords=[]):
+                items = [item for sequence in node.args for item in getattr(sequence, "elts", ())]
+                kinds = {"list": ast.List, "tuple": ast.Tuple, "set": ast.Set}
+                return kinds[name](elts=items) if name in kinds else node
+            case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as value)], keywords=[]):
+                return ast.Constant(float(value))
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(float(node.id)) if node.id in ("inf", "nan") else node  # as a dump spells them
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if not isinstance(node.value, (int, float, str, type(None))):
+            raise ValueError
+        if isinstance(node.value, int) and abs(node.value) > _LONGEST_INT:
+            raise ValueError
+        return node
 
 
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=bool() | int() | float() | str() | None as value):
-            if isinstance(value, int) and abs(value) > _LONGEST_INT:
-                raise _NotALiteral(node)
-            return value
-        case ast.Name(id="inf" | "nan" as name):  # as a dump spells them
-            return float(name)
-        case ast.List(elts=items):
-            return [_value(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_value(item) for item in items)
-        case ast.Set(elts=items):
-            return {_value(item) for item in items}
-        case ast.Dict(keys=keys, values=values):
-            return _mapping(node, keys, values)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as positive):
-            return -_value(positive)
-        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
-            return _keywords(node, keywords)
-        case ast.Call(func=ast.Name(id="dict"), args=[ast.Dict() as inner], keywords=[]):
-            return _value(inner)  # so dumped where a key is no identifier
-        case ast.Call(func=ast.Name(id="list" | "tuple" | "set" as name), args=[] | [_], keywords=[]):
-            items = [_value(argument) for argument in node.args]
-            return {"list": list, "tuple": tuple, "set": set}[name](*items)
-        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as value)], keywords=[]):
-            return float(value)
-    raise _NotALiteral(node)
-
-
-def _mapping(node: ast.expr, keys: list[ast.expr | None], values: list[ast.expr]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for key, value in zip(keys, values, strict=True):
-        if key is None:
-            raise _NotALiteral(node)
-        found[_value(key)] = _value(value)
-    return found
-
-
-def _keywords(node: ast.expr, keywords: list[ast.keyword]) -> dict[str, Any]:
+def _dict(node: ast.Call, pairs: list[ast.keyword]) -> ast.expr:
     """``dict(a=1, **{"b c": 2})``: what is no identifier is dumped in the second way."""
-    found: dict[str, Any] = {}
-    for keyword in keywords:
-        if keyword.arg is not None:
-            found[keyword.arg] = _value(keyword.value)
-        elif isinstance(keyword.value, ast.Dict):
-            found.update(_value(keyword.value))
-        else:
-            raise _NotALiteral(node)
-    return found
+    parts = [ast.Dict([ast.Constant(pair.arg)], [pair.value]) if pair.arg else pair.value for pair in pairs]
+    dicts = [part for part in parts if isinstance(part, ast.Dict)]
+    if len(dicts) < len(parts):
+        return node
+    return ast.Dict([key for each in dicts for key in each.keys], [value for each in dicts for value in each.values])
 
 
 def bare_model(config: Config, where: object) -> dict[str, Any]:
