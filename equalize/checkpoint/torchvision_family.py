@@ -1,12 +1,8 @@
 """torchvision's segmentation networks: found by their keys, built, and their published weights fetched."""
 
-import contextlib
 import functools
 import inspect
-import io
-import pickle
 import sys
-import urllib.error
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,14 +123,17 @@ def published(name: str) -> tuple[Path, tuple[str, ...] | None]:
         ResourceError: the download failed.
     """
     weights = _default_weights(name)
-    watched = sys.stderr.isatty()
-    try:
-        with contextlib.redirect_stdout(sys.stderr if watched else io.StringIO()):  # it announces its download there
-            torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True, progress=watched)
-    except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = getattr(error, "reason", error)
-        raise ResourceError(f"torchvision:{name}", f"weights cannot be downloaded ({reason})") from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not path.exists():
+        digest = torch.hub.HASH_REGEX.search(path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                weights.url, str(path), digest[1] if digest else None, progress=sys.stderr.isatty()
+            )
+        except (OSError, RuntimeError) as error:  # a URLError is an OSError
+            reason = getattr(error, "reason", error)
+            raise ResourceError(f"torchvision:{name}", f"weights cannot be downloaded ({reason})") from error
     categories = weights.meta.get("categories")
     return path, tuple(categories) if categories else None
 
