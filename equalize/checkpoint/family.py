@@ -133,6 +133,10 @@ class Family(ABC, Generic[S]):
         """
 
     @abstractmethod
+    def architecture(self, out: Path) -> str:
+        """The class or function that builds what was written to a directory, by the files there."""
+
+    @abstractmethod
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """Lines of Python that load what was written to a directory.
 

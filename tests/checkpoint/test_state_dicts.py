@@ -364,14 +364,14 @@ def test_torchvision_by_name():
     assert "resnet50" in refusal("torchvision:nothing")
 
 
-def test_torchvision_weights_without_network(monkeypatch, capsys):
+def test_torchvision_weights_without_network(tmp_path, monkeypatch, capsys):
     import urllib.error
 
     def offline(*_, **__):
-        print("Downloading ...")  # as torch.hub does
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", offline)
     with pytest.raises(ResourceError, match="no route"):
         load("torchvision:lraspp_mobilenet_v3_large")
     assert capsys.readouterr() == ("", "")

@@ -1,6 +1,7 @@
 """Weight files -> tensors, without ever running what a file holds.
 
-Everything a file claims is checked against the file before a library reads it: a checkpoint comes from strangers.
+A checkpoint comes from strangers: nothing in it is run, and no tensor may be larger than the file. Whatever a library
+says of a broken file comes out as a `CheckpointError`.
 """
 
 import hashlib

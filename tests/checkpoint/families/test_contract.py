@@ -152,7 +152,9 @@ def test_what_is_loaded_saved_and_reloaded_is_what_its_library_has(example, tmp_
     assert same_tensors(state_on_disk(tmp_path / "out"), state_on_disk(example.source))
     again = reload(tmp_path / "out", example.arch)
     assert same_tensors(again.state_dict(), example.stock.state_dict())
-    assert written_by(tmp_path / "out").name == example.family
+    family = written_by(tmp_path / "out")
+    assert family.name == example.family
+    assert family.architecture(tmp_path / "out") == checkpoint.architecture
     assert same_tensors(load(tmp_path / "out", example.arch).model.state_dict(), example.stock.state_dict())
 
 

@@ -86,8 +86,6 @@ j = dict({'backbone.norm': dict(decay_mult=0.0)})
         "a = " + "-" * 5000 + "1",
         "a = " + "[" * 150 + "open('CANARY', 'w')" + "]" * 150,
         "a = " + "dict(a=" * 150 + "b" + ")" * 150,
-        "a = b'bytes'",
-        "a = ...",
         "a = (",
         "a = '\0'",
         "a = 1\nif a: pass",
@@ -100,6 +98,11 @@ def test_nothing_else_is_understood_and_nothing_is_run(line, tmp_path, monkeypat
     with pytest.raises(CheckpointError, match=r"--arch mmseg:config\.py"):
         read(f"{line}\nmodel = dict(type='EncoderDecoder')")
     assert not (tmp_path / "CANARY").exists()
+
+
+def test_the_line_that_is_no_literal_is_named():
+    with pytest.raises(CheckpointError, match=r"\(line 3: 'c=\[1, 10 \*\* 3\]\)'\)"):
+        read("a = 1\nb = dict(\n    c=[1, 10 ** 3])")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,9 @@ def test_nothing_else_is_understood_and_nothing_is_run(line, tmp_path, monkeypat
         model_text(head=f"{HEAD})".replace("FCNHead", "PointHead")),
         model_text(backbone="dict(type='ResNet', depth=18, style='/etc/passwd')"),
         model_text(backbone="dict(type='ResNet', depth=18, style='https://host.invalid')"),
+        model_text(backbone="dict(type='ResNet', depth=18, style=b'/etc/passwd')"),
+        model_text(backbone="dict(type='ResNet', depth=18, style=...)"),
+        model_text(backbone=f"dict(type='ResNet', depth=-{1 << 90})"),
         model_text(backbone="dict(type='ResNet', depth=18, base_channels=1 << 20)"),
         model_text(backbone="dict(type='ResNet', depth=18, base_channels=10000000)"),
         model_text().replace("EncoderDecoder", "os.system"),
@@ -161,12 +167,6 @@ def test_weights_that_a_config_asks_for_are_not_fetched(fields):
     assert "Pretrained" not in str(network.backbone.init_cfg)
     text = model_text(head=f"{HEAD}, loss_decode=dict(type='CrossEntropyLoss', class_weight='pkl'))")
     assert build(text).decode_head.loss_decode.class_weight is None
-
-
-@pytest.mark.parametrize("value", [f"{{{(1 << 61) - 1}: 0}}", f"{{{(1 << 61) - 1}}}", f"[-{1 << 90}]"])
-def test_numbers_that_hash_alike_are_refused(value):
-    with pytest.raises(CheckpointError, match="plain values"):
-        read(f"model = {value}")
 
 
 @pytest.mark.parametrize("depth", ["depths=(60000,), num_heads=(1,)", "depths=(1,), num_heads=(1,), mlp_ratio=60000"])

@@ -48,6 +48,10 @@ class Custom(Family[Spec]):
             limited=False,
         )
 
+    def architecture(self, out: Path) -> str:
+        """The factory, without the place of its code."""
+        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
+
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """Through equalize, which takes the network's code; nothing for a repository, which does not have that."""
         if repository is not None:

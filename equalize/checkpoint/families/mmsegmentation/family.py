@@ -105,6 +105,13 @@ class MMSegmentation(Family[_Spec]):
         """Of all heads, as in mmsegmentation's own training."""
         return heads(model, x_NCHW)
 
+    def architecture(self, out: Path) -> str:
+        """The segmentor, if its config lies there."""
+        path = out / _CONFIG_FILE
+        if not path.is_file():
+            return "EncoderDecoder"
+        return _architecture(bare_model(read_literals(path.read_text(encoding="utf-8"), path), path))
+
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """``init_model`` of mmsegmentation on the config and the weights."""
         ours = (out / _CONFIG_FILE).is_file()

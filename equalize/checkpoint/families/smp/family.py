@@ -76,19 +76,24 @@ class Smp(Family[Spec]):
         """A directory by ``smp.from_pretrained``."""
         return super().reload(place, request) if place.record is not None else loader.reload(place.path)
 
+    def architecture(self, out: Path) -> str:
+        """The class, whatever case the user typed it in."""
+        if not (out / ARCHITECTURE_FILE).is_file():
+            return str(read_json(out / "config.json")["_model_class"])
+        name = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+        with contextlib.suppress(ResourceError):  # to be told where smp is not installed, too
+            name = loader.builder(name).__name__
+        return name
+
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """``smp.from_pretrained`` of a directory; for a state dict the class, then its weights."""
         if not (out / ARCHITECTURE_FILE).is_file():
             at = f', revision="{revision}"' if revision else ""
             code = f'model = smp.from_pretrained("{repository or out}"{at}).eval()'
             return f"import segmentation_models_pytorch as smp\n\n{code}"
-        record = read_json(out / ARCHITECTURE_FILE)
-        arguments: Any = record.get("arch_args") or {}
-        name = str(record.get("arch")).partition(":")[2]
-        with contextlib.suppress(ResourceError):
-            name = loader.builder(name).__name__  # users may have typed it in lower case
-        arguments = {**arguments, "encoder_weights": None}
-        return state_dict_code(out, "segmentation_models_pytorch", name, arguments, repository, revision)
+        arguments: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
+        given = {**arguments, "encoder_weights": None}
+        return state_dict_code(out, "segmentation_models_pytorch", self.architecture(out), given, repository, revision)
 
 
 def _shapes(weights: Weights) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """torchvision's segmentation networks: found by their keys, built, and their published weights fetched."""
 
-import contextlib
 import functools
 import inspect
-import io
-import pickle
 import sys
-import urllib.error
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -88,14 +84,17 @@ class Torchvision(Family[Spec]):
             return super().fetch(place)
         return replace(place, kind="file", path=_download(place.published or ""))
 
+    def architecture(self, out: Path) -> str:
+        """The function that builds it."""
+        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """The function that builds it, then its state dict."""
-        record = read_json(out / ARCHITECTURE_FILE)
-        arguments: Any = record.get("arch_args") or {}
-        without = {"weights": None, "weights_backbone": None}
-        name = str(record.get("arch")).partition(":")[2]
-        module = "torchvision.models.segmentation"
-        return state_dict_code(out, module, name, {**arguments, **without}, repository, revision)
+        arguments: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
+        given = {**arguments, "weights": None, "weights_backbone": None}
+        return state_dict_code(
+            out, "torchvision.models.segmentation", self.architecture(out), given, repository, revision
+        )
 
 
 def _shapes(weights: Weights) -> Shapes:
@@ -207,14 +206,18 @@ def _download(name: str) -> Path:
         ResourceError: the download failed.
     """
     weights = _default_weights(name)
-    watched = sys.stderr.isatty()
-    try:
-        with contextlib.redirect_stdout(sys.stderr if watched else io.StringIO()):  # it announces its download there
-            torch.hub.load_state_dict_from_url(weights.url, weights_only=True, check_hash=True, progress=watched)
-    except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = getattr(error, "reason", error)
-        raise ResourceError(f"torchvision:{name}", f"weights cannot be downloaded ({reason})") from error
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not path.exists():
+        digest = torch.hub.HASH_REGEX.search(path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                weights.url, str(path), digest[1] if digest else None, progress=sys.stderr.isatty()
+            )
+        except (OSError, RuntimeError) as error:  # a URLError is an OSError
+            reason = getattr(error, "reason", error)
+            raise ResourceError(f"torchvision:{name}", f"weights cannot be downloaded ({reason})") from error
+    return path
 
 
 def published_arguments(name: str) -> tuple[dict[str, object], tuple[str, ...] | None]:

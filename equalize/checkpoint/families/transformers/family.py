@@ -136,11 +136,15 @@ class Transformers(Family[_Spec]):
         """With an auxiliary head's logits, which no output has."""
         return heads(model, x_NCHW)
 
+    def architecture(self, out: Path) -> str:
+        """The class that the config names, if it does."""
+        named = read_json(out / "config.json").get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
+
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """``from_pretrained`` of the class that the config names, and of the processor."""
-        named = read_json(out / "config.json").get("architectures")
-        kind = named[0] if isinstance(named, list) and named and str(named[0]).isidentifier() else None
-        name = kind or "AutoModelForSemanticSegmentation"
+        named = self.architecture(out)
+        name = named if named.isidentifier() else "AutoModelForSemanticSegmentation"
         where = f'"{repository or out}"' + (f', revision="{revision}"' if revision else "")
         if not any((out / file).is_file() for file in _CONFIG_FILES[1:]):
             return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
