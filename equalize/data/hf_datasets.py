@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from equalize.checkpoint.source import hub_reachable
 from equalize.data.table_choice import Choice
 from equalize.errors import DataError, EqualizeError, ResourceError
+from equalize.hub import hub_reachable
 
 Tables = Mapping[str | None, Any]
 """A `datasets.Dataset` for each split; for None where there are no splits."""

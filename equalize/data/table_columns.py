@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.source import HUB_ID
 from equalize.data.cells import Cell
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
 from equalize.data.hf_datasets import Tables, classes_file, load_files, load_from_hub, load_saved
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs
 from equalize.data.table_choice import Choice
 from equalize.errors import DataError
+from equalize.hub import HUB_ID
 
 _SUFFIXES = (".parquet", ".arrow")
 _PATTERNS = tuple(f"{depth}*{suffix}" for suffix in _SUFFIXES for depth in ("", "*/"))

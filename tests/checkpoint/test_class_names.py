@@ -7,7 +7,6 @@ import torch
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from equalize.checkpoint import load
-from equalize.checkpoint.class_names import with_names
 from equalize.errors import CheckpointError
 
 
@@ -19,7 +18,7 @@ def lraspp(lraspp_state, tmp_path):
 
 def check_names(source, names, tmp_path):
     assert load(source).classes is None
-    with_names(load(source), names).save(tmp_path / "out")
+    load(source).with_names(names).save(tmp_path / "out")
     again = load(tmp_path / "out")
     assert again.classes == load(tmp_path / "out", weights=False).classes == names
     again.save(tmp_path / "copy")
@@ -28,7 +27,7 @@ def check_names(source, names, tmp_path):
     assert other.classes is None
     other.save(tmp_path / "other")
     assert load(tmp_path / "other").classes is None
-    with_names(again, names[::-1]).save(tmp_path / "renamed")
+    again.with_names(names[::-1]).save(tmp_path / "renamed")
     assert load(tmp_path / "renamed").classes == names[::-1]
 
 
@@ -55,7 +54,7 @@ def test_of_a_state_dict_of_torchvision(lraspp, tmp_path):
     ],
 )
 def test_a_damaged_record_is_named(lraspp, tmp_path, text, message):
-    with_names(load(lraspp), "abcd").save(tmp_path / "out")
+    load(lraspp).with_names("abcd").save(tmp_path / "out")
     place = tmp_path / "out/class_names.json"
     assert json.loads(place.read_text()) == {"0": "a", "1": "b", "2": "c", "3": "d"}
     place.write_text(text)
