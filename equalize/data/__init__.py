@@ -16,10 +16,9 @@
 A package of floor 1: it knows nothing of models but the `preprocess` it is handed.
 """
 
-from equalize.data.cells import Cell, Item
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.dataset import DataSet, open_data, require_masks, sample
-from equalize.data.images import read_image
+from equalize.data.images import Cell, Item, read_image
 from equalize.data.label_check import Preflight, ReduceLabels, preflight
 from equalize.data.loader import Batch, Batches, Skipped, batches
 from equalize.data.masks import LabelRule, check_labels, read_mask

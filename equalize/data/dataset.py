@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from equalize.data.cells import Cell, Item
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
+from equalize.data.hf_datasets import Choice
+from equalize.data.images import Cell, Item
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
-from equalize.data.table_choice import Choice
 from equalize.data.table_columns import find_table, find_tables_in
 from equalize.errors import DataError, InputError
 

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equalize.data.cells import Item
 from equalize.data.dataset import DataSet, require_masks
-from equalize.data.images import read_image
+from equalize.data.images import Item, read_image
 from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import DataError, InputError
 
@@ -63,7 +62,7 @@ def preflight(
         seed: of the sample.
 
     Raises:
-        DataError: masks are missing; a mask is damaged, a JPEG, in colours, of another size than its image, ignored
+        DataError: masks are missing; a mask is damaged, a JPEG, in colors, of another size than its image, ignored
             throughout, or has a label out of range.
         InputError: `reduce_labels` is not one of the three, or cannot be had with this `ignore_index`.
     """

@@ -11,7 +11,7 @@ import yaml
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
 from equalize.checkpoint.source import HUB_ID
 from equalize.commands.push.outgoing import OutgoingFile
-from equalize.data.table_choice import Choice
+from equalize.data.hf_datasets import Choice
 from equalize.errors import InputError, ResourceError
 
 __all__ = ["without_places"]
