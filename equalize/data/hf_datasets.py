@@ -117,7 +117,7 @@ def classes_file(name: str) -> Path | None:
     try:
         with _offline_if_unreachable():
             found = hf_hub_download(repository, _CLASSES_FILE, repo_type="dataset", revision=revision or None)
-    except (OSError, ValueError):  # no such file, no network, switched off: names are welcome, not needed
+    except (OSError, ValueError):  # no such file, no network, switched off: names are optional
         return None
     return Path(found)
 

@@ -27,12 +27,10 @@ _PATTERNS = tuple(f"{depth}*{suffix}" for suffix in _SUFFIXES for depth in ("", 
 _SAVED = ("dataset_dict.json", "state.json")
 _SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}")
 
-_IMAGE_NAMES = frozenset({"image", "images", "img", "pixel_values", "picture", "photo"})
-_LABEL_NAMES = frozenset(
-    {
-        *("label", "labels", "annotation", "annotations", "mask", "masks", "segmentation", "segmentation_mask"),
-        *("segmentation_map", "seg_map", "semantic_mask", "semantic_segmentation", "labels_map", "label_map", "gt"),
-    }
+_IMAGES = re.compile(r"images?|img|pixel_values|picture|photo", re.IGNORECASE)
+_LABELS = re.compile(
+    r"(semantic_)?(labels?|masks?|annotations?|segmentation|seg)(_map|_mask)?|gt",
+    re.IGNORECASE,
 )
 
 
@@ -122,14 +120,14 @@ def _columns(choice: Choice, features: Mapping[str, Any], labels: bool) -> tuple
     """The column of images and that of labels: as chosen, by name, else what is left when the other is known."""
     _check_choice(choice, features)
     pictures = [column for column, feature in features.items() if _is_picture(feature)]
-    named = [column for column in pictures if column.lower() in _LABEL_NAMES and column != choice.image]
-    free = [column for column in pictures if column != choice.label]
-    candidates = [column for column in free if column.lower() in _IMAGE_NAMES] or [
-        column for column in free if column not in named
-    ]
-    image = choice.image or _only(choice.place, "image", candidates, features)
-    rest = [choice.label] if choice.label else named or [column for column in pictures if column != image]
-    return image, _only(choice.place, "label", rest, features) if labels else rest[0] if len(rest) == 1 else None
+    masks = [column for column in pictures if _LABELS.fullmatch(column) and column != choice.image]
+    others = [column for column in pictures if column not in (*masks, choice.label)]
+    named = [column for column in others if _IMAGES.fullmatch(column)]
+    image = choice.image or _only(choice.place, "image", named or others, features)
+    rest = [choice.label] if choice.label else masks or [column for column in pictures if column != image]
+    if labels:
+        return image, _only(choice.place, "label", rest, features)
+    return image, rest[0] if len(rest) == 1 else None
 
 
 def _check_choice(choice: Choice, features: Mapping[str, Any]) -> None:
