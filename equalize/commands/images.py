@@ -113,7 +113,7 @@ class Images(Blocks):
                     index=group.index,
                     batches=tuple(batch.images for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
-                    skipped=group.skipped,
+                    skipped=tuple((path, reason) for path, reason in group.skipped),  # plain values for other processes
                 )
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:

@@ -54,7 +54,7 @@ class DataSet:
         return len(self.with_masks())
 
     def with_masks(self) -> list[tuple[Item, Item]]:
-        """The images that have a mask, with it."""
+        """The images that have a mask, with it; none where the layout has no masks."""
         return [(image, mask) for image, mask in zip(self.images, self.masks, strict=False) if mask is not None]
 
     def fingerprint(self) -> str:
