@@ -221,7 +221,7 @@ MaybeWorkers = Annotated[
         "--workers",
         min=0,
         metavar="N",
-        help="Processes that read images; a thread on a CPU, some on a GPU if left away.",
+        help="Processes that read images; if left away, none on a CPU and some on a GPU.",
     ),
 ]
 SkipBad = Annotated[

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
-from equalize.data.table_choice import Choice
+from equalize.data.hf_datasets import Choice
 from equalize.errors import InputError
 from equalize.hub import HUB_ID
 
