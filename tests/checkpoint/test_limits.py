@@ -11,6 +11,7 @@ from torch import nn
 
 from equalize.checkpoint import load
 from equalize.checkpoint.limits import limit_construction
+from equalize.commands.scan import select_sites
 from equalize.errors import CheckpointError
 
 FULL = {"w": torch.empty(10, 10)}
@@ -91,9 +92,9 @@ GIANTS = {
     "num_channels": ("segformer_dir", {"num_channels": WIDE}),
     "hidden_size": ("upernet_dir", {"hidden_size": WIDE}),
     "auxiliary_num_convs": ("upernet_dir", {"auxiliary_num_convs": WIDE}),
-    "decoder_channels": ("smp_dir", {"decoder_channels": [WIDE] * 5}),
-    "in_channels": ("smp_dir", {"in_channels": WIDE}),
-    "classes": ("smp_dir", {"classes": 10 * WIDE}),
+    "decoder_channels": ("smp_resnet_dir", {"decoder_channels": [WIDE] * 5}),
+    "in_channels": ("smp_resnet_dir", {"in_channels": WIDE}),
+    "classes": ("smp_resnet_dir", {"classes": 10 * WIDE}),
 }
 
 

@@ -151,8 +151,8 @@ def test_over_an_encoder_that_is_named_the_rest_is_told_by_the_keys():
     assert "activation" in note
 
 
-def test_arguments_that_weights_do_not_tell_are_taken_from_the_user(run_cli, smp_dir, tmp_path):
-    torch.save(load_file(smp_dir / "model.safetensors"), tmp_path / "in.pth")
+def test_arguments_that_weights_do_not_tell_are_taken_from_the_user(run_cli, smp_resnet_dir, tmp_path):
+    torch.save(load_file(smp_resnet_dir / "model.safetensors"), tmp_path / "in.pth")
     ran = run_cli("scan", tmp_path / "in.pth", "--size", 32, "--json")
     assert ran.code == 0, ran.err
     assert "recognised as smp:Unet over resnet18; weights do not tell decoder_interpolation" in " ".join(
