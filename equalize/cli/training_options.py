@@ -34,11 +34,13 @@ class CommonTrainingFlags:
     head_lr_mult: Annotated[
         float | None, _flag("head-lr-mult", help="How much faster all but the backbone learns; 1.")
     ] = None
-    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, _flag("precision", help="fp32 if left away.")] = None
+    precision: Annotated[o.PrecisionName | None, _flag("precision", help="fp32 if left away.")] = None
     freeze_backbone: Annotated[bool | None, _flag("freeze-backbone/--no-freeze-backbone")] = None
     freeze_norms: Annotated[bool | None, _flag("freeze-norms/--no-freeze-norms")] = None
     size: o.Size = None
-    crop: Annotated[str | None, _flag("crop", metavar="H[xW]", help="What training sees; --size if left away.")] = None
+    crop: Annotated[
+        Any, _flag("crop", metavar="H[xW]", parser=o.read_size, help="What training sees; --size if left away.")
+    ] = None
     num_classes: Annotated[
         int | None, _flag("num-classes", metavar="N", help="The classifier is drawn anew if it has others.")
     ] = None
@@ -66,14 +68,11 @@ class CommonTrainingFlags:
     def settings(self) -> dict[str, Any]:
         """The flags that were given, as fields of `TrainConfig`."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "config"}
-        given = {name: value for name, value in values.items() if value not in (None, [])}
-        for name in given.keys() & {"size", "crop"}:
-            given[name] = o.read_size(given[name])
-        for name in given.keys() & {"class_weights", "scale"}:
-            given[name] = o.read_numbers(given[name], f"--{name.replace('_', '-')}")
-        if "report_to" in given:
-            given["report_to"] = tuple(given["report_to"])
-        return given
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if value not in (None, [])
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +85,12 @@ class TrainingFlags(CommonTrainingFlags):
     clip: Annotated[float | None, _flag("clip", help="Largest norm of the gradient; 1; 0 for none.")] = None
     label_smoothing: Annotated[float | None, _flag("label-smoothing")] = None
     class_weights: Annotated[
-        str | None, _flag("class-weights", metavar="W,W,...", help="Of the loss, one a class.")
+        Any, _flag("class-weights", metavar="W,W,...", parser=o.read_numbers, help="Of the loss, one a class.")
     ] = None
     aux_weight: Annotated[float | None, _flag("aux-weight", help="Of an auxiliary head's loss; 0.4.")] = None
-    scale: Annotated[str | None, _flag("scale", metavar="LOW,HIGH", help="Of the random resize; 0.5,2.")] = None
+    scale: Annotated[
+        Any, _flag("scale", metavar="LOW,HIGH", parser=o.read_numbers, help="Of the random resize; 0.5,2.")
+    ] = None
     flip: Annotated[float | None, _flag("flip", help="Probability; 0.5.")] = None
     cat_max_ratio: Annotated[
         float | None, _flag("cat-max-ratio", help="Largest share of one class in a crop; 0.75.")
