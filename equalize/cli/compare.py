@@ -17,41 +17,29 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-Out = Annotated[
-    str,
-    typer.Option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write, or to go on with."),
-]
-Arms = Annotated[
-    str,
-    typer.Option(
-        "--arms",
-        metavar="ARM,ARM,...",
-        help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
-        "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
-    ),
-]
-Seeds = Annotated[int, typer.Option("--seeds", metavar="K", help="Runs of each arm and rate, from --seed on.")]
-Rates = Annotated[
-    Any,
-    typer.Option(
-        "--lrs", metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."
-    ),
-]
-Evaluations = Annotated[
-    int, typer.Option("--evaluations", metavar="N", help="Of each run; one after a tenth of the steps is added.")
-]
-
 
 def compare(
     context: typer.Context,
     model: o.Model,
     data: o.Data,
-    out: Out,
-    arms: Arms = "none,auto",
-    seeds: Seeds = 3,
-    lrs: Rates = None,
-    evaluations: Evaluations = 10,
+    out: o.Out,
     *,
+    arms: Annotated[
+        str,
+        typer.Option(
+            metavar="ARM,ARM,...",
+            help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
+            "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
+        ),
+    ] = "none,auto",
+    seeds: Annotated[int, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on.")] = 3,
+    lrs: Annotated[
+        Any,
+        typer.Option(metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."),
+    ] = None,
+    evaluations: Annotated[
+        int, typer.Option(metavar="N", help="Of each run; one after a tenth of the steps is added.")
+    ] = 10,
     training: CommonTrainingFlags,
     init_missing: o.InitMissing = False,
     arch: ArchFlags,

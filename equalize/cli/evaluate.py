@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-import typer
+from typer import Context, Option
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags
@@ -15,29 +15,25 @@ __all__ = ["evaluate"]
 class ScoreFlags:
     """The fields of `EvalConfig`."""
 
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Of the data set; val, else test, if left away.")
-    ] = None
+    split: Annotated[str | None, Option(metavar="NAME", help="Of the data set; val, else test, if left away.")] = None
     size: o.Size = None
     sliding_window: Annotated[
-        bool, typer.Option("--sliding-window", help="Leave images at their own size, slide a window of --size over.")
+        bool, Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
     ] = False
-    ignore_index: Annotated[int, typer.Option("--ignore-index", metavar="N", help="The label that is not scored.")] = (
-        255
-    )
+    ignore_index: Annotated[int, Option(metavar="N", help="The label that is not scored.")] = 255
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"],
-        typer.Option("--reduce-labels", help="Whether 0 does not count and 1 is class 0; auto looks at the labels."),
+        Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the labels."),
     ] = "auto"
     class_names: o.ClassNames = None
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images a forward pass.")] = 8
+    batch_size: Annotated[int, Option(min=1, metavar="N", help="Images a forward pass.")] = 8
     device: o.Device = "auto"
     precision: o.Precision = "fp32"
-    workers: Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read images.")] = 0
+    workers: Annotated[int, Option(min=0, metavar="N", help="Processes that read images.")] = 0
 
 
 def evaluate(
-    context: typer.Context,
+    context: Context,
     model: o.Model,
     data: o.Data,
     *,

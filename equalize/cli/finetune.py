@@ -11,13 +11,6 @@ from equalize.cli.training_options import TrainingFlags
 __all__ = ["finetune"]
 
 
-Calibrate = Annotated[
-    bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
-]
-Strategy = Annotated[o.StrategyName | None, typer.Option("--strategy", help="Of --calibrate.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")]
-
-
 def finetune(
     context: typer.Context,
     model: o.Model,
@@ -25,11 +18,13 @@ def finetune(
     out: o.Out,
     *,
     training: TrainingFlags,
-    calibrate: Calibrate = False,
-    strategy: Strategy = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
+    ] = False,
+    strategy: Annotated[o.StrategyName | None, typer.Option(help="Of --calibrate.")] = None,
     init_missing: o.InitMissing = False,
     arch: ArchFlags,
-    resume: Resume = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from equalize.cli import options as o
@@ -23,13 +23,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    parameters: dict[str, tuple[Any, Any]] = {}  # name -> annotation, default
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if name in groups:
-            inside = get_type_hints(groups[name], include_extras=True)
-            parameters |= {field.name: (inside[field.name], field.default) for field in fields(groups[name])}
-        else:
-            parameters[name] = (hints[name], parameter.default)
+        if name not in groups:
+            parameters.append(parameter.replace(kind=keyword, annotation=hints[name]))
+            continue
+        inside = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(field.name, keyword, default=field.default, annotation=inside[field.name])
+            for field in fields(groups[name])
+        ]
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
@@ -40,18 +44,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         command(**values, **made)
 
     del flat.__wrapped__  # Typer would look through it
-    flat.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
-    flat.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if default is MISSING else default,
-                annotation=annotation,
-            )
-            for name, (annotation, default) in parameters.items()
-        ]
-    )
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {each.name: each.annotation for each in parameters}
     return flat
 
 

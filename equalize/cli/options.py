@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import typer
+from typer import Argument, BadParameter, Context, Option
 
 # Below this a network's deepest level, most often 1/32 of the image, is less than a pixel.
 _SMALLEST = 16
@@ -17,9 +17,9 @@ def read_size(text: str) -> tuple[int, int]:
     """`512` or `512x768` (height x width)."""
     numbers = _integers(text.lower().split("x"))
     if len(numbers) not in (1, 2):
-        raise typer.BadParameter(f"is no size, got {text!r}, expected H or HxW, such as 512 or 512x768")
+        raise BadParameter(f"is no size, got {text!r}, expected H or HxW, such as 512 or 512x768")
     if min(numbers) < _SMALLEST:
-        raise typer.BadParameter(f"is too small for a segmentation network, got {text}, expected {_SMALLEST} or more")
+        raise BadParameter(f"is too small for a segmentation network, got {text}, expected {_SMALLEST} or more")
     return numbers[0], numbers[-1]
 
 
@@ -27,7 +27,7 @@ def read_shape(text: str) -> tuple[int, ...]:
     """`2,3,512,512`."""
     numbers = _integers(text.split(","))
     if len(numbers) < 2 or min(numbers) < 1:
-        raise typer.BadParameter(f"is no shape, got {text!r}, expected N,C,... such as 2,3,512,512")
+        raise BadParameter(f"is no shape, got {text!r}, expected N,C,... such as 2,3,512,512")
     return numbers
 
 
@@ -37,14 +37,14 @@ def read_samples(text: str) -> int | None:
         return None
     numbers = _integers([text])
     if not numbers or numbers[0] < 1:
-        raise typer.BadParameter(f"no image would be read, got {text!r}, expected 1 or more, or all")
+        raise BadParameter(f"no image would be read, got {text!r}, expected 1 or more, or all")
     return numbers[0]
 
 
 def check_tolerance(value: float | None) -> float | None:
     """A relative half width, such as 0.02."""
     if value is not None and not 0 < value < 1:
-        raise typer.BadParameter(f"is no relative precision, got {value:g}, expected 0 to 1, such as 0.02")
+        raise BadParameter(f"is no relative precision, got {value:g}, expected 0 to 1, such as 0.02")
     return value
 
 
@@ -52,7 +52,7 @@ def read_arch_arg(pair: str) -> tuple[str, object]:
     """`key=value`; the value is JSON if it reads as JSON, else a string."""
     key, equals, value = pair.partition("=")
     if not key.isidentifier() or not equals:
-        raise typer.BadParameter(f"is no argument, got {pair!r}, expected key=value")
+        raise BadParameter(f"is no argument, got {pair!r}, expected key=value")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -64,15 +64,15 @@ def read_numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(each) for each in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
+        raise BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
 
 
-def demand_data(context: typer.Context, *flags: str) -> None:
+def demand_data(context: Context, *flags: str) -> None:
     """Refuses flags of images that were given although --data was not."""
     for name in flags:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter("needs --data", param_hint=f"--{name.replace('_', '-')}")
+            raise BadParameter("needs --data", param_hint=f"--{name.replace('_', '-')}")
 
 
 def _integers(texts: Sequence[str]) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="MODEL",
         show_default=False,
         help="A Hub id org/name[@revision], a directory, a state dict, or torchvision:NAME.",
@@ -94,8 +94,7 @@ Model = Annotated[
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(
-        "--arch",
+    Option(
         metavar="ARCH",
         help="What builds the network of a state dict: torchvision:NAME, smp:NAME, transformers:DIR, "
         "mmseg:config.py, file.py:Factory or package.module:Factory. The last three run that code.",
@@ -103,7 +102,7 @@ Arch = Annotated[
 ]
 ArchArgs = Annotated[
     list[Any] | None,
-    typer.Option(
+    Option(
         "--arch-arg",
         metavar="KEY=VALUE",
         parser=read_arch_arg,
@@ -111,63 +110,43 @@ ArchArgs = Annotated[
     ),
 ]
 InitMissing = Annotated[
-    bool, typer.Option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
+    bool, Option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
 ]
-NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", min=1, metavar="N", help="Classes of a head that is drawn.")
-]
+NumClasses = Annotated[int | None, Option(min=1, metavar="N", help="Classes of a head that is drawn.")]
 _DATA_HELP = (
     "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub. Where a table leaves a "
     "choice: DATA:image=COLUMN,label=COLUMN,config=NAME."
 )
-Data = Annotated[str, typer.Option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
-MaybeData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=_DATA_HELP)]
-Split = Annotated[
-    str | None, typer.Option("--split", metavar="NAME", help="Of the data set; the training split if left away.")
-]
-Out = Annotated[str, typer.Option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Data = Annotated[str, Option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
+MaybeData = Annotated[str | None, Option(metavar="DATA", help=_DATA_HELP)]
+Split = Annotated[str | None, Option(metavar="NAME", help="Of the data set; the training split if left away.")]
+Out = Annotated[str, Option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace OUT if it exists.")]
 Size = Annotated[
-    Any,
-    typer.Option(
-        "--size", metavar="H[xW]", parser=read_size, help="Bring images to this size; the checkpoint's if left away."
-    ),
+    Any, Option(metavar="H[xW]", parser=read_size, help="Bring images to this size; the checkpoint's if left away.")
 ]
 Samples = Annotated[
-    Any,
-    typer.Option("--samples", metavar="N", parser=read_samples, help="How many images to draw from the data, or all."),
+    Any, Option(metavar="N", parser=read_samples, help="How many images to draw from the data, or all.")
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option(
-        "--tolerance",
+    Option(
         metavar="T",
         callback=check_tolerance,
         help="Stop when the 95 % interval of every sigma is this tight, relative to it.",
     ),
 ]
-ClassNames = Annotated[
-    str | None, typer.Option("--class-names", metavar="FILE", help="Names of the classes: text or JSON.")
-]
+ClassNames = Annotated[str | None, Option(metavar="FILE", help="Names of the classes: text or JSON.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        "--batch-size", min=1, metavar="N", help="Images a forward pass; at most 8, by their size, if left away."
-    ),
+    Option(min=1, metavar="N", help="Images a forward pass; at most 8, by their size, if left away."),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
-Precision = Annotated[PrecisionName, typer.Option("--precision", help="Of the forward pass.")]
+Device = Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
+Precision = Annotated[PrecisionName, Option(help="Of the forward pass.")]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        "--workers",
-        min=0,
-        metavar="N",
-        help="Processes that read images; if left away, none on a CPU and some on a GPU.",
-    ),
+    Option(min=0, metavar="N", help="Processes that read images; if left away, none on a CPU and some on a GPU."),
 ]
-SkipBad = Annotated[
-    float, typer.Option("--skip-bad", min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+SkipBad = Annotated[float, Option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
+Seed = Annotated[int, Option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
+Json = Annotated[bool, Option("--json", help="One JSON object on stdout, and nothing else there.")]

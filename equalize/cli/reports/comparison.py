@@ -32,12 +32,7 @@ def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
 
 
 def markdown(found: Comparison, curves: str | None = None) -> str:
-    """The same as a Markdown file.
-
-    Args:
-        found: the comparison.
-        curves: the picture's file name, if there is one.
-    """
+    """The same as a Markdown file; `curves` is the picture's file name, if there is one."""
     setup = found.setup
     rows = [_HEADINGS, ["---", *["---:"] * (len(_HEADINGS) - 1)], *_table(found)]
     lines = [f"# Comparison of {', '.join(arm.name for arm in setup.arms)}", ""]
