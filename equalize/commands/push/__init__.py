@@ -1,8 +1,7 @@
 """A directory that equalize wrote -> a repository on the Hugging Face Hub, with a model card.
 
 files.py            which files go, without the paths of the user's machine
-facts.py            what the directory says about itself
-card.py             these facts as the model card, by card_template.md
+card.py             what the directory says about itself, as the model card, by card_template.md
 hub_errors.py       failures of the Hub's client as ours
 push.py             `push`
 """

@@ -4,18 +4,22 @@ The generated text stands between two marks: in a card that its user goes on edi
 stands between them.
 """
 
+import contextlib
+import json
 import re
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
+from equalize.checkpoint.checkpoint import PLAN_FILE
+from equalize.checkpoint.files.weights import read_json, read_weights, weight_files
 from equalize.checkpoint.load import written_by
-from equalize.commands.push.facts import METRICS, Facts, read_facts
+from equalize.commands.push.files import without_paths
 from equalize.errors import InputError
-from equalize.plan.plan import MEANING
+from equalize.plan.plan import MEANING, Plan
 
 __all__ = ["model_card"]
 
@@ -23,6 +27,8 @@ _BEGIN = "<!-- equalize: written from facts; a later push renews what stands bet
 _END = "<!-- equalize: end -->"
 _GENERATED = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)
 
+_RUN = "last/run.json"  # of a training, with or without a plan
+_METRICS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "accuracy"}  # our names -> the Hub's
 _TAGS = ["equalize", "scale-equalization", "semantic-segmentation"]
 _INHERITED = ("license", "license_name", "license_link")  # of the base model, as they hold for what is made of it
 
@@ -40,14 +46,13 @@ def model_card(out: Path, repository: str, revision: str | None = None) -> str:
         revision: the branch, where it is not the main one.
 
     Raises:
-        InputError: it is no model, or the metadata of the card that exists cannot be read.
+        InputError: there is no model or a damaged one, or the card there has metadata that cannot be read.
     """
-    facts = read_facts(out)
+    facts = _read_facts(out)
     family = written_by(out)
-    base = _parse(facts.base_readme, "the base model's README.md")
+    base = _parse(facts["base_readme"], "the base model's README.md")
     title = repository.partition("/")[2]
     ours = _metadata(facts, family.library, title, base)
-    values: dict[str, Any] = {field.name: getattr(facts, field.name) for field in fields(facts)}
     card = ModelCard.from_template(
         ours,
         template_path=str(Path(__file__).with_name("card_template.md")),
@@ -56,40 +61,90 @@ def model_card(out: Path, repository: str, revision: str | None = None) -> str:
         title=title,
         architecture=family.architecture(out),
         loading_code=family.loading_code(out, repository, revision),
-        base_card=_GENERATED.sub("", base.text).strip() if facts.readme else "",
+        base_card=_GENERATED.sub("", base.text).strip() if facts["readme"] else "",
         meaning=MEANING,
         code=_code,
         plain=_plain,
-        **values,
+        **facts,
     )
-    if facts.readme in ("", facts.base_readme):
+    if facts["readme"] in ("", facts["base_readme"]):
         return str(card)
-    return str(_renewed(_parse(facts.readme, "README.md"), ours, card.text))
+    return str(_renewed(_parse(facts["readme"], "README.md"), ours, card.text))
 
 
-def _metadata(facts: Facts, library: str | None, title: str, base: ModelCard) -> ModelCardData:
-    data = str(facts.score.get("data") or "unknown")
+def _read_facts(out: Path) -> dict[str, Any]:
+    """What the files say, without paths of this machine; reads the weights once, so that nothing damaged goes out."""
+    if not out.is_dir():
+        raise InputError(out, "no such directory", remedy="push what calibrate or finetune wrote")
+    read_weights(*weight_files(out))
+    file = next((path for name in (PLAN_FILE, _RUN) if (path := out / name).is_file()), None)
+    record = read_json(file) if file else {}
+    origin = without_paths(record)
+    plan = Plan.from_json(origin, file) if file and file.name == PLAN_FILE else None
+    trained = (plan.facts.get("finetuned") if plan else None) or {}
+    source, revision = str(record.get("source") or ""), record.get("revision")
+    base_model = source.partition("@")[0] if revision else None
+    lines = _lines(out / "metrics.jsonl")
+    scored = [line for line in lines if line.get("mIoU") is not None]
+    score = trained.get("score") or max(scored, key=lambda line: float(line["mIoU"]), default={})
+    return {
+        "plan": plan,
+        "origin": origin,  # source, revision and sha256 of the base model, where they were recorded
+        "base_model": base_model,  # its id, if it came from the Hub
+        "trained": trained,  # the plan's record of a training
+        "logged": next((line for line in reversed(lines) if "loss" in line), {}),
+        "score": score,  # of these weights: data, split, images, step, classes, and the metrics in percent
+        "metrics": {name: score[name] for name in _METRICS if score.get(name) is not None},
+        "readme": "" if (out / "README.md").is_symlink() else _text(out / "README.md"),
+        "base_readme": _base_readme(source, base_model, str(revision)),
+    }
+
+
+def _base_readme(source: str, base_model: str | None, revision: str) -> str:
+    """From the Hub's cache or the base's own directory; nothing is downloaded for it."""
+    if base_model is None:
+        return _text(Path(source).expanduser() / "README.md") if source else ""
+    cached = try_to_load_from_cache(base_model, "README.md", revision=revision)
+    return _text(Path(cached)) if isinstance(cached, str) else ""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of `metrics.jsonl`; a line that a crash cut short is passed over."""
+    found: list[dict[str, Any]] = []
+    for line in _text(path).splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+
+
+def _metadata(facts: Mapping[str, Any], library: str | None, title: str, base: ModelCard) -> ModelCardData:
+    score, metrics = facts["score"], facts["metrics"]
+    data = str(score.get("data") or "unknown")
     results = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation",
             dataset_type=data.lower(),
             dataset_name=data,
-            dataset_split=facts.score.get("split"),
-            metric_type=METRICS[name],
+            dataset_split=score.get("split"),
+            metric_type=_METRICS[name],
             metric_name=name,
             metric_value=round(value, 4),
         )
-        for name, value in facts.metrics.items()
+        for name, value in metrics.items()
     ]
     return ModelCardData(
-        base_model=facts.base_model,
+        base_model=facts["base_model"],
         library_name=library,
         pipeline_tag="image-segmentation",
         tags=_TAGS,
         **{key: base.data.get(key) for key in _INHERITED},
         model_name=title if results else None,
-        metrics=[METRICS[name] for name in facts.metrics] or None,
+        metrics=[_METRICS[name] for name in metrics] or None,
         eval_results=results or None,
     )
 

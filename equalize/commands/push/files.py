@@ -29,7 +29,6 @@ _STAYS = {
 
 _TOKEN = re.compile(rb"(?<![A-Za-z0-9_])(hf|api_org)_[A-Za-z0-9]{30,}")
 _NOT_SCANNED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_LONGEST_TEXT = 1 << 24  # bytes
 
 _RECORDS = ("equalize.json", ARCHITECTURE_FILE, "finetune.yaml")
 _PLACES = ("source", "data", "path", "output", "arch", "class_names")
@@ -90,7 +89,7 @@ def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
         InputError: names the file, never the token.
     """
     for file in files:
-        if file.path.lower().endswith(_NOT_SCANNED) or file.size > _LONGEST_TEXT:
+        if file.path.lower().endswith(_NOT_SCANNED):
             continue
         content = file.read()
         if _TOKEN.search(content) or (token and token.encode() in content):

@@ -8,7 +8,6 @@ import yaml
 from huggingface_hub import ModelCard
 
 from equalize.commands.push.card import model_card
-from equalize.commands.push.facts import read_facts
 from equalize.errors import CheckpointError, InputError
 from tests.support.planned import planned
 
@@ -255,7 +254,7 @@ def test_what_is_no_model_is_refused(tmp_path, content, error):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=error):
-        read_facts(tmp_path)
+        card_of(tmp_path)
 
 
 def test_an_unknown_library_and_what_is_no_plan_are_refused(out):
@@ -264,12 +263,12 @@ def test_an_unknown_library_and_what_is_no_plan_are_refused(out):
         card_of(out)
     (out / "equalize.json").write_text('{"schema": 1}')
     with pytest.raises(InputError, match="is no plan"):
-        read_facts(out)
+        card_of(out)
 
 
 def test_what_is_no_directory_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
-        read_facts(tmp_path / "nothing")
+        card_of(tmp_path / "nothing")
     (tmp_path / "model.pth").write_text("x")
     with pytest.raises(InputError, match="no such directory"):
-        read_facts(tmp_path / "model.pth")
+        card_of(tmp_path / "model.pth")
