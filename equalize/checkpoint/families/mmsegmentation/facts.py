@@ -7,8 +7,6 @@ from typing import Any, Literal
 from equalize.checkpoint.families.mmsegmentation.config import Config
 from equalize.checkpoint.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-__all__ = ["class_names", "config_text", "meta_with_classes", "preprocessing"]
-
 _MODEL = re.compile(r"^model\s*=", re.MULTILINE)
 
 
@@ -45,8 +43,8 @@ def preprocessing(config: Config) -> Preprocess:
     reduce = next((found["reduce_zero_label"] for found in _mappings(config) if "reduce_zero_label" in found), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
     if not isinstance(told, Mapping):
+        # mmcv's, where ``to_rgb`` speaks of the same flip
         told = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
-        told = told or config.get("img_norm_cfg")  # mmcv's, where ``to_rgb`` speaks of the same flip
     if not isinstance(told, Mapping):
         mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return Preprocess(mean=mean, std=std, origin="ImageNet defaults, the config does not say", **common)
