@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.families.transformers import config as configs
 from equalize.checkpoint.families.transformers import loader
-from equalize.checkpoint.families.transformers.backbone import place_backbone
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.outputs import main_output
@@ -80,7 +79,7 @@ class Transformers(Family[_Spec]):
         notes = weights.notes
         if spec.arch is not None:
             model = loader.skeleton(spec.kind, spec.config)
-            weights, more = place_backbone(model, weights, Path(request.source).name)
+            weights, more = loader.place_backbone(model, weights, Path(request.source).name)
             notes += more
         loaded = loader.load(spec.kind, spec.config, weights, request, strip=spec.state_dict)
         return replace(loaded, notes=notes)
