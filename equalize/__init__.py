@@ -51,7 +51,7 @@ _HOMES = {
     "EqualizeError": "errors",
     "Moments": "moments.moments",
     "Plan": "plan.plan",
-    "Refusal": "sites.sites",
+    "Refusal": "sites.refusals",
     "Scan": "sites.scan",
     "Site": "sites.sites",
     "apply": "plan.apply",

@@ -1,30 +1,43 @@
-"""Several processes that work on one thing, as `torchrun` starts them."""
+"""Several processes that work on one thing, as `torchrun` starts them: they form torch's default process group.
 
+Where one fails, the others learn it when they next gather something: the failed process says why, all end with its exit
+code. Where one is killed, its connections break, and torchrun stops the others.
+"""
+
+import contextlib
 import os
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
-from equalize.peers import ALONE, Peers
+from equalize.errors import InputError, PeerError, ResourceError
 
 __all__ = [
     "broadcast_buffers",
+    "fail_together",
     "from_main",
-    "group",
+    "gather",
     "in_step",
     "is_main",
     "join",
+    "joined",
     "leave",
     "my_share",
+    "own_device",
+    "rank_and_number",
     "summed",
     "wait",
 ]
 
 _Item = TypeVar("_Item")
+
+_VARIABLES = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_JOINING = timedelta(minutes=5)  # nodes of a cluster do not start in the same second
+_WAITING = timedelta(days=1)  # one process may load, or read images, for long while the others wait for it
 
 
 def join(device: torch.device) -> torch.device:
@@ -38,20 +51,130 @@ def join(device: torch.device) -> torch.device:
     return found
 
 
+@contextlib.contextmanager
+def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
+    """Joins the group as `join` does, to exchange Python objects: over gloo, whatever the processes compute on.
+
+    Args:
+        exit_code_of: see `fail_together`.
+
+    Raises:
+        InputError: the environment says only half of what is needed. ResourceError: the processes do not meet.
+        PeerError: another process failed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # as torchrun has it for two and more: how many threads there are changes last bits
+    number = os.environ.get("WORLD_SIZE", "1")
+    if number in ("", "0", "1"):
+        yield
+        return
+    missing = [name for name in _VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            ", ".join(missing), f"not set, where WORLD_SIZE={number}", remedy="start the processes with torchrun"
+        )
+    try:
+        store, rank, processes = next(rendezvous("env://", timeout=_JOINING))
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=_WAITING)
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            f"the {number} processes do not meet ({str(error).splitlines()[0]})",
+            remedy="check MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE",
+        ) from error
+    try:
+        with fail_together(exit_code_of):
+            yield
+    finally:
+        leave()
+
+
 def leave() -> None:
-    """Leaves the group that `join` joined, if any."""
-    if _rank_and_number()[1] > 1:
+    """Leaves the group that was joined, if any."""
+    if rank_and_number()[1] > 1:
         distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def fail_together(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
+    """Tells the other processes of the group if this one fails; they learn it in their next `gather`.
+
+    Args:
+        exit_code_of: the exit code that an exception means, which the others shall have too.
+
+    Raises:
+        PeerError: in the place of this process's own exception, if one of a lower rank failed as well: only one of
+            them says why. An interruption reaches all processes, and the main one says so.
+    """
+    try:
+        yield
+    except PeerError:
+        raise
+    except Exception as error:
+        rank, number = rank_and_number()
+        codes = [code for code, _ in _exchanged((exit_code_of(error), None), number)] if number > 1 else []
+        leave()
+        if any(codes[:rank]):
+            raise PeerError(next(filter(None, codes))) from error
+        raise
+    except BaseException as error:
+        if not is_main():
+            raise PeerError(exit_code_of(error)) from error
+        raise
+
+
+def gather(item: _Item) -> list[_Item]:
+    """What each process gives, in the order of their ranks, in every process; of anything that pickles.
+
+    Raises:
+        PeerError: another process failed; the group is then dissolved. ResourceError: one is gone.
+    """
+    _, number = rank_and_number()
+    if number == 1:
+        return [item]
+    answers = _exchanged((0, item), number)
+    if not answers:
+        leave()
+        raise ResourceError(
+            "another process",
+            "is gone, most often killed for want of memory",
+            remedy="use fewer processes, or see its log",
+        )
+    failed = next((code for code, _ in answers if code), 0)
+    if failed:
+        leave()
+        raise PeerError(failed)
+    return [given for _, given in answers]
+
+
+def _exchanged(answer: tuple[int, Any], number: int) -> list[tuple[int, Any]]:
+    """The exit code (0: all is well) and the object of each process; [] if one is gone."""
+    answers: list[Any] = [None] * number
+    try:
+        distributed.all_gather_object(answers, answer)
+    except RuntimeError:  # a connection broke
+        return []
+    return answers
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The accelerator of this process, where each has one of its own and none was asked for by its index."""
+    rank, number = rank_and_number()
+    if number == 1 or device.type != "cuda" or device.index is not None:
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
-    return _rank_and_number()[0] == 0
+    return rank_and_number()[0] == 0
 
 
 def my_share(items: Sequence[_Item]) -> Sequence[_Item]:
     """Every n-th of the items, so that each belongs to exactly one of n processes."""
-    rank, number = _rank_and_number()
+    rank, number = rank_and_number()
     return items[rank::number]
 
 
@@ -71,8 +194,8 @@ def in_step(items: Iterable[_Item], device: torch.device) -> Iterator[tuple[_Ite
 
 
 def summed(tensor: Tensor, device: torch.device) -> Tensor:
-    """The sum of this tensor over all processes, on the CPU; exact for integers."""
-    if _rank_and_number()[1] == 1:
+    """The sum of this tensor, of any shape, over all processes, on the CPU; exact for integers."""
+    if rank_and_number()[1] == 1:
         return tensor
     total = tensor.to(device, copy=True)
     distributed.all_reduce(total)
@@ -81,7 +204,7 @@ def summed(tensor: Tensor, device: torch.device) -> Tensor:
 
 def broadcast_buffers(model: nn.Module) -> None:
     """Gives every process the main one's buffers, such as the running statistics of BatchNorms."""
-    if _rank_and_number()[1] > 1:
+    if rank_and_number()[1] > 1:
         for buffer in nn.Module.buffers(model):
             distributed.broadcast(buffer, src=0)
 
@@ -89,27 +212,19 @@ def broadcast_buffers(model: nn.Module) -> None:
 def from_main(value: _Item) -> _Item:
     """The main process's value, in every process; plain Python values."""
     values = [value]
-    if _rank_and_number()[1] > 1:
+    if rank_and_number()[1] > 1:
         distributed.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def group() -> Peers:
-    """The group that `join` joined, as processes that share a pass; without the time limit of its collectives."""
-    rank, number = _rank_and_number()
-    if number == 1:
-        return ALONE
-    name = from_main(secrets.token_hex(8))  # what an earlier pass left in the store must not be taken for this one's
-    return Peers(rank, number, PrefixStore(name, _get_default_store()))
-
-
 def wait() -> None:
     """Until all processes are here."""
-    if _rank_and_number()[1] > 1:
+    if rank_and_number()[1] > 1:
         distributed.barrier()
 
 
-def _rank_and_number() -> tuple[int, int]:
+def rank_and_number() -> tuple[int, int]:
+    """This process's place among those of the group, and how many they are; (0, 1) without a group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

@@ -6,7 +6,7 @@ the fraction is 0 / 0.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -54,11 +54,7 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `equalize evaluate --json` prints."""
-        rows = [
-            {"id": row.id, "name": row.name, "IoU": row.IoU, "Acc": row.Acc, "pixels": row.pixels}
-            for row in self.classes
-        ]
-        return {"mIoU": self.mIoU, "mAcc": self.mAcc, "aAcc": self.aAcc, "classes": rows, "images": self.images}
+        return asdict(self) | {"classes": [asdict(row) for row in self.classes]}
 
 
 class ConfusionMatrix:

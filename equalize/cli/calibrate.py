@@ -9,6 +9,15 @@ from equalize.cli.flag_groups import ImageFlags, ModelFlags, grouped
 
 __all__ = ["calibrate"]
 
+Strategy = Annotated[
+    Literal["auto", "migrate", "preserve", "reinit", "rescale"],
+    typer.Option(
+        "--strategy",
+        help="auto: drawn weights are rescaled, trained ones migrated or preserved. migrate and preserve keep "
+        "what the network computes; rescale and reinit (weights drawn anew) change it.",
+    ),
+]
+
 
 @grouped
 def calibrate(
@@ -17,14 +26,7 @@ def calibrate(
     data: o.Data,
     out: o.Out,
     *,
-    strategy: Annotated[
-        Literal["auto", "migrate", "preserve", "reinit", "rescale"],
-        typer.Option(
-            "--strategy",
-            help="auto: drawn weights are rescaled, trained ones migrated or preserved. migrate and preserve keep "
-            "what the network computes; rescale and reinit (weights drawn anew) change it.",
-        ),
-    ] = "auto",
+    strategy: Strategy = "auto",
     keep_norm: Annotated[
         bool, typer.Option("--keep-norm", help="Rescale each equalized weight to the norm it had.")
     ] = False,
@@ -44,7 +46,7 @@ def calibrate(
     """
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
         config, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.calibrate import calibrate_checkpoint
@@ -60,7 +62,6 @@ def calibrate(
                 config=config,
                 dry_run=dry_run,
                 overwrite=overwrite,
-                peers=peers,
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,

@@ -9,18 +9,21 @@ from equalize.cli import options as o
 __all__ = ["evaluate"]
 
 
+Split = Annotated[
+    str | None, typer.Option("--split", metavar="NAME", help="Of the data set; val, else test, if left away.")
+]
+SlidingWindow = Annotated[
+    bool, typer.Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
+]
+
+
 def evaluate(
     context: typer.Context,
     model: o.Model,
     data: o.Data,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="NAME", help="Of the data set; val, else test, if left away.")
-    ] = None,
+    split: Split = None,
     size: o.Size = None,
-    sliding_window: Annotated[
-        bool,
-        typer.Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
-    ] = False,
+    sliding_window: SlidingWindow = False,
     ignore_index: o.IgnoreIndex = 255,
     reduce_labels: o.ReduceLabels = "auto",
     class_names: o.ClassNames = None,
@@ -41,16 +44,14 @@ def evaluate(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        height_width = o.read_size(size)
         name = o.read_name(model, arch=arch, arch_args=arch_arg, num_classes=num_classes)
         from equalize.cli.reports.training import score_report
-        from equalize.commands.evaluate import Evaluating
-        from equalize.commands.evaluate import evaluate as score
+        from equalize.commands import evaluate as command
         from equalize.distributed import is_main, leave
 
-        how = Evaluating(
+        config = command.EvalConfig(
             split=split,
-            size=height_width,
+            size=o.read_size(size),
             sliding_window=sliding_window,
             ignore_index=ignore_index,
             reduce_labels=reduce_labels,
@@ -61,7 +62,7 @@ def evaluate(
             workers=workers,
         )
         with terminal.progress("scoring") as progress:
-            found = score(name, data, how, progress=progress, say=terminal.note)
+            found = command.evaluate(name, data, config, progress=progress, notify=terminal.note)
         if is_main():
             terminal.result(found.to_json())
             terminal.show(score_report(found))

@@ -37,7 +37,7 @@ def scan(
         o.demand_data(samples=images.samples, split=images.split, tolerance=images.tolerance)
     from equalize.cli.terminal import Terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers() as peers:
+    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
         config, name = images.read(model_flags.seed), model_flags.name(model)
         from equalize.cli.reports.plan import scan_report
         from equalize.commands.scan import scan_checkpoint
@@ -49,7 +49,6 @@ def scan(
                 plain=every,
                 data=data,
                 config=config,
-                peers=peers,
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
 import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
@@ -29,9 +29,6 @@ from rich.text import Text
 
 from equalize.cli.failures import explain, visible
 from equalize.cli.process import discard
-
-if TYPE_CHECKING:
-    from equalize.peers import Peers
 
 __all__ = ["Terminal"]
 
@@ -79,15 +76,15 @@ class Terminal:
         self._undo.close()
 
     @contextlib.contextmanager
-    def among_peers(self) -> Iterator["Peers"]:
-        """The processes that a launcher started, else this one alone; only the main one is heard."""
-        from equalize.peers import joined
+    def among_peers(self) -> Iterator[None]:
+        """Joins the processes that a launcher started, if it did; of several only the main one prints."""
+        from equalize.distributed import is_main, joined
 
-        with joined(lambda error: explain(error).exit_code) as peers:
-            if not peers.is_main:
+        with joined(lambda error: explain(error).exit_code):
+            if not is_main():
                 self._json = False
                 self._out = self._err = _console(io.StringIO())
-            yield peers
+            yield
 
     def note(self, line: str) -> None:
         """A fact worth knowing: at once on a terminal, else with the result, so that an error stands alone."""

@@ -16,9 +16,9 @@ from equalize.commands.images import Images, Measuring
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
+from equalize.distributed import is_main, own_device
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, first_of, ignore, ignore_progress
-from equalize.peers import ALONE, Peers
 from equalize.plan.calibrate import calibrate
 from equalize.plan.plan import Plan, Strategy
 from equalize.sites.scan import Scan
@@ -38,12 +38,13 @@ def calibrate_checkpoint(
     config: Measuring | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-    peers: Peers = ALONE,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Plan:
     """Measures, embeds, writes, reloads, proves.
+
+    The processes of a group share the images; the main one writes.
 
     Args:
         name: the model.
@@ -54,7 +55,6 @@ def calibrate_checkpoint(
         config: the images and the pass over them.
         dry_run: write nothing.
         overwrite: whether `out` may exist.
-        peers: the processes that share the images; the main one writes.
         progress: called with the images done in this pass, and all of it.
         notify, warn: called with what a user should know, or may want to act on; a line at a time.
 
@@ -62,13 +62,13 @@ def calibrate_checkpoint(
         The plan, its facts filled in: provenance and, in the main process, "check" and "output".
     """
     config = config or Measuring()
+    device = own_device(device_of(config.device))
     source = Path(name.source)
-    if not dry_run and peers.is_main:
+    if not dry_run and is_main():
         check_target(Path(out), overwrite, source if source.exists() else None)
     checkpoint = _load_original(name, notify)
-    images = Images(data, checkpoint, config, progress, peers)
+    images = Images(data, checkpoint, config, progress)
     notify(f"data: {images.dataset.describe()}")
-    device = peers.device(device_of(config.device))
     found = select_sites(checkpoint.model, images.shape, pattern)
     with precision_of(config.precision, device):
         plan = calibrate(
@@ -77,7 +77,7 @@ def calibrate_checkpoint(
             strategy,
             name.seed,
             keep_norm=keep_norm,
-            drawn=checkpoint.drawn,
+            newly_initialized=checkpoint.drawn,
             found=found,
             tolerance=config.tolerance,
         )
@@ -85,7 +85,7 @@ def calibrate_checkpoint(
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
     plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data)), checkpoint)
-    if dry_run or not plan.sites or not peers.is_main:
+    if dry_run or not plan.sites or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
 

@@ -1,7 +1,7 @@
 """How well a network segments: one streaming confusion matrix at the masks' own resolution."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,23 +12,25 @@ from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.images import Progress, device_of, input_shape, precision_of
-from equalize.commands.labels import Labelled, as_classes, check_split, count_classes, names_of
+from equalize.commands.images import input_shape
+from equalize.commands.labels import LabelledSplit, as_classes, check_split, count_classes, names_of
 from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, read_mask
 from equalize.data.loader import Preprocessor
+from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
 from equalize.errors import InputError, NumericsError
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import ConfusionMatrix, Score
-from equalize.moments.watch import undisturbed
 
-__all__ = ["Evaluating", "Logits", "confusion", "evaluate", "sliding"]
+__all__ = ["EvalConfig", "Logits", "confusion", "evaluate", "image_confusions", "sliding"]
 
 Logits = Callable[[Tensor], Tensor]
 """(N, 3, H, W) -> (N, classes, h, w)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluating:
+class EvalConfig:
     """How a network is scored.
 
     Attributes:
@@ -54,87 +56,58 @@ class Evaluating:
 def evaluate(
     name: ModelName,
     data: str | Path,
-    how: Evaluating | None = None,
+    config: EvalConfig | None = None,
     *,
-    progress: Progress = lambda done, of: None,
-    say: Callable[[str], None] = lambda line: None,
-    each: Callable[[Item, ConfusionMatrix], None] = lambda path, counted: None,
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
 ) -> Score:
     """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same.
 
     Args:
         name: the model.
         data: a data set with masks.
-        how: the split, the size and so on.
+        config: the split, the size and so on.
         progress: called with the images done and to do, of this process.
-        say: called with what a user should know, a line at a time.
-        each: called with every image and its own matrix, on the process that read it.
+        notify: called with what a user should know, a line at a time.
 
     Raises:
         CheckpointError: the model cannot be loaded. DataError: the data cannot be scored.
         NumericsError: the network gives NaN or Inf.
     """
-    how = how or Evaluating()
-    device = join(device_of(how.device))
-    say = say if is_main() else lambda line: None
-    precision_of(how.precision, device)
-    dataset = open_data(data, split=how.split, labels=True)
+    config = config or EvalConfig()
+    device = join(device_of(config.device))
+    notify = notify if is_main() else ignore
+    precision_of(config.precision, device)
+    dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
     checkpoint.model.to(device)
-    say(f"preprocessing: {checkpoint.preprocess}")
-    size = _window(checkpoint, how) if how.sliding_window else how.size
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    size = _window(checkpoint, config) if config.sliding_window else config.size
     classes = count_classes(checkpoint, dataset, size, device)
-    names = names_of(classes, dataset, checkpoint, how.class_names)
+    names = names_of(classes, dataset, checkpoint, config.class_names)
     labelled = check_split(
-        dataset, classes, names, ignore_index=how.ignore_index, reduce_labels=how.reduce_labels, say=say
+        dataset, classes, names, ignore_index=config.ignore_index, reduce_labels=config.reduce_labels, notify=notify
     )
-    with undisturbed(checkpoint.model):
-        matrix = confusion(checkpoint, labelled, how, device, progress=progress, each=each)
+    with eval_mode(checkpoint.model):
+        matrix = confusion(checkpoint, labelled, config, device, progress=progress)
     return matrix.score(names)
 
 
 def confusion(
     checkpoint: Checkpoint,
-    labelled: Labelled,
-    how: Evaluating,
+    labelled: LabelledSplit,
+    config: EvalConfig,
     device: torch.device,
     *,
-    progress: Progress = lambda done, of: None,
-    each: Callable[[Item, ConfusionMatrix], None] = lambda path, counted: None,
+    progress: Progress = ignore_progress,
     together: Logits | None = None,
 ) -> ConfusionMatrix:
-    """Counts every pixel of a split, summed over processes; the caller has put the model into eval mode on `device`.
-
-    Args:
-        checkpoint, labelled, how, device: what is scored, on what, how and where.
-        progress, each: see `evaluate`.
-        together: gives the logits in place of the checkpoint where each process holds but a part of the network, so
-            that all must call it equally often.
-    """
-    preprocess: Preprocessor = checkpoint.preprocess
-    logits: Logits = together or checkpoint.logits
-    size = how.size or checkpoint.preprocess.size
-    if how.sliding_window:
-        logits = partial(sliding, logits, _window(checkpoint, how))
-        preprocess, size = replace(checkpoint.preprocess, size=None), None
-    masks = dict(zip(labelled.dataset.images, labelled.dataset.masks, strict=True))
-    mine = my_share(labelled.dataset.images)
+    """Counts every pixel of a split, summed over processes; see `image_confusions`."""
     total = ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index)
-    read = mine or labelled.dataset.images[:1]  # with fewer images than processes some have none to count
-    found = batches(read, preprocess, size=size, batch_size=how.batch_size, workers=how.workers)
-    steps = in_step(found, device) if together else ((batch, True) for batch in found if mine)
-    for batch, fresh in steps:
-        with torch.no_grad(), precision_of(how.precision, device):
-            scores_NKhw = as_classes(logits(batch.images.to(device))).float()
-        if not (fresh and mine):
-            continue
-        for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True):
-            mask = masks[path]
-            assert mask is not None
-            counted = _count(scores_Khw, path, mask, labelled)
-            each(path, counted)
-            total += counted
-        progress(total.images, len(mine))
+    mine = len(my_share(labelled.dataset.images))
+    for _, counted in image_confusions(checkpoint, labelled, config, device, together=together):
+        total += counted
+        progress(total.images, mine)
     counts = torch.cat([total.counts_KK.flatten(), torch.tensor([total.images])])
     *pixels, images = summed(counts, device).tolist()
     total.counts_KK = torch.tensor(pixels).view_as(total.counts_KK)
@@ -142,12 +115,48 @@ def confusion(
     return total
 
 
-def _window(checkpoint: Checkpoint, how: Evaluating) -> tuple[int, int]:
-    height, width = input_shape(checkpoint, how.size)[2:]
+def image_confusions(
+    checkpoint: Checkpoint,
+    labelled: LabelledSplit,
+    config: EvalConfig,
+    device: torch.device,
+    *,
+    together: Logits | None = None,
+) -> Iterator[tuple[Item, ConfusionMatrix]]:
+    """Each image of this process's share of a split, and its own matrix.
+
+    Args:
+        checkpoint: whose model the caller has put into eval mode on `device`.
+        labelled, config: what is scored, and how.
+        device: where the model lies.
+        together: gives the logits in place of the checkpoint where each process holds but a part of the network, so
+            that all must call it equally often.
+    """
+    preprocess: Preprocessor = checkpoint.preprocess
+    logits: Logits = together or checkpoint.logits
+    size = config.size or checkpoint.preprocess.size
+    if config.sliding_window:
+        logits = partial(sliding, logits, _window(checkpoint, config))
+        preprocess, size = replace(checkpoint.preprocess, size=None), None
+    masks = dict(zip(labelled.dataset.images, labelled.dataset.masks, strict=True))
+    mine = my_share(labelled.dataset.images)
+    read = mine or labelled.dataset.images[:1]  # with fewer images than processes some have none to count
+    found = batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
+    for batch, fresh in in_step(found, device) if together else ((batch, True) for batch in found if mine):
+        with torch.no_grad(), precision_of(config.precision, device):
+            scores_NKhw = as_classes(logits(batch.images.to(device))).float()
+        for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
+            mask = masks[path]
+            assert mask is not None
+            yield path, _count(scores_Khw, path, mask, labelled)
+
+
+def _window(checkpoint: Checkpoint, config: EvalConfig) -> tuple[int, int]:
+    height, width = input_shape(checkpoint, config.size)[2:]
     return height, width
 
 
-def _count(scores_Khw: Tensor, image: Item, mask: Item, labelled: Labelled) -> ConfusionMatrix:
+def _count(scores_Khw: Tensor, image: Item, mask: Item, labelled: LabelledSplit) -> ConfusionMatrix:
     """One image: logits bilinearly to the mask's size, the largest wins."""
     if not scores_Khw.isfinite().all():
         raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")

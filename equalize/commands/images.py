@@ -14,13 +14,12 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.data import Batches, DataSet, batches, open_data, sample
-from equalize.device import device_of, precision_of
+from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
-from equalize.peers import ALONE, Peers
 
-__all__ = ["Images", "Measuring", "Progress", "device_of", "input_shape", "precision_of"]
+__all__ = ["Images", "Measuring", "input_shape"]
 
 _DEFAULT_SIZE = (512, 512)
 _MOST_IMAGES = 8
@@ -39,7 +38,6 @@ class Measuring:
         batch_size: images a forward pass; None for at most 8, and at most 4 megapixels.
         workers: processes that read images; None for a few where there is an accelerator, else a thread.
         skip_bad: share of images that may be unreadable.
-        compiled: compile the network for the pass.
     """
 
     samples: int | None = 256
@@ -52,7 +50,6 @@ class Measuring:
     workers: int | None = None
     skip_bad: float = 0.0
     seed: int = 0
-    compiled: bool = False
 
 
 class Images(Blocks):
@@ -65,19 +62,19 @@ class Images(Blocks):
         batch_size: the most images in a batch.
     """
 
+    shared = True
+
     def __init__(
         self,
         data: str | Path,
         checkpoint: Checkpoint,
         how: Measuring,
         progress: Progress = ignore_progress,
-        peers: Peers = ALONE,
     ) -> None:
         self.dataset: DataSet = open_data(data, split=how.split)
         self.paths = list(sample(self.dataset, how.samples, how.seed))
         if how.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
             random.Random(how.seed).shuffle(self.paths)
-        self.peers = peers
         self.skipped: list[Skip] = []
         self._progress = progress
         size = how.size or checkpoint.preprocess.size

@@ -1,6 +1,5 @@
 """A data set's split with its labels, as a given network needs them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +19,16 @@ from equalize.data import (
     read_image,
 )
 from equalize.errors import DataError, EqualizeError, InputError
-from equalize.moments.watch import undisturbed
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, ignore
 
-__all__ = ["Labelled", "as_classes", "check_split", "count_classes", "names_of"]
+__all__ = ["LabelledSplit", "as_classes", "check_split", "count_classes", "names_of"]
 
 Size = tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
+class LabelledSplit:
     """Pairs of images and masks, checked on a sample.
 
     Attributes:
@@ -60,7 +60,7 @@ def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: 
     picture: Image.Image = read_image(dataset.images[0])
     image_NCHW = checkpoint.preprocess(picture, size)[None].to(device)
     try:
-        with undisturbed(checkpoint.model):
+        with eval_mode(checkpoint.model):
             return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
     except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise
@@ -83,9 +83,9 @@ def check_split(
     *,
     ignore_index: int = 255,
     reduce_labels: ReduceLabels = "auto",
-    say: Callable[[str], None] = lambda line: None,
-) -> Labelled:
-    """Reads a sample of a split and settles how its labels are stored; says what was found.
+    notify: Notify = ignore,
+) -> LabelledSplit:
+    """Reads a sample of a split and settles how its labels are stored; tells what was found.
 
     Args:
         dataset: opened with labels.
@@ -98,8 +98,8 @@ def check_split(
         DataError: a pair that could not be trained on or scored.
     """
     found: Preflight = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
-    say(f"{dataset.describe()}; {found.describe()}")
-    return Labelled(dataset=dataset, rule=found.rule, num_classes=num_classes, names=names)
+    notify(f"{dataset.describe()}; {found.describe()}")
+    return LabelledSplit(dataset=dataset, rule=found.rule, num_classes=num_classes, names=names)
 
 
 def names_of(

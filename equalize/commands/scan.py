@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring, input_shape
 from equalize.device import device_of, precision_of
+from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
-from equalize.moments.measure import measure
-from equalize.peers import ALONE, Peers
+from equalize.moments.measure import measure_branches
+from equalize.moments.measured import with_moments
 from equalize.plan.plan import SCHEMA, site_json
-from equalize.plan.strategies import with_moments
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
 
@@ -66,7 +66,6 @@ def scan_checkpoint(
     plain: bool = False,
     data: str | Path | None = None,
     config: Measuring | None = None,
-    peers: Peers = ALONE,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -78,8 +77,7 @@ def scan_checkpoint(
         shape: to trace it with, (N, C, H, W); by default two images of `config.size`, else of the checkpoint's own.
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
-        config: those images, and the pass over them.
-        peers: the processes that share them.
+        config: those images, and the pass over them; the processes of a group share it.
         progress: called with the images done in this pass, and all of it.
         notify, warn: called with what a user should know, or may want to act on; a line at a time.
     """
@@ -88,7 +86,7 @@ def scan_checkpoint(
     checkpoint = name.load(weights=data is not None)
     images = None
     if data is not None:
-        images = Images(data, checkpoint, config, progress, peers)
+        images = Images(data, checkpoint, config, progress)
         notify(f"preprocessing: {checkpoint.preprocess}")
         notify(f"data: {images.dataset.describe()}")
         shape = images.shape
@@ -135,13 +133,11 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
 
 def _measure_sites(model: nn.Module, found: Scan, images: Images, config: Measuring) -> tuple[Scan, dict[str, Any]]:
     """The scan with the moments of every branch; how many images were measured, and how."""
-    device = images.peers.device(device_of(config.device))
-    ways: list[str] = []
+    device = own_device(device_of(config.device))
     with precision_of(config.precision, device):
-        moments = measure(model.to(device), found.sites, images, tolerance=config.tolerance, tell=ways.append)
-    number = max((each.images or 0 for branches in moments.values() for each in branches), default=0)
-    sites = tuple(with_moments(site, moments[site.layer]) for site in found.sites)
-    return replace(found, sites=sites), {"images": number, "measured_by": ways[0] if ways else None}
+        measured = measure_branches(model.to(device), found.sites, images, tolerance=config.tolerance)
+    sites = tuple(with_moments(site, measured.moments[site.layer]) for site in found.sites)
+    return replace(found, sites=sites), {"images": measured.images, "measured_by": measured.method or None}
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:

@@ -125,7 +125,7 @@ def as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:
 
 
 def random_images(plan: Plan, checkpoint: Checkpoint) -> list[Tensor]:
-    """One batch (N, C, H, W) of the shape that the plan was made with; where it does not say, of the channels that fit."""
+    """One batch (N, C, H, W) of the shape that the plan was made with; else of the channels that fit."""
     shape = tuple(plan.facts.get("input_shape") or ())
     if not shape:
         shape = input_shape(checkpoint, None)

@@ -1,16 +1,15 @@
 """A model and an example input become a `Graph`, by `torch.export` or, where that refuses, by a recorded run.
 
 Export runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
-computed and the network is left as it was. `recorder.py` needs a real forward pass.
+computed and the network is left as it was. `record.py` needs a real forward pass.
 """
 
 import contextlib
 import io
 import logging
 import warnings
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,10 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import config as fx_config
 
 from equalize.errors import ResourceError, SiteError
+from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph, Op
-from equalize.graph.record import Recording, accelerators, record
+from equalize.graph.record import Recording, record
 
 __all__ = ["export", "trace"]
 
@@ -42,7 +42,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     if not all(isinstance(each, Tensor) for each in inputs):
         raise SiteError("example", "must be a tensor or a tuple of tensors", got=type(example).__name__)
     if isinstance(model, torch.jit.ScriptModule):
-        raise SiteError(type(model).__name__, "is TorchScript, into which nobody sees", remedy="give its nn.Module")
+        raise SiteError(type(model).__name__, "is TorchScript, which cannot be traced", remedy="give its nn.Module")
     tracer: Literal["export", "recorder"] = "export"
     try:
         ops = _exported(model, inputs)
@@ -71,7 +71,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
 
 def _record(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -> Recording:
     try:
-        with _left_as_found(model), _quiet():
+        with _quiet():
             return record(model, example)
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -114,7 +114,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
     device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)
     shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
-    with _left_as_found(model), _quiet(), _without_stack_traces(), torch.no_grad():
+    with eval_mode(model, attributes=True), _quiet(), _without_stack_traces():
         try:
             return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
         except MemoryError:
@@ -126,41 +126,6 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
                 got=_shapes(inputs),
                 remedy=_REMEDY,
             ) from error
-
-
-@contextlib.contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Eval mode. Afterwards the modes, the random state and the modules' attributes are as they were.
-
-    A network may keep tensors of a run, which under export are none, and export puts copies in the place of lists.
-    """
-    modes = [(module, module.training) for module in nn.Module.modules(model)]
-    contents = [(container, container.copy()) for container in _containers(model)]
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices=accelerators(model)):
-            yield
-    finally:
-        for container, content in contents:
-            container.clear()
-            (container.update if isinstance(container, dict | set) else container.extend)(content)
-        for module, training in modes:
-            module.training = training
-
-
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-
-
-def _containers(model: nn.Module) -> list[Any]:
-    """The modules' attributes, and every dict, list and set in them."""
-    found: dict[int, Any] = {}
-    stack: list[Any] = [vars(module) for module in nn.Module.modules(model)]
-    while stack:
-        value = stack.pop()
-        if type(value) in _CONTAINERS and id(value) not in found:
-            found[id(value)] = value
-            stack += value.values() if isinstance(value, dict) else value
-    return list(found.values())
 
 
 @contextlib.contextmanager

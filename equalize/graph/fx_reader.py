@@ -137,7 +137,7 @@ class _Reader:
         )
 
     def _projects_for_attention(self, node: Node, arguments: Mapping[str, Any]) -> bool:
-        """Whether a linear call is one that torch makes within its own attention, where nobody can watch it."""
+        """Whether a linear call is one that torch makes within its own attention: no call of a layer is seen there."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         weight = arguments.get("weight")
         key = str(self.keys.get(weight.name)) if isinstance(weight, Node) else ""

@@ -22,7 +22,9 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Recording", "accelerators", "record"]
+from equalize.eval_mode import eval_mode
+
+__all__ = ["Recording", "record"]
 
 # Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
@@ -32,7 +34,7 @@ _MOST_DRAWN = 1 << 27  # half a gigabyte: nothing but a configuration may have a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What `reader.read_ops` takes.
+    """What `fx_reader.read_ops` takes.
 
     Attributes:
         graph: of ATen calls, as an exported program has it.
@@ -46,7 +48,7 @@ class Recording:
 
 
 def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
-    """Runs `model`, in the mode it is in and without gradients, and writes down what it calls.
+    """Runs `model` in eval mode and writes down what it calls; it is left as it was.
 
     Args:
         model: parameters and buffers that are on the meta device are drawn for the run; nothing of it is changed.
@@ -55,7 +57,7 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
     Raises:
         Exception: whatever the network's own code raises.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=accelerators(model)):
+    with eval_mode(model, attributes=True):
         torch.manual_seed(0)
         tensors = _for_the_run(model)
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
@@ -78,11 +80,6 @@ def _plain(model: nn.Module) -> frozenset[str]:
         if not isinstance(module, torch.jit.ScriptModule)
         for name, _ in nn.Module.named_parameters(module, path, recurse=False)
     )
-
-
-def accelerators(model: nn.Module) -> list[int]:
-    """The CUDA devices that a model is on, whose random state a run of it may move."""
-    return sorted({tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"})
 
 
 def _for_the_run(model: nn.Module) -> dict[str, Tensor]:

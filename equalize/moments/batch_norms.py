@@ -5,15 +5,17 @@ Population statistics over the calibration images replace the exponential averag
 in BatchNorm", arXiv 2105.07576, section 3), merged by count so that the split into batches has no say.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from equalize.moments.blocks import Block, Blocks, as_blocks, each_block
-from equalize.moments.watch import Batch, Call, run, undisturbed
+from equalize.eval_mode import eval_mode
+from equalize.moments.blocks import Block, Blocks, as_blocks, rounds
+from equalize.moments.moments import merge, promote
+from equalize.moments.watch import Batch, Call, observe
 
 __all__ = ["estimate_norms", "untouched_norms"]
 
@@ -47,7 +49,7 @@ def estimate_norms(
 
     One pass over the images for all BatchNorms that have no other of them before them, another for those that have
     only these before them, and so on: each is estimated on what it will see. Where that would take more than a dozen
-    passes, as in a network that was never trained, the first levels share one, in which each BatchNorm normalises
+    passes, as in a network that was never trained, the first levels share one, in which each BatchNorm normalizes
     with what was gathered in the rounds before and in its own block.
 
     Args:
@@ -61,34 +63,36 @@ def estimate_norms(
     """
     buffers = dict(nn.Module.named_buffers(model))
     values: dict[str, Tensor] = {}
-    with undisturbed(model):
+    with eval_mode(model):
         for level in _levels(norms, before or {}):
             gathered = {key: _Gathered(buffers, key) for key in level}
-            look = partial(_adopt, gathered)
             apart = before is not None and all(not set(level) & set(before.get(key, level)) for key in level)
-            results = each_block(as_blocks(batches), partial(_begin, model, gathered), None if apart else look)
-            look(results)
+            _pass(model, gathered, as_blocks(batches), apart=apart)
             for each in gathered.values():
                 values |= each.values() if each.calls else {}
     return values
 
 
-def _begin(model: nn.Module, gathered: Mapping[str, "_Gathered"], block: Block) -> Callable[[], "_Statistics"]:
-    """What the BatchNorms of a level see in a block; in each call they normalise with what is gathered up to it."""
+def _pass(model: nn.Module, gathered: Mapping[str, "_Gathered"], blocks: Blocks, *, apart: bool) -> None:
+    """Gathers what the BatchNorms see in all images; `apart` where none of them comes before another."""
+    seen: list[Mapping[str, _Seen]] = []
+    for part in rounds(blocks, decides=not apart):
+        begun = [_observed(model, gathered, block) for block in part]  # an accelerator is waited for afterwards
+        seen += part.gather([{key: each.cpu() for key, each in found.items()} for found in begun])
+        if not apart or part.is_last:
+            for key, each in gathered.items():
+                each.adopt(_merged([found[key] for found in seen]))
+
+
+def _observed(model: nn.Module, gathered: Mapping[str, "_Gathered"], block: Block) -> dict[str, "_Seen"]:
+    """What the BatchNorms see in a block; in each call they normalize with what is gathered up to it."""
     for each in gathered.values():
         each.begin()
-    handlers = {key: each.add for key, each in gathered.items()}
-    for _ in run(model, handlers, block.batches, strict=False):
-        pass
-    seen = {key: (each.block.calls, each.block.count, each.block.moments_2C) for key, each in gathered.items()}
-    return lambda: {key: (calls, count, moments_2C.cpu()) for key, (calls, count, moments_2C) in seen.items()}
-
-
-def _adopt(gathered: Mapping[str, "_Gathered"], results: Sequence["_Statistics"]) -> bool:
-    """Merges the blocks in their order, and lets the BatchNorms normalise with that."""
-    for key, each in gathered.items():
-        each.adopt([result[key] for result in results])
-    return False
+    found: dict[str, list[_Seen]] = {key: [] for key in gathered}
+    for observed in observe(model, {key: each.see for key, each in gathered.items()}, block.batches, strict=False):
+        for key, calls in observed.results.items():
+            found[key] += calls
+    return {key: _merged(calls) for key, calls in found.items()}
 
 
 def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list[list[str]]:
@@ -103,75 +107,81 @@ def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list
     return [[key for level in levels[: excess + 1] for key in level], *levels[excess + 1 :]] if excess > 0 else levels
 
 
-_Statistics = dict[str, tuple[int, int, Tensor]]
-"""Of one block, by `running_mean` key: calls, numbers a channel, and (2, C) their mean and M2, float64 on the CPU."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What a BatchNorm of C channels saw.
+
+    Attributes:
+        calls: in how many calls.
+        count: how many numbers a channel.
+        moments_2C: their mean and M2, float64; of no meaning where there are none.
+    """
+
+    calls: int
+    count: int
+    moments_2C: Tensor
+
+    def cpu(self) -> "_Seen":
+        return replace(self, moments_2C=self.moments_2C.cpu())
 
 
-class _Merged:
-    """Per-channel moments (2, C), mean and M2, with the update of Chan, Golub & LeVeque as in moments.py."""
-
-    def __init__(self, moments_2C: Tensor, count: int = 0, calls: int = 0) -> None:
-        self.moments_2C = moments_2C.clone()
-        self.count = count
-        self.calls = calls
-
-    def add(self, calls: int, count: int, moments_2C: Tensor) -> None:
-        """Further numbers."""
-        if count:
-            total = self.count + count
-            (mean_C, m2_C), (more_C, m2_more_C) = self.moments_2C, moments_2C
-            delta_C = more_C - mean_C
-            m2_C += m2_more_C + delta_C.square() * (self.count * count / total)
-            mean_C += delta_C * (count / total)
-            self.count = total
-        self.calls += calls
+def _merged(parts: Sequence[_Seen]) -> _Seen:
+    calls, some = sum(part.calls for part in parts), [part for part in parts if part.count]
+    if not some:
+        return _Seen(calls=calls, count=0, moments_2C=torch.zeros(2, 0))
+    counts_P = torch.stack([part.moments_2C.new_full((), part.count) for part in some])  # no copy to an accelerator
+    mean_C, q_CP = merge(counts_P, *torch.stack([part.moments_2C for part in some], dim=-1))
+    count = sum(part.count for part in some)
+    return _Seen(calls=calls, count=count, moments_2C=torch.stack([mean_C, q_CP.sum(-1)]))
 
 
 class _Gathered:
-    """What one BatchNorm saw; kept in its buffers as it grows."""
+    """What one BatchNorm saw in the blocks so far; its buffers hold the statistics of that.
 
-    def __init__(self, buffers: dict[str, Tensor], key: str) -> None:
+    Attributes:
+        keys: of its `running_mean`, `running_var` and `num_batches_tracked`.
+    """
+
+    def __init__(self, buffers: Mapping[str, Tensor], key: str) -> None:
         prefix = key.removesuffix("running_mean")
         self.keys = [prefix + name for name in ("running_mean", "running_var", "num_batches_tracked")]
-        self.running_mean, self.running_var = buffers[self.keys[0]], buffers[self.keys[1]]
-        self.tracked = buffers.get(self.keys[2])
-        self._nothing_2C = self.running_mean.new_zeros((2, *self.running_mean.shape), dtype=torch.float64)
-        self._before = self.block = self._so_far = _Merged(self._nothing_2C)
+        self._running_mean, self._running_var = buffers[self.keys[0]], buffers[self.keys[1]]
+        self._tracked = buffers.get(self.keys[2])
+        self._before = self._so_far = _merged([])
 
     @property
     def calls(self) -> int:
+        """In how many calls it saw something."""
         return self._before.calls
 
     def begin(self) -> None:
-        """A block begins."""
-        self.block = _Merged(self._nothing_2C)
-        self._so_far = _Merged(self._before.moments_2C, self._before.count)
+        """A block begins; what other blocks of the same round saw is not known in it."""
+        self._so_far = self._before
 
-    def add(self, call: Call) -> None:
-        x_CL = call.data.movedim(1, 0).flatten(1)
-        x_CL = x_CL if x_CL.dtype == torch.float64 else x_CL.float()
+    def see(self, call: Call) -> _Seen:
+        """The moments of a call's input (N, C, *); the BatchNorm then normalizes with those of all up to it."""
+        x_CL = promote(call.data.movedim(1, 0).flatten(1))
         variance_C, mean_C = torch.var_mean(x_CL, dim=1, correction=0)
         moments_2C = torch.stack([mean_C.double(), variance_C.double() * x_CL.shape[1]])
-        for merged in (self.block, self._so_far):
-            merged.add(1, x_CL.shape[1], moments_2C)
+        seen = _Seen(calls=1, count=x_CL.shape[1], moments_2C=moments_2C)
+        self._so_far = _merged([self._so_far, seen])
         self._write(self._so_far)
+        return seen
 
-    def adopt(self, blocks: Sequence[tuple[int, int, Tensor]]) -> None:
-        """Takes these blocks, and no others, for all there is."""
-        merged = _Merged(self._nothing_2C.cpu())
-        for block in blocks:
-            merged.add(*block)
-        self._before = _Merged(merged.moments_2C.to(self._nothing_2C), merged.count, merged.calls)
-        if merged.count:
-            self._write(self._before)
+    def adopt(self, seen: _Seen) -> None:
+        """Takes this for all that was seen."""
+        self._before = replace(seen, moments_2C=seen.moments_2C.to(self._running_mean.device))
+        self._write(self._before)
 
-    def _write(self, merged: _Merged) -> None:
-        mean_C, m2_C = merged.moments_2C
-        self.running_mean.copy_(mean_C)
-        self.running_var.copy_(m2_C / merged.count)
+    def _write(self, seen: _Seen) -> None:
+        if seen.count:
+            mean_C, m2_C = seen.moments_2C
+            self._running_mean.copy_(mean_C)
+            self._running_var.copy_(m2_C / seen.count)
 
     def values(self) -> dict[str, Tensor]:
-        statistics = [self.running_mean.clone(), self.running_var.clone()]
-        if self.tracked is not None:
-            statistics.append(torch.full_like(self.tracked, self.calls))
-        return dict(zip(self.keys, statistics, strict=False))
+        """By key: running_mean and running_var (C,), num_batches_tracked ()."""
+        found = [self._running_mean.clone(), self._running_var.clone()]
+        if self._tracked is not None:
+            found.append(torch.full_like(self._tracked, self.calls))
+        return dict(zip(self.keys, found, strict=False))

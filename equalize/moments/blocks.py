@@ -8,17 +8,17 @@ import contextlib
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from equalize.distributed import gather, rank_and_number
 from equalize.moments.watch import Batch, images_in, inputs_of
-from equalize.peers import ALONE, Peers
 
-__all__ = ["ROUND", "Block", "Blocks", "Skip", "as_blocks", "each_block"]
+__all__ = ["ROUND", "Block", "Blocks", "Round", "Skip", "as_blocks", "rounds"]
 
 ROUND = 4
-"""Blocks between two looks at what is known so far, which is then the same in all processes."""
+"""Blocks between two decisions on what is known so far, which is then the same in all processes."""
 
 Skip = tuple[str, str]
 """The name of an image that could not be read, and why."""
@@ -47,12 +47,12 @@ class Blocks(ABC):
     """Images in blocks; may be passed over more than once.
 
     Attributes:
-        peers: the processes that share them.
+        shared: whether the processes of the group pass over them together.
         shapes: of the first batch's tensors, (N, C, H, W) each; None if not known.
         pixels: of all images together; 0 if not known.
     """
 
-    peers: Peers = ALONE
+    shared: bool = False
     shapes: tuple[tuple[int, ...], ...] | None = None
     pixels: int = 0
 
@@ -61,7 +61,7 @@ class Blocks(ABC):
         """The blocks `first`, `first + step`, ..."""
 
     def number(self) -> float:
-        """Of blocks; infinite if not known, which one process alone can do with."""
+        """Of blocks; infinite if not known, which is served in a single process only."""
         return math.inf
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:  # noqa: B027
@@ -97,81 +97,65 @@ def as_blocks(batches: Iterable[Batch] | Blocks, names: Sequence[str] = ()) -> B
     return batches if isinstance(batches, Blocks) else _Batches(batches, names)
 
 
-def each_block(
-    blocks: Blocks,
-    work: Callable[[Block], Callable[[], Result]],
-    look: Callable[[Sequence[Result]], bool] | None = None,
-) -> list[Result]:
-    """Does the work on every block, by whichever process, and gives all results in the order of the blocks.
+class Round:
+    """Consecutive blocks of a pass: iterating gives those of this process, `gather` the results of all.
+
+    Attributes:
+        is_last: whether the pass ends with it; known once the results are gathered.
+    """
+
+    def __init__(self, source: Blocks, blocks: Iterator[Block], indices: range, skipped: list[Skip]) -> None:
+        rank, self._number = _sharing(source)
+        self._source = source
+        self._blocks = itertools.islice(blocks, sum(index % self._number == rank for index in indices))
+        self._indices = indices
+        self._own: list[tuple[Skip, ...]] = []
+        self._skipped = skipped
+        self.is_last = False
+
+    def __iter__(self) -> Iterator[Block]:
+        for block in self._blocks:
+            self._own.append(block.skipped)
+            yield block
+
+    def gather(self, results: Sequence[Result]) -> list[Result]:
+        """The results of all processes, in the order of the blocks; to be called once.
+
+        Args:
+            results: one for each block of this process: plain Python values and tensors on the CPU.
+
+        Raises:
+            PeerError, ResourceError: another process failed, or is gone.
+            InputError: too many images could not be read.
+        """
+        own = list(zip(results, self._own, strict=True))
+        parts = [iter(part) for part in (gather(own) if self._number > 1 else [own])]
+        found = [pair for index in self._indices for pair in itertools.islice(parts[index % self._number], 1)]
+        self.is_last = len(found) < len(self._indices) or self._indices.stop >= self._source.number()
+        self._skipped += [skip for _, skipped in found for skip in skipped]
+        self._source.leave_out(self._skipped)
+        return [result for result, _ in found]
+
+
+def rounds(blocks: Blocks, *, decides: bool) -> Generator[Round, None, None]:
+    """One pass, in rounds of a few blocks.
 
     Args:
         blocks: the images.
-        work: begins the work on a block; what it returns waits for the result, of plain Python values and tensors on
-            the CPU. It is called a few blocks later, so that an accelerator need not be waited for in between.
-        look: sees after every `ROUND` blocks but the last ones the results so far, and says whether they are enough.
-
-    Raises:
-        PeerError, ResourceError: another process failed, or is gone.
+        decides: whether the next round depends on the results so far. Rounds then end after the same blocks, however
+            many processes there are.
     """
-    total = blocks.number()
-    results: list[Result] = []
+    rank, number = _sharing(blocks)
+    size = ROUND if decides else ROUND * number
     skipped: list[Skip] = []
-    exchange = _Exchange(blocks.peers)
-    with contextlib.closing(blocks.read(blocks.peers.rank, blocks.peers.number)) as stream:
-        for start in itertools.count(0, ROUND):
-            indices = range(start, int(min(start + ROUND, total)))
-            exchange.put_all(_begun(stream, work, indices, blocks.peers))
-            at_end = indices.stop == total or exchange.is_short_of(indices)
-            if look is not None or at_end:
-                for result, left_out in exchange.get_all(len(results), indices.stop):
-                    results.append(result)
-                    skipped += left_out
-                blocks.leave_out(skipped)
-            if at_end or (look is not None and look(results)):
+    with contextlib.closing(blocks.read(rank, number)) as stream:
+        for start in itertools.count(0, size):
+            current = Round(blocks, stream, range(start, int(min(start + size, blocks.number()))), skipped)
+            yield current
+            if current.is_last:
                 break
-    exchange.clear(len(results))
-    return results
 
 
-def _begun(
-    stream: Iterator[Block], work: Callable[[Block], Callable[[], Result]], indices: range, peers: Peers
-) -> list[tuple[int, tuple[Skip, ...], Callable[[], Result]]]:
-    """The work on this process's blocks among those of the indices, begun."""
-    mine = sum(index % peers.number == peers.rank for index in indices)
-    begun = []
-    for block in itertools.islice(stream, mine):
-        peers.demand_health()
-        begun.append((block.index, block.skipped, work(block)))
-    return begun
-
-
-class _Exchange:
-    """The results of one pass, of all processes."""
-
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
-        self._name = peers.name_of_pass()
-        self._own: dict[int, tuple[Any, tuple[Skip, ...]]] = {}
-
-    def put_all(self, begun: Sequence[tuple[int, tuple[Skip, ...], Callable[[], Any]]]) -> None:
-        for index, skipped, wait in begun:
-            self._own[index] = (wait(), skipped)
-            self._peers.put(f"{self._name}/{index}", self._own[index])
-
-    def is_short_of(self, indices: range) -> bool:
-        """Whether the images ended within a round; their number is then known to their only process alone."""
-        return self._peers.number == 1 and indices[-1] not in self._own
-
-    def get_all(self, start: int, stop: int) -> Iterator[tuple[Any, tuple[Skip, ...]]]:
-        """Results in order, waiting for those of other processes; each once."""
-        for index in range(start, stop):
-            if index % self._peers.number != self._peers.rank:
-                yield self._peers.get(f"{self._name}/{index}")
-            elif index in self._own:
-                yield self._own.pop(index)
-
-    def clear(self, number: int) -> None:
-        """Frees what the store holds, once every process has it."""
-        if self._peers.all_passed(f"{self._name}/passed"):
-            for index in range(number):
-                self._peers.forget(f"{self._name}/{index}")
+def _sharing(blocks: Blocks) -> tuple[int, int]:
+    """This process's place among those that share the blocks, and how many they are."""
+    return rank_and_number() if blocks.shared else (0, 1)

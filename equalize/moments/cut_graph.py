@@ -2,8 +2,7 @@
 
 Classifier, auxiliary heads and everything else behind the branches goes, and with it the last fusion layers, which are
 most of a decoder's arithmetic. The moments of a branch are taken the moment it exists, so that it can be freed; a
-branch that was interpolated is not even made (see `interpolated.py`). What is left is made cheaper (see `lean.py`), or
-is compiled.
+branch that was interpolated is not even made (see `interpolated.py`). What is left is optimized (see `fx_passes.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -17,9 +16,10 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from equalize.graph.aten import named_arguments
 from equalize.graph.export import export
-from equalize.moments.fx_passes import make_lean, memory_of, name_of, sweep, without_mutations, written
+from equalize.moments.fx_passes import memory_of, name_of, optimize_graph, sweep, without_mutations, written
 from equalize.moments.interpolated import Interpolation, interpolated_moments
 from equalize.moments.moments import ImageMoments, per_image
+from equalize.moments.watch import named_tensors
 from equalize.sites.sites import Site
 
 __all__ = ["CutGraph"]
@@ -31,23 +31,16 @@ _INTERPOLATIONS = {
 }
 
 
-_Run = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[ImageMoments]]
-"""Parameters and buffers, then inputs -> the moments of every branch."""
-
-
 class CutGraph:
     """The part of a network that its branches depend on; shares the network's parameters."""
 
-    def __init__(
-        self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...], *, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...]) -> None:
         """Cuts `model`, as it is called with inputs like `example`: one image, or any other number of them.
 
         Args:
             model: in eval mode.
             sites: from `scan`.
-            example: inputs; values are not looked at.
-            compiled: let `torch.compile` make the code, when the first batch comes.
+            example: inputs, such as (N, C, H, W); values are not looked at.
 
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
@@ -61,49 +54,15 @@ class CutGraph:
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
         graph, self._ends = _cut(program, sites)
-        self._run = _compiled(program, graph) if compiled else _interpreted(program, graph)
+        self._takes_any_strides = optimize_graph(graph)
+        self._interpreter = fx.Interpreter(program.graph_module, graph=graph)  # frees a tensor once nothing needs it
 
     def __call__(self, *inputs: Tensor) -> dict[str, list[ImageMoments]]:
-        """The moments of each branch of each layer, for one batch.
-
-        Raises:
-            Exception: whatever a compiler raises; without one, only what the network itself does.
-        """
-        results = self._run(self._lifted, inputs)
-        return {layer: [results[index] for index in indices] for layer, indices in self._ends.items()}
-
-
-def _interpreted(program: ExportedProgram, graph: fx.Graph) -> _Run:
-    """Runs a graph operator by operator; each tensor is freed once nothing needs it."""
-    any_strides = make_lean(graph)
-    interpreter = fx.Interpreter(program.graph_module, graph=graph)
-
-    def run(lifted: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[ImageMoments]:
-        if any_strides:
-            inputs = [_channels_last(tensor) for tensor in inputs]
-        results: Sequence[ImageMoments] = interpreter.run(*lifted, *inputs, enable_io_processing=False)
-        return results
-
-    return run
-
-
-def _compiled(program: ExportedProgram, graph: fx.Graph) -> _Run:
-    """Runs a graph as `torch.compile` makes it; moments are taken outside, of what it returns."""
-    output = next(iter(reversed(graph.nodes)))
-    moments = output.args[0]
-    assert isinstance(moments, tuple)
-    takes: list[Callable[[Tensor], ImageMoments]] = [node.target for node in moments]
-    output.args = (tuple(node.args[0] for node in moments),)
-    for node in moments:
-        graph.erase_node(node)
-    compiled = torch.compile(fx.GraphModule(program.graph_module, graph))
-
-    def run(lifted: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[ImageMoments]:
-        for tensor in inputs:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return [take(source) for take, source in zip(takes, compiled(*lifted, *inputs), strict=True)]
-
-    return run
+        """The moments of each branch of each layer, for one batch of inputs such as (N, C, H, W)."""
+        if self._takes_any_strides:
+            inputs = tuple(_channels_last(tensor) for tensor in inputs)
+        moments = self._interpreter.run(*self._lifted, *inputs, enable_io_processing=False)
+        return {layer: [moments[index] for index in indices] for layer, indices in self._ends.items()}
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -127,9 +86,7 @@ def _asks_for_values(program: ExportedProgram) -> bool:
 
 def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:
     """Parameters, buffers and constants, in the order of the graph's placeholders: the model's own tensors."""
-    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False)) | dict(
-        nn.Module.named_buffers(model, remove_duplicate=False)
-    )
+    tensors = named_tensors(model)
     constants: Mapping[str, Any] = program.constants
     targets = [spec.target for spec in program.graph_signature.input_specs if spec.target is not None]
     return [tensors[target] if target in tensors else constants[target] for target in targets]

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from equalize.graph.aten import named_arguments
 
-__all__ = ["VIEWS", "make_lean", "memory_of", "name_of", "sweep", "without_mutations", "written"]
+__all__ = ["VIEWS", "memory_of", "name_of", "optimize_graph", "sweep", "without_mutations", "written"]
 
 VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "narrow", "expand")
 _COPIES = ("contiguous", "clone")
@@ -101,7 +101,7 @@ def sweep(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def make_lean(graph: fx.Graph) -> bool:
+def optimize_graph(graph: fx.Graph) -> bool:
     """Makes a graph without mutations cheaper, whose results share no memory with the tensors they are made of.
 
     Returns:

@@ -2,19 +2,18 @@
 
 Per image: promote to at least float32, m = sum(x)/n, d = x - m, r = sum(d), q = sum(d*d); then in float64
 mean = m + r/n and M2 = q - r*r/n, which removes the rounding of m (the corrected two-pass algorithm). Images are
-merged in float64 with the update of Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing
+merged in float64 with the formula of Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing
 sample variances" (1979). E[x^2] - E[x]^2 is never formed: it loses everything at mean/std 1e4, even in float64.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-__all__ = ["ImageMoments", "Moments", "by_image", "corrected", "per_image", "pool", "promote"]
+__all__ = ["ImageMoments", "Moments", "by_image", "corrected", "merge", "per_image", "pool", "promote"]
 
 # Numbers (float32: 512 KiB) that are read from memory once and passed over several times in the processor's cache.
 _PART = 2**17
@@ -66,7 +65,7 @@ class ImageMoments:
 
 
 def per_image(x: Tensor) -> ImageMoments:
-    """Moments of each row of x (N, *), of any floating dtype and any strides; on x's device."""
+    """Moments (N,) of each row of x (N, *), of any floating dtype and any strides; on x's device."""
     if x.device.type != "cpu" or x.numel() <= _PART or x.ndim == 1:
         return _at_once(x if x.ndim > 1 else x.unsqueeze(1))
     parts = [_at_once(part) for row in x for part in _in_memory_order(row)]
@@ -96,27 +95,39 @@ def _merged(parts: Sequence[ImageMoments], images: int) -> ImageMoments:
     counts_P = torch.tensor([part.count for part in parts[: len(parts) // images]], dtype=torch.float64)
     mean_NP = torch.cat([part.mean_N for part in parts]).view(images, -1)
     m2_NP = torch.cat([part.m2_N for part in parts]).view(images, -1)
-    count = counts_P.sum()
-    mean_N1 = (mean_NP * counts_P).sum(1, keepdim=True) / count
-    m2_N = (m2_NP + counts_P * (mean_NP - mean_N1).square()).sum(1)
-    return ImageMoments(count=int(count), mean_N=mean_N1.squeeze(1), m2_N=m2_N)
+    mean_N, q_NP = merge(counts_P, mean_NP, m2_NP)
+    return ImageMoments(count=int(counts_P.sum()), mean_N=mean_N, m2_N=q_NP.sum(1))
+
+
+def merge(counts_P: Tensor, mean_P: Tensor, m2_P: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of numbers that come in P parts, and what each part adds to the sum of squared deviations from it.
+
+    Args:
+        counts_P: how many numbers each part has, (P,) float64; not all zero.
+        mean_P, m2_P: moments of the parts, (*, P) float64.
+
+    Returns:
+        mean (*) and q_P = M2_p + n_p (mean_p - mean)^2 (*, P), which sum to M2 (Chan, Golub & LeVeque 1979).
+    """
+    origin_1 = mean_P[..., :1]  # sums of differences lose less than sums of large means
+    mean_1 = origin_1 + (counts_P * (mean_P - origin_1)).sum(-1, keepdim=True) / counts_P.sum()
+    return mean_1.squeeze(-1), m2_P + counts_P * (mean_P - mean_1).square()
 
 
 def by_image(rows: ImageMoments, images: int) -> ImageMoments:
     """The moments of images that take several rows each, one image after the other: frames, windows, tokens."""
     mean_NR, m2_NR = rows.mean_N.view(images, -1), rows.m2_N.view(images, -1)
-    mean_N1 = mean_NR.mean(1, keepdim=True)
-    m2_N = (m2_NR + rows.count * (mean_NR - mean_N1).square()).sum(1)
-    return ImageMoments(count=rows.count * mean_NR.shape[1], mean_N=mean_N1.squeeze(1), m2_N=m2_N)
+    mean_N, q_NR = merge(torch.full_like(mean_NR[0], rows.count), mean_NR, m2_NR)
+    return ImageMoments(count=rows.count * mean_NR.shape[1], mean_N=mean_N, m2_N=q_NR.sum(1))
 
 
 def promote(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
+    """x (*) in float32, or as it is in float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def corrected(count: int, m_N: Tensor, r_N: Tensor, q_N: Tensor) -> ImageMoments:
-    """Moments from sums over each row about an approximate mean m: r = sum(x - m), q = sum((x - m)^2)."""
+    """Moments (N,) from sums over each row about an approximate mean m: r = sum(x - m), q = sum((x - m)^2), (N,)."""
     sums_3N = torch.stack([m_N, r_N, q_N])
     m_N, r_N, q_N = (sums_3N.cpu() if sums_3N.device.type == "mps" else sums_3N).double()  # no float64 on Metal
     return ImageMoments(count=count, mean_N=m_N + r_N / count, m2_N=(q_N - r_N.square() / count).clamp_min_(0))
@@ -132,31 +143,14 @@ def pool(images: Sequence[ImageMoments]) -> Moments:
     n_I = torch.cat([torch.full_like(block.mean_N, block.count) for block in images]).cpu()
     mean_I = torch.cat([block.mean_N for block in images]).cpu()
     m2_I = torch.cat([block.m2_N for block in images]).cpu()
-    count = n_I.sum()
-    origin = mean_I[0]
-    mean = origin + (n_I * (mean_I - origin)).sum() / count
-    q_I = m2_I + n_I * (mean_I - mean).square()
-    m2 = q_I.sum()
+    mean, q_I = merge(n_I, mean_I, m2_I)
+    count, m2 = n_I.sum(), q_I.sum()
     ci95 = None
     number = len(n_I)
     if number > 1 and m2 > 0:
         variance = m2 / count
+        from scipy.special import stdtrit  # not for every command: importing it takes long
+
         residual = (q_I - variance * n_I).square().sum() * number / (number - 1)
-        ci95 = float(_student_t975(number - 1) * residual.sqrt() / m2 / 2)
+        ci95 = float(stdtrit(number - 1, 0.975) * residual.sqrt() / m2 / 2)  # the quantile of Student's t
     return Moments(count=int(count), mean=float(mean), m2=float(m2), images=number, ci95=ci95)
-
-
-def _student_t975(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by Hill's expansion (CACM algorithm 396); exact for 1 and 2."""
-    if freedom == 1:
-        return math.tan(math.pi * 0.475)
-    if freedom == 2:
-        return math.sqrt(2 / (0.05 * 1.95) - 2)
-    z: float = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))

@@ -1,12 +1,13 @@
-"""Watching the inputs of named layers while the real network runs, without touching the network.
+"""Observing the inputs of named layers while the real network runs, without changing the network.
 
-A torch-function mode sees every call of a convolution, linear layer or batch normalisation and recognises a watched
+A torch-function mode gets every call of a convolution, linear layer or batch normalization and recognizes a watched
 one by the identity of its parameter, so layers that are called functionally are seen as well. No hook is installed.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
 
-__all__ = ["Batch", "Call", "images_in", "inputs_of", "run", "undisturbed"]
+__all__ = ["Batch", "Call", "Observed", "images_in", "inputs_of", "named_tensors", "observe"]
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -58,26 +59,39 @@ class Call:
         self.unpadded = padding[0] if padding is not None and padding[1] is self.data else self.data
 
     def __call__(self, **replaced: Tensor | None) -> Tensor:
-        """The layer's output, with `input`, `weight` or `bias` replaced; not for batch normalisations."""
+        """The layer's output, with `input`, `weight` or `bias` replaced; not for batch normalizations."""
         arguments = self._args | replaced
         return self._function(
             arguments["input"], arguments["weight"], arguments.get("bias"), *self._rest, **self._kwargs
         )
 
 
-Handler = Callable[[Call], None]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed(Generic[Result]):
+    """One forward pass.
+
+    Attributes:
+        results: by the key of a watched layer, what its observer returned for each call, in order.
+        output: of the network; None where the pass was ended after the last watched layer.
+    """
+
+    results: Mapping[str, list[Result]]
+    output: Any
 
 
 class _Done(BaseException):
     """Every watched layer has been seen: the rest of the forward pass is not needed."""
 
 
-class _Watch(TorchFunctionMode):
-    def __init__(self, handlers: Mapping[int, Handler], *, stop: bool) -> None:
+class _Watch(TorchFunctionMode, Generic[Result]):
+    def __init__(self, observers: Mapping[int, Callable[[Call], Result]], *, stop: bool) -> None:
         super().__init__()
-        self.handlers = handlers
+        self.observers = observers
         self.stop = stop
-        self.seen: set[int] = set()
+        self.results: dict[int, list[Result]] = {}
         self.padding: tuple[Tensor, Tensor] | None = None  # input and output of the last padding
 
     def __torch_function__(
@@ -95,15 +109,18 @@ class _Watch(TorchFunctionMode):
             return padded
         if name in _READERS:
             for argument in (*args[1:3], *kwargs.values()):
-                if id(argument) in self.handlers:
-                    if self.stop and len(self.seen) == len(self.handlers):
+                if id(argument) in self.observers:
+                    if self._done():
                         raise _Done
                     _demand_real(kwargs.get("input", args[0] if args else None), argument)
-                    self.handlers[id(argument)](Call(func, args, kwargs, self.padding))
-                    self.seen.add(id(argument))
-                    if self.stop and len(self.seen) == len(self.handlers):
+                    result = self.observers[id(argument)](Call(func, args, kwargs, self.padding))
+                    self.results.setdefault(id(argument), []).append(result)
+                    if self._done():
                         raise _Done
         return func(*args, **kwargs)
+
+    def _done(self) -> bool:
+        return self.stop and len(self.results) == len(self.observers)
 
 
 def _demand_real(data: Any, parameter: Any) -> None:
@@ -116,45 +133,52 @@ def _demand_real(data: Any, parameter: Any) -> None:
         )
 
 
-def run(
+def observe(
     model: nn.Module,
-    handlers: Mapping[str, Handler],
+    observers: Mapping[str, Callable[[Call], Result]],
     batches: Iterable[Batch],
     *,
     stop: bool = True,
     strict: bool = True,
-) -> Iterator[Any]:
-    """Runs `model` over `batches` and hands every call of a watched layer to its handler.
+) -> Iterator[Observed[Result]]:
+    """Runs `model` over `batches` and lets observers see every call of a watched layer before it is carried out.
 
     Args:
-        model: run as it stands; wrap the loop in `undisturbed`.
-        handlers: by the state-dict key of a fusion weight, or of a BatchNorm's `running_mean`.
-        batches: what the network takes, moved to its device.
+        model: run as it stands; wrap the loop in `eval_mode`.
+        observers: by the state-dict key of a fusion weight, or of a BatchNorm's `running_mean`.
+        batches: what the network takes, (N, C, H, W) or tuples of tensors, moved to its device.
         stop: end each forward pass at the last watched layer.
         strict: whether every watched layer must be called.
 
     Yields:
-        After each batch, the network's output, or None where the pass was stopped.
+        What was observed in each batch.
 
     Raises:
         SiteError: if `strict` and a watched layer was not called.
     """
-    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False)) | dict(
-        nn.Module.named_buffers(model, remove_duplicate=False)
-    )
-    watched = {id(tensors[key]): handler for key, handler in handlers.items()}
+    tensors = named_tensors(model)
+    watched = {id(tensors[key]): observer for key, observer in observers.items()}
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     for batch in batches:
         watch = _Watch(watched, stop=stop)
         output = None
         with contextlib.suppress(_Done), watch:
             output = model(*(tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch)))
-        missed = [key for key in handlers if id(tensors[key]) not in watch.seen]
+        missed = [key for key in observers if id(tensors[key]) not in watch.results]
         if missed and strict:
             raise SiteError(
                 missed[0], "was not called when the network ran", remedy="trace it with an input like the data"
             )
-        yield output
+        results = {key: watch.results.get(id(tensors[key]), []) for key in observers}
+        yield Observed(results=results, output=output)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by state-dict key, those that are not saved included; a tensor of several keys by each."""
+    return {
+        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
+        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
+    }
 
 
 def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
@@ -173,34 +197,3 @@ def images_in(batch: Batch) -> int:
     """How many images a batch has."""
     first = inputs_of(batch)[0]
     return len(first) if first.ndim else 1
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, full float32 matrix products; afterwards everything is as it was found.
-
-    Restored, also after an interruption: the mode of every module, every buffer, the random state, TF32 switches.
-    """
-    modes = [(module, module.training) for module in nn.Module.modules(model)]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in nn.Module.modules(model)
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    devices = sorted(
-        {tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"}
-    )
-    try:
-        model.eval()
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)  # a forward pass may also have put another in its place
-        for module, training in modes:
-            module.training = training

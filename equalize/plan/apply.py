@@ -1,6 +1,5 @@
 """Carrying out a plan's edits on a model, or on any mapping of tensors."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -8,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from equalize.errors import NumericsError, SiteError
+from equalize.moments.watch import named_tensors
+from equalize.plan.draw import redraw
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
-from equalize.plan.plan import Edit, Plan
+from equalize.plan.plan import Add, Draw, Edit, Plan, Scale, ScaleInputs, Set
 from equalize.sites.sites import Site
 
-__all__ = ["apply", "apply_edits", "demand_fit", "demand_weight", "redraw", "with_aliases"]
+__all__ = ["apply", "apply_edits", "demand_fit", "demand_weight", "with_aliases"]
 
 _PART = 1 << 21  # elements that are held in float64 at a time
 
@@ -34,33 +35,25 @@ def demand_fit(plan: Plan, model: nn.Module) -> None:
     Raises:
         SiteError: names it.
     """
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     for site in plan.sites:
         demand_weight(site, tensors)
     for edit in plan.edits:
         _demand_fit(edit, tensors)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
-        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
-    }
-
-
 def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
     """Carries out edits in order, each computed in float64 and cast back once."""
-    tensors = _tensors(model)
-    drawn: dict[tuple[str, int], nn.Module] = {}
+    tensors = named_tensors(model)
+    layers: dict[tuple[str, int], nn.Module] = {}
     with torch.no_grad():
         for edit in edits:
             tensor = tensors[edit.tensor]
-            if edit.action == "draw":
-                layer, _, name = edit.tensor.rpartition(".")
-                at = (layer, edit.seed or 0)
-                if at not in drawn:
-                    drawn[at] = redraw(model.get_submodule(layer), edit.seed or 0)
-                tensor.copy_(getattr(drawn[at], name))
+            if isinstance(edit, Draw):
+                path, _, name = edit.tensor.rpartition(".")
+                if (path, edit.seed) not in layers:
+                    layers[path, edit.seed] = redraw(model.get_submodule(path), edit.seed)
+                tensor.copy_(getattr(layers[path, edit.seed], name))
             else:
                 for rows in _independent(edit, tensor):
                     rows.copy_(_edited(edit, rows))
@@ -70,63 +63,47 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
 
 def with_aliases(edits: Iterable[Edit], model: nn.Module) -> tuple[Edit, ...]:
     """The edits with all the names that `model` has for their tensors."""
-    tensors = [
-        *nn.Module.named_parameters(model, remove_duplicate=False),
-        *nn.Module.named_buffers(model, remove_duplicate=False),
-    ]
+    tensors = named_tensors(model)
     names: dict[int, list[str]] = {}
-    for key, tensor in tensors:
+    for key, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(key)
-    of = {key: tuple(each for each in names[id(tensor)] if each != key) for key, tensor in tensors}
+    of = {key: tuple(each for each in names[id(tensor)] if each != key) for key, tensor in tensors.items()}
     return tuple(replace(edit, aliases=of.get(edit.tensor, ())) for edit in edits)
 
 
 def _independent(edit: Edit, tensor: Tensor) -> Sequence[Tensor]:
     """A tensor in parts of some megabytes, if the edit does the same to each row; else as one."""
-    alike = edit.factor is not None and (edit.axis is None or (edit.axis == 1 and edit.groups == 1))
+    alike = isinstance(edit, Scale) or (isinstance(edit, ScaleInputs) and edit.axis == 1 and edit.groups == 1)
     if not alike or not tensor.numel() or not tensor.ndim:
         return (tensor,)
     return torch.split(tensor, max(1, _PART * len(tensor) // tensor.numel()))
 
 
 def _edited(edit: Edit, tensor: Tensor) -> Tensor:
-    if edit.action == "set":
-        return torch.tensor(edit.values, dtype=torch.float64).view(tensor.shape)
-    if edit.action == "add":
-        return tensor.double() + torch.tensor(edit.values, dtype=torch.float64, device=tensor.device)
-    assert edit.factor is not None
-    if edit.axis is None or edit.start is None or edit.stop is None:
-        return tensor.double() * edit.factor
-    ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, _inputs(edit, tensor), 1.0)]
-    geometry = Geometry(axis=edit.axis, groups=edit.groups, transposed=False)
-    return scale_inputs(tensor.double(), per_channel(ranges), geometry)
+    match edit:
+        case Set():
+            return torch.tensor(edit.values, dtype=torch.float64).view(tensor.shape)
+        case Add():
+            return tensor.double() + torch.tensor(edit.values, dtype=torch.float64, device=tensor.device)
+        case Scale():
+            return tensor.double() * edit.factor
+        case ScaleInputs():
+            rest = _inputs(edit, tensor)
+            ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, rest, 1.0)]
+            geometry = Geometry(axis=edit.axis, groups=edit.groups, transposed=False)
+            return scale_inputs(tensor.double(), per_channel(ranges), geometry)
+    raise AssertionError(edit)
 
 
-def _inputs(edit: Edit, weight: Tensor) -> int:
+def _inputs(edit: ScaleInputs, weight: Tensor) -> int:
     """How many input channels a weight has."""
     if edit.axis == 0:  # depthwise: each group reads one; else transposed
         return edit.groups if edit.groups > 1 else weight.shape[0]
     return weight.shape[1] * edit.groups
 
 
-def redraw(layer: nn.Module, seed: int) -> nn.Module:
-    """A copy of `layer`, on the CPU, freshly drawn by its own `reset_parameters` under `seed`.
-
-    Raises:
-        SiteError: if the layer has no such method.
-    """
-    fresh = copy.deepcopy(layer).cpu()
-    reset = getattr(fresh, "reset_parameters", None)
-    if not callable(reset):
-        raise SiteError(type(layer).__name__, "has no reset_parameters", remedy="use another strategy")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        reset()
-    return fresh
-
-
 def demand_weight(site: Site, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The fusion weight of a planned site.
+    """The fusion weight of a planned site, of the shape that its layer has.
 
     Raises:
         SiteError: if it is not among `tensors`, or has not the shape that the site says.
@@ -153,9 +130,9 @@ def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
             edit.tensor, "is changed by the plan but is not in this model", remedy="use the plan's own model"
         )
     expected = tensor.numel()
-    if edit.values is not None and len(edit.values) != expected:
+    if isinstance(edit, Add | Set) and len(edit.values) != expected:
         raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))
-    if edit.axis is not None and edit.stop is not None:
+    if isinstance(edit, ScaleInputs):
         channels = _inputs(edit, tensor) if tensor.ndim > edit.axis else 0
         if edit.stop > channels:
             raise SiteError(

@@ -1,4 +1,4 @@
-"""Training through scale equalization: the optimiser sees V, the layer computes with W = V/sigma.
+"""Training through scale equalization: the optimizer sees V, the layer computes with W = V/sigma.
 
 V = sigma_b W_b are the weights that explicit equalizers in front of the layer would leave; `attach` registers a
 parametrization from V to W, so that gradients, momentum and weight decay act on V at the cost of one product over the
@@ -10,15 +10,14 @@ from torch.nn.utils import parametrize
 
 from equalize.errors import SiteError
 from equalize.plan.apply import demand_weight
-from equalize.plan.equation import Geometry, fold_weight, scale_inputs, shift_of
+from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
 from equalize.plan.plan import Plan
-from equalize.plan.strategies import branch_vectors
 
 __all__ = ["attach", "fold"]
 
 
 def attach(plan: Plan, model: nn.Module) -> None:
-    """Shows the optimiser the equalized weights of every site. Build the optimiser afterwards.
+    """Shows the optimizer the equalized weights of every site. Build the optimizer afterwards.
 
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
@@ -93,7 +92,7 @@ class _FoldedWeight(nn.Module):
 
     def shift(self, v: Tensor) -> Tensor:
         """s (O,)."""
-        return shift_of(self.forward(v), self.mean_I, self.geometry)
+        return shift_of(v, self.mean_I, self.std_I, self.geometry)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         return scale_inputs(w, self.std_I, self.geometry)

@@ -7,21 +7,19 @@ BatchNorms between the two, stand as they will be saved.
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from equalize.errors import SiteError
 from equalize.moments.batch_norms import estimate_norms, untouched_norms
 from equalize.moments.blocks import Blocks
-from equalize.moments.measure import measure
-from equalize.moments.moments import Moments
-from equalize.moments.watch import Batch, inputs_of
+from equalize.moments.measure import Measurement, measure_branches
+from equalize.moments.watch import Batch
 from equalize.plan.apply import apply_edits, with_aliases
-from equalize.plan.plan import Edit, Plan, Strategy
-from equalize.plan.strategies import CHANGES_FUNCTION, choose, equalize_site, with_moments
+from equalize.plan.plan import Edit, Plan, Set, Strategy
+from equalize.plan.strategies import Choice, Decision, choose, decide
 from equalize.sites.scan import Scan, scan
-from equalize.sites.sites import Refusal, Site
 
 __all__ = ["calibrate", "norms_behind", "re_estimate", "stages"]
 
@@ -36,11 +34,10 @@ def calibrate(
     seed: int = 0,
     *,
     keep_norm: bool = False,
-    drawn: Collection[str] = (),
+    newly_initialized: Collection[str] = (),
     found: Scan | None = None,
     tolerance: float | None = None,
     names: Sequence[str] = (),
-    compiled: bool = False,
 ) -> Plan:
     """Measures `model` on `batches` and embeds scale equalization into it, in place.
 
@@ -48,14 +45,9 @@ def calibrate(
         model: any module; only the tensors in the plan's `changed` are rewritten.
         batches: the network's own inputs, (N, C, H, W) or tuples. Iterated once for `preserve` and `migrate`, several
             times for the others (a one-shot iterator is then kept in memory).
-        strategy: see `equalize.plan.strategies`.
-        seed: of `reinit`.
-        keep_norm: rescale each equalized weight to the norm it had.
-        drawn: state-dict keys of weights that were drawn just now; "auto" equalizes those as drawn.
+        strategy, seed, keep_norm, newly_initialized: see `make_plan`.
         found: the sites to equalize; by default all resampled ones.
-        tolerance: stop measuring when the 95 % interval of every sigma is this tight, relative to it.
-        names: what to call the images in messages.
-        compiled: see `measure`.
+        tolerance, names: see `measure`.
 
     Returns:
         The plan, applied; with it `apply` does the same to another copy of the model, without data.
@@ -64,48 +56,29 @@ def calibrate(
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
     """
     start = time.perf_counter()
-    if isinstance(batches, Iterator):
-        batches = list(batches)
-    shapes = batches.shapes if isinstance(batches, Blocks) else None
-    if found is None:
-        first = _first(batches)
-        shapes = tuple(tuple(tensor.shape) for tensor in inputs_of(first))
-        found = scan(model, first)
-    sites = [replace(site, strategy=choose(site, strategy, drawn)) for site in found.sites]
-    moments: dict[str, list[Moments]] = {}
-    ways: list[str] = []
-    done: list[Site] = []
+    batches = list(batches) if isinstance(batches, Iterator) else batches
+    found = found or scan(model, _first(batches))
+    choices = choose(found.sites, strategy, seed, newly_initialized)
     edits: list[Edit] = []
-    refusals: list[Refusal] = []
-    if any(site.strategy in CHANGES_FUNCTION for site in sites):
+    if any(choice.changes_function for choice in choices):
         edits += re_estimate(model, untouched_norms(model), batches, found)
-    for stage in stages(sites):
-        moments |= measure(model, stage, batches, tolerance=tolerance, names=names, compiled=compiled, tell=ways.append)
-        for site in stage:
-            measured = with_moments(site, moments[site.layer])
-            result = equalize_site(model, measured, seed=seed + sites.index(site), keep_norm=keep_norm)
-            if isinstance(result, Refusal):
-                refusals.append(result)
-            else:
-                done.append(measured)
-                apply_edits(result, model)
-                edits += result
-        edits += re_estimate(model, norms_behind(stage, sites), batches, found)
-    done.sort(key=lambda site: [each.layer for each in sites].index(site.layer))
+    measured: list[Measurement] = []
+    decided: list[Decision] = []
+    for stage in stages(choices):
+        sites = [choice.site for choice in stage]
+        measured.append(measure_branches(model, sites, batches, tolerance=tolerance, names=names))
+        decided.append(decide(model, stage, measured[-1].moments, keep_norm=keep_norm))
+        apply_edits(decided[-1].edits, model)
+        edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
+    planned = {site.layer: site for decision in decided for site in decision.sites}
     return Plan(
         strategy=strategy,
         seed=seed,
         keep_norm=keep_norm,
-        sites=tuple(done),
-        refusals=(*found.refusals, *refusals),
+        sites=tuple(planned[site.layer] for site in found.sites if site.layer in planned),
+        refusals=(*found.refusals, *(refusal for decision in decided for refusal in decision.refusals)),
         edits=with_aliases(_without_superseded(edits), model),
-        facts={
-            "images": max((each.images or 0 for branches in moments.values() for each in branches), default=0),
-            "seconds": round(time.perf_counter() - start, 3),
-            "measured_by": ways[0] if ways else None,
-            "input_shape": [2, *shapes[0][1:]] if shapes and len(shapes) == 1 else None,
-            "converged": _converged(moments, CONVERGED if tolerance is None else tolerance),
-        },
+        facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
     )
 
 
@@ -118,46 +91,59 @@ def _first(batches: Iterable[Batch] | Blocks) -> Batch:
     return first
 
 
-def stages(sites: Sequence[Site]) -> list[list[Site]]:
+def _facts(measured: Sequence[Measurement], tolerance: float | None) -> Mapping[str, Any]:
+    """What the plan says of the measurements that it was made from."""
+    shapes = measured[0].shapes if measured else ()
+    intervals = [each.ci95 for one in measured for branches in one.moments.values() for each in branches]
+    enough = CONVERGED if tolerance is None else tolerance
+    return {
+        "images": max((each.images for each in measured), default=0),
+        "measured_by": measured[0].method if measured else None,
+        "input_shape": [2, *shapes[0][1:]] if len(shapes) == 1 else None,
+        "converged": all(interval is not None and interval <= enough for interval in intervals),
+    }
+
+
+def stages(choices: Sequence[Choice]) -> list[list[Choice]]:
     """Sites that can be measured in one pass: as many rewritten levels lie before each."""
-    changing = {site.layer for site in sites if site.strategy in CHANGES_FUNCTION}
+    changing = {choice.site.layer for choice in choices if choice.changes_function}
     level: dict[str, int] = {}
-    for site in sites:  # in graph order, so those upstream are known
+    for site in (choice.site for choice in choices):  # in graph order, so those upstream are known
         before = (level[layer] + (layer in changing) for layer in site.upstream if layer in level)
         level[site.layer] = max(before, default=0)
-    return [[site for site in sites if level[site.layer] == each] for each in sorted(set(level.values()))]
+    return [[choice for choice in choices if level[choice.site.layer] == each] for each in sorted(set(level.values()))]
 
 
-def norms_behind(stage: Sequence[Site], sites: Sequence[Site]) -> list[str]:
-    """The BatchNorms that a rewritten stage reaches and no later rewriting does."""
-    changing = [site for site in sites if site.strategy in CHANGES_FUNCTION]
-    behind = [norm for site in changing if site in stage for norm in site.norms]
-    layers = [site.layer for site in stage]
+def norms_behind(stage: Sequence[Choice], choices: Sequence[Choice]) -> list[str]:
+    """`running_mean` keys of the BatchNorms that a rewritten stage reaches and no later rewriting does."""
+    layers = {choice.site.layer for choice in stage}
+    changing = [choice.site for choice in choices if choice.changes_function]
+    behind = [norm for site in changing if site.layer in layers for norm in site.norms]
     later = {
         norm
         for site in changing
-        if site.layer not in layers and set(site.upstream) & set(layers)
+        if site.layer not in layers and not layers.isdisjoint(site.upstream)
         for norm in site.norms
     }
     return [norm for norm in dict.fromkeys(behind) if norm not in later]
 
 
 def re_estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:
-    """Re-estimates norms, each on what it will see, and writes them into the model."""
-    values: Mapping[str, Tensor] = estimate_norms(model, norms, batches, found.norms)
-    edits = [
-        Edit(tensor=key, action="set", values=tuple(value.double().flatten().tolist())) for key, value in values.items()
-    ]
+    """Re-estimates BatchNorms, each on what it will see, and writes their statistics into the model.
+
+    Args:
+        model: holds the norms.
+        norms: their `running_mean` keys.
+        batches: the network's own inputs, (N, C, H, W) or tuples.
+        found: says which norms come before which.
+    """
+    values = estimate_norms(model, norms, batches, found.norms)
+    edits = [Set(tensor=key, values=tuple(value.double().flatten().tolist())) for key, value in values.items()]
     apply_edits(edits, model)
-    return edits
+    return [*edits]
 
 
 def _without_superseded(edits: Sequence[Edit]) -> list[Edit]:
     """The edits without those whose tensor is set anew later."""
-    last = {edit.tensor: index for index, edit in enumerate(edits) if edit.action == "set"}
+    last = {edit.tensor: index for index, edit in enumerate(edits) if isinstance(edit, Set)}
     return [edit for index, edit in enumerate(edits) if index >= last.get(edit.tensor, -1)]
-
-
-def _converged(moments: Mapping[str, Sequence[Moments]], tolerance: float) -> bool:
-    intervals = [each.ci95 for branches in moments.values() for each in branches]
-    return all(interval is not None and interval <= tolerance for interval in intervals)

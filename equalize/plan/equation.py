@@ -5,9 +5,9 @@ Multi-Level Feature Fusion", arXiv 2402.01149):
 
     y = sum_b V_b * (u_b - mu_b)/sigma_b + a            explicit equalizers in front of the layer
       = sum_b W_b * u_b + (a - s)                       folded
-    W_b = V_b/sigma_b,   s = sum_b mu_b sum_{c,k} W_b[:, c, k]
+    W_b = V_b/sigma_b,   s = sum_b mu_b/sigma_b sum_{c,k} V_b[:, c, k]
 
-`fold_weight` and `shift_of` hold these two lines, and every strategy calls them; from W to V is the same with 1/sigma.
+`fold_weight` and `shift_of` hold these two lines; from W to V is `scale_inputs` by sigma.
 
 Shapes: O output and I input channels, G groups, K kernel positions. A weight is (O, I/G, *K), of a transposed
 convolution (I, O/G, *K), of a linear layer (O, I).
@@ -20,9 +20,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from equalize.moments.measured import MeasuredSite
 from equalize.sites.sites import Site
 
-__all__ = ["Geometry", "fold_equalizer", "fold_weight", "per_channel", "scale_inputs", "shift_of"]
+__all__ = ["Geometry", "branch_vectors", "fold_weight", "per_channel", "scale_inputs", "shift_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +46,20 @@ class Geometry:
         return cls(axis=site.axis, groups=site.groups, transposed="transpose" in site.op)
 
     def fits(self, weight: Tensor, inputs: int) -> bool:
-        """Whether `weight` is one of a layer with so many input channels."""
+        """Whether `weight`, of any of the shapes above, is one of a layer with so many input channels."""
         if self.axis == 0 and not self.transposed:
             return weight.shape[0] % inputs == 0
         return weight.ndim > 1 and weight.shape[self.axis] * (self.groups if self.axis == 1 else 1) == inputs
 
 
-def fold_equalizer(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """The weights W, of v's shape, and the shift s (O,) of the layer that does what weights v behind equalizers do.
-
-    Args:
-        v: weight seen behind the equalizers.
-        mean_I, std_I: each input channel's mean and standard deviation, (I,).
-        geometry: where v's input channels are.
-    """
-    w = fold_weight(v, std_I, geometry)
-    return w, shift_of(w, mean_I, geometry)
+def branch_vectors(site: MeasuredSite, scales: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every input channel's branch, (I,) each, divided by each branch's scale."""
+    scales = scales or (1.0,) * len(site.branches)
+    pairs = list(zip(site.branches, scales, strict=True))
+    return (
+        per_channel([(branch.start, branch.stop, branch.mean / scale) for branch, scale in pairs]),
+        per_channel([(branch.start, branch.stop, branch.std / scale) for branch, scale in pairs]),
+    )
 
 
 def fold_weight(v: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
@@ -68,9 +67,9 @@ def fold_weight(v: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
     return scale_inputs(v, 1 / std_I, geometry)
 
 
-def shift_of(w: Tensor, mean_I: Tensor, geometry: Geometry) -> Tensor:
-    """s = sum_b mu_b sum W_b (O,), the response of weights w to the means; to be subtracted from the bias."""
-    response = scale_inputs(w, mean_I, geometry)
+def shift_of(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
+    """s (O,), the response of v behind equalizers to the means, to be subtracted from the bias; differentiable in v."""
+    response = scale_inputs(v, mean_I / std_I, geometry)
     if geometry.transposed:
         sum_IO = response.flatten(2).sum(2)
         inputs, outputs = sum_IO.shape
@@ -79,7 +78,7 @@ def shift_of(w: Tensor, mean_I: Tensor, geometry: Geometry) -> Tensor:
 
 
 def scale_inputs(weight: Tensor, factor_I: Tensor, geometry: Geometry) -> Tensor:
-    """`weight` with everything that reads input channel i multiplied by factor_I[i]."""
+    """`weight`, of any of the shapes above, with all that reads input channel i multiplied by factor_I[i], (I,)."""
     factor_I = factor_I.to(weight)
     tail = (1,) * (weight.ndim - 2)
     if geometry.axis == 0:  # depthwise with a channel multiplier: several rows read one channel

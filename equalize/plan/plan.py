@@ -4,22 +4,57 @@ A plan is the receipt saved beside the weights as `equalize.json`: readable, dif
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from equalize.errors import InputError
+from equalize.moments.measured import MeasuredBranch, MeasuredSite
 from equalize.sites.branches import Branch
 from equalize.sites.sites import Refusal, Site
 
-__all__ = ["SCHEMA", "Edit", "Plan", "Strategy", "site_json"]
+__all__ = [
+    "CHANGES_FUNCTION",
+    "SCHEMA",
+    "Add",
+    "Draw",
+    "Edit",
+    "Plan",
+    "PlannedSite",
+    "Scale",
+    "ScaleInputs",
+    "Set",
+    "SiteStrategy",
+    "Strategy",
+    "site_json",
+]
 
 SCHEMA = 1
 
+SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale"]
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 
 _UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # of use while a plan is made, not after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSite(MeasuredSite):
+    """A measured fusion layer and what was decided for it.
+
+    Attributes:
+        strategy: see `equalize.plan.strategies`.
+    """
+
+    strategy: SiteStrategy
+
+    @property
+    def changes_function(self) -> bool:
+        """Whether the layer computes something else afterwards."""
+        return self.strategy in CHANGES_FUNCTION
+
+
+CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +63,67 @@ class Edit:
 
     Attributes:
         tensor: state-dict key.
-        action: "draw" calls the layer's own `reset_parameters` under `seed`, which draws its bias as well;
-            "scale" multiplies by `factor`; "add" adds `values`; "set" replaces by `values`.
-        axis, start, stop: the part that is scaled, in the layer's input channels; the whole tensor if None.
-        groups: of a grouped or depthwise convolution; what its input channels are found by.
         aliases: the same tensor's other state-dict keys, where a network has it under several.
     """
 
+    action: ClassVar[str]
+
     tensor: str
-    action: Literal["draw", "scale", "add", "set"]
-    axis: int | None = None
-    start: int | None = None
-    stop: int | None = None
-    groups: int = 1
-    factor: float | None = None
-    values: tuple[float, ...] | None = None
-    seed: int | None = None
     aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw(Edit):
+    """Calls the layer's own `reset_parameters` under `seed`, which draws its bias as well."""
+
+    action: ClassVar[str] = "draw"
+
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale(Edit):
+    """Multiplies the whole tensor by `factor`."""
+
+    action: ClassVar[str] = "scale"
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleInputs(Edit):
+    """Multiplies what reads a layer's input channels `start` to `stop` by `factor`.
+
+    Attributes:
+        axis: of the weight's input channels.
+        groups: of a grouped or depthwise convolution; what its input channels are found by.
+    """
+
+    action: ClassVar[str] = "scale"
+
+    axis: int
+    start: int
+    stop: int
+    groups: int = 1
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add(Edit):
+    """Adds `values`, one for each element."""
+
+    action: ClassVar[str] = "add"
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Set(Edit):
+    """Replaces the tensor by `values`, one for each element."""
+
+    action: ClassVar[str] = "set"
+
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +142,7 @@ class Plan:
     strategy: Strategy
     seed: int = 0
     keep_norm: bool = False
-    sites: tuple[Site, ...] = ()
+    sites: tuple[PlannedSite, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     edits: tuple[Edit, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -73,14 +152,15 @@ class Plan:
         """State-dict keys of the tensors that the plan changes."""
         return tuple(dict.fromkeys(key for edit in self.edits for key in (edit.tensor, *edit.aliases)))
 
-    def input_scale(self, site: Site) -> tuple[float, ...]:
+    def scaled_inputs(self, site: PlannedSite) -> dict[int, float]:
+        """The factors that the plan multiplies a site's fusion weights by, by the first channel of each branch."""
+        edits = [edit for edit in self.edits if isinstance(edit, ScaleInputs) and edit.tensor == site.weight]
+        return {edit.start: edit.factor for edit in edits}
+
+    def input_scale(self, site: PlannedSite) -> tuple[float, ...]:
         """By what the plan divides each branch of a site: its fusion weights grow by as much (`migrate`), else 1."""
-        if site.strategy != "migrate":
-            return (1.0,) * len(site.branches)
-        factors = {
-            edit.start: edit.factor for edit in self.edits if edit.tensor == site.weight and edit.start is not None
-        }
-        return tuple(factors.get(branch.start) or 1.0 for branch in site.branches)
+        factors = self.scaled_inputs(site) if site.strategy == "migrate" else {}
+        return tuple(factors.get(branch.start, 1.0) for branch in site.branches)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `equalize.json`."""
@@ -93,7 +173,7 @@ class Plan:
             "sites": [site_json(site) for site in self.sites],
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "changed": list(self.changed),
-            "edits": [_without_defaults(edit) for edit in self.edits],
+            "edits": [_edit_json(edit) for edit in self.edits],
         }
 
     @classmethod
@@ -114,10 +194,10 @@ class Plan:
                 keep_norm=bool(content.get("keep_norm", False)),
                 sites=tuple(_site(each) for each in content["sites"]),
                 refusals=tuple(Refusal(**each) for each in content["refusals"]),
-                edits=tuple(Edit(**_tuples(each)) for each in content["edits"]),
+                edits=tuple(_edit(each) for each in content["edits"]),
                 facts={key: value for key, value in content.items() if key not in _DERIVED},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 where, f"is no plan ({type(error).__name__}: {error})", remedy="use an equalize.json"
             ) from error
@@ -140,35 +220,36 @@ _DERIVED = {"schema", "strategy", "seed", "keep_norm", "sites", "refusals", "cha
 
 
 def site_json(site: Site) -> dict[str, Any]:
-    """A site as it stands in JSON; measured values and the strategy only once they are known."""
+    """A site as it stands in JSON: found, measured or planned, with what is known of it then."""
     content = {key: value for key, value in asdict(site).items() if key not in _UNWRITTEN}
-    content["kernel"] = list(site.kernel)
-    if site.strategy is None:
-        del content["strategy"]
-    content["branches"] = [_branch_json(branch) for branch in site.branches]
-    return content
+    return _lists(content) | {"branches": [_branch_json(branch) for branch in site.branches]}
 
 
 def _branch_json(branch: Branch) -> dict[str, Any]:
-    measured = {"count", "mean", "std", "ci95"}
-    content = {key: value for key, value in asdict(branch).items() if key not in _UNWRITTEN}
-    content["factor"] = list(branch.factor)
-    return {key: value for key, value in content.items() if branch.count is not None or key not in measured}
+    return _lists({key: value for key, value in asdict(branch).items() if key not in _UNWRITTEN})
 
 
-def _site(content: Mapping[str, Any]) -> Site:
-    branches = tuple(Branch(**_tuples(branch)) for branch in content["branches"])
-    return Site(**(_tuples(content) | {"branches": branches}))
+def _site(content: Mapping[str, Any]) -> PlannedSite:
+    branches = tuple(MeasuredBranch(**_tuples(branch)) for branch in content["branches"])
+    return PlannedSite(**(_tuples(content) | {"branches": branches}))
 
 
-def _without_defaults(edit: Edit) -> dict[str, Any]:
+def _edit_json(edit: Edit) -> dict[str, Any]:
     content = {each.name: getattr(edit, each.name) for each in fields(edit)}
-    kept = {key: value for key, value in content.items() if value not in (None, ()) and (key, value) != ("groups", 1)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+    told = {key: value for key, value in content.items() if value != () and (key, value) != ("groups", 1)}
+    return {"tensor": edit.tensor, "action": edit.action, **_lists(told)}
+
+
+def _edit(content: Mapping[str, Any]) -> Edit:
+    kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, Add, Set)}
+    values = _tuples(content)
+    kind = kinds[values.pop("action")]
+    return (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)
+
+
+def _lists(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for key, value in content.items()
-    }
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -4,30 +4,71 @@ strategy   fusion weights            elsewhere                    the network's 
 rescale    W/sigma, shift s          nothing                      changes
 reinit     drawn anew, then rescale  nothing                      changes
 migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
-preserve   unchanged (see training)  nothing                      stays, to the last bit
+preserve   unchanged (see attach)    nothing                      stays, to the last bit
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import get_args
 
 from torch import Tensor, nn
 
 from equalize.errors import SiteError
+from equalize.moments.measured import MeasuredBranch, MeasuredSite, values_of, with_moments
 from equalize.moments.moments import Moments
-from equalize.plan.apply import redraw, with_aliases
-from equalize.plan.equation import Geometry, fold_equalizer, per_channel
-from equalize.plan.plan import Edit, Plan, Strategy
-from equalize.sites.branches import Branch
+from equalize.plan.apply import with_aliases
+from equalize.plan.draw import draw_site
+from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
+from equalize.plan.plan import (
+    CHANGES_FUNCTION,
+    Add,
+    Edit,
+    Plan,
+    PlannedSite,
+    Scale,
+    ScaleInputs,
+    SiteStrategy,
+    Strategy,
+)
 from equalize.sites.sites import Refusal, Site
 
-__all__ = ["CHANGES_FUNCTION", "choose", "equalize_site", "make_plan"]
-
-CHANGES_FUNCTION = frozenset({"reinit", "rescale"})
+__all__ = ["Choice", "Decision", "choose", "decide", "make_plan"]
 
 # A branch whose scale is below this share of the largest, or of its own mean, is constant to float32.
 _NEAR_ZERO = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A site and what is to be done with it once it is measured.
+
+    Attributes:
+        seed: of `reinit`.
+    """
+
+    site: Site
+    strategy: SiteStrategy
+    seed: int
+
+    @property
+    def changes_function(self) -> bool:
+        """Whether the layer will compute something else."""
+        return self.strategy in CHANGES_FUNCTION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was decided for some measured sites.
+
+    Attributes:
+        sites: those that are equalized. refusals: why the others are not.
+        edits: the changes that the sites take, in order.
+    """
+
+    sites: tuple[PlannedSite, ...]
+    refusals: tuple[Refusal, ...]
+    edits: tuple[Edit, ...]
 
 
 def make_plan(
@@ -37,7 +78,7 @@ def make_plan(
     strategy: Strategy = "preserve",
     seed: int = 0,
     keep_norm: bool = False,
-    drawn: Collection[str] = (),
+    newly_initialized: Collection[str] = (),
 ) -> Plan:
     """The edits that embed scale equalization into `model`, which is not changed.
 
@@ -47,104 +88,118 @@ def make_plan(
         strategy: for all sites; "auto" takes each by itself, see `choose`.
         seed: of `reinit`; the site at place i draws under seed + i.
         keep_norm: rescale each equalized weight to the norm it had.
-        drawn: state-dict keys of weights that were drawn just now.
+        newly_initialized: state-dict keys of weights that were drawn just now.
 
     Raises:
         SiteError: for an unknown strategy, or a site without moments.
     """
-    done: list[Site] = []
-    edits: list[Edit] = []
-    refusals: list[Refusal] = []
-    for place, site in enumerate(sites):
-        if site.layer not in moments:
-            raise SiteError(site.layer, "was not measured", remedy="give measure the same sites")
-        measured = with_moments(replace(site, strategy=choose(site, strategy, drawn)), moments[site.layer])
-        result = equalize_site(model, measured, seed=seed + place, keep_norm=keep_norm)
-        if isinstance(result, Refusal):
-            refusals.append(result)
-        else:
-            done.append(measured)
-            edits += result
+    decision = decide(model, choose(sites, strategy, seed, newly_initialized), moments, keep_norm=keep_norm)
     return Plan(
         strategy=strategy,
         seed=seed,
         keep_norm=keep_norm,
-        sites=tuple(done),
-        edits=with_aliases(edits, model),
-        refusals=tuple(refusals),
+        sites=decision.sites,
+        edits=with_aliases(decision.edits, model),
+        refusals=decision.refusals,
     )
 
 
-def choose(site: Site, strategy: Strategy, drawn: Collection[str] = ()) -> str:
-    """The strategy of one site.
+def choose(
+    sites: Sequence[Site], strategy: Strategy, seed: int = 0, newly_initialized: Collection[str] = ()
+) -> list[Choice]:
+    """The strategy of each site; the one at place i draws under seed + i.
 
     "auto": `rescale` for a weight that was drawn just now; `migrate` where a branch can move and all can come to one
     scale, that is, at most one is fixed; else `preserve`.
+
+    Raises:
+        SiteError: for an unknown strategy.
     """
     if strategy not in get_args(Strategy):
         raise SiteError("strategy", "is unknown", got=strategy, expected=" or ".join(get_args(Strategy)))
-    if strategy != "auto":
-        return strategy
-    if site.weight in drawn:
+    return [
+        Choice(
+            site=site,
+            strategy=_automatic(site, newly_initialized) if strategy == "auto" else strategy,
+            seed=seed + place,
+        )
+        for place, site in enumerate(sites)
+    ]
+
+
+def _automatic(site: Site, newly_initialized: Collection[str]) -> SiteStrategy:
+    if site.weight in newly_initialized:
         return "rescale"
     fixed = sum(branch.fixed is not None for branch in site.branches)
     return "migrate" if fixed < len(site.branches) and fixed <= 1 else "preserve"
 
 
-def with_moments(site: Site, moments: Sequence[Moments]) -> Site:
-    """The site with its branches' measured moments."""
-    branches = (
-        replace(branch, count=each.count, mean=each.mean, std=each.std, ci95=each.ci95)
-        for branch, each in zip(site.branches, moments, strict=True)
-    )
-    return replace(site, branches=tuple(branches))
+def decide(
+    model: nn.Module, choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], *, keep_norm: bool
+) -> Decision:
+    """The edits for measured sites, computed from the weights that `model` has; it is not changed.
+
+    Raises:
+        SiteError: for a site without moments.
+    """
+    sites: list[PlannedSite] = []
+    edits: list[Edit] = []
+    refusals: list[Refusal] = []
+    for choice in choices:
+        layer = choice.site.layer
+        if layer not in moments:
+            raise SiteError(layer, "was not measured", remedy="give measure the same sites")
+        measured = with_moments(choice.site, moments[layer])
+        result = _edits(model, measured, choice, keep_norm=keep_norm)
+        if isinstance(result, Refusal):
+            refusals.append(result)
+        else:
+            sites.append(PlannedSite(**values_of(measured, MeasuredSite), strategy=choice.strategy))
+            edits += result
+    return Decision(sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits))
 
 
-def equalize_site(model: nn.Module, site: Site, *, seed: int, keep_norm: bool) -> list[Edit] | Refusal:
-    """The edits for one measured site with its strategy chosen, or why there are none."""
+def _edits(model: nn.Module, site: MeasuredSite, choice: Choice, *, keep_norm: bool) -> Sequence[Edit] | Refusal:
+    """The edits for one site, or why there are none."""
     constant = next((branch for branch in site.branches if _is_constant(branch, site)), None)
     if constant is not None:
         where = f"channels {constant.start}..{constant.stop} ({constant.source})"
         return Refusal(at=site.layer, reason=f"sigma of {where} is near zero: {constant.std:.3g}")
-    if site.strategy == "preserve":
-        return []
-    weight = model.get_parameter(site.weight).detach().cpu()
-    if site.strategy == "migrate":
-        return _migrate(site, weight, keep_norm=keep_norm)
-    draws: list[Edit] = []
-    if site.strategy == "reinit":
-        try:
-            fresh = redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed)
-        except (SiteError, AttributeError) as error:
-            return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
-        weight = getattr(fresh, site.weight.rpartition(".")[2]).detach()
-        keys = [site.weight] + ([site.bias] if site.bias else [])
-        draws = [Edit(tensor=key, action="draw", seed=seed) for key in keys]
-    return draws + _rescale(site, weight, keep_norm=keep_norm)
+    match choice.strategy:
+        case "preserve":
+            return ()
+        case "migrate":
+            return _migrate(site, model.get_parameter(site.weight).detach().cpu(), keep_norm=keep_norm)
+        case "rescale":
+            return _rescale(site, model.get_parameter(site.weight).detach().cpu(), keep_norm=keep_norm)
+        case "reinit":
+            try:
+                layer, draws = draw_site(model, site, choice.seed)
+            except SiteError as error:
+                return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
+            weight = layer.get_parameter(site.weight.rpartition(".")[2]).detach()
+            return [*draws, *_rescale(site, weight, keep_norm=keep_norm)]
 
 
-def _is_constant(branch: Branch, site: Site) -> bool:
-    assert branch.std is not None
-    assert branch.mean is not None
-    largest = max(each.std or 0.0 for each in site.branches)
+def _is_constant(branch: MeasuredBranch, site: MeasuredSite) -> bool:
+    largest = max(each.std for each in site.branches)
     return branch.std <= _NEAR_ZERO * max(largest, abs(branch.mean))
 
 
-def _rescale(site: Site, v: Tensor, *, keep_norm: bool) -> list[Edit]:
-    geometry = Geometry.of(site)
+def _rescale(site: MeasuredSite, v: Tensor, *, keep_norm: bool) -> list[Edit]:
+    geometry, v = Geometry.of(site), v.double()
     mean_I, std_I = branch_vectors(site)
-    w, shift_O = fold_equalizer(v.double(), mean_I, std_I, geometry)
-    gain = float(v.double().norm() / w.norm()) if keep_norm else 1.0
-    edits = [_scale_branch(site, branch, gain / _std(branch)) for branch in site.branches]
-    if site.shift == "bias":
-        assert site.bias is not None
-        edits.append(Edit(tensor=site.bias, action="add", values=tuple((-gain * shift_O).tolist())))
+    gain = float(v.norm() / fold_weight(v, std_I, geometry).norm()) if keep_norm else 1.0
+    edits: list[Edit] = [_scale_branch(site, branch, gain / branch.std) for branch in site.branches]
+    shift_O = gain * shift_of(v, mean_I, std_I, geometry)
+    if site.shift == "bias" and site.bias is not None:
+        edits.append(Add(tensor=site.bias, values=tuple((-shift_O).tolist())))
     elif site.shift == "running_mean":
-        edits.append(Edit(tensor=f"{site.norm}.running_mean", action="add", values=tuple((gain * shift_O).tolist())))
+        edits.append(Add(tensor=f"{site.norm}.running_mean", values=tuple(shift_O.tolist())))
     return edits
 
 
-def _migrate(site: Site, w: Tensor, *, keep_norm: bool) -> list[Edit] | Refusal:
+def _migrate(site: MeasuredSite, w: Tensor, *, keep_norm: bool) -> list[Edit] | Refusal:
     """All branches come to one scale tau: that of the fixed ones, else whatever suits."""
     moving = [branch for branch in site.branches if branch.fixed is None]
     fixed = [branch for branch in site.branches if branch.fixed is not None]
@@ -152,40 +207,23 @@ def _migrate(site: Site, w: Tensor, *, keep_norm: bool) -> list[Edit] | Refusal:
         reasons = "; ".join(dict.fromkeys(str(branch.fixed) for branch in fixed))
         return Refusal(at=site.layer, reason=f"no branch can move: {reasons}")
     if keep_norm and not fixed:
-        mean_I, std_I = branch_vectors(site)
-        v, _ = fold_equalizer(w.double(), mean_I, 1 / std_I, Geometry.of(site))
-        tau = float(v.norm() / w.double().norm())
+        _, std_I = branch_vectors(site)
+        tau = float(scale_inputs(w.double(), std_I, Geometry.of(site)).norm() / w.double().norm())
     else:
-        tau = math.exp(math.fsum(math.log(_std(branch)) for branch in fixed or moving) / len(fixed or moving))
+        tau = math.exp(math.fsum(math.log(branch.std) for branch in fixed or moving) / len(fixed or moving))
     edits: list[Edit] = []
     for branch in moving:
-        edits.append(_scale_branch(site, branch, _std(branch) / tau))
-        edits += [Edit(tensor=key, action="scale", factor=tau / _std(branch)) for key in branch.producers]
+        edits.append(_scale_branch(site, branch, branch.std / tau))
+        edits += [Scale(tensor=key, factor=tau / branch.std) for key in branch.producers]
     return edits
 
 
-def _scale_branch(site: Site, branch: Branch, factor: float) -> Edit:
-    return Edit(
+def _scale_branch(site: MeasuredSite, branch: MeasuredBranch, factor: float) -> ScaleInputs:
+    return ScaleInputs(
         tensor=site.weight,
-        action="scale",
         axis=site.axis,
         start=branch.start,
         stop=branch.stop,
         groups=1 if "transpose" in site.op else site.groups,
         factor=factor,
-    )
-
-
-def _std(branch: Branch) -> float:
-    assert branch.std is not None
-    return branch.std
-
-
-def branch_vectors(site: Site, scales: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every input channel's branch, (I,) each, divided by each branch's scale."""
-    scales = scales or (1.0,) * len(site.branches)
-    pairs = list(zip(site.branches, scales, strict=True))
-    return (
-        per_channel([(branch.start, branch.stop, (branch.mean or 0.0) / scale) for branch, scale in pairs]),
-        per_channel([(branch.start, branch.stop, _std(branch) / scale) for branch, scale in pairs]),
     )

@@ -18,6 +18,10 @@ _THROUGH: frozenset[Kind] = frozenset(
 _HOMOGENEOUS: frozenset[Kind] = frozenset(
     {"identity", "relu", "pool", "resample", "pixel_shuffle", "crop", "permute", "reshape", "concat"}
 )
+# What makes its output from one tensor, channel by channel.
+_SINGLE: frozenset[Kind] = frozenset(
+    {"resample", "pixel_shuffle", "identity", "relu", "activation", "norm", "crop", "pad", "permute", "reshape"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +35,6 @@ class Branch:
         source: path of the module that made the branch, before resampling.
         producers: state-dict keys whose multiplication by c > 0 multiplies this branch, and nothing else, by c.
         fixed: why there are none, else None.
-        count, mean, std: population moments over N, space and the branch's channels, once measured.
-        ci95: half width of the 95 % interval of `std`, relative to it; None where one image was seen.
     """
 
     start: int
@@ -42,10 +44,6 @@ class Branch:
     source: str
     producers: tuple[str, ...] = ()
     fixed: str | None = None
-    count: int | None = None
-    mean: float | None = None
-    std: float | None = None
-    ci95: float | None = None
 
 
 def find_branches(graph: Graph, concat: Op, way: Sequence[str], rank: int) -> Iterator[Branch]:
@@ -134,19 +132,7 @@ def _factor(graph: Graph, op: Op) -> tuple[float, ...]:
 
 def _source(graph: Graph, op: Op) -> str:
     """The module that made a tensor: back from `op` to a layer, a pooling or a mixing of several tensors."""
-    passing = {
-        "resample",
-        "pixel_shuffle",
-        "identity",
-        "relu",
-        "activation",
-        "norm",
-        "crop",
-        "pad",
-        "permute",
-        "reshape",
-    }
-    while op.kind in passing and op.inputs:
+    while op.kind in _SINGLE and op.inputs:
         op = graph[op.inputs[0]]
     return place(op)
 

@@ -1,8 +1,7 @@
 """From a graph's ops to fusion layers: what can be equalized, and what cannot and why.
 
 A site is a convolution or linear layer whose input channels come from a concat along the axis it sums over.
-From each concat we walk forward to the layers that read it; `branches.py` walks back. Pure Python: nothing here knows
-torch.
+From each concat we walk forward to the layers that read it; `branches.py` walks back. Pure Python.
 """
 
 import math
@@ -11,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
-from equalize.sites.branches import Branch, find_branches, place, resampling_of, scales_through
+from equalize.sites.branches import Branch, find_branches, place, scales_through
+from equalize.sites.refusals import Refusal, explain_nothing
 
 __all__ = ["Refusal", "Site", "SiteKind", "find_sites"]
 
@@ -24,7 +24,7 @@ class Site:
 
     Attributes:
         layer: module path; the weight's key where a module keeps it under another name than "weight".
-        weight, bias: state-dict keys. norm: path of the normalisation directly after.
+        weight, bias: state-dict keys. norm: path of the normalization directly after.
         op: "conv2d", "conv_transpose2d", "linear", ...; kernel: its spatial size, empty for a linear layer.
         axis: of the weight's input channels: 1; 0 for depthwise and transposed convolutions.
         exact_border: whether folded weights equal explicit equalizers on the border too.
@@ -33,7 +33,6 @@ class Site:
         norms: `running_mean` keys of the BatchNorms that this layer's output reaches, in graph order.
         pads_itself: whether the layer's module pads its input before the convolution (`padding_mode="reflect"`); what
             enters the layer is then what enters the padding.
-        strategy: what a plan chose for it.
     """
 
     layer: str
@@ -51,15 +50,6 @@ class Site:
     upstream: tuple[str, ...] = field(default=(), repr=False)
     norms: tuple[str, ...] = field(default=(), repr=False)
     pads_itself: bool = field(default=False, repr=False)
-    strategy: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """A concat that became no site: the module it happens in, and why."""
-
-    at: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +76,7 @@ def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
     refusals += _filled(graph)
     sites.sort(key=lambda site: graph.order[graph.readers[site.weight].name])
     if not sites:
-        refusals += _explain_nothing(graph, refusals)
+        refusals += explain_nothing(graph, refusals)
     return tuple(_with_surroundings(graph, sites)), tuple(dict.fromkeys(refusals))
 
 
@@ -270,30 +260,3 @@ def _filled(graph: Graph) -> Iterator[Refusal]:
         summed = [_summed_axis(graph, op, each) for each in readers if each.kind in {"convolution", "linear"}]
         if any(written.count(axis) > 1 for axis in summed):
             yield Refusal(at=place(op), reason="filled slice by slice, which cannot be followed as a concat can")
-
-
-def _explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:
-    """Why a network without sites has none, where no refused concat says it."""
-    additions = [op for op in graph.ops if op.kind == "add" and _adds_resampled(graph, op)]
-    for at in dict.fromkeys(place(op) for op in additions):
-        yield Refusal(at=at, reason="fuses by addition: no fusion weights stand behind the branches")
-    if not additions and not refusals:
-        yield Refusal(at="model", reason="has no concat of features")
-
-
-def _adds_resampled(graph: Graph, addition: Op) -> bool:
-    """Whether some of the added tensors were resampled, on ways that do not mix places, and others not so."""
-    ways = [frozenset(_resamplings(graph, graph[name])) for name in addition.inputs if name in graph.fed]
-    return len(set(ways)) > 1
-
-
-def _resamplings(graph: Graph, op: Op) -> Iterator[str]:
-    while True:
-        if resampling_of(op):
-            yield op.name
-            return
-        weight = graph.shapes.get(op.parameters.get("weight") or "", ())
-        pointwise = op.kind == "convolution" and math.prod(weight[2:]) == 1
-        if not pointwise and op.kind not in {"identity", "relu", "activation", "norm", "crop", "pad"}:
-            return
-        op = graph[op.inputs[0]]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from equalize.errors import NumericsError
+from equalize.eval_mode import eval_mode
 from equalize.moments.measure import measure
-from equalize.moments.watch import Batch, Call, inputs_of, run, undisturbed
-from equalize.plan.apply import redraw
-from equalize.plan.plan import Plan
-from equalize.plan.strategies import CHANGES_FUNCTION, branch_vectors
-from equalize.sites.sites import Site
+from equalize.moments.watch import Batch, Call, inputs_of, observe
+from equalize.plan.draw import redraw
+from equalize.plan.equation import branch_vectors
+from equalize.plan.plan import Draw, Plan, PlannedSite, Scale
 
 __all__ = ["Check", "check_function"]
 
@@ -70,15 +70,15 @@ def check_function(
         NumericsError: a deviation is larger than rounding explains.
     """
     tolerance = _TOLERANCE * torch.finfo(stored).eps / torch.finfo(torch.float32).eps
-    keeps_function = not any(site.strategy in CHANGES_FUNCTION for site in plan.sites)
-    with undisturbed(original):
+    keeps_function = not any(site.changes_function for site in plan.sites)
+    with eval_mode(original):
         before = [logits(original(*inputs_of(batch))) for batch in batches]
     comparisons = {site.weight: _Comparison(original, site, plan) for site in plan.sites}
-    with undisturbed(written):
-        outputs = run(written, {key: each.add for key, each in comparisons.items()}, batches, stop=False)
+    with eval_mode(written):
+        passes = observe(written, {key: each.add for key, each in comparisons.items()}, batches, stop=False)
         change = max(
-            (float((logits(output) - reference).abs().max()), float(reference.max() - reference.min()))
-            for output, reference in zip(outputs, before, strict=True)
+            (float((logits(each.output) - reference).abs().max()), float(reference.max() - reference.min()))
+            for each, reference in zip(passes, before, strict=True)
         )
     check = Check(
         max_abs_change=change[0],
@@ -91,7 +91,7 @@ def check_function(
         _check_scales(original, written, plan, batches, tolerance)
     for each in comparisons.values():
         _demand_close(each.site.layer, each.interior, tolerance)
-        if each.site.exact_border or each.site.strategy not in CHANGES_FUNCTION:
+        if each.site.exact_border or not each.site.changes_function:
             _demand_close(f"{each.site.layer} on the border", each.border, tolerance)
     return check
 
@@ -123,31 +123,30 @@ def _check_scales(
 class _Comparison:
     """One site's output against its reference, over all calls."""
 
-    def __init__(self, original: nn.Module, site: Site, plan: Plan) -> None:
+    def __init__(self, original: nn.Module, site: PlannedSite, plan: Plan) -> None:
         self.site = site
         self.interior = 0.0
         self.border = 0.0
         source = original.get_submodule(site.weight.rpartition(".")[0])
-        draw = next((edit for edit in plan.edits if edit.action == "draw" and edit.tensor == site.weight), None)
+        draw = next((edit for edit in plan.edits if isinstance(edit, Draw) and edit.tensor == site.weight), None)
         if draw is not None:
-            source = redraw(source, draw.seed or 0)
+            source = redraw(source, draw.seed)
         self.weight = getattr(source, site.weight.rpartition(".")[2]).detach()
         self.bias = getattr(source, site.bias.rpartition(".")[2]).detach().double() if site.bias else None
-        scales = [edit for edit in plan.edits if edit.tensor == site.weight and edit.factor is not None]
         # The layer may itself produce a branch that migrated.
-        self.gain = math.prod(edit.factor or 1.0 for edit in scales if edit.start is None)
+        scales = [edit for edit in plan.edits if isinstance(edit, Scale) and edit.tensor == site.weight]
+        self.gain = math.prod(edit.factor for edit in scales)
         self.mean_I, self.std_I = branch_vectors(site, plan.input_scale(site))
         self.scale_I = branch_vectors(site)[1] / self.std_I
         self.norm = 1.0
-        if site.strategy in CHANGES_FUNCTION and plan.keep_norm:  # V with another norm: what was divided by, tells
-            first = next(edit.factor or 1.0 for edit in scales if edit.start == 0)
-            self.norm = first * (site.branches[0].std or 1.0)
+        if site.changes_function and plan.keep_norm:  # V with another norm: what was divided by, tells
+            self.norm = plan.scaled_inputs(site)[0] * site.branches[0].std
 
     def add(self, call: Call) -> None:
         """Compares the layer as written with its reference on one call's input."""
         u = call.data[(slice(0, 1), slice(None), *([slice(0, _CROP)] * len(self.site.kernel)))]
         got = call(input=u).double()
-        if self.site.strategy in CHANGES_FUNCTION:
+        if self.site.changes_function:
             weight = self.weight.double() * self.norm
             x = u.double() - self._along(self.mean_I, u) if self.site.shift else u.double()
             reference = call(input=x / self._along(self.std_I, u), weight=weight, bias=self.bias)
@@ -158,7 +157,7 @@ class _Comparison:
         reference = reference * self.gain
         inside = self._inside(call, u)
         size = max(float(reference.max() - reference.min()), float(reference.abs().max()))
-        if self.site.strategy in CHANGES_FUNCTION and self.site.shift == "running_mean":
+        if self.site.changes_function and self.site.shift == "running_mean":
             constant = self._along(self.mean_I / self.std_I, u).expand_as(u)
             response = call(input=constant, weight=weight, bias=None)
             if not inside.any():

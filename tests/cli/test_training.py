@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.config import TrainConfig
 from equalize.errors import InputError
 from tests.support.scenes import write_scenes
 from tests.support.tolerance import TIE
@@ -94,7 +94,7 @@ def test_flags_win_over_the_configuration_and_it_is_saved_resolved(run_cli, segf
     }
     assert {key: saved[key] for key in expected} == expected
     assert "epochs" not in saved
-    again = Recipe.make({}, tmp_path / "out/finetune.yaml")
+    again = TrainConfig.make({}, tmp_path / "out/finetune.yaml")
     assert again.resolved() == again
     assert again.to_yaml() == (tmp_path / "out/finetune.yaml").read_text()
 
@@ -145,5 +145,5 @@ def test_configurations_that_are_refused(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        Recipe.make({}, path)
+        TrainConfig.make({}, path)
     assert message in str(caught.value)

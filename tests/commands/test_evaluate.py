@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint.model_name import ModelName
-from equalize.commands.evaluate import Evaluating, evaluate, sliding
+from equalize.commands.evaluate import EvalConfig, confusion, evaluate, image_confusions, sliding
+from equalize.commands.labels import check_split
+from equalize.data import open_data
 from equalize.distributed import is_main, leave
 from equalize.errors import DataError, InputError, NumericsError
 from tests.support.scenes import write_scenes
@@ -55,7 +57,7 @@ def by_hand(model, root, size, *, classes=5, ignored=255) -> dict:
 def test_score_is_that_of_an_independent_computation(segformer_dir, scenes, batch_size):
     from transformers import SegformerForSemanticSegmentation
 
-    score = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(batch_size=batch_size, device="cpu"))
+    score = evaluate(ModelName(source=str(segformer_dir)), scenes, EvalConfig(batch_size=batch_size, device="cpu"))
     expected = by_hand(SegformerForSemanticSegmentation.from_pretrained(segformer_dir).eval(), scenes, (48, 64))
     assert score.images == 7
     for key in ("mIoU", "mAcc", "aAcc"):
@@ -71,22 +73,21 @@ def test_score_is_that_of_an_independent_computation(segformer_dir, scenes, batc
 def test_size_of_the_user_wins_over_the_checkpoints(segformer_dir, scenes):
     from transformers import SegformerForSemanticSegmentation
 
-    score = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(size=(64, 64), device="cpu"))
+    score = evaluate(ModelName(source=str(segformer_dir)), scenes, EvalConfig(size=(64, 64), device="cpu"))
     expected = by_hand(SegformerForSemanticSegmentation.from_pretrained(segformer_dir).eval(), scenes, (64, 64))
     assert score.aAcc == pytest.approx(expected["aAcc"], abs=TIE)
 
 
-def test_each_image_is_told_once_and_adds_up(segformer_dir, scenes):
-    told = {}
-    score = evaluate(
-        ModelName(source=str(segformer_dir)),
-        scenes,
-        Evaluating(device="cpu"),
-        each=lambda p, m: told.update({p.name: m}),
-    )
-    assert len(told) == 7
-    total = sum((each.counts_KK for each in told.values()), torch.zeros(5, 5, dtype=torch.int64))
-    assert score.aAcc == pytest.approx(100 * float(total.trace()) / float(total.sum()))
+def test_each_image_is_counted_once_and_adds_up(segformer_dir, scenes):
+    checkpoint = ModelName(source=str(segformer_dir)).load()
+    labelled = check_split(open_data(scenes, split="val", labels=True), 5, None)
+    config, cpu = EvalConfig(batch_size=3), torch.device("cpu")
+    with torch.no_grad():
+        each = dict(image_confusions(checkpoint, labelled, config, cpu))
+        total = confusion(checkpoint, labelled, config, cpu)
+    assert {path.name for path in each} == {path.name for path in (scenes / "images/val").iterdir()}
+    assert torch.equal(sum(counted.counts_KK for counted in each.values()), total.counts_KK)  # the same passes twice
+    assert total.images == 7
 
 
 def test_a_single_output_is_that_of_class_1(tmp_path):
@@ -96,7 +97,7 @@ def test_a_single_output_is_that_of_class_1(tmp_path):
     model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=1)
     model.save_pretrained(tmp_path / "binary")
     root = write_scenes(tmp_path / "data", 2, counts={"val": 2}, size=(64, 64))
-    score = evaluate(ModelName(source=str(tmp_path / "binary")), root, Evaluating(device="cpu"))
+    score = evaluate(ModelName(source=str(tmp_path / "binary")), root, EvalConfig(device="cpu"))
     assert len(score.classes) == 2
     assert score.classes[1].pixels > 0
 
@@ -118,33 +119,33 @@ def test_sliding_windows_average_where_they_overlap():
 def test_sliding_window_over_images_of_its_size_is_the_plain_score(segformer_dir, tmp_path):
     root = write_scenes(tmp_path, 5, counts={"val": 3})
     name = ModelName(source=str(segformer_dir))
-    plain = evaluate(name, root, Evaluating(device="cpu"))
-    slid = evaluate(name, root, Evaluating(device="cpu", sliding_window=True))
+    plain = evaluate(name, root, EvalConfig(device="cpu"))
+    slid = evaluate(name, root, EvalConfig(device="cpu", sliding_window=True))
     assert_same_score(slid.to_json(), plain.to_json())
     with pytest.raises(InputError, match="smaller than the window"):
-        evaluate(name, root, Evaluating(device="cpu", sliding_window=True, size=(96, 96)))
+        evaluate(name, root, EvalConfig(device="cpu", sliding_window=True, size=(96, 96)))
 
 
 def test_names_come_from_file_checkpoint_or_data(segformer_dir, scenes, tmp_path):
     name = ModelName(source=str(segformer_dir))
     (scenes / "classes.txt").write_text("sky\nroad\ncar\ntree\nsign\n")
-    assert [row.name for row in evaluate(name, scenes, Evaluating(device="cpu")).classes][:2] == ["sky", "road"]
+    assert [row.name for row in evaluate(name, scenes, EvalConfig(device="cpu")).classes][:2] == ["sky", "road"]
     listed = tmp_path / "names.json"
     listed.write_text('["a", "b", "c", "d"]')
     with pytest.raises(DataError, match=r"names another number of classes.*got 4, expected 5"):
-        evaluate(name, scenes, Evaluating(device="cpu", class_names=listed))
+        evaluate(name, scenes, EvalConfig(device="cpu", class_names=listed))
 
 
 def test_refusals(segformer_dir, scenes, tmp_path):
     name = ModelName(source=str(segformer_dir))
     with pytest.raises(DataError, match="no split 'test'"):
-        evaluate(name, scenes, Evaluating(split="test", device="cpu"))
+        evaluate(name, scenes, EvalConfig(split="test", device="cpu"))
     Image.fromarray(np.full((48, 64), 9, np.uint8)).save(scenes / "masks/val/002.png")
     with pytest.raises(DataError, match=r"002\.png: has label 9"):
-        evaluate(name, scenes, Evaluating(device="cpu"))
+        evaluate(name, scenes, EvalConfig(device="cpu"))
     (scenes / "masks/val/002.png").unlink()
     with pytest.raises(DataError, match=r"002\.png: has no mask"):
-        evaluate(name, scenes, Evaluating(device="cpu"))
+        evaluate(name, scenes, EvalConfig(device="cpu"))
 
 
 def test_a_size_that_the_network_does_not_take(tmp_path):
@@ -153,7 +154,7 @@ def test_a_size_that_the_network_does_not_take(tmp_path):
     smp.FPN("resnet18", encoder_weights=None, decoder_pyramid_channels=8, classes=2).save_pretrained(tmp_path / "fpn")
     odd = write_scenes(tmp_path / "odd", 2, counts={"val": 1}, size=(50, 60))
     with pytest.raises(InputError, match=r"takes no images of 50x60.*try --size 64x64"):
-        evaluate(ModelName(source=str(tmp_path / "fpn")), odd, Evaluating(device="cpu"))
+        evaluate(ModelName(source=str(tmp_path / "fpn")), odd, EvalConfig(device="cpu"))
 
 
 def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkeypatch):
@@ -168,17 +169,17 @@ def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkey
 
     monkeypatch.setattr(Checkpoint, "logits", broken)
     with pytest.raises(NumericsError, match=r"001\.png.*NaN or Inf"):
-        evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu", batch_size=1))
+        evaluate(ModelName(source=str(segformer_dir)), scenes, EvalConfig(device="cpu", batch_size=1))
 
 
 def score_beside(source, data, place):
-    score = evaluate(ModelName(source=str(source)), data, Evaluating(device="cpu"))
+    score = evaluate(ModelName(source=str(source)), data, EvalConfig(device="cpu"))
     if is_main():
         place.write_text(json.dumps(score.to_json()))
     leave()
 
 
 def test_two_processes_score_as_one(segformer_dir, scenes, tmp_path):
-    one = evaluate(ModelName(source=str(segformer_dir)), scenes, Evaluating(device="cpu"))
+    one = evaluate(ModelName(source=str(segformer_dir)), scenes, EvalConfig(device="cpu"))
     in_two_processes(score_beside, segformer_dir, scenes, tmp_path / "score.json")
     assert_same_score(json.loads((tmp_path / "score.json").read_text()), one.to_json())  # in batches of other sizes

@@ -698,7 +698,7 @@ def test_torch_script_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torch.jit.trace(Net(), X)
-    with pytest.raises(SiteError, match="is TorchScript, into which nobody sees"):
+    with pytest.raises(SiteError, match="is TorchScript, which cannot be traced"):
         scan(model, X)
 
 

@@ -1,27 +1,28 @@
-"""Sharing blocks: every process gets the results of all, in order, however many there are. Threads stand for them."""
+"""Sharing blocks: every process gets the results of all, in order, however many there are."""
 
-import threading
-import time
-from collections.abc import Callable
-from typing import Any
+import json
 
 import pytest
 import torch
-from torch.distributed import HashStore
 
-from equalize import peers as peers_module
-from equalize.errors import PeerError, ResourceError
-from equalize.moments.blocks import ROUND, Block, Blocks, as_blocks, each_block
-from equalize.peers import Peers
+from equalize.distributed import joined, rank_and_number
+from equalize.errors import DataError, PeerError
+from equalize.moments.blocks import ROUND, Block, Blocks, as_blocks, rounds
+from tests.support.side_by_side import in_processes
+
+NUMBERS = [0, 1, 3, 4, 5, 11, 100]
 
 
 class Numbers(Blocks):
-    """Block i holds the number i; notes what was read."""
+    """Block i holds the number i, and says that image i was skipped where i is a multiple of 5; notes what was read."""
 
-    def __init__(self, number: int, peers: Peers) -> None:
+    shared = True
+
+    def __init__(self, number: int, allowed: int = 1000) -> None:
         self._number = number
-        self.peers = peers
+        self._allowed = allowed
         self.taken: list[int] = []
+        self.skipped: list[str] = []
 
     def number(self) -> int:
         return self._number
@@ -29,122 +30,76 @@ class Numbers(Blocks):
     def read(self, first, step):
         for index in range(first, self._number, step):
             self.taken.append(index)
-            yield Block(index=index, batches=(torch.tensor([float(index)]),))
+            bad = () if index % 5 else ((str(index), "cannot be read"),)
+            yield Block(index=index, batches=(torch.tensor([float(index)]),), skipped=bad)
+
+    def leave_out(self, skipped):
+        self.skipped = [name for name, _ in skipped]
+        if len(skipped) > self._allowed:
+            raise DataError(self.skipped[self._allowed], "is one too many")
 
 
-def in_threads(number: int, work: Callable[[Peers], Any]) -> list[Any]:
-    """What `work` returns, or raises, for each of so many processes."""
-    store = HashStore()
-    ended: dict[int, Any] = {}
-
-    def one(rank: int) -> None:
-        try:
-            ended[rank] = work(Peers(rank, number, store))
-        except Exception as error:
-            ended[rank] = error
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return [ended[rank] for rank in range(number)]
+def squares(numbers: Numbers, *, decides: bool, enough: int | None = None) -> list[tuple[int, float]]:
+    """(i, i squared) of every block of a pass; stops once there are enough."""
+    results: list[tuple[int, float]] = []
+    for part in rounds(numbers, decides=decides):
+        results += part.gather([(block.index, float(block.batches[0]) ** 2) for block in part])
+        if enough is not None and len(results) >= enough:
+            break
+    return results
 
 
-def square(block: Block) -> Callable[[], list[Any]]:
-    return lambda: [block.index, block.batches[0] ** 2]
+def share(folder):
+    """Run in each of several processes."""
+    with joined(lambda error: 2):
+        rank, _ = rank_and_number()
+        found = {}
+        for number in NUMBERS:
+            for decides in (False, True):
+                numbers = Numbers(number)
+                results = squares(numbers, decides=decides)
+                found[f"{number} {decides}"] = [results, numbers.taken, numbers.skipped]
+        numbers = Numbers(100)
+        found["enough"] = [squares(numbers, decides=True, enough=ROUND + 1), numbers.taken, numbers.skipped]
+        with pytest.raises((DataError, PeerError)):
+            squares(Numbers(100, allowed=2), decides=False)
+        (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 3, 4, 11])
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
-@pytest.mark.parametrize("looks", [False, True])
-def test_all_results_in_order_and_every_block_once(blocks, number, looks):
-    def work(peers):
-        numbers = Numbers(blocks, peers if number > 1 else Peers())
-        seen: list[int] = []
-        results = each_block(numbers, square, (lambda found: seen.append(len(found))) if looks else None)
-        return [(index, float(value)) for index, value in results], numbers.taken, seen
-
-    ended = in_threads(number, work)
-    for results, _, seen in ended:
-        assert results == [(index, index**2) for index in range(blocks)]
-        assert seen == (list(range(ROUND, blocks, ROUND)) if looks else [])  # at the end nothing is decided
-    assert sorted(index for _, taken, _ in ended for index in taken) == list(range(blocks))
+def test_all_results_in_order_and_every_block_once(number, tmp_path):
+    assert in_processes(number, share, tmp_path) == [0] * number
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(number)]
+    for case in found[0]:
+        every = ROUND * 2 if case == "enough" else int(case.split()[0])
+        taken = sorted(index for each in found for index in each[case][1])
+        for results, _, skipped in (each[case] for each in found):
+            assert results == [[index, index**2] for index in range(every)]
+            assert skipped == [str(index) for index in range(0, every, 5)]
+        assert taken == list(range(every))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_all_stop_after_the_same_round(number):
-    def work(peers):
-        numbers = Numbers(100, peers if number > 1 else Peers())
-        return len(each_block(numbers, square, lambda found: len(found) > ROUND)), numbers.taken
-
-    ended = in_threads(number, work)
-    assert [results for results, _ in ended] == [2 * ROUND] * number
-    assert max(index for _, taken in ended for index in taken) < 2 * ROUND
-
-
-def test_nothing_stays_in_the_store():
-    stores = []
-
-    def work(peers):
-        stores.append(peers._store)
-        for _ in range(2):
-            each_block(Numbers(9, peers), square)
-
-    assert in_threads(2, work) == [None, None]
-    assert stores[0].num_keys() == 2  # how many have passed, each time
-
-
-def test_results_are_waited_for_a_round_later_so_that_work_can_run_ahead():
-    log: list[str] = []
-
-    def begin(block):
-        log.append(f"begin {block.index}")
-        return lambda: log.append(f"wait {block.index}")
-
-    each_block(Numbers(ROUND + 1, Peers()), begin)
-    first = [f"{what} {index}" for what in ("begin", "wait") for index in range(ROUND)]
-    assert log == [*first, f"begin {ROUND}", f"wait {ROUND}"]
-
-
-def test_the_end_of_a_stream_of_unknown_length():
+def test_an_own_stream_is_not_shared_and_its_length_may_be_unknown():
     batches = (torch.full((2, 1), float(index)) for index in range(6))
-    found = each_block(as_blocks(batches, ["a", "b", "c"]), lambda block: lambda: list(block.names))
-    assert found == [["a", "b"], ["c", "3"], ["4", "5"], ["6", "7"], ["8", "9"], ["10", "11"]]
+    names: list[list[str]] = []
+    for part in rounds(as_blocks(batches, ["a", "b", "c"]), decides=False):
+        names += part.gather([list(block.names) for block in part])
+    assert names == [["a", "b"], ["c", "3"], ["4", "5"], ["6", "7"], ["8", "9"], ["10", "11"]]
 
 
-def test_one_that_fails_ends_the_others_with_its_code():
-    def work(peers):
-        watcher = threading.Thread(target=peers.watch)
-        watcher.start()
-        try:
-            if peers.rank == 1:
-                time.sleep(0.1)
-                return peers.fail(4)
-            peers.get("never")
-        except PeerError as error:
-            return error.code, peers.fail(error.code)
-        finally:
-            peers._ended.set()
-            watcher.join()
-
-    assert in_threads(3, work) == [(4, False), True, (4, False)]
+def test_blocks_are_read_as_they_are_worked_on_and_results_belong_to_blocks():
+    numbers = Numbers(ROUND + 1)
+    passed = rounds(numbers, decides=False)
+    part = next(passed)
+    blocks = iter(part)
+    next(blocks)
+    assert numbers.taken == [0]
+    with pytest.raises(ValueError, match="argument"):
+        part.gather([1, 2])
 
 
-def test_one_that_gives_no_sign_of_life_is_gone(monkeypatch):
-    monkeypatch.setattr(peers_module, "_BEAT", 0.05)
-    monkeypatch.setattr(peers_module, "_SILENCE", 0.5)
-
-    def work(peers):
-        watcher = threading.Thread(target=peers.watch)
-        if peers.rank == 0:
-            watcher.start()
-            try:
-                peers.get("never")
-            finally:
-                peers._ended.set()
-                watcher.join()
-
-    first, _ = in_threads(2, work)
-    assert isinstance(first, ResourceError)
-    assert str(first).startswith("process 1: is gone")
+def test_too_many_that_cannot_be_read_are_refused_after_their_round():
+    numbers = Numbers(100, allowed=1)
+    with pytest.raises(DataError, match=r"^5: is one too many"):
+        squares(numbers, decides=False)
+    assert len(numbers.taken) == 2 * ROUND

@@ -1,20 +1,20 @@
-"""A graph made lean computes what it did, with fewer passes over memory."""
+"""An optimized graph computes what it did, with fewer passes over memory."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from equalize.moments.fx_passes import make_lean, name_of, sweep, without_mutations
+from equalize.moments.fx_passes import name_of, optimize_graph, sweep, without_mutations
 
 
-def lean_graph(model: nn.Module, x: torch.Tensor) -> tuple[fx.Graph, bool, list[torch.Tensor]]:
-    """The graph of the eval-mode model, whether it was made lean, and its outputs for x, channels last."""
+def optimized_graph(model: nn.Module, x: torch.Tensor) -> tuple[fx.Graph, bool, list[torch.Tensor]]:
+    """The graph of the eval-mode model, whether it was optimized, and its outputs for x, channels last."""
     program = torch.export.export(model.eval(), (x,))
     graph = program.graph_module.graph
     without_mutations(graph)
     sweep(graph)
-    done = make_lean(graph)
+    done = optimize_graph(graph)
     lifted = [program.state_dict[spec.target] for spec in program.graph_signature.input_specs if spec.target]
     with torch.no_grad():
         strided = x.contiguous(memory_format=torch.channels_last) if done else x
@@ -57,7 +57,7 @@ class Block(nn.Module):
 def test_it_computes_the_same():
     torch.manual_seed(0)
     model, x = Block(), torch.randn(2, 3, 9, 12)
-    graph, done, (found,) = lean_graph(model, x)
+    graph, done, (found,) = optimized_graph(model, x)
     assert done
     assert torch.allclose(found, expected(model, x)[0], rtol=1e-5, atol=1e-6)
     assert not {"batch_norm", "dropout", "contiguous", "view"} & set(names(graph))
@@ -81,7 +81,7 @@ def test_a_tensor_that_is_read_again_is_not_written_over():
     torch.manual_seed(1)
     model, x = Again(), torch.randn(2, 3, 5, 4)
     before = x.clone()
-    _, done, found = lean_graph(model, x)
+    _, done, found = optimized_graph(model, x)
     assert done
     assert torch.equal(x, before)
     for mine, theirs in zip(found, expected(model, before), strict=True):
@@ -102,7 +102,7 @@ def test_a_batch_norm_with_statistics_of_the_batch_or_a_second_reader_stays():
 
     torch.manual_seed(2)
     model, x = Batch(), torch.randn(2, 3, 6, 5)
-    graph, done, found = lean_graph(model, x)
+    graph, done, found = optimized_graph(model, x)
     assert done
     assert names(graph).count("batch_norm") == 2
     for mine, theirs in zip(found, expected(model, x), strict=True):
@@ -116,7 +116,7 @@ def test_what_depends_on_strides_or_writes_into_views_is_left_alone(forward):
             return forward(x)
 
     x = torch.randn(1, 3, 4, 4)
-    _, done, (found,) = lean_graph(Strided(), x)
+    _, done, (found,) = optimized_graph(Strided(), x)
     assert not done
     assert torch.equal(found, expected(Strided(), x)[0])  # doubling and copying round nothing
 

@@ -11,11 +11,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equalize.errors import NumericsError, SiteError
+from equalize.eval_mode import eval_mode
 from equalize.moments import batch_norms as norms
 from equalize.moments import measure as measurement
 from equalize.moments.blocks import as_blocks
-from equalize.moments.measure import measure
-from equalize.moments.watch import undisturbed
+from equalize.moments.measure import measure, measure_branches
 from equalize.sites.scan import scan
 from tests.support.tolerance import assert_same_moments
 
@@ -215,7 +215,7 @@ def test_batches_that_fail_leave_the_model_as_it_was(images):
 
 def test_nothing_of_the_pass_is_differentiated(images):
     model = Decoder()
-    with undisturbed(model):
+    with eval_mode(model):
         assert not model(images).requires_grad
     assert model(images).requires_grad
 
@@ -429,34 +429,36 @@ def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
         model = Decoder().eval()
     with fake, torch.no_grad(), Moves() as moves:
         blocks = as_blocks([torch.empty(4, 3, 12, 10), torch.empty(3, 3, 12, 10)])
-        way = measurement._Way(model, sites, blocks)
+        meter = measurement._Meter(model, sites, blocks)
         gathered = {"norm.running_mean": norms._Gathered(dict(model.named_buffers()), "norm.running_mean")}
         for block in blocks.read(0, 1):
-            found = measurement._begin(way, sites, block)
-            statistics = norms._begin(model, gathered, block)
+            rows = meter.rows(block)
+            seen = norms._observed(model, gathered, block)
         assert (len(moves.there), moves.back) == (4, [])  # twice the two batches
         with pytest.raises(DataDependentOutputException):  # whether they are finite
-            found()
+            measurement._finite(rows, sites, block)
         assert len(moves.back) == 1
-        assert statistics()["norm.running_mean"][2].device.type == "cpu"
+        assert seen["norm.running_mean"].cpu().moments_2C.device.type == "cpu"
 
 
-def test_it_is_told_how_it_is_measured(images, monkeypatch):
+def test_it_says_how_it_was_measured(images, monkeypatch):
     model = Decoder()
     sites = scan(model, images[:1]).sites
-    ways: list[str] = []
-    measure(model, sites, [images], tell=ways.append)
+    by_hooks = measure_branches(model, sites, [images])
+    assert by_hooks.method == "hooks (so few images that cutting the graph would take longer)"
+    assert by_hooks.shapes == ((7, 3, 12, 10),)
+    assert measure_branches(model, sites, iter([images, images[:2]])).shapes == ((7, 3, 12, 10),)
     monkeypatch.setattr(measurement, "_PAYS", 0)
-    measure(model, sites, [images], tell=ways.append)
+    by_graph = measure_branches(model, sites, [images])
+    assert (by_graph.method, by_graph.images) == ("cut graph", 7)
 
     class OneSize(Decoder):
         def forward(self, x):
             return super().forward(x.view(7, 3, 12, 10))
 
-    measure(OneSize(), sites, [images], tell=ways.append)
-    assert ways[:2] == ["hooks (so few images that cutting the graph would take longer)", "cut graph"]
-    assert ways[2].startswith("hooks (no cut graph: ")
-    assert "\n" not in ways[2]
+    method = measure_branches(OneSize(), sites, [images]).method
+    assert method.startswith("hooks (no cut graph: ")
+    assert "\n" not in method
 
 
 def test_other_sizes_than_the_first_and_its_turn_are_measured_by_hooks(images, monkeypatch):
@@ -478,28 +480,3 @@ def test_other_sizes_than_the_first_and_its_turn_are_measured_by_hooks(images, m
     assert cut == [(3, 3, 12, 10), (2, 3, 10, 12)]
     monkeypatch.setattr(measurement, "_PAYS", 1 << 62)
     assert_same_moments(found, measure(model, sites, batches)["fuse"])
-
-
-def test_a_compiled_graph_gives_the_same(images, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # the user's may hold code for another processor
-    torch._dynamo.reset()
-    torch.manual_seed(6)
-    model = Decoder()
-    sites = scan(model, images[:1]).sites
-    ways: list[str] = []
-    batches = [images[:4], images[4:6], images[6:]]  # also a batch of another size, and a single image by hooks
-    found = measure(model, sites, batches, compiled=True, tell=ways.append)["fuse"]
-    assert ways == ["compiled cut graph"]
-    assert_same_moments(found, measure(model, sites, batches)["fuse"])
-
-
-def test_without_a_compiler_the_graph_is_run_as_it_is(images, monkeypatch, tmp_path):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-compiler"),))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    torch._dynamo.reset()
-    model = Decoder()
-    sites = scan(model, images[:1]).sites
-    ways: list[str] = []
-    found = measure(model, sites, [images], compiled=True, tell=ways.append)["fuse"]
-    assert ways[0].startswith("cut graph (not compiled: ")
-    assert found[0].std == pytest.approx(measure(model, sites, [images])["fuse"][0].std, rel=1e-6)

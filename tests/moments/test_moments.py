@@ -79,6 +79,15 @@ def test_the_input_is_not_written_to():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize(("images", "quantile"), [(2, 12.7062), (3, 4.3027), (6, 2.5706), (31, 2.0423)])
+def test_the_interval_has_students_quantile(images, quantile):
+    """Images of one number of deviations each: the ratio estimator is then a plain mean of squares."""
+    x = torch.stack([torch.tensor([-1.0, 1.0]) * (1 + 0.1 * i) for i in range(images)])
+    q = x.double().square().sum(1)
+    error = quantile * float(q.std() / math.sqrt(images) / q.mean()) / 2
+    assert pool([per_image(x)]).ci95 == pytest.approx(error, rel=2e-5)  # five digits of the table
+
+
 def test_one_image_has_no_interval():
     assert pool([per_image(torch.randn(1, 3, 4, 4))]).ci95 is None
 

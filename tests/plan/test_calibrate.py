@@ -238,7 +238,7 @@ def test_preserve_leaves_norms_without_data_alone():
 def test_auto_with_drawn_layers_mixes_strategies():
     """`last` was drawn: rescaled. `first` and `side` were trained: what is read twice cannot move."""
     model, expected, data = network(), network(), batches()
-    plan = calibrate(model, data, "auto", drawn={"last.0.weight", "classifier.weight"})
+    plan = calibrate(model, data, "auto", newly_initialized={"last.0.weight", "classifier.weight"})
     by_hand(expected, expected.last[0], [(0, 4), (4, 8)], data)
     re_estimate(expected, expected.last[1], data)
     strategies = {site.layer: site.strategy for site in plan.sites}

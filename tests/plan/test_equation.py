@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from equalize.plan.equation import Geometry, fold_equalizer, fold_weight, per_channel, scale_inputs, shift_of
+from equalize.plan.equation import Geometry, fold_weight, per_channel, scale_inputs, shift_of
 
 
 def convolve(groups=1, **options):
@@ -40,7 +40,7 @@ def test_folding_equals_equalizing_the_input(case):
     u = torch.randn(2, channels, 7, 9, generator=generator, dtype=torch.float64)
     equalized = (u - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
     geometry = Geometry(axis=axis, groups=groups, transposed=transposed)
-    w, shift = fold_equalizer(v, mean, std, geometry)
+    w, shift = fold_weight(v, std, geometry), shift_of(v, mean, std, geometry)
     assert w.shape == v.shape
     expected = layer(equalized, v)
     folded = layer(u, w)
@@ -60,7 +60,9 @@ def test_dtype_and_gradient_stay_with_the_weight():
 
 def test_no_mean_no_shift():
     geometry = Geometry(axis=1, groups=1, transposed=False)
-    assert torch.equal(shift_of(torch.randn(3, 4, 3, 3), torch.zeros(4), geometry), torch.zeros(3))
+    assert torch.equal(
+        shift_of(torch.randn(3, 4, 3, 3), torch.zeros(4), torch.full((4,), 0.3), geometry), torch.zeros(3)
+    )
 
 
 def test_values_by_channel():

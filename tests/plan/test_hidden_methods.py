@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import equalize
-from equalize.moments.measure import measure
+from equalize.moments.measure import measure_branches
 from tests.support.scenes import write_scenes
 
 NETWORK = """
@@ -80,12 +80,11 @@ def test_a_cut_graph_measures_it_too(monkeypatch):
     model = networks()["Net"]().eval()
     images = torch.randn(8, 3, 32, 32)
     sites = equalize.scan(model, images[:1]).sites
-    ways: list[str] = []
-    (cut,) = measure(model, sites, images.split(4), tell=ways.append).values()
-    (hooks,) = measure(model, sites, iter(images.split(4)), tell=ways.append).values()
-    assert ways[0] == "cut graph"
-    assert ways[1].startswith("hooks")
-    for one, other in zip(cut, hooks, strict=True):
+    cut = measure_branches(model, sites, images.split(4))
+    hooks = measure_branches(model, sites, iter(images.split(4)))
+    assert cut.method == "cut graph"
+    assert hooks.method.startswith("hooks")
+    for one, other in zip(cut.moments["fuse"], hooks.moments["fuse"], strict=True):
         assert one.std == pytest.approx(other.std, rel=1e-5)  # other kernels in another order
 
 

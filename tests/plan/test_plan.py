@@ -10,7 +10,7 @@ from torch import nn
 from equalize.errors import InputError, NumericsError, SiteError
 from equalize.plan.apply import apply, apply_edits
 from equalize.plan.calibrate import calibrate
-from equalize.plan.plan import SCHEMA, Edit, Plan
+from equalize.plan.plan import SCHEMA, Add, Draw, Plan, Scale, ScaleInputs, Set
 from tests.support.networks import Fusion, batch_norm
 
 STRATEGIES = ["auto", "migrate", "preserve", "reinit", "rescale"]
@@ -78,17 +78,21 @@ def test_a_plan_is_plain_numbers_and_names():
 
 def test_edits_come_back_as_they_were():
     edits = (
-        Edit(tensor="a.weight", action="draw", seed=0),
-        Edit(tensor="a.weight", action="scale", axis=1, start=0, stop=4, groups=2, factor=0.1),
-        Edit(tensor="b", action="scale", factor=1 / 3),
-        Edit(tensor="c", action="add", values=(1e-30, -2.0)),
-        Edit(tensor="d", action="set", values=(5.0,)),
+        Draw(tensor="a.weight", seed=0),
+        ScaleInputs(tensor="a.weight", axis=1, start=0, stop=4, groups=2, factor=0.1),
+        Scale(tensor="b", factor=1 / 3, aliases=("e",)),
+        Add(tensor="c", values=(1e-30, -2.0)),
+        Set(tensor="d", values=(5.0,)),
     )
     plan = Plan(strategy="reinit", edits=edits, facts={"source": "x", "images": 3})
     read = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert read.edits == edits
     assert dict(read.facts) == {"source": "x", "images": 3}
-    assert read.changed == ("a.weight", "b", "c", "d")
+    assert read.changed == ("a.weight", "b", "e", "c", "d")
+    assert plan.to_json()["edits"][:2] == [
+        {"tensor": "a.weight", "action": "draw", "seed": 0},
+        {"tensor": "a.weight", "action": "scale", "axis": 1, "start": 0, "stop": 4, "groups": 2, "factor": 0.1},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,7 @@ def test_edits_come_back_as_they_were():
             {"schema": 1, "strategy": "rescale", "seed": 0, "sites": [], "refusals": [], "edits": [{"colour": 1}]},
             "is no plan",
         ),
+        ({"schema": 1, "strategy": "rescale", "seed": 0, "sites": [], "refusals": [], "edits": ["a"]}, "is no plan"),
         ({"schema": 1, "strategy": "rescale", "seed": 0, "sites": 3, "refusals": [], "edits": []}, "is no plan"),
         ({"schema": 1, "strategy": "rescale", "seed": 0, "sites": ["a"], "refusals": [], "edits": []}, "is no plan"),
     ],
@@ -176,18 +181,18 @@ def test_norms_that_do_not_fit_are_refused_before_anything_changes(other):
 def test_edits_say_what_overflows():
     model = nn.Linear(2, 2).half()
     with pytest.raises(NumericsError, match=r"weight: is not finite in torch\.float16"):
-        apply_edits([Edit(tensor="weight", action="scale", factor=1e9)], model)
+        apply_edits([Scale(tensor="weight", factor=1e9)], model)
 
 
 def test_edits_on_every_axis():
     """The channels of a grouped convolution count over all of its groups."""
     model = nn.Conv2d(6, 4, 1, groups=2, bias=False)
     nn.init.ones_(model.weight)
-    apply_edits([Edit(tensor="weight", action="scale", axis=1, start=2, stop=4, groups=2, factor=3.0)], model)
+    apply_edits([ScaleInputs(tensor="weight", axis=1, start=2, stop=4, groups=2, factor=3.0)], model)
     assert model.weight.squeeze().tolist() == [[1, 1, 3], [1, 1, 3], [3, 1, 1], [3, 1, 1]]
     model = nn.ConvTranspose2d(3, 2, 1, bias=False)
     nn.init.ones_(model.weight)
-    apply_edits([Edit(tensor="weight", action="scale", axis=0, start=1, stop=3, factor=0.5)], model)
+    apply_edits([ScaleInputs(tensor="weight", axis=0, start=1, stop=3, factor=0.5)], model)
     assert model.weight.squeeze().tolist() == [[1, 1], [0.5, 0.5], [0.5, 0.5]]
 
 

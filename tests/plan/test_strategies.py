@@ -475,15 +475,17 @@ def test_migrate_can_keep_the_norm_where_all_branches_move():
 )
 def test_auto_takes_each_site_by_itself(net, drawn, expected):
     (site, *_) = [site for site in scan(net(), torch.zeros(1, 3, 16, 16)).sites if site.layer == "fuse"]
-    assert choose(site, "auto", drawn) == expected
+    (choice,) = choose([site], "auto", newly_initialized=drawn)
+    assert choice.strategy == expected
     for strategy in ("migrate", "preserve", "reinit", "rescale"):
-        assert choose(site, strategy, drawn) == strategy
+        choices = choose([site, site], strategy, 5, drawn)
+        assert [(each.site, each.strategy, each.seed) for each in choices] == [(site, strategy, 5), (site, strategy, 6)]
 
 
 def test_auto_says_what_each_site_got():
     torch.manual_seed(4)
     model, x = Nested(), torch.randn(2, 3, 16, 16)
-    plan = planned(model, x, "auto", drawn={"other.weight"})
+    plan = planned(model, x, "auto", newly_initialized={"other.weight"})
     assert plan.strategy == "auto"
     assert {site.layer: site.strategy for site in plan.sites} == {"fuse": "preserve", "other": "rescale"}
     assert set(plan.changed) == {"other.weight", "other.bias"}

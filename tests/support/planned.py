@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from equalize.plan.plan import Edit, Plan
-from equalize.sites.branches import Branch
-from equalize.sites.sites import Refusal, Site
+from equalize.moments.measured import MeasuredBranch
+from equalize.plan.plan import Plan, PlannedSite, ScaleInputs
+from equalize.sites.sites import Refusal
 
 FACTS = {
     "equalize": "0.1.0",
@@ -26,11 +26,11 @@ FACTS = {
 
 def branch(start, std, **changes):
     fields = {"stop": start + 8, "resampling": "bilinear", "factor": (2.0, 2.0), "source": f"head.proj.{start}"}
-    return Branch(start=start, std=std, **{**fields, "count": 100, "mean": 0.25, "ci95": 0.125, **changes})
+    return MeasuredBranch(start=start, std=std, **{**fields, "count": 100, "mean": 0.25, "ci95": 0.125, **changes})
 
 
 def plan(**facts) -> Plan:
-    site = Site(
+    site = PlannedSite(
         layer="decode_head.linear_fuse",
         weight="decode_head.linear_fuse.weight",
         bias=None,
@@ -49,7 +49,7 @@ def plan(**facts) -> Plan:
         strategy="auto",
         sites=(site,),
         refusals=(Refusal(at="encoder.fuse", reason="already | normalized"),),
-        edits=(Edit(tensor=site.weight, action="scale", axis=1, start=0, stop=8, factor=2.0),),
+        edits=(ScaleInputs(tensor=site.weight, axis=1, start=0, stop=8, factor=2.0),),
         facts={**FACTS, **facts},
     )
 

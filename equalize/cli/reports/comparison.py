@@ -1,7 +1,7 @@
 """A comparison for people: a table and the answers, on a terminal and as Markdown."""
 
 from collections.abc import Sequence
-from statistics import stdev
+from statistics import fmean, stdev
 
 from rich.console import ConsoleRenderable
 from rich.padding import Padding
@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from equalize.commands.compare.compare import Comparison
-from equalize.commands.compare.statistics import Difference
-from equalize.commands.compare.verdict import Row
+from equalize.commands.compare.statistics import Verdict
 
 __all__ = ["comparison_report", "markdown"]
 
@@ -25,12 +24,10 @@ def comparison_report(found: Comparison) -> list[ConsoleRenderable]:
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for cells in _table(found):
         table.add_row(*map(Text, ("", *cells)))
-    parts: list[ConsoleRenderable] = [Text(), table, Text()]
-    parts += [Text(line) for line in _legend(found)]
+    parts: list[ConsoleRenderable] = [Text(), table, Text(), Text(_legend(found))]
     for verdict in found.verdicts:
         parts += [Text(), Text(f"{verdict.arm} against {verdict.baseline}", style="bold")]
-        for question, answer in verdict.answers.items():
-            parts.append(Padding(Text(f"{question}: {answer.sentence}"), (0, 0, 0, 2)))
+        parts += [Padding(Text(f"{question}: {said}"), (0, 0, 0, 2)) for question, said in _sentences(verdict)]
     return parts
 
 
@@ -42,47 +39,48 @@ def markdown(found: Comparison, curves: str | None = None) -> str:
         curves: the picture's file name, if there is one.
     """
     setup = found.setup
+    rows = [_HEADINGS, ["---", *["---:"] * (len(_HEADINGS) - 1)], *_table(found)]
     lines = [f"# Comparison of {', '.join(arm.name for arm in setup.arms)}", ""]
     lines += [f"Model `{setup.name.source}`, data `{setup.data}`.", ""]
-    lines += [_row(_HEADINGS), _row(["---", *["---:"] * (len(_HEADINGS) - 1)])]
-    lines += [_row(cells) for cells in _table(found)]
-    lines += ["", *_legend(found)]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    lines += ["", _legend(found)]
     for verdict in found.verdicts:
         lines += ["", f"## {verdict.arm} against {verdict.baseline}", ""]
-        lines += [f"- **{question}**: {answer.sentence}" for question, answer in verdict.answers.items()]
+        lines += [f"- **{question}**: {said}" for question, said in _sentences(verdict)]
     if curves:
         lines += ["", f"![Learning curves]({curves})"]
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _sentences(verdict: Verdict) -> list[tuple[str, str]]:
+    answers = {"best": verdict.best, "sweep": verdict.sweep, "early": verdict.early}
+    return [(question, answer.sentence) for question, answer in answers.items()]
 
 
 def _table(found: Comparison) -> list[list[str]]:
     """A row for each arm and rate; an arm with two baselines has a second one."""
     table: list[list[str]] = []
-    for arm in found.setup.arms:
-        for rate in found.setup.rates:
-            cell = found.cells[arm.name, rate]
-            rows = [row for row in found.rows if (row.arm, row.rate) == (arm.name, rate)]
-            begin = [arm.name, f"{rate:g}", _ratios(found, arm.name, rate), _spread(cell.final)]
-            final, early = _differences(rows[0]) if rows else (["", "", ""], [""])
-            table.append([*begin, *final, _spread(cell.early), *early])
-            for row in rows[1:]:
-                final, early = _differences(row)
-                table.append([f"- against {row.baseline}", "", "", "", *final, "", *early])
+    for (arm, rate), cell in found.cells.items():
+        begin, early = [arm, f"{rate:g}", _ratios(found, arm, rate), _spread(cell.final)], _spread(cell.early)
+        rows = [row for row in found.rows if (row.arm, row.lr) == (arm, rate)]
+        if not rows:
+            table.append([*begin, "", "", "", early, ""])
+        for row in rows:
+            if row is not rows[0]:
+                begin, early = [f"- against {row.baseline}", "", "", ""], ""
+            final = row.difference
+            intervals = [_interval(final.low, final.high), _interval(*final.images or (None, None))]
+            table.append([*begin, f"{final.mean:+.2f}", *intervals, early, f"{row.early.mean:+.2f}"])
     return table
 
 
 def _spread(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
-    mean = f"{sum(values) / len(values):.2f}"
-    return f"{mean} ± {stdev(values):.2f}" if len(values) > 1 else mean
+    return f"{fmean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
 def _ratios(found: Comparison, arm: str, rate: float) -> str:
-    """Largest sigma over smallest, of the site where they are furthest apart: as found and as trained."""
+    """Largest sigma over smallest, of the site where they are furthest apart: as measured and as trained."""
     sites = [site for result in found.results_of(arm, rate) for site in result["sites"]]
     if not sites:
         return "-"
@@ -90,26 +88,17 @@ def _ratios(found: Comparison, arm: str, rate: float) -> str:
     return f"{before:.2f}" if before == after else f"{before:.2f} -> {after:.2f}"
 
 
-def _differences(row: Row) -> tuple[list[str], list[str]]:
-    return [f"{row.final.mean:+.2f}", _interval(row.final), _images(row.final)], [f"{row.early.mean:+.2f}"]
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
 
 
-def _interval(found: Difference) -> str:
-    return "-" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
-
-
-def _images(found: Difference) -> str:
-    return "-" if found.images is None else f"{found.images[0]:+.2f} to {found.images[1]:+.2f}"
-
-
-def _legend(found: Comparison) -> list[str]:
-    setup = found.setup
-    seeds = "1 seed" if len(setup.seeds) == 1 else f"{len(setup.seeds)} seeds (± their standard deviation)"
-    images = next(iter(found.cells.values())).counts_S2NK.shape[2]
-    recipe = setup.recipe
-    return [
-        f"mIoU in percent on {images} images after {recipe.max_steps} steps, early after {recipe.eval_first}; means "
-        f"over {seeds}. sigmas: largest over smallest in the fusion layer where they are furthest apart, as measured "
-        "and as trained. Differences to the baseline are paired by seed; intervals are not corrected for their number, "
-        "and those over images take them as independent, which frames of a video are not."
-    ]
+def _legend(found: Comparison) -> str:
+    seeds = len(found.setup.seeds)
+    config = found.setup.config
+    return (
+        f"mIoU in percent on {found.images} images after {config.max_steps} steps, early after {config.eval_first}; "
+        f"means over {'1 seed' if seeds == 1 else f'{seeds} seeds (± their standard deviation)'}. sigmas: largest over "
+        "smallest in the fusion layer where they are furthest apart, as measured and as trained. Differences to the "
+        "baseline are paired by seed; intervals are not corrected for their number, and those over images take them as "
+        "independent, which frames of a video are not."
+    )

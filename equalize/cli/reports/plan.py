@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from equalize.commands.scan import CheckpointScan
-from equalize.plan.plan import SCHEMA, Plan
+from equalize.moments.measured import MeasuredSite
+from equalize.plan.plan import SCHEMA, Plan, PlannedSite
 from equalize.sites.branches import Branch
 from equalize.sites.sites import Refusal, Site
 from equalize.verify.function import Check
@@ -135,7 +136,7 @@ def _resampling(branch: Branch) -> str:
 
 
 def _measured_columns(site: Site) -> Columns:
-    if any(branch.std is None for branch in site.branches):
+    if not isinstance(site, MeasuredSite):
         return {}
     return {
         "mean": [f"{branch.mean:.3g}" for branch in site.branches],
@@ -154,10 +155,9 @@ def _stays(site: Site) -> list[ConsoleRenderable]:
 
 
 def _ratio(site: Site) -> list[ConsoleRenderable]:
-    sigmas = [branch.std for branch in site.branches if branch.std is not None]
-    if len(sigmas) < len(site.branches):
+    if not isinstance(site, MeasuredSite):
         return []
-    return [_indented(f"largest sigma / smallest: {_quotient(sigmas)}", 4, "bold")]
+    return [_indented(f"largest sigma / smallest: {_quotient([branch.std for branch in site.branches])}", 4, "bold")]
 
 
 def _quotient(sigmas: Sequence[float]) -> str:
@@ -188,26 +188,26 @@ def _refusals(refusals: Sequence[Refusal]) -> list[ConsoleRenderable]:
     return [*parts, Text()]
 
 
-def _strategy(plan: Plan, site: Site) -> str:
+def _strategy(plan: Plan, site: PlannedSite) -> str:
     shift = ""
-    if site.strategy in ("rescale", "reinit"):
+    if site.changes_function:
         shift = f"; {_SHIFT[site.shift]}" if site.shift else "; scale only, the means have nowhere to go"
         shift += ", norm of the weight kept" if plan.keep_norm else ""
-    return f"{site.strategy}: {_MEANING[str(site.strategy)]}{shift}"
+    return f"{site.strategy}: {_MEANING[site.strategy]}{shift}"
 
 
-def _after(plan: Plan, site: Site) -> list[float]:
+def _after(plan: Plan, site: PlannedSite) -> list[float]:
     """The scale of each branch as the fusion weights, or the optimiser, see it from now on."""
-    sigmas = [branch.std or 0.0 for branch in site.branches]
+    sigmas = [branch.std for branch in site.branches]
     if site.strategy == "preserve":
         return [1.0] * len(sigmas)
     if site.strategy == "migrate":
         return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
-    own = [edit for edit in plan.edits if edit.tensor == site.weight and edit.start is not None]  # one a branch
-    return [sigma * (edit.factor or 1.0) for sigma, edit in zip(sigmas, own, strict=True)]
+    factors = plan.scaled_inputs(site)
+    return [branch.std * factors[branch.start] for branch in site.branches]
 
 
-def _plan_columns(plan: Plan, site: Site) -> Columns:
+def _plan_columns(plan: Plan, site: PlannedSite) -> Columns:
     after = _after(plan, site)
     return {
         "sigma": [f"{branch.std:.3g}" for branch in site.branches],
@@ -216,8 +216,8 @@ def _plan_columns(plan: Plan, site: Site) -> Columns:
     }
 
 
-def _ratio_after(plan: Plan, site: Site) -> list[ConsoleRenderable]:
-    before = _quotient([branch.std or 0.0 for branch in site.branches])
+def _ratio_after(plan: Plan, site: PlannedSite) -> list[ConsoleRenderable]:
+    before = _quotient([branch.std for branch in site.branches])
     after = _quotient(_after(plan, site))
     return [_indented(f"largest sigma / smallest: {before} before, {after} after", 4, "bold")]
 

@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
+
 from equalize.commands.compare.compare import Comparison
 
 __all__ = ["can_draw", "draw_curves"]
@@ -14,7 +16,7 @@ def can_draw() -> bool:
 
 
 def draw_curves(found: Comparison, path: str | Path) -> None:
-    """A panel for each rate, a colour for each arm: thin lines are seeds, the thick one their mean."""
+    """A panel for each rate, a color for each arm: thin lines are seeds, the thick one their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,13 +28,11 @@ def draw_curves(found: Comparison, path: str | Path) -> None:
         for number, arm in enumerate(setup.arms):
             curves = [result["curve"] for result in found.results_of(arm.name, rate)]
             steps = [step for step, _ in curves[0]]
-            colour = f"C{number % 10}"
+            color = f"C{number % 10}"
             for curve in curves:
-                panel.plot(steps, [score for _, score in curve], color=colour, linewidth=0.6, alpha=0.5)
-            means = [
-                sum(scores) / len(scores) for scores in zip(*([s for _, s in curve] for curve in curves), strict=True)
-            ]
-            panel.plot(steps, means, color=colour, linewidth=2, marker=".", label=arm.name)
+                panel.plot(steps, [score for _, score in curve], color=color, linewidth=0.6, alpha=0.5)
+            means_T = np.mean([[score for _, score in curve] for curve in curves], axis=0)
+            panel.plot(steps, means_T, color=color, linewidth=2, marker=".", label=arm.name)
         panel.set(title=f"lr {rate:g}", xlabel="step", xlim=(0, None))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("mIoU of the validation split, %")

@@ -7,11 +7,10 @@ OUT/runs/NAME.npz            counts of the validation images: intersection and u
 OUT/runs/NAME.json           a finished run; with it, NAME is never trained again
 """
 
+import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from equalize.checkpoint import Checkpoint
-from equalize.commands.compare.setup import Run, Setup, demand_same
-from equalize.commands.compare.start import begin, digest, scales
-from equalize.commands.evaluate import Evaluating, confusion
+from equalize.commands.compare.arms import prepare_arm, scales
+from equalize.commands.compare.setup import Run, Setup
+from equalize.commands.evaluate import image_confusions
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
-from equalize.commands.finetune.splits import check_splits, open_splits
-from equalize.commands.images import Images, Measuring, Progress, device_of
+from equalize.commands.finetune.splits import OpenedSplits, check_splits
+from equalize.commands.images import Images
+from equalize.device import device_of
 from equalize.errors import InputError, OutputError, ResourceError
-from equalize.metrics import ConfusionMatrix, Score
-from equalize.moments.watch import undisturbed
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, Progress, ignore
+from equalize.metrics import ConfusionMatrix
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
-__all__ = ["Runs"]
-
-Say = Callable[[str], None]
+__all__ = ["Runs", "digest"]
 
 
 class Runs:
@@ -54,15 +54,16 @@ class Runs:
     def __init__(self, out: str | Path, setup: Setup) -> None:
         self.path = Path(out).expanduser().absolute()
         self.setup = setup
-        place = self.path / "settings.json"
-        if place.is_file():
-            demand_same(place, setup.settings())
+        settings = self.path / "settings.json"
+        self._is_new = not settings.is_file()
+        if not self._is_new:
+            setup.demand_same(settings)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputError(self.path, "exists and holds no comparison", remedy="name another directory")
         try:
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
             (self.path / "plans").mkdir(exist_ok=True)
-            write_whole(place, json.dumps(setup.settings(), indent=2) + "\n")
+            write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
         except OSError as error:
             raise ResourceError(self.path, f"cannot be written ({error.strerror})") from error
 
@@ -80,125 +81,105 @@ class Runs:
         with np.load(self._result(run).with_suffix(".npz")) as file:
             return np.stack([file["intersection"], file["union"]]).astype(np.int64)
 
-    def train(
-        self,
-        run: Run,
-        *,
-        progress: Progress = lambda done, of: None,
-        say: Say = lambda line: None,
-        warn: Say = lambda line: None,
-    ) -> None:
-        """Trains one from its beginning, or from where it was interrupted, and files its result.
+    def train(self, run: Run, *, progress: Progress, notify: Notify, warn: Notify) -> None:
+        """Trains one from its first step, or from where it was interrupted, and files its result.
 
         Raises:
-            InputError: it would not begin with the weights that the other arms of its seed began with.
+            InputError: it would not start from the weights that the other arms of its seed started from.
         """
         started = time.monotonic()
         directory = self.path / "runs" / run.name
-        begun: dict[str, Any] = {}
+        config = self.setup.config_of(run)
+        prepared: list[tuple[Checkpoint, str, Plan]] = []
 
         def prepare(checkpoint: Checkpoint) -> Plan | None:
-            begun["checkpoint"], begun["start"] = checkpoint, digest(checkpoint.model)
-            self._demand_same_start(run, begun["start"])
-            begun["plan"] = plan = self._plan(checkpoint, run)
+            start = digest(checkpoint.model)
+            self._demand_same_start(run, start)
+            plan = self._prepare(checkpoint, run)
+            prepared.append((checkpoint, start, plan))
             return plan if run.arm.strategy else None
 
-        recipe = self.setup.recipe_of(run)
-        name = replace(self.setup.name, seed=run.seed)
         done = finetune(
-            name,
+            replace(self.setup.name, seed=run.seed),
             self.setup.data,
             directory,
-            recipe,
+            config,
             resume=True,
             prepare=prepare,
             progress=progress,
-            say=say,
+            notify=notify,
             warn=warn,
         )
+        ((checkpoint, start, plan),) = prepared
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         curve = [[line["step"], line["mIoU"]] for line in lines if "mIoU" in line]
-        score = self._count(begun["checkpoint"], run)
-        refusals = begun["plan"].refusals if run.arm.strategy else ()
         content = {
             "arm": run.arm.name,
             "lr": run.rate,
             "seed": run.seed,
             "train_as": done.train_as,
             "steps": done.steps,
-            "mIoU": score.mIoU,
-            "mAcc": score.mAcc,
-            "aAcc": score.aAcc,
-            "IoU": {row.name: row.IoU for row in score.classes},
+            **self._score(checkpoint, run),
             "early": {"step": curve[0][0], "mIoU": curve[0][1]},
             "curve": curve,
             "loss": [list(pair) for pair in done.losses],
-            "sites": scales(begun["plan"], run.arm),
-            "refusals": [asdict(refusal) for refusal in refusals],
-            "start": begun["start"],
+            "sites": scales(plan, run.arm, config.train_as),
+            "refusals": [asdict(refusal) for refusal in plan.refusals] if run.arm.strategy else [],
+            "start": start,
             "seconds": round(time.monotonic() - started, 1),
         }
         write_whole(self._result(run), json.dumps(content) + "\n")
         shutil.rmtree(directory)
 
     def withdraw(self) -> None:
-        """Removes a directory of which nothing has come: what was asked for turned out to be impossible."""
-        if not any(self.finished(run) for run in self.setup.runs):
+        """Removes a directory that was made in vain: what was asked for turned out to be impossible."""
+        if self._is_new and not any(self.finished(run) for run in self.setup.runs):
             shutil.rmtree(self.path)
 
     def _result(self, run: Run) -> Path:
         return self.path / "runs" / f"{run.name}.json"
 
     def _demand_same_start(self, run: Run, start: str) -> None:
-        for arm in self.setup.arms:
-            for rate in self.setup.rates:
-                other = replace(run, arm=arm, rate=rate)
-                if self.finished(other) and self.result(other)["start"] != start:
-                    raise InputError(
-                        self.setup.name.source,
-                        f"is no longer the model that {other.name} began with",
-                        remedy="compare in a new OUT",
-                    )
+        for other in self.setup.runs:
+            if other.seed == run.seed and self.finished(other) and self.result(other)["start"] != start:
+                what = f"is no longer the model that {other.name} started from"
+                raise InputError(self.setup.name.source, what, remedy="compare in a new OUT")
 
-    def _plan(self, checkpoint: Checkpoint, run: Run) -> Plan:
+    def _prepare(self, checkpoint: Checkpoint, run: Run) -> Plan:
         """What the arm does to the model, which is done to it: measured by the first run that needs it."""
         place = self.path / "plans" / f"{run.arm.name}_seed{run.seed}.json"
         if place.is_file():
             plan = Plan.read(place)
             apply(plan, checkpoint.model)
             return plan
-        recipe = self.setup.recipe
-        how = Measuring(
-            samples=recipe.samples,
-            size=recipe.size,
-            split=self.setup.train.split,
-            batch_size=recipe.batch_size,
-            device=recipe.device,
-            workers=recipe.workers,
-            seed=run.seed,
-        )
-        plan = begin(checkpoint, Images(self.setup.data, checkpoint, how), run.arm, run.seed)
+        measuring = self.setup.config_of(run).measuring(self.setup.train.split)
+        plan = prepare_arm(checkpoint, Images(self.setup.data, checkpoint, measuring), run.arm, run.seed)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 
-    def _count(self, checkpoint: Checkpoint, run: Run) -> Score:
+    def _score(self, checkpoint: Checkpoint, run: Run) -> dict[str, Any]:
         """Scores the model of the last step, image by image: no step is chosen by what it is then scored on."""
-        recipe = self.setup.recipe_of(run)
-        device = device_of(recipe.device)
-        found = open_splits(self.setup.data, recipe, lambda line: None)
-        labelled = check_splits(checkpoint, found, recipe, device, lambda line: None)[1].val
+        config = self.setup.config
+        device = device_of(config.device)
+        found = OpenedSplits(train=self.setup.train, val=self.setup.val, named_classes=None)
+        labelled = check_splits(checkpoint, found, config, device, ignore)[1].val
         assert labelled is not None
-        each: list[ConfusionMatrix] = []
-        how = Evaluating(
-            size=recipe.size, batch_size=recipe.batch_size, precision=recipe.precision or "fp32", workers=recipe.workers
-        )
-        with undisturbed(checkpoint.model):
-            total = confusion(checkpoint, labelled, how, device, each=lambda image, counted: each.append(counted))
+        with eval_mode(checkpoint.model):
+            each = [counted for _, counted in image_confusions(checkpoint, labelled, config.scoring(), device)]
+        total = sum(each, ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index))
         counts_NKK = torch.stack([matrix.counts_KK for matrix in each]).numpy()
         intersection_NK = np.diagonal(counts_NKK, axis1=1, axis2=2)
         union_NK = counts_NKK.sum(axis=1) + counts_NKK.sum(axis=2) - intersection_NK
-        place = self._result(run).with_suffix(".npz")
-        new = place.with_name(f".{run.name}.new.npz")
-        np.savez_compressed(new, intersection=intersection_NK, union=union_NK)
-        os.replace(new, place)
-        return total.score(labelled.names)
+        np.savez_compressed(self._result(run).with_suffix(".npz"), intersection=intersection_NK, union=union_NK)
+        score = total.score(labelled.names)
+        by_class = {row.name: row.IoU for row in score.classes}
+        return {"mIoU": score.mIoU, "mAcc": score.mAcc, "aAcc": score.aAcc, "IoU": by_class}
+
+
+def digest(model: nn.Module) -> str:
+    """Sha256 over every tensor: two arms of one seed start from the same."""
+    total = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        total.update(key.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

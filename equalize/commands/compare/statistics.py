@@ -4,21 +4,32 @@ Two sources of chance are told apart. Over seeds: another draw of weights, order
 pairs. Over images: another validation set for the networks that were trained; the percentile bootstrap (Efron &
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), with the same images for both arms and all seeds.
 
+Three questions are asked of every arm and its baseline:
+
+best     each at its own best rate: how much better?
+sweep    from its best to its worst rate each loses something: how much less than the baseline?
+early    after the first tenth of training, both at the baseline's best rate: how far ahead?
+
+Best and worst are by mean mIoU over seeds. Intervals are not corrected for how many arms and rates are compared: of
+twenty comparisons of equals one falls outside its interval over seeds.
+
 S seeds, N images, K classes; counts_S2NK holds intersection and union in pixels.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-__all__ = ["Difference", "bootstrap", "difference", "mean_iou", "student_t"]
+__all__ = ["Answer", "Cell", "Cells", "Difference", "Row", "Verdict", "bootstrap", "compare_arms", "difference"]
 
-_DRAWS = 2000
-_BLOCK = 250
+_RESAMPLES = 2000
+_BATCH = 250  # resamples that are in memory at a time
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,103 +40,215 @@ class Difference:
         mean: over seeds.
         pairs: of each seed.
         low, high: 95 % interval of the mean over seeds; None for one seed.
-        images: 95 % interval of the mean over images; None where images were not counted.
+        images: 95 % interval of the mean over images; None for one image, or where images were not counted.
+        measurable: whether 0 lies outside of every interval; never with one seed, which says nothing of another.
     """
 
     mean: float
     pairs: tuple[float, ...]
-    low: float | None
-    high: float | None
-    images: tuple[float, float] | None = None
-
-    @property
-    def measurable(self) -> bool:
-        """Whether 0 lies outside of every interval; never with one seed, which says nothing of another."""
-        if self.low is None or self.high is None:
-            return False
-        return all(low > 0 or high < 0 for low, high in ((self.low, self.high), self.images or (self.low, self.high)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        images = list(self.images) if self.images else None
-        return asdict(self) | {"pairs": list(self.pairs), "images": images, "measurable": self.measurable}
+    low: float | None = None
+    high: float | None = None
+    images: Interval | None = None
+    measurable: bool = False
 
 
-def difference(
-    arm: Sequence[float], baseline: Sequence[float], images: tuple[float, float] | None = None
-) -> Difference:
+def difference(arm: Sequence[float], baseline: Sequence[float], images: Interval | None = None) -> Difference:
     """The difference of scores that are paired by seed.
 
     Args:
         arm, baseline: mIoU, a value a seed, in the same order.
         images: from `bootstrap`.
     """
-    assert len(arm) == len(baseline) > 0
     pairs = tuple(one - other for one, other in zip(arm, baseline, strict=True))
     mean = math.fsum(pairs) / len(pairs)
     if len(pairs) == 1:
-        return Difference(mean=mean, pairs=pairs, low=None, high=None, images=images)
-    variance = math.fsum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1)
-    half = student_t(len(pairs) - 1) * math.sqrt(variance / len(pairs))
-    return Difference(mean=mean, pairs=pairs, low=mean - half, high=mean + half, images=images)
+        return Difference(mean=mean, pairs=pairs, images=images)
+    half = float(stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs))
+    low, high = mean - half, mean + half
+    measurable = all(start > 0 or end < 0 for start, end in ((low, high), images or (low, high)))
+    return Difference(mean=mean, pairs=pairs, low=low, high=high, images=images, measurable=measurable)
 
 
-def student_t(freedom: int) -> float:
-    """The value that Student's t exceeds in absolute size with probability 5 %, for whole degrees of freedom."""
-    low, high = 0.0, 100.0  # 12.7 is the largest, for one degree
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < 0.95 else (low, middle)
-    return high
-
-
-def _within(t: float, freedom: int) -> float:
-    """P(|T| < t): Abramowitz & Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):  # the term after this has the exponent of cosine two higher
-        total += term
-        term *= cosine * cosine * k / (k + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-
-def mean_iou(counts_2NK: NDArray[np.int64]) -> float:
-    """mIoU in percent over all images; a class that is in no label and no prediction does not count."""
-    return float(_mean_iou(counts_2NK.sum(axis=1).astype(np.float64)))
-
-
-def _mean_iou(counts_2K: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2, ..., K) -> (...): the mean over classes that are there."""
+def mean_iou(counts_2K: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2, ..., K) -> (...): mIoU in percent; a class that is in no label and no prediction does not count."""
     intersection, union = counts_2K
-    there = union > 0
-    iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=there)
-    mean: NDArray[np.float64] = 100 * iou.sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
+    present = union > 0
+    iou = np.divide(intersection, union, out=np.zeros_like(union), where=present)
+    mean: NDArray[np.float64] = 100 * iou.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
     return mean
 
 
 def bootstrap(
-    arm_S2NK: NDArray[np.int64], baseline_S2NK: NDArray[np.int64], *, seed: int = 0, draws: int = _DRAWS
-) -> tuple[float, float]:
-    """95 % interval over images of the mean over seeds of mIoU(arm) - mIoU(baseline).
+    arm_S2NK: NDArray[np.int64], baseline_S2NK: NDArray[np.int64], *, seed: int = 0, resamples: int = _RESAMPLES
+) -> Interval | None:
+    """95 % interval over images of the mean over seeds of mIoU(arm) - mIoU(baseline); None for one image.
 
     Args:
         arm_S2NK, baseline_S2NK: counts on the same images, paired by seed.
         seed: of the images drawn.
-        draws: how many sets of N images are drawn, with repetition.
+        resamples: how many sets of N images are drawn, with repetition.
     """
-    assert arm_S2NK.shape == baseline_S2NK.shape
     images = arm_S2NK.shape[2]
-    random = np.random.default_rng(seed)
-    even = np.full(images, 1 / images)
-    found: list[NDArray[np.float64]] = []
-    for start in range(0, draws, _BLOCK):
-        times_BN = random.multinomial(images, even, size=min(_BLOCK, draws - start)).astype(np.float64)
-        pairs = [
-            _mean_iou(times_BN @ arm_2NK.astype(np.float64)) - _mean_iou(times_BN @ baseline_2NK.astype(np.float64))
-            for arm_2NK, baseline_2NK in zip(arm_S2NK, baseline_S2NK, strict=True)
-        ]
-        found.append(np.mean(pairs, axis=0))
-    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    if images < 2:
+        return None
+    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(arm_S2NK, baseline_S2NK, strict=True)]
+
+    def mean_difference(drawn_BN: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        times_BN = np.apply_along_axis(np.bincount, axis, drawn_BN, minlength=images).astype(np.float64)
+        differences = [mean_iou(times_BN @ a_2NK) - mean_iou(times_BN @ b_2NK) for a_2NK, b_2NK in pairs]
+        mean: NDArray[np.float64] = np.mean(differences, axis=0)
+        return mean
+
+    low, high = stats.bootstrap(
+        (np.arange(images),),
+        mean_difference,
+        n_resamples=resamples,
+        batch=_BATCH,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """The runs of one arm at one rate.
+
+    Attributes:
+        final, early: mIoU after the last step, and after the first tenth, a value a seed.
+        counts_S2NK: of the final scores.
+    """
+
+    final: tuple[float, ...]
+    early: tuple[float, ...]
+    counts_S2NK: NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """Final mIoU, over seeds."""
+        return sum(self.final) / len(self.final)
+
+
+Cells = Mapping[tuple[str, float], Cell]
+"""By arm and rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """An arm against its baseline at the same rate: after the last step, and after the first tenth."""
+
+    arm: str
+    baseline: str
+    lr: float
+    difference: Difference
+    early: Difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """To one of the questions.
+
+    Attributes:
+        sentence: in words; "no measurable difference" unless it is measurable.
+        difference: None where the question cannot be asked.
+        lr, baseline_lr: the arm's rate and the baseline's; for the sweep the worst ones.
+    """
+
+    sentence: str
+    difference: Difference | None = None
+    lr: float | None = None
+    baseline_lr: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answers to the three questions for one arm."""
+
+    arm: str
+    baseline: str
+    best: Answer
+    sweep: Answer
+    early: Answer
+
+
+def compare_arms(
+    cells: Cells, pairs: Sequence[tuple[str, str]], rates: Sequence[float], *, early: str, seed: int = 0
+) -> tuple[list[Row], list[Verdict]]:
+    """Every difference, and the verdict on every arm.
+
+    Args:
+        cells: the runs.
+        pairs: (arm, baseline).
+        rates: of the sweep.
+        early: what the first tenth was, such as "10 of 100 steps".
+        seed: of the bootstrap.
+    """
+    rows = [
+        Row(
+            arm=arm,
+            baseline=baseline,
+            lr=rate,
+            difference=_final(cells[arm, rate], cells[baseline, rate], seed),
+            early=difference(cells[arm, rate].early, cells[baseline, rate].early),
+        )
+        for arm, baseline in pairs
+        for rate in rates
+    ]
+    return rows, [_verdict(cells, arm, baseline, rates, early, seed) for arm, baseline in pairs]
+
+
+def _final(arm: Cell, baseline: Cell, seed: int) -> Difference:
+    return difference(arm.final, baseline.final, bootstrap(arm.counts_S2NK, baseline.counts_S2NK, seed=seed))
+
+
+def _verdict(cells: Cells, arm: str, baseline: str, rates: Sequence[float], early: str, seed: int) -> Verdict:
+    ranked = {name: sorted(rates, key=lambda rate: cells[name, rate].mean) for name in (arm, baseline)}
+    own, base = ranked[arm][-1], ranked[baseline][-1]
+    final = _final(cells[arm, own], cells[baseline, base], seed)
+    ahead = difference(cells[arm, base].early, cells[baseline, base].early)
+    if len(rates) == 1:
+        each = both = f"at rate {base:g}"
+        sweep = Answer(sentence="one rate was tried, so a bad one is not known; see --lrs")
+    else:
+        each = f"each at its best rate ({own:g} and {base:g})"
+        both = f"at the baseline's best rate {base:g}"
+        sweep = _sweep(cells, ranked)
+    best = f"{each}: {_words(final, 'better', 'worse')}"
+    first = f"after {early} {both}: {_words(ahead, 'ahead', 'behind')}"
+    return Verdict(
+        arm=arm,
+        baseline=baseline,
+        best=Answer(sentence=best, difference=final, lr=own, baseline_lr=base),
+        sweep=sweep,
+        early=Answer(sentence=first, difference=ahead, lr=base, baseline_lr=base),
+    )
+
+
+def _sweep(cells: Cells, ranked: Mapping[str, Sequence[float]]) -> Answer:
+    """What an arm loses less than its baseline, of rates from the worst to the best."""
+    (arm, own), (baseline, base) = ((name, rates[0]) for name, rates in ranked.items())
+    lost, lost_base = (
+        difference(cells[name, rates[-1]].final, cells[name, rates[0]].final) for name, rates in ranked.items()
+    )
+    saved = difference(lost_base.pairs, lost.pairs)
+    sentence = (
+        f"from its best rate to its worst ({own:g} and {base:g}) {arm} loses {lost.mean:.2f}, {baseline} "
+        f"{lost_base.mean:.2f}: {_words(saved, 'less is lost', 'more is lost')}"
+    )
+    return Answer(sentence=sentence, difference=saved, lr=own, baseline_lr=base)
+
+
+def _words(found: Difference, more: str, less: str) -> str:
+    """`+0.52 mIoU, ...: better`, or no measurable difference."""
+    facts = [f"{found.mean:+.2f} mIoU"]
+    if found.low is not None and found.high is not None:
+        facts.append(f"95 % over {len(found.pairs)} seeds {found.low:+.2f} to {found.high:+.2f}")
+    if found.images:
+        facts.append(f"over images {found.images[0]:+.2f} to {found.images[1]:+.2f}")
+    conclusion = "no measurable difference"
+    if found.measurable:
+        conclusion = more if found.mean > 0 else less
+    elif len(found.pairs) == 1:
+        conclusion += ", for one seed says nothing of another"
+    return f"{', '.join(facts)}: {conclusion}"

@@ -1,86 +1,130 @@
-"""When a training logs, scores, saves and stops, and who is told."""
+"""What happens at a training's logs and saves: lines of metrics.jsonl, the best model into OUT, progress."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.utils import WEIGHTS_NAME
 
-from equalize.commands.evaluate import Logits
-from equalize.commands.finetune.config import Recipe
-from equalize.commands.images import Progress
-from equalize.metrics import Score
+from equalize.checkpoint import Checkpoint
+from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.run_directory import RunDirectory
+from equalize.distributed import is_main
+from equalize.errors import NumericsError
+from equalize.messages import Progress
+from equalize.plan.attach import fold
+from equalize.plan.plan import Plan
 
-__all__ = ["Listeners", "Rhythm", "best_of"]
+__all__ = ["CheckpointWriter", "EvalSaveCallback", "read_weights"]
+
+
+def read_weights(state_directory: Path) -> dict[str, Tensor]:
+    """The network's state dict in a state that was saved for resuming, on the CPU."""
+    state = torch.load(state_directory / WEIGHTS_NAME, map_location="cpu", weights_only=True)
+    return {
+        key.removeprefix("network."): tensor for key, tensor in state.items()
+    }  # the name `ModelWithLoss` has for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listeners:
-    """Who is told what while training runs.
+class CheckpointWriter:
+    """Writes what was trained, from a state in OUT/last, in the format that the model came in.
 
     Attributes:
-        score: gives the network's score on the validation split; None where there is none. Takes what gives the logits
-            where each process holds but a part of the network, else None.
-        scored_on: "data" and "split", for the record.
-        improved: called in the main process with the step, the score and the network's state dict when that score is
-            the best so far.
-        progress: called with the pairs done and in all, repetitions included.
-        say: called with a line for the user.
+        checkpoint: with a copy of the network on the CPU, whole and as it was before the first step, perhaps
+            parametrized by `attach`: the one that is trained may lie in parts in several processes.
+        run: where it goes.
+        plan: of its equalization.
+        facts: of the training, for the receipt.
+        reduced_labels: whether it was trained on labels moved down by one; its image processor shall say so.
     """
 
-    score: Callable[[Logits | None], Score] | None
-    scored_on: Mapping[str, str | None]
-    improved: Callable[[int, Score, Mapping[str, Tensor]], None]
-    progress: Progress
-    say: Callable[[str], None]
+    checkpoint: Checkpoint
+    run: RunDirectory
+    plan: Plan | None
+    facts: Mapping[str, Any]
+    reduced_labels: bool
+
+    def write_best(self, state: TrainerState) -> None:
+        """Makes the state of this step the model of OUT if it is the best so far, or the last where none is scored."""
+        if state.best_global_step == state.global_step:
+            self.run.put_model(lambda directory: self._write(directory, state.global_step))
+
+    def write_last(self, state: TrainerState) -> None:
+        """Puts the model of the last step where it belongs: beside the best, or in OUT where nothing was scored."""
+        if not state.best_global_step:
+            self.run.put_model(lambda directory: self._write(directory, state.global_step))
+        elif state.best_global_step != state.global_step:
+            self._write(self.run.last / "model", state.global_step)
+
+    def _write(self, directory: Path, step: int) -> None:
+        model = copy.deepcopy(self.checkpoint.model)
+        model.load_state_dict(read_weights(self.run.state_of(step)))
+        fold(model)
+        finetuned = {**self.facts, "step": step, "score": self.run.score_of(step)}
+        plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": finetuned})
+        replace(self.checkpoint, model=model).save(directory, plan, overwrite=True)
+        self._correct_processor(directory / "preprocessor_config.json")
+
+    def _correct_processor(self, path: Path) -> None:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        keys = {key for key in ("do_reduce_labels", "reduce_labels") if content.get(key) is not None}
+        if any(content[key] != self.reduced_labels for key in keys):
+            content |= dict.fromkeys(keys, self.reduced_labels)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def best_of(history: list[dict[str, Any]]) -> tuple[int, float | None]:
-    """The number of evaluations since the best, and its mIoU."""
-    scores = [line["eval_mIoU"] for line in history if line.get("eval_mIoU") is not None]
-    if not scores:
-        return 0, None
-    best = max(scores)
-    return len(scores) - 1 - scores.index(best), best
+class EvalSaveCallback(TrainerCallback):  # type: ignore[misc]
+    """What transformers' own callbacks leave to do when a step ends, and after each log and save."""
 
-
-class Rhythm(TrainerCallback):  # type: ignore[misc]
-    """When to log, score, save and stop."""
-
-    def __init__(self, recipe: Recipe, listeners: Listeners) -> None:
-        self._recipe = recipe
-        self._listeners = listeners
+    def __init__(self, config: TrainConfig, writer: CheckpointWriter, progress: Progress) -> None:
+        self._config = config
+        self._writer = writer
+        self._progress = progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Tells where the training stands."""
-        self._tell(args, state)
+        """Reports where the training stands."""
+        self._report(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Logs, and scores and saves every so many steps and at the last."""
-        step, every = state.global_step, self._recipe.eval_every
-        log_every = self._recipe.log_every or max(1, state.max_steps // 100)
-        control.should_log = step % log_every == 0 or step in (1, state.max_steps)
-        if step in (state.max_steps, self._recipe.eval_first) or (every and step % every == 0):
-            self._score_and_save(control)
-        self._tell(args, state)
+        """Logs the last step too, and scores and saves after `eval_first`."""
+        control.should_log |= state.global_step == state.max_steps
+        if state.global_step == self._config.eval_first:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+        self._report(args, state)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Scores and saves, unless steps are counted."""
-        if self._recipe.eval_every is None and state.global_step < state.max_steps:
-            self._score_and_save(control)
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        """Adds a line to metrics.jsonl.
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Stops early."""
-        patience = self._recipe.patience
-        if patience is not None and best_of(state.log_history)[0] >= patience:
-            self._listeners.say(f"stopped early at step {state.global_step}: no better mIoU in {patience} evaluations")
-            control.should_training_stop = True
+        Raises:
+            NumericsError: the loss is not finite.
+        """
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise NumericsError(
+                f"step {state.global_step}",
+                "the loss is not finite",
+                got=logs["loss"],
+                remedy="use a smaller --lr, or --precision fp32",
+            )
+        if is_main():
+            line = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"], "lr": logs["learning_rate"]}
+            self._writer.run.record(line)
 
-    def _tell(self, args: Any, state: Any) -> None:
-        pairs = self._recipe.batch_size * self._recipe.accumulate * args.world_size
-        self._listeners.progress(pairs * state.global_step, pairs * state.max_steps)
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Writes the model of OUT if it is the best so far."""
+        if is_main():
+            self._writer.write_best(state)
 
-    def _score_and_save(self, control: Any) -> None:
-        control.should_evaluate = self._listeners.score is not None
-        control.should_save = True
+    def _report(self, args: Any, state: Any) -> None:
+        pairs = self._config.batch_size * self._config.accumulate * args.world_size
+        self._progress(pairs * state.global_step, pairs * state.max_steps)

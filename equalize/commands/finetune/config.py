@@ -3,17 +3,19 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 import yaml
+from huggingface_hub.dataclasses import type_validator
 
+from equalize.commands.evaluate import EvalConfig
+from equalize.commands.images import Measuring
 from equalize.errors import InputError
 from equalize.plan.plan import Strategy
 
-__all__ = ["Recipe", "TrainAs"]
+__all__ = ["TrainAs", "TrainConfig"]
 
 TrainAs = Literal["explicit", "folded"]
 
@@ -22,7 +24,7 @@ _EPOCHS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class TrainConfig:
     """The settings of a training. Those that are None are chosen as said.
 
     Raises:
@@ -60,7 +62,7 @@ class Recipe:
     """Of the auxiliary head's loss, where the network has one."""
     freeze_backbone: bool = False
     freeze_norms: bool = False
-    """Neither the statistics nor the weights of normalisations move."""
+    """Neither the statistics nor the weights of normalizations move."""
     size: tuple[int, int] | None = None
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     crop: tuple[int, int] | None = None
@@ -95,7 +97,7 @@ class Recipe:
     samples: int = 256
     """Images of that calibration."""
     train_as: TrainAs | None = None
-    """Whether the optimiser sees the equalized weights V or the plain ones; None: V where the plan is `preserve`."""
+    """Whether the optimizer sees the equalized weights V or the plain ones; None: V where the plan is `preserve`."""
     seed: int = 0
     workers: int = 0
     device: str = "auto"
@@ -121,15 +123,42 @@ class Recipe:
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
 
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or the optimizer's default."""
+        return _DEFAULTS[self.optimizer]["lr"] if self.lr is None else self.lr
+
+    @property
+    def decay(self) -> float:
+        """`weight_decay`, or the optimizer's default."""
+        return _DEFAULTS[self.optimizer]["weight_decay"] if self.weight_decay is None else self.weight_decay
+
     def resolved(self) -> Self:
-        """The same with numbers where defaults depend on other fields: rate, weight decay, length."""
-        defaults = _DEFAULTS[self.optimizer]
+        """The same with numbers where defaults depend on other fields: rate, weight decay, precision, length."""
         return replace(
             self,
-            lr=defaults["lr"] if self.lr is None else self.lr,
-            weight_decay=defaults["weight_decay"] if self.weight_decay is None else self.weight_decay,
+            lr=self.peak_lr,
+            weight_decay=self.decay,
             precision=self.precision or _launched_precision(),
             epochs=_EPOCHS if self.epochs is None and self.max_steps is None else self.epochs,
+        )
+
+    def scoring(self) -> EvalConfig:
+        """How the validation split is scored."""
+        return EvalConfig(
+            size=self.size, batch_size=self.batch_size, precision=self.precision or "fp32", workers=self.workers
+        )
+
+    def measuring(self, split: str | None) -> Measuring:
+        """How the images of a split are measured before the training."""
+        return Measuring(
+            samples=self.samples,
+            size=self.size,
+            split=split,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+            seed=self.seed,
         )
 
     @classmethod
@@ -139,15 +168,11 @@ class Recipe:
         Raises:
             InputError: the file cannot be read, has unknown keys, or a value of another type.
         """
-        values = dict(flags)
-        if config is not None:
-            written = _read_yaml(Path(config))
-            if "max_steps" in flags:
-                written.pop("epochs", None)
-            if "epochs" in flags:
-                written.pop("max_steps", None)
-            values = written | values
-        return cls(**values)
+        written = {} if config is None else _read_yaml(Path(config))
+        for length, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+            if length in flags:
+                written.pop(other, None)
+        return cls(**{**written, **flags})
 
     def to_yaml(self) -> str:
         """What `make` reads, without the fields that are None."""
@@ -182,44 +207,31 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(path, f"cannot be read as YAML ({reason})") from error
-    known = {each.name for each in fields(Recipe)}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
     content = {key.replace("-", "_"): value for key, value in content.items()}
-    if unknown := sorted(content.keys() - known):
+    types = get_type_hints(TrainConfig)
+    if unknown := sorted(content.keys() - types.keys()):
         raise InputError(
-            path, f"has unknown keys: {', '.join(unknown)}", expected=f"some of {', '.join(sorted(known))}"
+            path, f"has unknown keys: {', '.join(unknown)}", expected=f"some of {', '.join(sorted(types))}"
         )
-    hints = get_type_hints(Recipe)
-    return {key: _converted(value, hints[key], f"{path}: {key}") for key, value in content.items()}
+    return {key: _typed(value, types[key], f"{path}: {key}") for key, value in content.items()}
 
 
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    """A YAML value as the type of its field."""
-    options = get_args(hint) if get_origin(hint) is UnionType or NoneType in get_args(hint) else (hint,)
-    for option in options:
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """A YAML value as its field has it: a list is a tuple, and 1e-4, which YAML reads as text, is a number."""
+    plain = tuple(value) if isinstance(value, list) else value
+    for read in (lambda: plain, lambda: tuple(map(_number, plain)) if isinstance(plain, tuple) else _number(plain)):
         try:
-            return _as(value, option)
+            found = read()
+            type_validator(where, found, kind)
         except (TypeError, ValueError):
             continue
-    raise InputError(where, "has a value of another kind", got=repr(value), expected=str(hint).replace("typing.", ""))
+        return found
+    raise InputError(where, "has a value of another kind", got=repr(value), expected=str(kind).replace("typing.", ""))
 
 
-def _as(value: Any, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-    elif get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        if isinstance(value, list):
-            inner = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
-            return tuple(_as(each, kind) for each, kind in zip(value, inner, strict=True))
-    elif hint is NoneType:
-        if value is None:
-            return None
-    elif hint is float:
-        if not isinstance(value, bool):
-            return float(value)  # YAML reads 1e-4 as text
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise TypeError(value)
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)

@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.families.transformers.config import quiet
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
-from equalize.commands.finetune.config import Recipe, TrainAs
-from equalize.commands.finetune.loss import Criterion, Trained, backbone_of
-from equalize.commands.finetune.new_classes import load_for
-from equalize.commands.finetune.optimizer import make_optimiser
+from equalize.commands.finetune.callbacks import CheckpointWriter
+from equalize.commands.finetune.config import TrainAs, TrainConfig
+from equalize.commands.finetune.loss import Criterion, ModelWithLoss, backbone_of
+from equalize.commands.finetune.optimizer import make_optimizer
 from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
-from equalize.commands.finetune.sitting import Keeper, train, unchanged_globals
-from equalize.commands.finetune.splits import Splits, check_splits, open_splits
-from equalize.commands.finetune.trainer import check_trackers
-from equalize.commands.images import Measuring, Progress, device_of
-from equalize.distributed import from_main, group, is_main, join, wait
+from equalize.commands.finetune.splits import Task, open_task
+from equalize.commands.finetune.trainer import check_trackers, train
+from equalize.device import device_of
+from equalize.distributed import fail_together, from_main, gather, is_main, join
 from equalize.errors import InputError, ResourceError
-from equalize.peers import joined
+from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
@@ -34,8 +33,6 @@ from equalize.plan.plan import Plan
 __all__ = ["Finetuned", "finetune"]
 
 _ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +43,7 @@ class Finetuned:
         output: holds the best model, or the last where nothing was scored.
         steps, epochs: done in all, earlier sittings included.
         strategy: of the equalization, if there is one.
-        train_as: what the optimiser saw of it.
+        train_as: what the optimizer saw of it.
         drawn: state-dict keys that were drawn before the training.
         best, last: lines of metrics.jsonl: the evaluations with the highest mIoU and of the last step.
         losses: (step, loss) as logged.
@@ -75,184 +72,150 @@ def finetune(
     name: ModelName,
     data: str | Path,
     out: str | Path,
-    recipe: Recipe | None = None,
+    config: TrainConfig | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
     prepare: Callable[[Checkpoint], Plan | None] | None = None,
-    progress: Progress = lambda done, of: None,
-    say: Say = lambda line: None,
-    warn: Say = lambda line: None,
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
 ) -> Finetuned:
     """`equalize finetune`. Leaves the global random numbers as they were; under `torchrun` every process calls it.
 
     Args:
-        name: the model.
-        data: a data set with masks.
-        out: the directory to write; see `run_directory`.
-        recipe: how to train.
+        name, data: the model, and a data set with masks.
+        out, overwrite: the directory to write, see `run_directory`, and whether it may exist.
+        config: how to train.
         resume: go on where an interrupted run with the same arguments stopped: same weights, same optimizer state.
-        overwrite: whether `out` may exist.
-        prepare: changes the loaded model and gives the plan that is then in effect, instead of `recipe.calibrate`.
+        prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
         progress: called with the pairs trained on and to be trained on.
-        say: called with what a user should know, a line at a time.
-        warn: called with what a user may want to act on.
+        notify, warn: called with a line that a user should know, or may want to act on.
 
     Raises:
-        InputError: the data, the model or a setting cannot be trained with; before the first step.
-        NumericsError: the loss is not finite.
+        InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
     """
     started = time.monotonic()
-    recipe = (recipe or Recipe()).resolved()
-    source = Path(name.source)
-    run = RunDirectory(out, source if source.exists() else None, resume=resume, overwrite=overwrite)
-    device = join(_device(recipe))
+    config = (config or TrainConfig()).resolved()
+    run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
+    device = join(_device(config))
     if not is_main():
-        say = warn = lambda line: None
+        notify = warn = ignore
     check_launch(device, warn)
-    found = open_splits(data, recipe, say)
-    name, checkpoint = load_for(name, recipe.num_classes or found.named_classes)
-    say(f"preprocessing: {checkpoint.preprocess}")
-    if checkpoint.drawn:
-        say(f"drawn anew under seed {name.seed}: {_listed(checkpoint.drawn)}")
-    checkpoint.model.to(device)
-    checkpoint, splits = check_splits(checkpoint, found, recipe, device, say)
-    _refuse_early(checkpoint, splits, recipe, will_have_plan=prepare is not None or recipe.calibrate is not None)
-    identity = _identity(name, checkpoint, splits, recipe)
-    if is_main():
-        run.begin(identity, recipe.to_yaml())
-    wait()
-    plan = prepare(checkpoint) if prepare else _equalize(name, checkpoint, splits, recipe, run, say, warn)
-    seen = _seen_by_optimiser(plan, recipe.train_as)
-    train_as: TrainAs | None = ("explicit" if seen else "folded") if plan and plan.sites else None
-    if seen:
-        attach(seen, checkpoint.model)
-        say(f"explicit equalization: the optimiser sees V of {len(seen.sites)} fusion layers")
-    elif train_as:
-        say("folded equalization: the optimiser sees the weights as they are stored")
-    keeper = Keeper(
-        checkpoint=replace(checkpoint, model=copy.deepcopy(checkpoint.model).cpu()),
+    task = open_task(name, data, config, device, notify)
+    _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
+    identity = _identity(task)
+    run.begin(identity, config.to_yaml())
+    plan = prepare(task.checkpoint) if prepare else _equalize(task, run, notify, warn)
+    train_as = _attach(plan, config.train_as, task.checkpoint, notify)
+    writer = CheckpointWriter(
+        checkpoint=replace(task.checkpoint, model=copy.deepcopy(task.checkpoint.model).cpu()),
         run=run,
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
-        scored_on={"data": splits.val.dataset.name, "split": splits.val.dataset.split} if splits.val else {},
-        reduced_labels=splits.train.rule.reduce,
+        reduced_labels=task.splits.train.rule.reduce,
     )
-    with unchanged_globals(), quiet():
-        state = train(checkpoint, splits, recipe, keeper, device, progress, say)
-    lines = run.lines()
+    state = train(task, writer, progress, notify)
+    return _result(str(out), state, writer, seconds=time.monotonic() - started)
+
+
+def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, seconds: float) -> Finetuned:
+    lines = writer.run.lines()
     scored = [line for line in lines if "mIoU" in line]
     return Finetuned(
-        output=str(out),
+        output=output,
         steps=state.global_step,
         epochs=float(state.epoch or 0),
-        strategy=plan.strategy if plan else None,
-        train_as=train_as,
-        drawn=checkpoint.drawn,
+        strategy=writer.plan.strategy if writer.plan else None,
+        train_as=writer.facts["train_as"],
+        drawn=writer.checkpoint.drawn,
         best=max((line for line in scored if line["mIoU"] is not None), key=lambda line: line["mIoU"], default=None),
         last=scored[-1] if scored else None,
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
     )
 
 
-def _listed(keys: tuple[str, ...]) -> str:
-    """All of a few keys: those of a classifier; of a decoder's many the first."""
-    return ", ".join(keys) if len(keys) <= 6 else f"{len(keys)} tensors ({', '.join(keys[:3])} and others)"
-
-
-def _device(recipe: Recipe) -> torch.device:
+def _device(config: TrainConfig) -> torch.device:
     """Where to train: one device for each process, which Accelerate numbers.
 
     Raises:
         InputError: a numbered device. ResourceError: it is not there, or not able to.
     """
-    device = device_of(recipe.device)
+    device = device_of(config.device)
     if device.index:
-        raise InputError("--device", "has a number", got=recipe.device, remedy="set CUDA_VISIBLE_DEVICES instead")
-    if recipe.precision == "fp16" and device.type == "cpu":
+        raise InputError("--device", "has a number", got=config.device, remedy="set CUDA_VISIBLE_DEVICES instead")
+    if config.precision == "fp16" and device.type == "cpu":
         raise ResourceError("--precision", "fp16 cannot be trained on a CPU", remedy="use fp32 or bf16")
     return device
 
 
-def _identity(name: ModelName, checkpoint: Checkpoint, splits: Splits, recipe: Recipe) -> dict[str, Any]:
-    """What a run that is resumed must have in common with this one."""
-    settings = {key: value for key, value in asdict(recipe).items() if key not in _ANY_VALUE_RESUMES}
-    return {
-        "source": name.source,
-        "revision": checkpoint.revision,
-        "sha256": checkpoint.sha256,
-        "seed of drawn weights": name.seed,
-        "train": splits.train.dataset.fingerprint(),
-        "val": splits.val.dataset.fingerprint() if splits.val else None,
-        "recipe": settings,
-    }
-
-
-def _refuse_early(checkpoint: Checkpoint, splits: Splits, recipe: Recipe, *, will_have_plan: bool) -> None:
+def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
     """What would fail only once the training has begun.
 
     Raises:
         InputError: names the setting.
     """
-    weights = recipe.class_weights
-    if weights is not None and len(weights) != splits.train.num_classes:
-        raise InputError("--class-weights", "is not one a class", got=len(weights), expected=splits.train.num_classes)
-    if recipe.patience is not None and splits.val is None:
+    config, weights, classes = task.config, task.config.class_weights, task.splits.train.num_classes
+    if weights is not None and len(weights) != classes:
+        raise InputError("--class-weights", "is not one a class", got=len(weights), expected=classes)
+    if config.patience is not None and task.splits.val is None:
         raise InputError("--patience", "needs a validation split", remedy="leave it away, or name one with --val-split")
-    if recipe.train_as == "explicit" and not will_have_plan and checkpoint.plan_json is None:
+    if config.train_as == "explicit" and not will_have_plan and task.checkpoint.plan_json is None:
         raise InputError(
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )
-    check_trackers(recipe.report_to)
-    backbone = backbone_of(checkpoint)
-    Trained(checkpoint, Criterion())
-    make_optimiser(checkpoint.model, backbone, recipe)
+    check_trackers(config.report_to)
+    ModelWithLoss(task.checkpoint, Criterion())
+    make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 
-def _equalize(
-    name: ModelName, checkpoint: Checkpoint, splits: Splits, recipe: Recipe, run: RunDirectory, say: Say, warn: Say
-) -> Plan | None:
+def _identity(task: Task) -> dict[str, Any]:
+    """What a run that is resumed must have in common with this one."""
+    val = task.splits.val
+    return {
+        "source": task.name.source,
+        "revision": task.checkpoint.revision,
+        "sha256": task.checkpoint.sha256,
+        "seed of drawn weights": task.name.seed,
+        "train": task.splits.train.dataset.fingerprint(),
+        "val": val.dataset.fingerprint() if val else None,
+        "recipe": {key: value for key, value in asdict(task.config).items() if key not in _ANY_VALUE_RESUMES},
+    }
+
+
+def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Plan | None:
     """The plan in effect, carried out on the model; measured once, by all processes together, whoever resumes."""
-    if recipe.calibrate is None:
-        if checkpoint.plan_json is None:
+    config, source = task.config, task.name.source
+    if config.calibrate is None:
+        if task.checkpoint.plan_json is None:
             return None
-        plan = Plan.from_json(checkpoint.plan_json, name.source)
+        plan = Plan.from_json(task.checkpoint.plan_json, source)
         if "finetuned" in plan.facts:
-            warn(f"{name.source} was trained since its scales were measured")
+            warn(f"{source} was trained since its scales were measured")
         return plan
     kept = run.last / "equalize.json"
     if not from_main(kept.is_file()):
-        dataset = splits.train.dataset
-        how = Measuring(
-            samples=recipe.samples,
-            size=recipe.size,
-            split=dataset.split,
-            batch_size=recipe.batch_size,
-            device=recipe.device,
-            workers=recipe.workers,
-            seed=recipe.seed,
-        )
-        with joined(_exit_code, group()) as peers:
+        dataset = task.splits.train.dataset
+        with fail_together(_exit_code):
             plan = calibrate_checkpoint(
-                name,
+                task.name,
                 dataset.root,
                 run.path,
-                strategy=recipe.calibrate,
-                keep_norm=recipe.keep_norm,
-                config=how,
+                strategy=config.calibrate,
+                keep_norm=config.keep_norm,
+                config=config.measuring(dataset.split),
                 dry_run=True,
-                peers=peers,
-                notify=say,
+                notify=notify,
                 warn=warn,
             )
-        if not plan.sites:
-            warn(f"{name.source} has no fusion layer that can be equalized")
-        if is_main():
-            write_whole(kept, json.dumps(plan.to_json()))
-    wait()
+            if not plan.sites:
+                warn(f"{source} has no fusion layer that can be equalized")
+            if is_main():
+                write_whole(kept, json.dumps(plan.to_json()))
+            gather(None)  # all read it only when it is there; where it cannot be written, all learn it
     plan = Plan.read(kept)
-    apply(plan, checkpoint.model)
+    apply(plan, task.checkpoint.model)
     return plan
 
 
@@ -261,9 +224,14 @@ def _exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", 1 if isinstance(error, Exception) else 130))
 
 
-def _seen_by_optimiser(plan: Plan | None, train_as: TrainAs | None) -> Plan | None:
-    """The plan of the sites whose V is trained; by default those where V is the only effect there is."""
-    if plan is None or train_as == "folded":
+def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
+    """Lets V be trained where that is asked for, by default at the sites where V is the only effect there is."""
+    if plan is None or not plan.sites:
         return None
     sites = tuple(site for site in plan.sites if train_as == "explicit" or site.strategy == "preserve")
-    return replace(plan, sites=sites) if sites else None
+    if train_as == "folded" or not sites:
+        notify("folded equalization: the optimizer sees the weights as they are stored")
+        return "folded"
+    attach(replace(plan, sites=sites), checkpoint.model)
+    notify(f"explicit equalization: the optimizer sees V of {len(sites)} fusion layers")
+    return "explicit"

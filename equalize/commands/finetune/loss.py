@@ -14,7 +14,7 @@ from equalize.checkpoint.checkpoint import main_output
 from equalize.commands.labels import as_classes
 from equalize.errors import InputError
 
-__all__ = ["Criterion", "Trained", "backbone_of"]
+__all__ = ["Criterion", "ModelWithLoss", "backbone_of"]
 
 
 class Criterion(nn.Module):
@@ -137,7 +137,7 @@ def backbone_of(checkpoint: Checkpoint) -> str | None:
     return next((name for name in known if name in children), None)
 
 
-class Trained(nn.Module):
+class ModelWithLoss(nn.Module):
     """A network of any family as `transformers.Trainer` takes it: pictures and labels in, loss out.
 
     Args:
@@ -169,7 +169,7 @@ class Trained(nn.Module):
             return {"logits": _main_head(self.network, pixel_values)[0]}
         return {"loss": self.criterion(self._heads(self.network, pixel_values), labels)}
 
-    def train(self, mode: bool = True) -> "Trained":
+    def train(self, mode: bool = True) -> "ModelWithLoss":
         """As ever, but for what is frozen."""
         super().train(mode)
         for module in self._frozen:

@@ -1,35 +1,31 @@
 """Which parameters are trained, at which rate, and how the rate changes."""
 
-from typing import Any
-
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_polynomial_decay_schedule_with_warmup
 
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.finetune.config import TrainConfig
 from equalize.errors import InputError
 
-__all__ = ["freeze", "make_optimiser", "make_schedule"]
+__all__ = ["freeze", "make_optimizer", "make_schedule"]
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def freeze(model: nn.Module, backbone: str | None, recipe: Recipe) -> tuple[nn.Module, ...]:
-    """Takes the gradient from what the recipe freezes; gives the modules that must stay in eval mode.
+def freeze(model: nn.Module, backbone: str | None, config: TrainConfig) -> tuple[nn.Module, ...]:
+    """Takes the gradient from what the configuration freezes; gives the modules that must stay in eval mode.
 
     Raises:
         InputError: nothing is left to train, or no backbone is known.
     """
-    if recipe.freeze_backbone and backbone is None:
-        raise InputError(
-            "--freeze-backbone", "the network has no part called backbone or encoder", remedy="leave it away"
-        )
     frozen: list[nn.Module] = []
-    if recipe.freeze_backbone and backbone is not None:
+    if config.freeze_backbone:
+        if backbone is None:
+            raise _no_backbone("--freeze-backbone")
         frozen.append(model.get_submodule(backbone))
-    if recipe.freeze_norms:
+    if config.freeze_norms:
         frozen += [module for module in nn.Module.modules(model) if isinstance(module, _NORMS)]
     for module in frozen:
         module.requires_grad_(False)
@@ -38,41 +34,40 @@ def freeze(model: nn.Module, backbone: str | None, recipe: Recipe) -> tuple[nn.M
     return tuple(frozen)
 
 
-def make_optimiser(model: nn.Module, backbone: str | None, recipe: Recipe) -> Optimizer:
+def make_optimizer(model: nn.Module, backbone: str | None, config: TrainConfig) -> Optimizer:
     """AdamW or SGD over four groups: backbone and head, with weight decay and (vectors: biases, norms) without.
 
     Raises:
         InputError: the head shall have its own rate, and no backbone is known.
     """
-    if backbone is None and recipe.head_lr_mult != 1:
-        raise InputError("--head-lr-mult", "the network has no part called backbone or encoder", remedy="leave it away")
+    if backbone is None and config.head_lr_mult != 1:
+        raise _no_backbone("--head-lr-mult")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in nn.Module.named_parameters(model):
         if parameter.requires_grad:
             of_head = backbone is None or not name.startswith(f"{backbone}.")
             groups.setdefault((of_head, parameter.ndim > 1), []).append(parameter)
-    assert recipe.lr is not None
-    settings: list[dict[str, Any]] = [
+    settings = [
         {
-            "params": parameters,
-            "lr": recipe.lr * (recipe.head_lr_mult if of_head else 1),
-            "weight_decay": recipe.weight_decay if decays else 0.0,
+            "params": groups[of_head, decays],
+            "lr": config.peak_lr * (config.head_lr_mult if of_head else 1),
+            "weight_decay": config.decay if decays else 0.0,
         }
-        for (of_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for of_head, decays in sorted(groups)
     ]
-    if recipe.optimizer == "sgd":
-        return SGD(settings, lr=recipe.lr, momentum=0.9)
-    return AdamW(settings, lr=recipe.lr)
+    if config.optimizer == "sgd":
+        return SGD(settings, lr=config.peak_lr, momentum=0.9)
+    return AdamW(settings, lr=config.peak_lr)
 
 
-def make_schedule(optimiser: Optimizer, steps: int, recipe: Recipe) -> LambdaLR:
-    """Linear warm-up, then (1 - progress) ** power."""
-    warmup = round(recipe.warmup * steps)
+def make_schedule(optimizer: Optimizer, steps: int, config: TrainConfig) -> LambdaLR:
+    """Linear warm-up from 0, then (1 - progress) ** power."""
+    warmup = min(round(config.warmup * steps), steps - 1)  # transformers divides by the steps after it
+    schedule: LambdaLR = get_polynomial_decay_schedule_with_warmup(
+        optimizer, warmup, steps, lr_end=0.0, power=config.power
+    )
+    return schedule
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        left = max(0.0, 1 - (step - warmup) / max(1, steps - warmup))
-        return float(left**recipe.power)
 
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+def _no_backbone(flag: str) -> InputError:
+    return InputError(flag, "the network has no part called backbone or encoder", remedy="leave it away")

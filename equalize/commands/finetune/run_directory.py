@@ -4,7 +4,7 @@ OUT/                    the best model so far, in its own format
 OUT/metrics.jsonl       one object a line
 OUT/finetune.yaml       the resolved configuration, for --config
 OUT/last/run.json       what the run is of: refuses to be resumed as another
-OUT/last/checkpoint-N/  weights, optimizer, schedule, random numbers after step N: for --resume
+OUT/last/checkpoint-N/  weights, optimizer, schedule, random numbers after step N: the newest one is for --resume
 OUT/last/model/         the model of the last step, in its own format, where it is not the best
 """
 
@@ -15,16 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.files.atomic import check_target, take_place
-from equalize.errors import InputError, OutputError, ResourceError
+from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.distributed import is_main, wait
+from equalize.errors import InputError, OutputError
 
-__all__ = ["LAST", "RunDirectory", "write_whole"]
+__all__ = ["RunDirectory", "write_whole"]
 
-LAST = "last"
-_METRICS = "metrics.jsonl"
-_CONFIG = "finetune.yaml"
-_KEPT = {LAST, _METRICS, _CONFIG}
-_STATE = "trainer_state.json"  # transformers writes it last, so a checkpoint with it is whole
+_LAST, _METRICS, _CONFIG, _RUN = "last", "metrics.jsonl", "finetune.yaml", "run.json"
+_KEPT = {_LAST, _METRICS, _CONFIG}
+_STATE = "trainer_state.json"  # transformers writes it last, so a state with it is whole
 
 
 class RunDirectory:
@@ -32,7 +31,7 @@ class RunDirectory:
 
     Args:
         path: OUT.
-        source: MODEL, if it is a path; OUT may not touch it.
+        source: MODEL; if it is a path, OUT may not touch it.
         resume: go on with what is there, if anything is.
         overwrite: throw away what is there.
 
@@ -40,20 +39,22 @@ class RunDirectory:
         OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
     """
 
-    def __init__(self, path: str | Path, source: Path | None, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: str | Path, source: Path, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(path).expanduser().absolute()
-        self.last = self.path / LAST
-        self.metrics = self.path / _METRICS
-        begun = (self.last / "run.json").is_file()
+        self.last = self.path / _LAST
+        self._metrics = self.path / _METRICS
+        begun = (self.last / _RUN).is_file()
         if resume and self.path.is_dir() and not begun and any(self.path.iterdir()) and not overwrite:
             raise OutputError(self.path, "holds no training to resume", remedy="--overwrite replaces it")
-        check_target(self.path, overwrite or resume, source)
+        check_target(self.path, overwrite or resume, source if source.exists() else None)
         if self.path.is_mount():
             raise OutputError(self.path, "is where a disk is mounted", remedy="name a directory below it")
         self.resumed = resume and begun
 
     def begin(self, run: Mapping[str, Any], config: str) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
+
+        Of several processes the main one does so while the others wait.
 
         Args:
             run: what the run is of, as JSON.
@@ -63,43 +64,50 @@ class RunDirectory:
             InputError: the run that is resumed had other settings, weights or data.
             ResourceError: it cannot be written.
         """
+        if is_main():
+            self._begin(run, config)
+        wait()
+
+    def _begin(self, run: Mapping[str, Any], config: str) -> None:
         if self.resumed:
-            _demand_same(json.loads((self.last / "run.json").read_text(encoding="utf-8")), run, self.path)
-            for partial in {*self.last.glob("checkpoint-*"), *self.last.glob(".*.tmp-*")} - set(self._whole()):
+            _demand_same(json.loads((self.last / _RUN).read_text(encoding="utf-8")), run, self.path)
+            for partial in set(self.last.glob("checkpoint-*")) - set(self._states()):
                 shutil.rmtree(partial)
-            shutil.rmtree(self._sibling("new"), ignore_errors=True)
             self._cut_metrics()
             return
-        try:
-            new = self._sibling("new")
-            shutil.rmtree(new, ignore_errors=True)
-            (new / LAST).mkdir(parents=True)
-            (new / _METRICS).write_text("", encoding="utf-8")
+        with atomic_directory(self.path, overwrite=True) as new:
+            (new / _LAST).mkdir()
+            (new / _METRICS).touch()
             (new / _CONFIG).write_text(config, encoding="utf-8")
-            write_whole(new / LAST / "run.json", json.dumps(run, indent=2) + "\n")
-            take_place(new, self.path)
-            shutil.rmtree(new, ignore_errors=True)  # by now what was there before
-        except OSError as error:
-            raise ResourceError(self.path, f"cannot be written ({error.strerror})") from error
+            (new / _LAST / _RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
-    def checkpoint(self) -> Path | None:
+    def newest_state(self) -> Path | None:
         """The newest state that is whole."""
-        return max(self._whole(), key=_step, default=None)
+        return max(self._states(), key=_step, default=None)
+
+    def state_of(self, step: int) -> Path:
+        """Where the state after a step lies."""
+        return self.last / f"checkpoint-{step}"
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
         """What metrics.jsonl says; a line that was cut off while it was written does not count."""
         found = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
             try:
                 found.append(json.loads(line))
             except ValueError:
                 break
         return found
+
+    def score_of(self, step: int) -> dict[str, Any] | None:
+        """What was recorded of the evaluation after a step, if there was one."""
+        scored = (line for line in self.lines() if line["step"] == step and "mIoU" in line)
+        return next(({key: line[key] for key in line if key not in ("step", "epoch")} for line in scored), None)
 
     def put_model(self, save: Callable[[Path], None]) -> None:
         """Has a model saved in place of the one that is there: OUT holds the old or the new one, whole, at any moment.
@@ -107,35 +115,32 @@ class RunDirectory:
         Args:
             save: writes a directory that does not exist yet.
         """
-        new = self._sibling("new")
-        shutil.rmtree(new, ignore_errors=True)
-        save(new)
-        for entry in self.path.iterdir():
-            if entry.name in _KEPT or not (new / entry.name).exists():
-                _share(entry, new / entry.name)
-        take_place(new, self.path)
-        shutil.rmtree(new, ignore_errors=True)  # by now the old
+        with atomic_directory(self.path, overwrite=True) as new:
+            model = new / ".model"
+            save(model)
+            for entry in model.iterdir():
+                entry.rename(new / entry.name)
+            model.rmdir()
+            for entry in self.path.iterdir():
+                if entry.name in _KEPT or not (new / entry.name).exists():
+                    _share(entry, new / entry.name)
 
-    def _sibling(self, name: str) -> Path:
-        return self.path.with_name(f".{self.path.name}.{name}")
-
-    def _whole(self) -> list[Path]:
+    def _states(self) -> list[Path]:
         return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
 
     def _cut_metrics(self) -> None:
         """Drops what was recorded after the state that is resumed: it will be recorded again."""
-        newest = self.checkpoint()
-        reached = _step(newest) if newest else 0
-        kept = [line for line in self.lines() if line["step"] <= reached] if newest else []
-        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        newest = self.newest_state()
+        kept = [line for line in self.lines() if newest and line["step"] <= _step(newest)]
+        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _share(source: Path, place: Path) -> None:
     """Gives files, which nobody writes to at this moment, a second name; copies them where a disk has no such thing."""
-    if not source.is_dir():
-        _link(source, place)
-    else:
+    if source.is_dir():
         shutil.copytree(source, place, copy_function=_link)
+    else:
+        _link(source, place)
 
 
 def _link(source: str | Path, place: str | Path) -> None:

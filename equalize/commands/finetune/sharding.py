@@ -5,18 +5,20 @@ each parameter, so that a forward pass, and putting the state dict together, are
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import disable_fsdp_ram_efficient_loading, str_to_bool
 
 from equalize.errors import InputError
+from equalize.messages import Notify
 
-__all__ = ["check_launch", "settle"]
+__all__ = ["check_deepspeed", "check_launch", "explain_fsdp"]
 
 
-def check_launch(device: torch.device, warn: Callable[[str], None]) -> None:
+def check_launch(device: torch.device, warn: Notify) -> None:
     """Makes the environment ready for networks that every process loads whole, before any is loaded.
 
     Raises:
@@ -33,8 +35,27 @@ def check_launch(device: torch.device, warn: Callable[[str], None]) -> None:
         warn(f"Accelerate uses {found[0]} on accelerators alone: on a CPU every process holds the whole network")
 
 
-def settle(state: Any) -> None:
-    """Makes DeepSpeed's configuration agree with a recipe: its optimizer, and states that are saved whole.
+@contextmanager
+def explain_fsdp(enabled: bool) -> Iterator[None]:
+    """While the network is spread over the processes.
+
+    Raises:
+        InputError: FSDP does not take it as it was told to cut it.
+    """
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        if not enabled:
+            raise
+        raise InputError(
+            "accelerate",
+            f"FSDP does not take this network ({' '.join(str(error).split())[:160]})",
+            remedy="try fsdp_auto_wrap_policy: NO_WRAP",
+        ) from error
+
+
+def check_deepspeed(state: Any) -> None:
+    """Demands that DeepSpeed's configuration leaves the optimizer to us, and has states saved whole.
 
     Args:
         state: the accelerator's.
@@ -46,9 +67,7 @@ def settle(state: Any) -> None:
         config = deepspeed.deepspeed_config
         for key in ("optimizer", "scheduler"):
             if key in config:
-                raise InputError(
-                    "DeepSpeed's configuration", f"has its own {key}", remedy="leave it out: the recipe has one"
-                )
+                raise InputError("DeepSpeed's configuration", f"has its own {key}", remedy="leave it out: finetune has")
         config.setdefault("zero_optimization", {})["stage3_gather_16bit_weights_on_model_save"] = True
 
 

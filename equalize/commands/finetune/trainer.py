@@ -2,60 +2,88 @@
 
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
-from equalize.commands.finetune.callbacks import Listeners, Rhythm, best_of
-from equalize.commands.finetune.config import Recipe
-from equalize.commands.finetune.loss import Trained
-from equalize.commands.finetune.optimizer import make_optimiser, make_schedule
-from equalize.commands.finetune.run_directory import RunDirectory
-from equalize.commands.finetune.sharding import settle
+from equalize.checkpoint.families.transformers.config import quiet
+from equalize.commands.evaluate import confusion
+from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, read_weights
+from equalize.commands.finetune.loss import Criterion, ModelWithLoss, backbone_of
+from equalize.commands.finetune.optimizer import freeze, make_optimizer, make_schedule
+from equalize.commands.finetune.sharding import check_deepspeed, explain_fsdp
+from equalize.commands.finetune.splits import Task, training_pairs
+from equalize.commands.labels import LabelledSplit
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
-from equalize.errors import InputError, NumericsError, ResourceError
+from equalize.errors import InputError, ResourceError
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, Progress
 
-__all__ = ["SegmentationTrainer", "arguments", "check_trackers"]
+__all__ = ["SegmentationTrainer", "check_trackers", "train"]
 
 
-def arguments(recipe: Recipe, run: RunDirectory, *, device: torch.device, pairs: int) -> TrainingArguments:
-    """The resolved recipe as transformers spells it; when to log, score and save is decided by `Rhythm`."""
-    args = TrainingArguments(
-        output_dir=str(run.last),
-        num_train_epochs=recipe.epochs or 1,
-        max_steps=recipe.max_steps or -1,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulate,
-        max_grad_norm=recipe.clip,
-        bf16=recipe.precision == "bf16",
-        fp16=recipe.precision == "fp16",
-        seed=recipe.seed,
-        use_cpu=device.type == "cpu",
-        dataloader_num_workers=recipe.workers,
-        dataloader_pin_memory=device.type == "cuda",
-        dataloader_drop_last=pairs >= recipe.batch_size,  # a batch of one is too small for some BatchNorms
-        ddp_find_unused_parameters=True,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_total_limit=1,
-        report_to=list(recipe.report_to),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    if recipe.precision == "fp32":
-        args.mixed_precision = "no"  # also where Accelerate's configuration has another
-    return args
+def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> TrainerState:
+    """Trains, scores, saves; goes on from the newest state where the run is resumed.
+
+    The model is left as it was after the last step, the global random numbers as they were before.
+
+    Raises:
+        NumericsError: the loss is not finite. EqualizeError: a pair cannot be read.
+    """
+    newest = writer.run.newest_state() if writer.run.resumed else None
+    before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None
+    if before and is_main():
+        writer.write_best(before)  # the last sitting may have ended between saving its state and writing the model
+    with _unchanged_globals(), quiet():
+        trainer = SegmentationTrainer(task, writer, progress)
+        if newest and before and _is_over(before):
+            notify(f"the training was complete after step {before.global_step}")
+            task.checkpoint.model.load_state_dict(read_weights(newest))
+            state = before
+        else:
+            notify(f"going on after step {before.global_step}" if before else "starting at step 0")
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            state = trainer.state
+    if state is not before and state.global_step < state.max_steps:
+        notify(f"stopped early at step {state.global_step}: no better mIoU in {task.config.patience} evaluations")
+    if is_main():
+        writer.write_last(state)
+    wait()
+    return state
+
+
+def _is_over(state: TrainerState) -> bool:
+    return bool(state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"])
+
+
+@contextmanager
+def _unchanged_globals() -> Iterator[None]:
+    """Restores the random numbers of Python, NumPy and torch that transformers seeds."""
+    python, of_numpy = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(of_numpy)
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -78,76 +106,61 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     """Trains a network of any family; resumes bit for bit.
 
     Args:
-        trained: the network with its loss.
-        backbone: its module path.
-        pairs: what it is trained on.
-        recipe: how.
-        args: from `arguments`.
-        run: where the state goes.
-        listeners: who is told.
+        task: what is trained.
+        writer: of the model, into the directory where the state goes.
+        progress: called with the pairs done and in all, repetitions included.
     """
 
-    def __init__(
-        self,
-        trained: Trained,
-        backbone: str | None,
-        pairs: TrainingPairs,
-        recipe: Recipe,
-        args: TrainingArguments,
-        run: RunDirectory,
-        listeners: Listeners,
-    ) -> None:
-        self.optimizer: Optimizer | None
-        self.lr_scheduler: LambdaLR | None
-        self.control: TrainerControl
-        self._recipe = recipe
-        self._run = run
-        self._listeners = listeners
-        self._backbone = backbone
+    optimizer: Optimizer | None
+    lr_scheduler: LambdaLR | None
+    control: TrainerControl
+
+    def __init__(self, task: Task, writer: CheckpointWriter, progress: Progress) -> None:
+        self._task = task
+        self._config = config = task.config
+        self._run = writer.run
+        self._backbone = backbone_of(task.checkpoint)
+        criterion = Criterion(
+            ignore_index=config.ignore_index,
+            class_weights=config.class_weights,
+            label_smoothing=config.label_smoothing,
+            aux_weight=config.aux_weight,
+        )
+        pairs = training_pairs(task)
+        frozen = freeze(task.checkpoint.model, self._backbone, config)
         super().__init__(
-            model=trained,
-            args=args,
+            model=ModelWithLoss(task.checkpoint, criterion, frozen),
+            args=_arguments(task, str(self._run.last), pairs=len(pairs)),
             data_collator=collate,
             train_dataset=pairs,
-            callbacks=[Rhythm(recipe, listeners)],
+            eval_dataset=task.splits.val,
+            callbacks=[EvalSaveCallback(config, writer, progress)],
         )
+        if config.patience:
+            self.add_callback(EarlyStoppingCallback(config.patience))
         self.model_accepts_loss_kwargs = False
-        settle(self.accelerator.state)
+        check_deepspeed(self.accelerator.state)
         self.remove_callback(PrinterCallback)  # stdout is the command's
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         assert isinstance(self.train_dataset, TrainingPairs)
-        return EpochOrder(len(self.train_dataset), self._recipe.seed)
+        return EpochOrder(len(self.train_dataset), self._config.seed)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Spreads the network over the processes.
-
-        Raises:
-            InputError: FSDP does not take it as it was told to cut it.
-        """
-        try:
+        with explain_fsdp(self.is_fsdp_enabled):
             return super()._prepare_for_training(*args, **kwargs)
-        except (ValueError, KeyError) as error:
-            if not self.is_fsdp_enabled:
-                raise
-            raise InputError(
-                "accelerate",
-                f"FSDP does not take this network ({' '.join(str(error).split())[:160]})",
-                remedy="try fsdp_auto_wrap_policy: NO_WRAP",
-            ) from error
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """See `make_optimiser`."""
+        """See `make_optimizer`."""
         if self.optimizer is None:
             prefix = f"network.{self._backbone}" if self._backbone else None
-            self.optimizer = make_optimiser(self.model if model is None else model, prefix, self._recipe)
+            self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """See `make_schedule`."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = make_schedule(self.create_optimizer(), num_training_steps, self._recipe)
-            self._created_lr_scheduler = True
+            self.lr_scheduler = make_schedule(optimizer or self.create_optimizer(), num_training_steps, self._config)
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -167,50 +180,31 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
                 raise
             raise InputError(
                 "--batch-size",
-                "is too small for a normalisation of this network",
+                "is too small for a normalization of this network",
                 remedy="use 2 or more, or --freeze-norms",
             ) from error
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores the validation split; a better mIoU than ever before is reported to `improved`."""
-        assert self._listeners.score is not None
+        """Scores the validation split by its confusion matrix; every process scores its share."""
+        val: LabelledSplit = self.eval_dataset
+        together = self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
         broadcast_buffers(self.model)
-        score = self._listeners.score(self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None)
-        best = best_of(self.state.log_history)[1]
-        better = score.mIoU is not None and (best is None or score.mIoU > best)
-        weights = self.weights() if better else {}
-        metrics = {f"eval_{key}": getattr(score, key) for key in ("mIoU", "mAcc", "aAcc")}
-        self.log(dict(metrics))
-        line = {"step": self.state.global_step, "epoch": self.state.epoch, **self._listeners.scored_on}
+        with eval_mode(self.model):
+            matrix = confusion(self._task.checkpoint, val, self._config.scoring(), self._task.device, together=together)
+        score = matrix.score(val.names)
         if is_main():
-            self._run.record({**line, **score.to_json()})
-            if better:
-                self._listeners.improved(self.state.global_step, score, weights)
-        wait()
+            line = {"step": self.state.global_step, "epoch": self.state.epoch}
+            self._run.record({**line, "data": val.dataset.name, "split": val.dataset.split, **score.to_json()})
+        found = {"eval_mIoU": score.mIoU, "eval_mAcc": score.mAcc, "eval_aAcc": score.aAcc}
+        metrics = {key: math.nan if value is None else value for key, value in found.items()}  # nan is never better
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """A line of metrics.jsonl for every training log.
-
-        Raises:
-            NumericsError: the loss is not finite.
-        """
-        super().log(logs, start_time)
-        if "loss" not in logs:
-            return
-        step = self.state.global_step
-        if not math.isfinite(logs["loss"]):
-            raise NumericsError(
-                f"step {step}",
-                "the loss is not finite",
-                got=logs["loss"],
-                remedy="use a smaller --lr, or --precision fp32",
-            )
-        if is_main():
-            self._run.record(
-                {"step": step, "epoch": self.state.epoch, "loss": logs["loss"], "lr": logs["learning_rate"]}
-            )
+    def _logits(self, images_NCHW: Tensor) -> Tensor:
+        """Of the network as it is spread over the processes."""
+        logits: Tensor = self.model(**self._prepare_inputs({"pixel_values": images_NCHW}))["logits"]
+        return logits
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
@@ -224,19 +218,6 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
                 remedy="make room, --resume",
             ) from error
 
-    def weights(self) -> dict[str, Tensor]:
-        """The network's state dict, put together in the main process where all hold parts; every process must ask."""
-        return _of_network(self.accelerator.get_state_dict(self.model_wrapped) or {})
-
-    def weights_in(self, checkpoint: Path) -> dict[str, Tensor]:
-        """The network's state dict in a saved state."""
-        return _of_network(torch.load(checkpoint / WEIGHTS_NAME, map_location="cpu", weights_only=True))
-
-    def _logits(self, images_NCHW: Tensor) -> Tensor:
-        """Of the network as it is spread over the processes."""
-        logits: Tensor = self.model(**self._prepare_inputs({"pixel_values": images_NCHW}))["logits"]
-        return logits
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The weights as the optimizer sees them; not as safetensors, which refuses weights that are shared."""
         if self.args.should_save:
@@ -245,6 +226,41 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/{WEIGHTS_NAME}")
 
 
-def _of_network(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the name that `Trained` has for it."""
-    return {key.removeprefix("network."): tensor for key, tensor in state.items()}
+def _arguments(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
+    """The configuration as transformers spells it."""
+    config, device = task.config, task.device
+    interval = "steps" if config.eval_every else "epoch"
+    args = TrainingArguments(
+        output_dir=directory,
+        num_train_epochs=config.epochs or 1,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        seed=config.seed,
+        use_cpu=device.type == "cpu",
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        dataloader_drop_last=pairs >= config.batch_size,  # a batch of one is too small for some BatchNorms
+        ddp_find_unused_parameters=True,
+        eval_strategy=interval if task.splits.val else "no",
+        save_strategy=interval,
+        eval_steps=config.eval_every,
+        save_steps=config.eval_every or 1,
+        save_total_limit=2,  # transformers would keep the best alone of one
+        metric_for_best_model="mIoU",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on after --resume
+        logging_strategy="steps",
+        logging_first_step=True,
+        logging_steps=config.log_every or 0.01,  # of all steps
+        logging_nan_inf_filter=False,
+        report_to=list(config.report_to),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    if config.precision == "fp32":
+        args.mixed_precision = "no"  # also where Accelerate's configuration has another
+    return args

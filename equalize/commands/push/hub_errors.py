@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 
@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Revisio
 from huggingface_hub.utils import logging as client_logging
 
 from equalize.errors import EqualizeError, InputError, ResourceError
+from equalize.messages import Notify
 
 __all__ = ["LOG_IN", "hub_errors"]
 
@@ -32,7 +33,7 @@ _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, a
 
 
 @contextmanager
-def hub_errors(repository: str, token: str, warn: Callable[[str], None]) -> Iterator[None]:
+def hub_errors(repository: str, token: str, warn: Notify) -> Iterator[None]:
     """Turns what the client raises into an `EqualizeError` about `repository`, and passes on what it warns of.
 
     The client's log is silenced meanwhile: its retries name signed addresses.

@@ -6,7 +6,7 @@ checkpoint is visible.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from equalize.commands.push.facts import read_facts
 from equalize.commands.push.files import OutgoingFile, choose_files, refuse_tokens, without_local_paths
 from equalize.commands.push.hub_errors import LOG_IN, hub_errors
 from equalize.errors import InputError, ResourceError
+from equalize.messages import Notify, ignore
 from equalize.version import __version__
 
 __all__ = ["Push", "push"]
 
 _CARD = "README.md"
 _REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*")
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +78,8 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     dry_run: bool = False,
-    notify: Notify = lambda line: None,
-    warn: Notify = lambda line: None,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
 ) -> Push:
     """`equalize push`: uploads a directory with a model card, under the access token of `hf auth login` or HF_TOKEN.
 

@@ -6,8 +6,8 @@ import torch
 from equalize.checkpoint import load
 from equalize.checkpoint.model_name import ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
-from equalize.commands.evaluate import Evaluating, evaluate
-from equalize.commands.finetune.config import Recipe
+from equalize.commands.evaluate import EvalConfig, evaluate
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.images import Measuring
 from equalize.commands.scan import select_sites
@@ -86,7 +86,7 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"), 3, counts={"train": 4, "val": 2}, size=(64, 64))
 
 
-QUICK = Recipe(max_steps=2, batch_size=2, lr=1e-3, warmup=0.0, size=(64, 64), device="cpu", samples=2)
+QUICK = TrainConfig(max_steps=2, batch_size=2, lr=1e-3, warmup=0.0, size=(64, 64), device="cpu", samples=2)
 
 
 @pytest.mark.parametrize("head", ROWS)
@@ -100,7 +100,7 @@ def test_fine_tuning_each_head(head, checkpoints, scenes, tmp_path):
     for part in ("decode_head.conv_seg.weight", "auxiliary_head.conv_seg.weight", "auxiliary_head.convs.0.conv.weight"):
         assert not torch.equal(first[part], second[part])  # the auxiliary head is trained as well
     assert after.dataset_meta["classes"] == CLASSES
-    score = evaluate(ModelName(source=str(out)), scenes, Evaluating(size=(64, 64), split="val"))
+    score = evaluate(ModelName(source=str(out)), scenes, EvalConfig(size=(64, 64), split="val"))
     assert score.mIoU == pytest.approx(done.best["mIoU"], abs=TIE)  # in batches of another size
 
 

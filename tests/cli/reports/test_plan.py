@@ -9,7 +9,9 @@ from rich.console import Console
 from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
 from equalize.cli.terminal import _print
 from equalize.commands.scan import CheckpointScan
-from equalize.plan.plan import Edit, Plan
+from equalize.moments.measured import MeasuredSite, values_of, with_moments
+from equalize.moments.moments import Moments
+from equalize.plan.plan import Plan, PlannedSite, Scale, ScaleInputs
 from equalize.sites.branches import Branch
 from equalize.sites.scan import Scan
 from equalize.sites.sites import Refusal, Site
@@ -32,13 +34,15 @@ SITE = Site(
     shift="bias",
     branches=(UP, SKIP),
 )
-MEASURED = replace(
-    SITE,
-    branches=(
-        replace(UP, count=8, mean=0.5, std=0.25, ci95=0.021),
-        replace(SKIP, count=8, mean=0.0, std=1.0, ci95=None),
-    ),
+MEASURED = with_moments(
+    SITE, [Moments(count=8, mean=0.5, m2=8 * 0.25**2, ci95=0.021), Moments(count=8, mean=0.0, m2=8.0)]
 )
+
+
+def planned_site(strategy):
+    return PlannedSite(**values_of(MEASURED, MeasuredSite), strategy=strategy)
+
+
 CHECK = Check(max_abs_change=3e-6, interior=1e-7, border=2e-7)
 
 
@@ -114,11 +118,11 @@ def test_refusals_for_one_reason_stand_together():
 def test_a_plan_shows_each_scale_before_and_after(strategy, edits, after):
     plan = Plan(
         strategy="auto",
-        sites=(replace(MEASURED, strategy=strategy),),
+        sites=(planned_site(strategy),),
         edits=tuple(
-            Edit(
-                tensor=tensor, action="scale", axis=None if start is None else 1, start=start, stop=stop, factor=factor
-            )
+            Scale(tensor=tensor, factor=factor)
+            if start is None
+            else ScaleInputs(tensor=tensor, axis=1, start=start, stop=stop, factor=factor)
             for tensor, start, stop, factor in edits
         ),
         facts={"images": 5, "seconds": 1.0, "converged": True, "output": "out", "check": CHECK.to_json()},
@@ -141,13 +145,13 @@ def test_a_plan_shows_each_scale_before_and_after(strategy, edits, after):
     ],
 )
 def test_a_plan_says_how_its_output_is_loaded(facts, line):
-    plan = Plan(strategy="preserve", sites=(replace(MEASURED, strategy="preserve"),), facts={"output": "out", **facts})
+    plan = Plan(strategy="preserve", sites=(planned_site("preserve"),), facts={"output": "out", **facts})
     assert line in words(plan_report(plan))
 
 
 @pytest.mark.parametrize(("strategy", "said"), [("preserve", True), ("migrate", False)])
 def test_a_plan_that_acts_in_training_alone_says_so(strategy, said):
-    plan = Plan(strategy=strategy, sites=(replace(MEASURED, strategy=strategy),), facts={"output": "out"})
+    plan = Plan(strategy=strategy, sites=(planned_site(strategy),), facts={"output": "out"})
     assert ("equalize finetune out (or equalize.attach)" in words(plan_report(plan))) == said
     assert "equalize finetune" not in words(plan_report(replace(plan, facts={"output": None})))
 
@@ -160,7 +164,7 @@ def test_a_plan_without_sites_says_so():
 
 
 def test_a_verification_for_people_and_for_programs():
-    plan = Plan(strategy="auto", sites=(replace(MEASURED, strategy="migrate"),))
+    plan = Plan(strategy="auto", sites=(planned_site("migrate"),))
     assert verification_json("out", "model", plan, CHECK) == {
         "schema": 1,
         "output": "out",

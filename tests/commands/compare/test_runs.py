@@ -3,108 +3,29 @@
 import hashlib
 import json
 import math
-import sys
-import textwrap
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from equalize.checkpoint.model_name import ModelName
-from equalize.commands.compare.arms import Arm, read_arms
-from equalize.commands.compare.compare import compare
+from equalize.commands.compare.arms import read_arm, read_arms
+from equalize.commands.compare.compare import Comparison, compare
 from equalize.commands.compare.setup import Run, Setup
-from equalize.commands.compare.start import begin, digest, scales
-from equalize.commands.finetune.config import Recipe
-from equalize.commands.images import Images, Measuring
+from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.finetune import finetune
+from equalize.commands.finetune.loss import ModelWithLoss
 from equalize.errors import DataError, InputError, OutputError, SiteError
-from equalize.plan.apply import apply
+from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
 
-QUICK = Recipe(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
-
-FACTORY = """
-    import torch
-    from torch import nn
-
-    class Net(nn.Module):
-        def __init__(self, num_classes=5):
-            super().__init__()
-            self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-            self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2))
-            self.fuse = nn.Conv2d(16, 8, 1)
-            self.norm = nn.BatchNorm2d(8)
-            self.classify = nn.Conv2d(8, num_classes, 1)
-
-        def forward(self, x):
-            low = self.backbone(x)
-            high = nn.functional.interpolate(0.1 * self.deep(low), scale_factor=2, mode="bilinear")
-            return self.classify(self.norm(self.fuse(torch.cat([low, high], 1))).relu())
-
-    def row(inputs, outputs):
-        norms = [nn.BatchNorm2d(outputs), nn.ReLU(), nn.Conv2d(outputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 1), *norms)
-
-    class Two(nn.Module):
-        '''Two fusion layers, one behind the other, each with two BatchNorms behind it.'''
-
-        def __init__(self, num_classes=5):
-            super().__init__()
-            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-            self.deep = nn.Conv2d(8, 8, 3, 2, 1)
-            self.first = row(16, 6)
-            self.last = row(14, 6)
-            self.classify = nn.Conv2d(6, num_classes, 1)
-
-        def forward(self, x):
-            low = self.stem(x)
-            high = nn.functional.interpolate(self.deep(low), scale_factor=2, mode="bilinear")
-            first = nn.functional.max_pool2d(self.first(torch.cat([low, high], 1)), 2)
-            high = nn.functional.interpolate(first, scale_factor=2, mode="bilinear")
-            return self.classify(self.last(torch.cat([low, high], 1)))
-
-    class Plain(nn.Module):
-        def __init__(self, num_classes=5):
-            super().__init__()
-            self.backbone = nn.Conv2d(3, 8, 3, 2, 1)
-            self.classify = nn.Conv2d(8, num_classes, 1)
-
-        def forward(self, x):
-            return self.classify(self.backbone(x).relu())
-"""
+QUICK = TrainConfig(max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3)
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("five"), 5, counts={"train": 8, "val": 6})
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory) -> Path:
-    """A directory with the factory, whole.pth, backbone.pth (nothing else of it) and plain.pth."""
-    directory = tmp_path_factory.mktemp("nets")
-    (directory / "compared_net.py").write_text(textwrap.dedent(FACTORY))
-    sys.path.insert(0, str(directory))
-    import compared_net
-
-    sys.path.remove(str(directory))
-    torch.manual_seed(11)
-    whole = compared_net.Net().state_dict()
-    torch.save(whole, directory / "whole.pth")
-    torch.save({key: value for key, value in whole.items() if key.startswith("backbone")}, directory / "backbone.pth")
-    torch.save(compared_net.Two().state_dict(), directory / "two.pth")
-    torch.save(compared_net.Plain().state_dict(), directory / "plain.pth")
-    return directory
-
-
-def named(nets, file="whole.pth", factory="Net", **flags) -> ModelName:
-    return ModelName(source=str(nets / file), arch=f"{nets / 'compared_net.py'}:{factory}", **flags)
-
-
-def made(nets, scenes, arms, *, recipe=QUICK, name=None, **options) -> Setup:
-    options = {"seeds": 2, "evaluations": 1, **options}
-    return Setup.make(name or named(nets), str(scenes), recipe, arms=read_arms(arms), **options)
+def made(nets, scenes, arms, *, config=QUICK, name=None, **options) -> Setup:
+    options = {"seeds": 1, "evaluations": 1, **options}
+    return Setup.make(name or named(nets), str(scenes), config, arms=read_arms(arms), **options)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -117,219 +38,164 @@ def files(out: Path) -> dict[str, bytes]:
     return found
 
 
-# what is found, and what is not
+# one comparison for most tests: begun with two seeds, gone on with a third
 
 
-def test_identical_arms_are_said_to_be_no_different(nets, scenes, tmp_path):
-    """`preserve`, trained folded, changes nothing: the same training twice, to the last bit."""
-    found = compare(made(nets, scenes, ["none", "preserve+folded"], rates=(0.01, 0.03)), tmp_path / "out")
-    assert all(row.final.pairs == row.early.pairs == (0.0, 0.0) for row in found.rows)
-    for answer in found.verdicts[0].answers.values():
-        assert answer.sentence.endswith("no measurable difference")
-    assert all(value > 0 for cell in found.cells.values() for value in cell.final)
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    out: Path
+    setup: Setup
+    found: Comparison
+    before: dict[str, bytes]
+    said: list[str]
+    batches: list[str]
 
 
-def test_a_planted_difference_is_found(nets, scenes, tmp_path, monkeypatch):
-    """One arm does not learn."""
-    recipe_of = Setup.recipe_of
+STEPS = 16
+LONGER = replace(QUICK, max_steps=STEPS, lr=0.03, seed=0)
+ONE_CLASS = "rescale+keep-norm"
+RUNS = 9
+"""One for each seed of the three arms."""
+
+
+def compared_setup(nets, scenes, arms=("none", "preserve+folded", ONE_CLASS), **options) -> Setup:
+    name = named(nets, "backbone.pth", init_missing=True, num_classes=5)
+    options = {"config": LONGER, "seeds": 3, "evaluations": 2, **options}
+    return made(nets, scenes, arms, name=name, **options)
+
+
+@pytest.fixture(scope="module")
+def compared(nets, scenes, tmp_path_factory) -> Compared:
+    """`preserve`, trained folded, changes nothing; the last arm learns but one class."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    batches: list[str] = []
+    config_of, forward = Setup.config_of, ModelWithLoss.forward
 
     def planted(self, run):
-        recipe = recipe_of(self, run)
-        return replace(recipe, lr=1e-12) if run.arm.name == "rescale" else recipe
-
-    monkeypatch.setattr(Setup, "recipe_of", planted)
-    setup = made(nets, scenes, ["none", "rescale"], recipe=replace(QUICK, max_steps=20, lr=0.03), seeds=3)
-    found = compare(setup, tmp_path / "out")
-    assert found.rows[0].final.measurable
-    assert found.rows[0].final.high < 0
-    assert found.verdicts[0].best.sentence.endswith(": worse")
-
-
-# fair arms
-
-
-def test_arms_of_a_seed_begin_alike_and_see_the_same_batches(nets, scenes, tmp_path, monkeypatch):
-    from equalize.commands.finetune.loss import Trained
-
-    batches: list[str] = []
-    forward = Trained.forward
+        config = config_of(self, run)
+        return replace(config, class_weights=(1.0, 0, 0, 0, 0)) if run.arm.name == ONE_CLASS else config
 
     def watched(self, pixel_values, labels):
         batches.append(hashlib.sha256(pixel_values.numpy().tobytes() + labels.numpy().tobytes()).hexdigest())
         return forward(self, pixel_values, labels)
 
-    monkeypatch.setattr(Trained, "forward", watched)
-    name = named(nets, "backbone.pth", init_missing=True, num_classes=5)
-    arms = ["none", "rescale+keep-norm", "reinit+explicit"]
-    compare(made(nets, scenes, arms, recipe=replace(QUICK, max_steps=3), name=name), tmp_path / "out")
-    assert len(batches) == 3 * 3 * 2
-    runs = [batches[start : start + 3] for start in range(0, len(batches), 3)]
-    assert all(run == runs[0] for run in runs[:3])
-    assert all(run == runs[3] for run in runs[3:])
-    assert runs[0] != runs[3]
-    results = [json.loads(content) for content in files(tmp_path / "out").values()]
-    starts = {seed: {each["start"] for each in results if each["seed"] == seed} for seed in (3, 4)}
-    assert [len(each) for each in starts.values()] == [1, 1]
-    assert starts[3] != starts[4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Setup, "config_of", planted)
+        patch.setattr(ModelWithLoss, "forward", watched)
+        compare(compared_setup(nets, scenes, seeds=2), out)
+        before, said = files(out), []
+        setup = compared_setup(nets, scenes)
+        found = compare(setup, out, notify=said.append)
+    return Compared(out=out, setup=setup, found=found, before=before, said=said, batches=batches)
 
 
-def loaded(nets, scenes):
-    checkpoint = named(nets).load()
-    return checkpoint, Images(str(scenes), checkpoint, Measuring(samples=4, size=(48, 64), device="cpu", split="train"))
+def test_identical_arms_are_said_to_be_no_different(compared):
+    same, other = compared.found.rows
+    assert (same.arm, other.arm) == ("preserve+folded", ONE_CLASS)
+    # The same steps of the same kernels on the same numbers.
+    assert same.difference.pairs == same.early.pairs == (0.0,) * 3
+    verdict = compared.found.verdicts[0]
+    for answer in (verdict.best, verdict.early):
+        assert answer.sentence.endswith("no measurable difference")
+    assert all(value > 0 for cell in compared.found.cells.values() for value in cell.final)
 
 
-def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
-    (plain, images), (equalized, _) = loaded(nets, scenes), loaded(nets, scenes)
-    before = plain.model.fuse.weight.clone()
-    begin(plain, images, Arm.read("redrawn"), 5)
-    plan = begin(equalized, images, Arm.read("reinit"), 5)
-    assert not torch.allclose(plain.model.fuse.weight, before)
-    sigmas = torch.tensor([branch.std for branch in plan.sites[0].branches]).repeat_interleave(8)
-    torch.testing.assert_close(equalized.model.fuse.weight * sigmas[None, :, None, None], plain.model.fuse.weight)
+def test_a_planted_difference_is_found(compared):
+    difference = compared.found.rows[1].difference
+    assert difference.measurable
+    assert difference.high < 0
+    assert difference.images[1] < 0
+    assert compared.found.verdicts[1].best.sentence.endswith(": worse")
 
 
-def norms_as_seen(model, images) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What each BatchNorm's statistics would be, from what enters it, in float64."""
-    seen: dict[str, list[torch.Tensor]] = {}
-    norms = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, x, path=path: seen.setdefault(path, []).append(x[0].double()))
-        for path, module in norms.items()
-    ]
-    with torch.no_grad():
-        for batch in images:
-            model(batch)
-    for hook in hooks:
-        hook.remove()
-    rows = {path: torch.cat(parts).movedim(1, 0).flatten(1) for path, parts in seen.items()}
-    return {path: (each.mean(1), each.var(1, correction=0)) for path, each in rows.items()}
+def test_arms_of_a_seed_start_alike_and_see_the_same_batches(compared):
+    runs = [compared.batches[start : start + STEPS] for start in range(0, len(compared.batches), STEPS)]
+    assert len(runs) == RUNS
+    for seed in range(3):
+        assert runs[3 * seed] == runs[3 * seed + 1] == runs[3 * seed + 2]
+    assert len({tuple(run) for run in runs}) == 3
+    starts = {seed: {each["start"] for each in compared.found.results if each["seed"] == seed} for seed in range(3)}
+    assert [len(each) for each in starts.values()] == [1, 1, 1]
+    assert len(set.union(*starts.values())) == 3
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(nets, scenes, trained):
-    name = named(nets, "two.pth", "Two")
-    how = Measuring(samples=8, batch_size=1, size=(48, 64), device="cpu", split="train")  # eight blocks: two rounds
-    changed = {}
-    for arm in ("redrawn", "reinit"):
-        checkpoint = name.load()
-        images = Images(str(scenes), checkpoint, how)
-        if trained:
-            for module in checkpoint.model.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_var.fill_(1.5)
-                    module.num_batches_tracked += 7
-        before = {key: tensor.clone() for key, tensor in checkpoint.model.state_dict().items()}
-        plan = begin(checkpoint, images, Arm.read(arm), 5)
-        after = checkpoint.model.state_dict()
-        norms = {key for key in before if "running" in key or "tracked" in key}
-        changed[arm] = {key for key in norms if not torch.equal(before[key], after[key])}
-        assert changed[arm] == norms & set(plan.changed)
-        batches = [batch for block in images.read() for batch in block.batches]
-        for path, (mean, variance) in norms_as_seen(checkpoint.model, batches).items():
-            if f"{path}.running_var" in changed[arm]:
-                # float32 over some thousand numbers; estimated with what half of the images left in the norm before,
-                # they are off by per cents
-                torch.testing.assert_close(after[f"{path}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(after[f"{path}.running_var"].double(), variance, rtol=1e-4, atol=0)
-    assert changed["redrawn"] == changed["reinit"]
-    behind = {"first.1", "first.4", "last.1", "last.4"}
-    assert {key.rpartition(".")[0] for key in changed["redrawn"]} == (behind if trained else {*behind, "stem.1"})
+def test_what_a_run_files(compared):
+    steps = [2, STEPS // 2, STEPS]
+    for result in compared.found.results:
+        assert [step for step, _ in result["curve"]] == steps
+        # The same kernels on the same images: once while training, once to count image by image.
+        assert result["curve"][-1][1] == result["mIoU"]
+        assert result["early"] == {"step": 2, "mIoU": result["curve"][0][1]}
+    assert sorted(path.suffix for path in (compared.out / "runs").iterdir()) == [".json"] * RUNS + [".npz"] * RUNS
 
 
-@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+keep-norm"])
-def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets, scenes, arm):
-    checkpoint, images = loaded(nets, scenes)
-    plan = begin(checkpoint, images, Arm.read(arm), 1)
-    assert all(
-        module.running_mean.any() and module.num_batches_tracked
-        for module in checkpoint.model.modules()
-        if isinstance(module, torch.nn.BatchNorm2d)
-    )
-    again, _ = loaded(nets, scenes)
-    assert digest(again.model) != digest(checkpoint.model)
-    apply(plan, again.model)
-    assert digest(again.model) == digest(checkpoint.model)  # a plan replayed
-
-
-def test_ratios_are_those_measured_and_those_that_training_sees(nets, scenes):
-    for name, equal in (("none", False), ("preserve", True), ("preserve+folded", False), ("rescale", True)):
-        checkpoint, images = loaded(nets, scenes)
-        arm = Arm.read(name)
-        plan = begin(checkpoint, images, arm, 0)
-        (site,) = scales(plan, arm)
-        sigmas = [branch.std for branch in plan.sites[0].branches]
-        assert site["ratio"] == pytest.approx(max(sigmas) / min(sigmas))
-        assert site["ratio"] > 5
-        assert site["ratio_after"] == pytest.approx(1.0 if equal else site["ratio"])
-
-
-# going on
+def test_seeds_may_be_added_but_nothing_else_changed(nets, scenes, compared):
+    assert len(compared.before) == 6
+    assert "6 of 9 runs are there already" in compared.said
+    after = files(compared.out)
+    assert len(after) == RUNS
+    assert compared.before.items() <= after.items()
+    config = compared.setup.config
+    for changed in (
+        compared_setup(nets, scenes, config=replace(LONGER, batch_size=2)),
+        compared_setup(nets, scenes, ["none", "migrate", ONE_CLASS]),
+        compared_setup(nets, scenes, rates=(0.02,)),
+        compared_setup(nets, scenes, seeds=2),
+    ):
+        with pytest.raises(InputError, match="holds a comparison with other settings"):
+            compare(changed, compared.out)
+    again = compared_setup(nets, scenes, config=replace(LONGER, workers=1))
+    assert again.config != config
+    assert compare(again, compared.out).to_json() == compared.found.to_json()
+    assert files(compared.out) == after
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(nets, scenes, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("uninterrupted") / "out"
-    compare(made(nets, scenes, ["none", "rescale"], evaluations=2), out)
-    return out
+def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, compared, tmp_path):
+    """Two runs are missing: stopped as the second begins, and then in its middle."""
+    out = tmp_path / "out"
+    shutil.copytree(compared.out, out)
+    for path in [*out.glob("runs/none_*seed2.*"), *out.glob("runs/preserve*seed2.*"), *out.glob("plans/*seed2.json")]:
+        path.unlink()
+    pairs = STEPS * QUICK.batch_size
+    missing, times = 2, {}
+    for stop in (pairs + QUICK.batch_size, pairs * 5 // 8):
 
-
-def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, tmp_path, uninterrupted):
-    """Four runs of 16 pairs: stopped as the second begins, and later in the middle of the third."""
-    setup = made(nets, scenes, ["none", "rescale"], evaluations=2)
-    times: dict[Path, int] = {}
-    for finished, pairs in ((0, 20), (1, 24)):
-
-        def kill(done, of, left=4 - finished, pairs=pairs):
-            assert of == 16 * left
-            if done == pairs:
+        def kill(done, of, missing=missing, stop=stop):
+            assert of == pairs * missing
+            if done == stop:
                 raise Killed
 
         with pytest.raises(Killed):
-            compare(setup, tmp_path / "out", progress=kill)
-        assert len(files(tmp_path / "out")) == finished + 1
+            compare(compared.setup, out, progress=kill)
+        missing = 1
+        assert len(files(out)) == RUNS - missing
+        times = times or {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*.json")}
         assert {path: path.stat().st_mtime_ns for path in times} == times
-        times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").glob("*.json")}
     said: list[str] = []
-    compare(setup, tmp_path / "out", say=said.append)
-    assert "2 of 4 runs are there already" in said
-    assert files(tmp_path / "out") == files(uninterrupted)
+    compare(compared.setup, out, notify=said.append)
+    assert "8 of 9 runs are there already" in said
+    assert "going on after step 8" in said
+    # Interrupted or not, a CPU does the same steps of the same kernels.
+    assert files(out) == files(compared.out)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert sorted(path.suffix for path in (tmp_path / "out/runs").iterdir()) == [".json"] * 4 + [".npz"] * 4
 
 
-def test_more_may_be_asked_for_but_nothing_else(nets, scenes, tmp_path):
-    out = tmp_path / "out"
-    short = replace(QUICK, max_steps=2)
-    compare(made(nets, scenes, ["none", "rescale"], recipe=short, seeds=1), out)
-    before = files(out)
-    found = compare(made(nets, scenes, ["none", "rescale"], recipe=replace(short, workers=0), seeds=2), out)
-    assert len(found.results) == 4
-    assert before.items() <= files(out).items()
-    for changed in (
-        made(nets, scenes, ["none", "rescale"], recipe=replace(short, batch_size=2)),
-        made(nets, scenes, ["none", "migrate"], recipe=short),
-        made(nets, scenes, ["none", "rescale"], recipe=short, rates=(0.02,)),
-        made(nets, scenes, ["none", "rescale"], recipe=short, seeds=1),
-    ):
-        with pytest.raises(InputError, match="holds a comparison with other settings"):
-            compare(changed, out)
-    assert len(files(out)) == 4
-
-
-def test_another_model_under_the_same_name_is_refused(nets, scenes, tmp_path):
-    path = tmp_path / "net.pth"
-    state = torch.load(nets / "whole.pth")
-    torch.save(state, path)
-    name = replace(named(nets), source=str(path))
-    short = replace(QUICK, max_steps=1)
-    compare(made(nets, scenes, ["none", "rescale"], recipe=short, name=name, seeds=1), tmp_path / "out")
-    torch.save({**state, "classify.bias": state["classify.bias"] + 1}, path)
-    with pytest.raises(InputError, match="is no longer the model that none_lr0"):
-        compare(made(nets, scenes, ["none", "rescale", "migrate"], recipe=short, name=name, seeds=1), tmp_path / "out")
+def test_another_model_under_the_same_name_is_refused(nets, scenes, compared):
+    path = nets / "backbone.pth"
+    original = path.read_bytes()
+    state = torch.load(path)
+    more = compared_setup(nets, scenes, ["none", "preserve+folded", ONE_CLASS, "migrate"])
+    try:
+        torch.save({**state, "backbone.0.bias": state["backbone.0.bias"] + 1}, path)
+        with pytest.raises(InputError, match="is no longer the model that none_lr0"):
+            compare(more, compared.out)
+    finally:
+        path.write_bytes(original)
+    assert len(files(compared.out)) == RUNS
 
 
 # refusals
@@ -346,23 +212,20 @@ def test_refusals_leave_nothing(nets, scenes, tmp_path):
     unscored = write_scenes(tmp_path / "data", 5, counts={"train": 4})
     with pytest.raises(DataError, match="no validation split"):
         made(nets, unscored, ["none", "rescale"])
-    for recipe in (replace(QUICK, patience=2), replace(QUICK, calibrate="auto")):
+    for config in (replace(QUICK, patience=2), replace(QUICK, calibrate="auto")):
         with pytest.raises(InputError, match="cannot be set in a comparison"):
-            made(nets, scenes, ["none", "rescale"], recipe=recipe)
+            made(nets, scenes, ["none", "rescale"], config=config)
     for rates in ((0.1, 0.1), (0.0,), (math.inf,)):
         with pytest.raises(InputError, match="--lrs"):
             made(nets, scenes, ["none", "rescale"], rates=rates)
 
 
-def test_epochs_are_counted_as_the_trainer_counts_them(nets, scenes, tmp_path):
-    recipe = replace(QUICK, max_steps=None, epochs=2, batch_size=3)
-    setup = made(nets, scenes, ["none", "rescale"], recipe=recipe, seeds=1, evaluations=2)
-    assert (setup.recipe.max_steps, setup.recipe.eval_every, setup.recipe.eval_first) == (4, 2, 1)
-    found = compare(setup, tmp_path / "out")
-    assert [step for step, _ in found.results[0]["curve"]] == [1, 2, 4]
-    assert found.results[0]["curve"][-1][1] == found.results[0]["mIoU"]
-    assert found.results[0]["early"] == {"step": 1, "mIoU": found.results[0]["curve"][0][1]}
+def test_epochs_are_counted_as_finetune_counts_them(nets, scenes, tmp_path):
+    config = replace(QUICK, max_steps=None, epochs=2, batch_size=3)
+    setup = made(nets, scenes, ["none", "rescale"], config=config, evaluations=2)
+    assert (setup.config.max_steps, setup.config.eval_every, setup.config.eval_first) == (4, 2, 1)
+    assert finetune(named(nets), scenes, tmp_path / "out", config).steps == 4
 
 
 def test_names_of_runs():
-    assert Run(arm=Arm.read("rescale+keep-norm"), rate=3e-4, seed=2).name == "rescale+keep-norm_lr0.0003_seed2"
+    assert Run(arm=read_arm("rescale+keep-norm"), rate=3e-4, seed=2).name == "rescale+keep-norm_lr0.0003_seed2"

@@ -12,7 +12,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
-    run = RunDirectory(tmp_path / "out", None, resume=False, overwrite=False)
+    run = RunDirectory(tmp_path / "out", tmp_path / "model", resume=False, overwrite=False)
     run.begin({"seed": 0}, "lr: 1\n")
     return run
 
@@ -38,13 +38,13 @@ def test_a_model_takes_the_place_of_another_with_all_its_files(run):
     state.mkdir()
     (state / "trainer_state.json").write_text("{}")
     (run.path / "notes.txt").write_text("the user's")
-    with run.metrics.open("a") as held:  # as a logger holds its file
+    with (run.path / "metrics.jsonl").open("a") as held:  # as a logger holds its file
         run.put_model(saving("new"))
         held.write(json.dumps({"step": 1}) + "\n")
     run.record({"step": 2})
     assert model(run) == {"config.json": "new", "model.bin": "new"}
     assert run.lines() == [{"step": 1}, {"step": 2}]
-    assert run.checkpoint() == state
+    assert run.newest_state() == state
     assert (run.path / "notes.txt").read_text() == "the user's"
     assert (run.path / "finetune.yaml").read_text() == "lr: 1\n"
     assert [path.name for path in run.path.parent.iterdir()] == ["out"]
@@ -61,7 +61,7 @@ def test_killed_while_a_model_is_replaced_leaves_the_old_one_whole(run, monkeypa
         run.put_model(saving("new", killed_after=1 if moment == "while saving" else None))
     monkeypatch.undo()
     assert model(run) == {"config.json": "old", "model.bin": "old"}
-    again = RunDirectory(run.path, None, resume=True, overwrite=False)
+    again = RunDirectory(run.path, run.path.parent / "model", resume=True, overwrite=False)
     again.begin({"seed": 0}, "lr: 1\n")
     assert [path.name for path in run.path.parent.iterdir()] == ["out"]
     again.put_model(saving("newer"))
@@ -84,4 +84,4 @@ def test_a_mount_point_cannot_be_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.is_mount", lambda self: self.name == "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="is where a disk is mounted"):
-        RunDirectory(tmp_path / "out", None, resume=False, overwrite=True)
+        RunDirectory(tmp_path / "out", tmp_path / "model", resume=False, overwrite=True)

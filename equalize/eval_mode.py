@@ -1,0 +1,68 @@
+"""Running a network in eval mode and leaving it as it was found."""
+
+import contextlib
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["eval_mode"]
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
+    """Eval mode, no gradients, full float32 matrix products; afterwards everything is as it was found.
+
+    Restored, also after an interruption: the mode of every module, every buffer, the random state, TF32 switches.
+
+    Args:
+        model: any module, on any device.
+        attributes: restore all other attributes of the modules too, with the containers in them. Needed where a
+            network is traced: it may keep tensors of the run, which under export are fake, and export puts copies in
+            the place of lists. Not to be used on a network that FSDP has sharded, which keeps its state there.
+    """
+    modes = [(module, module.training) for module in nn.Module.modules(model)]
+    contents = [(container, container.copy()) for container in (_containers(model) if attributes else ())]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in nn.Module.modules(model)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        model.eval()
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(model)):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for container, content in contents:
+            container.clear()
+            (container.update if isinstance(container, dict | set) else container.extend)(content)
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)  # a forward pass may also have put another in its place
+        for module, training in modes:
+            module.training = training
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    """The CUDA devices that a model is on, whose random state a run of it may move."""
+    return sorted({tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"})
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """The modules' attributes, and every dict, list and set in them."""
+    found: dict[int, Any] = {}
+    stack: list[Any] = [vars(module) for module in nn.Module.modules(model)]
+    while stack:
+        value = stack.pop()
+        if type(value) in _CONTAINERS and id(value) not in found:
+            found[id(value)] = value
+            stack += value.values() if isinstance(value, dict) else value
+    return list(found.values())

@@ -1,0 +1,45 @@
+"""What cannot be equalized, and why a network has nothing that can. Pure Python."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from equalize.graph.graph import Graph, Op
+from equalize.sites.branches import place, resampling_of
+
+__all__ = ["Refusal", "explain_nothing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A concat that became no site: the module it happens in, and why."""
+
+    at: str
+    reason: str
+
+
+def explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:
+    """Why a network without sites has none, where no refused concat says it."""
+    additions = [op for op in graph.ops if op.kind == "add" and _adds_resampled(graph, op)]
+    for at in dict.fromkeys(place(op) for op in additions):
+        yield Refusal(at=at, reason="fuses by addition: no fusion weights stand behind the branches")
+    if not additions and not refusals:
+        yield Refusal(at="model", reason="has no concat of features")
+
+
+def _adds_resampled(graph: Graph, addition: Op) -> bool:
+    """Whether some of the added tensors were resampled, on ways that do not mix places, and others not so."""
+    ways = [frozenset(_resamplings(graph, graph[name])) for name in addition.inputs if name in graph.fed]
+    return len(set(ways)) > 1
+
+
+def _resamplings(graph: Graph, op: Op) -> Iterator[str]:
+    while True:
+        if resampling_of(op):
+            yield op.name
+            return
+        weight = graph.shapes.get(op.parameters.get("weight") or "", ())
+        pointwise = op.kind == "convolution" and math.prod(weight[2:]) == 1
+        if not pointwise and op.kind not in {"identity", "relu", "activation", "norm", "crop", "pad"}:
+            return
+        op = graph[op.inputs[0]]

@@ -1,0 +1,30 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from equalize.commands.finetune.loss import Criterion, ModelWithLoss
+from equalize.errors import InputError
+
+
+def test_networks_that_match_masks_are_refused():
+    class Matcher(torch.nn.Conv2d):
+        def forward(self, x, mask_labels=None):
+            return x
+
+    checkpoint = type("Stub", (), {"model": Matcher(3, 3, 1), "architecture": "Matcher", "family": "custom"})()
+    with pytest.raises(InputError, match="Matcher: is trained by matching masks"):
+        ModelWithLoss(checkpoint, Criterion())
+
+
+def test_loss_is_the_mean_over_labelled_pixels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 6, 6), torch.randint(0, 4, (2, 6, 6))
+    labels[:, :2] = 11
+    options = {"label_smoothing": 0.1, "ignore_index": 11}
+    weights = (1.0, 2.0, 0.5, 3.0)
+    for weight in (None, weights):
+        given = None if weight is None else torch.tensor(weight)
+        expected = F.cross_entropy(logits, labels, weight=given, **options)
+        found = Criterion(class_weights=weight, aux_weight=0.25, **options)([logits, logits], labels)
+        assert found == pytest.approx(1.25 * float(expected), rel=1e-5)
+    assert float(Criterion(ignore_index=11)([logits], torch.full((2, 6, 6), 11))) == 0.0
