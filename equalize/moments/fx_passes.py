@@ -2,7 +2,7 @@
 
 For a network in eval mode: in-place operators become ones that return a new tensor, so that no tensor changes after it
 was made; then BatchNorms go into the convolutions before them, operators that only copy go, and results are written
-over operands that nobody reads any more.
+over operands that are not read later.
 """
 
 from operator import getitem

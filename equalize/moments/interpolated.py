@@ -1,6 +1,6 @@
 """The moments of an interpolated tensor, from the tensor that was interpolated.
 
-With U = U_h (x) U_w the interpolation matrix, whose rows sum to one, and d = x - m the centred source:
+With U = U_h (x) U_w the interpolation matrix, whose rows sum to one, and d = x - m the centered source:
 sum(U x - m) = 1'U d and sum((U x - m)^2) = d' (U'U) d. Nearest and bilinear interpolation read one or two neighbours an
 axis, so U'U is diagonal or tridiagonal along each, and the moments cost as much as a few additions of the source.
 """

@@ -236,7 +236,7 @@ def _pads_itself(graph: Graph, layer: Op, reading: _Reading) -> bool:
 
 
 def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
-    """The normalisation that alone reads the layer's output: its module and its running_mean."""
+    """The normalization that alone reads the layer's output: its module and its running_mean."""
     readers = graph.consumers[layer.name]
     if len(readers) != 1 or readers[0].kind != "norm":
         return None, None

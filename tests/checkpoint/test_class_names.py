@@ -7,7 +7,6 @@ import torch
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from equalize.checkpoint import load
-from equalize.checkpoint.class_names import with_names
 from equalize.errors import CheckpointError
 
 
@@ -21,14 +20,14 @@ def lraspp(lraspp_state, tmp_path_factory):
 def check_names(source, names, tmp_path):
     checkpoint = load(source)
     assert checkpoint.classes is None
-    with_names(checkpoint, names).save(tmp_path / "out")
+    checkpoint.with_names(names).save(tmp_path / "out")
     again = load(tmp_path / "out")
     assert again.classes == names
     again.save(tmp_path / "copy")
     other = load(tmp_path / "out", num_classes=len(names) + 1, init_missing=True)
     assert other.classes is None
     other.save(tmp_path / "other")
-    with_names(again, names[::-1]).save(tmp_path / "renamed")
+    again.with_names(names[::-1]).save(tmp_path / "renamed")
     for place, expected in (("out", names), ("copy", names), ("other", None), ("renamed", names[::-1])):
         assert load(tmp_path / place, weights=False).classes == expected
 
@@ -49,7 +48,7 @@ def test_of_a_state_dict_of_torchvision(lraspp, tmp_path):
 @pytest.fixture(scope="module")
 def recorded(lraspp, tmp_path_factory):
     directory = tmp_path_factory.mktemp("recorded") / "out"
-    with_names(load(lraspp), "abcd").save(directory)
+    load(lraspp).with_names("abcd").save(directory)
     return directory
 
 

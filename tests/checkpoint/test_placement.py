@@ -82,7 +82,7 @@ def test_shards(encoder, tmp_path):
     state = whole[parts[0]] | whole[parts[1]]
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in state.values())
     unet().load_state_dict(state, strict=True)
-    assert load(tmp_path / "out", "smp:Unet", UNET).drawn == ()
+    assert load(tmp_path / "out", "smp:Unet", UNET).newly_initialized == ()
 
 
 def test_an_image_classifier_of_torchvision(tmp_path):
@@ -134,11 +134,11 @@ def test_a_backbone_of_transformers_is_put_into_the_network_around_it(upernet_di
     source, out = tmp_path / ("swin.pth" if lone else "swin"), tmp_path / "out"
     checkpoint = load(source, f"transformers:{upernet_dir}", init_missing=True, num_classes=3)
     added = "backbone.hidden_states_norms."
-    assert {key.partition(".")[0] for key in checkpoint.drawn if not key.startswith(added)} == {
+    assert {key.partition(".")[0] for key in checkpoint.newly_initialized if not key.startswith(added)} == {
         "decode_head",
         "auxiliary_head",
     }
-    assert any(key.startswith(added) for key in checkpoint.drawn) == (kind != "SwinBackbone")
+    assert any(key.startswith(added) for key in checkpoint.newly_initialized) == (kind != "SwinBackbone")
     assert "were taken as those of backbone" in checkpoint.notes[0]
     checkpoint.save(out)
     stock, told = UperNetForSemanticSegmentation.from_pretrained(out, output_loading_info=True)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from equalize.moments.moments import Moments, per_image, pool
+from equalize.moments.moments import Moments, merge, per_image, pool
 
 
 def exact(x: torch.Tensor) -> tuple[float, float]:
@@ -53,6 +53,19 @@ def test_large_images_of_any_strides(ratio, dtype):
         assert found.count == rows.shape[1]
         assert torch.allclose(found.mean_N, rows.mean(1), rtol=0, atol=1e-6 * float(std.mean() + ratio))
         assert torch.allclose((found.m2_N / found.count).sqrt(), std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0, 1e4])
+def test_parts_of_any_size_merge_to_the_moments_of_the_whole(ratio):
+    x = (torch.randn(2, 30, generator=torch.Generator().manual_seed(4)) * 3 + 3 * ratio).double()
+    parts = x.split([1, 12, 17], dim=1)
+    mean_NP = torch.stack([part.mean(1) for part in parts], -1)
+    m2_NP = torch.stack([part.var(1, correction=0) * part.shape[1] for part in parts], -1)
+    mean_N, q_NP = merge(torch.tensor([1.0, 12.0, 17.0]).double(), mean_NP, m2_NP)
+    for row, mean, m2 in zip(x, mean_N, q_NP.sum(1), strict=True):
+        expected_mean, expected_std = exact(row)
+        assert float(mean) == pytest.approx(expected_mean, rel=1e-12)  # float64, sums of thirty
+        assert math.sqrt(float(m2) / 30) == pytest.approx(expected_std, rel=1e-9)
 
 
 def test_images_count_by_their_size():

@@ -1,0 +1,63 @@
+"""A model is left as it was found, whatever is done with it meanwhile."""
+
+import pytest
+import torch
+from torch import nn
+
+from equalize.eval_mode import eval_mode
+
+
+class Keeps(nn.Module):
+    """Keeps what it has seen, and replaces one of its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.drop = nn.Dropout(0.5).eval()
+        self.register_buffer("steps", torch.zeros(()))
+        self.seen: list[torch.Tensor] = []
+        self.cache = {"sizes": {1}}
+
+    def forward(self, x):
+        self.steps = self.steps + 1
+        self.norm.running_mean.add_(1)
+        self.seen.append(x)
+        self.cache["sizes"].add(len(x))
+        self.extra = x
+        return self.drop(self.norm(x)) + torch.rand(())
+
+
+def run(model, *, attributes):
+    with eval_mode(model, attributes=attributes):
+        assert not any(module.training for module in model.modules())
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert not model(torch.randn(2, 3, 4, 4)).requires_grad
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def with_tf32():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("with_tf32")
+@pytest.mark.parametrize("attributes", [False, True])
+def test_everything_is_as_it_was_found_also_when_interrupted(attributes):
+    model = Keeps().train()
+    model.drop.eval()
+    buffers = {key: (buffer, buffer.clone()) for key, buffer in model.named_buffers()}
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        run(model, attributes=attributes)
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert torch.is_grad_enabled()
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.equal(torch.get_rng_state(), state)  # the same bytes
+    for key, buffer in model.named_buffers():
+        assert buffer is buffers[key][0]
+        assert torch.equal(buffer, buffers[key][1])  # copied back
+    left = not attributes
+    assert (len(model.seen), model.cache["sizes"], hasattr(model, "extra")) == (left, {1, 2} if left else {1}, left)
