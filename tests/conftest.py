@@ -117,16 +117,25 @@ def upernet_dir(tmp_path_factory) -> Path:
     return _quietly_save(UperNetForSemanticSegmentation(config), directory, max_shard_size="100KB")
 
 
-@pytest.fixture(scope="session")
-def smp_dir(tmp_path_factory) -> Path:
-    """smp.Unet over ResNet-18 with narrow decoder, two classes. Read only."""
+def _saved_unet(encoder: str, directory: Path) -> Path:
     import segmentation_models_pytorch as smp
 
     torch.manual_seed(4)
-    directory = tmp_path_factory.mktemp("smp")
-    model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=2)
+    model = smp.Unet(encoder, encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=2)
     model.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def smp_dir(tmp_path_factory) -> Path:
+    """smp.Unet over timm's smallest ResNet with narrow decoder, two classes. Read only."""
+    return _saved_unet("tu-test_resnet.r160_in1k", tmp_path_factory.mktemp("smp"))
+
+
+@pytest.fixture(scope="session")
+def smp_resnet_dir(tmp_path_factory) -> Path:
+    """The same over ResNet-18, which is recognized by its keys. Read only."""
+    return _saved_unet("resnet18", tmp_path_factory.mktemp("smp_resnet"))
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,17 @@
 
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.files.atomic import atomic_directory
-from equalize.checkpoint.files.weights import state_on_disk, twin_on_disk
-from equalize.checkpoint.load import load, reload
+from equalize.checkpoint.files.weights import safetensors_copy, state_on_disk
+from equalize.checkpoint.load import ModelName, load, reload
 from equalize.checkpoint.preprocess import Preprocess
 
-__all__ = ["Checkpoint", "Preprocess", "atomic_directory", "load", "reload", "state_on_disk", "twin_on_disk"]
+__all__ = [
+    "Checkpoint",
+    "ModelName",
+    "Preprocess",
+    "atomic_directory",
+    "load",
+    "reload",
+    "safetensors_copy",
+    "state_on_disk",
+]

@@ -1,26 +1,21 @@
-"""``--arch`` -> a model with fresh weights. Only a file or module that the user names here ever runs."""
+"""A factory -> a model with fresh weights, or on the meta device."""
 
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
+from equalize.checkpoint.limits import limit_construction
 from equalize.errors import CheckpointError
 
-__all__ = ["CLASS_ARGUMENTS", "class_argument", "construct", "load_factory", "seeded"]
+__all__ = ["build", "class_argument", "construct", "json_arguments", "seeded"]
 
-CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
+_CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
 
 @contextmanager
@@ -31,29 +26,50 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def construct(make: Callable[[], nn.Module], arch: str, *, weights: bool, seed: int, empty: bool = False) -> nn.Module:
-    """Call a factory on the CPU under a seed, or on the meta device if no weights are wanted.
+def build(
+    make: Callable[[], nn.Module],
+    name: str,
+    tensors: Mapping[str, Tensor] | None,
+    *,
+    limited: bool,
+    on_meta: bool = False,
+    draw: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A network as a checkpoint describes it, no larger than what there is to fill it.
 
     Args:
-        make: the factory.
-        arch: for errors.
-        weights: False puts all of it on the meta device.
+        make: builds it with fresh weights.
+        name: for errors.
+        tensors: that will fill it; None where only its structure is wanted.
+        limited: whether to hold it to those.
+        on_meta: put all of it on the meta device.
+        draw: whether parts of it may have no tensors.
         seed: of the draw.
-        empty: put its parameters alone there, to be assigned; where that can be done.
+
+    Raises:
+        CheckpointError: it cannot be built.
+    """
+    with limit_construction(tensors, draw=draw) if limited else nullcontext():
+        return construct(make, name, on_meta=on_meta, seed=seed)
+
+
+def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False, seed: int = 0) -> nn.Module:
+    """Call a factory under a seed, on the CPU or on the meta device, where nothing takes memory.
 
     Raises:
         CheckpointError: the factory raises, or returns something that is not a module.
     """
     try:
         with seeded(seed):
-            model = (_parameters_on_meta(make) if empty else make()) if weights else _on_meta(make)
+            model = _on_meta(make) if on_meta else make()
     except (Exception, SystemExit) as error:  # whatever a factory raises is an answer to the arguments it was given
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            arch, f"cannot be built ({type(error).__name__}: {line})", remedy="check --arch and --arch-arg"
+            name, f"cannot be built ({type(error).__name__}: {line})", remedy="check --arch and --arch-arg"
         ) from error
     if not isinstance(model, nn.Module):
-        raise CheckpointError(arch, "is no model factory", got=type(model).__name__, expected="a torch.nn.Module")
+        raise CheckpointError(name, "is no model factory", got=type(model).__name__, expected="a torch.nn.Module")
     return model.eval()
 
 
@@ -65,28 +81,6 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         with _StorageOnMeta():
             model = make()
         return model.to("meta") if isinstance(model, nn.Module) else model
-
-
-def _parameters_on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """A model that never holds more than one parameter; those that are tied are still one."""
-    register = nn.Module.register_parameter
-    placed = WeakIdKeyDictionary()
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            if parameter not in placed:
-                placed[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-            parameter = placed[parameter]
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
-    try:
-        return make()
-    except Exception:  # some constructors read the values they have just drawn
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-        return make()
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 class _StorageOnMeta(TorchFunctionMode):
@@ -103,72 +97,6 @@ class _StorageOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_factory(arch: str) -> Callable[..., nn.Module]:
-    """The object behind ``path/to/file.py:Factory`` or ``package.module:Factory``.
-
-    Raises:
-        CheckpointError: no such file, module or name, or the file raises when it is run.
-    """
-    place, colon, name = arch.rpartition(":")
-    if not colon or not place or not name:
-        raise CheckpointError(
-            arch,
-            "is no architecture",
-            expected="torchvision:NAME, smp:NAME, transformers:DIR, mmseg:config.py, file.py:Factory "
-            "or package.module:Factory",
-        )
-    try:
-        module = _run_file(Path(place)) if place.endswith(".py") else _import(place)
-    except CheckpointError:
-        raise
-    except (Exception, SystemExit) as error:  # a training script may parse its own command line, and end
-        raise CheckpointError(arch, f"cannot be imported ({type(error).__name__}: {error})") from error
-    found = module
-    for part in name.split("."):
-        found = getattr(found, part, None)  # type: ignore[assignment]
-    if not callable(found):
-        names = ", ".join(sorted(key for key, value in vars(module).items() if _is_factory(value, module))[:5])
-        raise CheckpointError(arch, f"{place} has no factory {name!r}", expected=names or None)
-    return found
-
-
-def _is_factory(value: object, module: ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
-
-
-def _run_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise CheckpointError(path, "no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with _importable(path.resolve().parent):
-        previous = sys.modules.get(path.stem)
-        sys.modules[path.stem] = module  # dataclasses and pickling look a module up by name while it runs
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            if previous is not None:
-                sys.modules[path.stem] = previous
-    return module
-
-
-def _import(name: str) -> ModuleType:
-    with _importable(Path.cwd()):
-        return importlib.import_module(name)
-
-
-@contextmanager
-def _importable(directory: Path) -> Iterator[None]:
-    sys.path.insert(0, str(directory))
-    try:
-        yield
-    finally:
-        if str(directory) in sys.path:
-            sys.path.remove(str(directory))
-
-
 def class_argument(factory: Callable[..., object], arch: str) -> str:
     """The name under which a factory takes the number of classes.
 
@@ -176,13 +104,13 @@ def class_argument(factory: Callable[..., object], arch: str) -> str:
         CheckpointError: it has none of the usual names.
     """
     parameters = inspect.signature(factory).parameters
-    for name in CLASS_ARGUMENTS:
+    for name in _CLASS_ARGUMENTS:
         if name in parameters:
             return name
     raise CheckpointError(
         arch,
         "takes no number of classes under a usual name",
-        expected=", ".join(CLASS_ARGUMENTS),
+        expected=", ".join(_CLASS_ARGUMENTS),
         remedy="give it with --arch-arg instead of --num-classes",
     )
 

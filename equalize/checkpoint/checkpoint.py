@@ -2,56 +2,29 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint.files.atomic import atomic_directory, copy_side_files
-from equalize.checkpoint.files.rewrite import is_other_copy, replacements, write_flat, write_weights
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights
+from equalize.checkpoint.family import Family, SaveSpec
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
+from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
+from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.preprocess import Preprocess
-from equalize.errors import CheckpointError, SiteError
+from equalize.errors import CheckpointError
 
-__all__ = ["PLAN_FILE", "Checkpoint", "Origin"]
+__all__ = ["PLAN_FILE", "Checkpoint", "main_output", "read_class_names", "read_plan", "write_plan"]
 
 PLAN_FILE = "equalize.json"
-
-Family = Literal["transformers", "smp", "torchvision", "mmsegmentation", "custom"]
 
 
 class _Receipt(Protocol):
     def to_json(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a checkpoint came from, and what it takes to write it back."""
-
-    path: Path
-    """The file or directory that was read."""
-    weights: Weights
-    disk_state: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    """A state dict of the model -> its tensors by the key they have, or shall have, on disk."""
-    config: Mapping[str, object] | None = None
-    """Fields that ``config.json`` has to change to, where a decoder was drawn."""
-    architecture: Mapping[str, object] | None = None
-    """Content of ``architecture.json``; given for state dicts alone."""
-    prefix: str = ""
-    """What wrappers put before the model's keys on disk."""
-    model_key: Mapping[str, str] = field(default_factory=dict)
-    """Key on disk -> model key, where they differ by more than ``prefix``."""
-    beside: tuple[Path, ...] = ()
-    """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
-    meta: Mapping[str, object] = field(default_factory=dict)
-    """What has to change under ``meta`` of a torch file; None takes an entry away."""
-    nest: str | None = None
-    """Where a torch file shall have its state dict, with ``meta`` beside it; None leaves it where it is."""
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """Files to write beside the weights, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +33,8 @@ class Checkpoint:
 
     source: str
     """As typed."""
-    family: Family
+    adapter: Family[Any]
+    """What is known of its library."""
     architecture: str
     model: nn.Module
     """In eval mode and float32; on the meta device if loaded without weights."""
@@ -68,7 +42,7 @@ class Checkpoint:
     classes: tuple[str, ...] | None
     revision: str | None
     """The commit that a Hub id resolved to."""
-    drawn: tuple[str, ...] = ()
+    newly_initialized: tuple[str, ...] = ()
     """The model's state-dict keys that ``init_missing`` drew."""
     notes: tuple[str, ...] = ()
     """What was chosen where the files left a choice: a line each, for the user."""
@@ -79,7 +53,32 @@ class Checkpoint:
     arch: str | None = None
     """The ``--arch`` that builds it again; None for a library's own directory."""
     arch_args: Mapping[str, object] | None = None
-    origin: Origin | None = None
+    save_spec: SaveSpec | None = None
+    """What it takes to write it back; None if it was loaded without weights."""
+
+    @property
+    def family(self) -> str:
+        """transformers, smp, torchvision, mmsegmentation or custom."""
+        return self.adapter.name
+
+    @property
+    def stored(self) -> SaveSpec:
+        """What it takes to write it back.
+
+        Raises:
+            CheckpointError: it was loaded without weights.
+        """
+        if self.save_spec is None:
+            raise CheckpointError(self.source, "was loaded without weights and cannot be written")
+        return self.save_spec
+
+    def with_names(self, names: Sequence[str]) -> "Checkpoint":
+        """The checkpoint with names for its classes, which it then saves: where its format has them, or in a file."""
+        names = tuple(names)
+        if names == self.classes:
+            return self
+        save = None if self.save_spec is None else self.adapter.with_classes(self.save_spec, names)
+        return replace(self, classes=names, save_spec=save)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The main output, (N, classes, h, w), whatever the network wraps it in.
@@ -95,74 +94,66 @@ class Checkpoint:
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""
         state = self.model.state_dict()
-        if self.origin is None:
+        if self.save_spec is None:
             return {key: key for key in state}
         by_id = {id(tensor): key for key, tensor in state.items()}
-        stored = self.origin.disk_state(state)
+        stored = self.save_spec.keys.to_disk(state)
         return {by_id[id(tensor)]: disk for disk, tensor in stored.items() if id(tensor) in by_id}
 
-    def twin(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def safetensors_copy(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What ``model.safetensors`` beside a torch file holds: the tensors on disk by the model's own keys."""
-        assert self.origin is not None
-        bare, prefix = self.origin.model_key, self.origin.prefix
-        keys = self.origin.disk_state(self.model.state_dict())
-        return {bare.get(key, key.removeprefix(prefix)): stored[key] for key in keys}
+        keys = self.stored.keys
+        on_disk = keys.to_disk(self.model.state_dict())
+        return {keys.model_key.get(key, key.removeprefix(keys.prefix)): stored[key] for key in on_disk}
 
-    def save(
-        self,
-        directory: str | Path,
-        plan: _Receipt | None = None,
-        *,
-        overwrite: bool = False,
-        prove: Callable[[Path], _Receipt] | None = None,
-    ) -> None:
+    def save(self, directory: str | Path, plan: _Receipt | None = None, *, overwrite: bool = False) -> None:
         """Write the model in the format it came in; tensors that did not change keep every bit.
 
         Args:
             directory: to be made; whole or absent afterwards.
             plan: the receipt, written as ``equalize.json``.
             overwrite: whether the directory may exist.
-            prove: called with what was written before it takes its place; gives the receipt to write, or raises.
 
         Raises:
             OutputError: the directory exists, or touches the source.
             ResourceError: disk full or not writable.
             NumericsError: a changed value does not fit its dtype on disk.
         """
-        origin = self.origin
-        if origin is None:
-            raise CheckpointError(self.source, "was loaded without weights and cannot be written")
-        with atomic_directory(directory, overwrite=overwrite, source=origin.path) as out:
-            self._write(origin, out)
-            plan = prove(out) if prove is not None else plan
+        with self.writing(directory, overwrite=overwrite) as out:
             if plan is not None:
-                text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False)
-                (out / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+                write_plan(plan, out)
 
-    def _write(self, origin: Origin, out: Path) -> None:
-        weights = origin.weights
-        state = origin.disk_state(self.model.state_dict())
-        changed = replacements(weights, state)
+    @contextmanager
+    def writing(self, directory: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+        """Like `save`, but gives what was written, so that it can be checked before it takes its place."""
+        spec = self.stored
+        with atomic_directory(directory, overwrite=overwrite, source=spec.path) as out:
+            self._write(spec, out)
+            yield out
+
+    def _write(self, spec: SaveSpec, out: Path) -> None:
+        weights = spec.keys.weights
+        changed = changed_tensors(weights, spec.keys.to_disk(self.model.state_dict()))
         containers = [*weights.files, *([weights.index] if weights.index else [])]
         names = {path: out / path.name for path in containers}
-        lone = origin.architecture is not None and len(containers) == 1
+        lone = spec.architecture is not None and len(containers) == 1
         if lone:
             suffix = ".safetensors" if weights.files[0].suffix == ".safetensors" else ".pth"
             names = {weights.files[0]: out / f"model{suffix}"}
-        if origin.path.is_dir():
-            others = {path for path in origin.path.iterdir() if is_other_copy(path.name)}
-            copy_side_files(origin.path, out, leave_out={*containers, *others})
-        for path in origin.beside:
+        if spec.path.is_dir():
+            others = {path for path in spec.path.iterdir() if is_other_copy(path.name)}
+            copy_side_files(spec.path, out, leave_out={*containers, *others})
+        for path in spec.beside:
             shutil.copyfile(path, out / path.name)
-        for name, text in origin.texts.items():
+        for name, text in spec.texts.items():
             (out / name).write_text(text, encoding="utf-8")
-        write_weights(weights, changed, names, origin.meta, origin.nest)
+        write_weights(weights, changed, names, spec.meta, spec.nest)
         if lone and names[weights.files[0]].suffix == ".pth":
-            write_flat(self.twin({**weights.tensors, **changed}), out / "model.safetensors")
-        if origin.architecture is not None:
-            (out / ARCHITECTURE_FILE).write_text(json.dumps(origin.architecture, indent=2) + "\n", encoding="utf-8")
-        if origin.config:
-            _edit_config(out / "config.json", origin.config)
+            write_flat(self.safetensors_copy({**weights.tensors, **changed}), out / "model.safetensors")
+        if spec.architecture is not None:
+            (out / ARCHITECTURE_FILE).write_text(json.dumps(spec.architecture, indent=2) + "\n", encoding="utf-8")
+        if spec.config:
+            _edit_config(out / "config.json", spec.config)
 
 
 def _edit_config(path: Path, fields: Mapping[str, object]) -> None:
@@ -171,19 +162,29 @@ def _edit_config(path: Path, fields: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main_output(output: Any, architecture: str) -> Tensor:
-    """The (N, classes, h, w) tensor in what a segmentation network returns."""
-    if isinstance(output, Mapping) and "out" in output:
-        output = output["out"]
-    elif hasattr(output, "class_queries_logits"):  # mask classification: MaskFormer and its successors
-        classes = output.class_queries_logits.softmax(-1)[..., :-1]
-        return torch.einsum("nqc,nqhw->nchw", classes, output.masks_queries_logits.sigmoid())
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if isinstance(output, Tensor) and output.ndim >= 4:
-        return output
-    raise SiteError(
-        architecture, "returns no logits", got=type(output).__name__, expected="a tensor (N, classes, h, w)"
-    )
+def write_plan(plan: _Receipt, directory: Path) -> None:
+    """Writes the receipt of an equalization beside the weights."""
+    text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False)
+    (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_plan(directory: Path) -> dict[str, Any] | None:
+    """The receipt that an earlier equalization left in a directory."""
+    path = directory / PLAN_FILE
+    return read_json(path) if path.is_file() else None
+
+
+def read_class_names(directory: Path) -> tuple[str, ...] | None:
+    """The names that `Checkpoint.save` left in a file beside the weights.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = directory / CLASS_NAMES_FILE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    names = [name for number in range(len(content)) if isinstance(name := content.get(str(number)), str) and name]
+    if not names or len(names) != len(content):
+        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...} without gaps')
+    return tuple(names)

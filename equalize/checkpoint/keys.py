@@ -5,21 +5,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-
-from equalize.checkpoint.files.weights import Weights
-from equalize.errors import CheckpointError, NumericsError
-from equalize.mapped import MappedFiles
+from torch import Tensor
 
 __all__ = [
     "PREFIXES",
     "Match",
-    "check_finite",
     "disk_state",
-    "fill",
-    "fit",
-    "mismatch_error",
-    "only_class_count",
     "pair",
     "placements",
     "strippings",
@@ -137,143 +128,6 @@ def _old_counter(key: str, reading: Collection[str]) -> bool:
     return bare != key and key not in reading and f"{bare}.running_mean" in reading
 
 
-def fit(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    where: object,
-    *,
-    init_missing: bool,
-    num_classes: int | None,
-    architecture: str,
-) -> Match:
-    """Pair a model with tensors strictly; with ``init_missing`` some may be missing, or be of another class count.
-
-    Raises:
-        CheckpointError: a key is missing, left over or of another shape.
-    """
-    shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    match = pair(shapes, {key: tensor.shape for key, tensor in tensors.items()})
-    if match.complete:
-        return match
-    if not match.on_disk:
-        first = ", ".join(list(tensors)[:3])
-        places = placements(shapes, {key: tensor.shape for key, tensor in tensors.items()})
-        if places:
-            names = " and ".join(place.removesuffix(".") for place in places)
-            raise CheckpointError(
-                where, f"fits several parts of {architecture}: {names}", remedy="put the name of one before its keys"
-            )
-        raise CheckpointError(
-            where, f"has no key in common with {architecture}", got=first, remedy="check --arch and --arch-arg"
-        )
-    classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}
-    if not (init_missing and not match.unexpected and only_class_count(classifier, num_classes)):
-        raise mismatch_error(
-            where, architecture, match.missing, match.unexpected, classifier, init_missing=init_missing
-        )
-    return match
-
-
-def fill(model: nn.Module, weights: Weights, match: Match, where: object, *, mapped: bool) -> tuple[str, ...]:
-    """Copy the paired tensors into the model; parameters on the meta device become those tensors themselves.
-
-    Args:
-        model: as built.
-        weights: as read.
-        match: how they pair up.
-        where: for errors.
-        mapped: leave those tensors in the files.
-
-    Returns:
-        the model keys left as they were drawn.
-
-    Raises:
-        NumericsError: a tensor holds NaN or Inf.
-    """
-    tensors = weights.for_model(mapped=True) if mapped else weights.tensors
-    check_finite({disk: tensors[disk] for disk in match.on_disk.values()}, where, mapped=mapped)
-    found = {key: tensors[disk] for key, disk in match.on_disk.items()}
-    assigned = _assign(model, found)
-    rest = {key: tensor for key, tensor in found.items() if key not in assigned}
-    nn.Module.load_state_dict(model, rest, strict=False)
-    left = {*match.missing, *match.mismatched}
-    return tuple(key for key in model.state_dict() if key in left)
-
-
-def _assign(model: nn.Module, found: Mapping[str, Tensor]) -> set[str]:
-    """Put tensors in the place of the parameters that are on the meta device; those that are tied stay tied."""
-    placed: dict[int, nn.Parameter] = {}
-    assigned: set[str] = set()
-    for key, parameter in list(nn.Module.named_parameters(model, remove_duplicate=False)):
-        if parameter.is_meta:
-            if id(parameter) not in placed:
-                placed[id(parameter)] = nn.Parameter(found[key], parameter.requires_grad)
-            path, _, name = key.rpartition(".")
-            model.get_submodule(path).register_parameter(name, placed[id(parameter)])
-            assigned.add(key)
-    return assigned
-
-
 def disk_state(match: Match, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a model's state dict by the key they have, or shall have, on disk."""
     return {disk: state[key] for key, disk in match.disk_name.items()}
-
-
-def only_class_count(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], num_classes: int | None) -> bool:
-    """Whether shapes differ as those of a classifier with other classes do: along the first axis alone.
-
-    Args:
-        mismatched: key -> (shape in the model, shape on disk).
-        num_classes: what the model was asked to have; N + 1 also counts (a class for "nothing").
-    """
-    if not mismatched:
-        return True
-    if any(len(a) != len(b) or not a or a[1:] != b[1:] for a, b in mismatched.values()):
-        return False
-    outputs = {model[0] for model, _ in mismatched.values()}
-    count = min(outputs) if num_classes is None else num_classes
-    return outputs <= {count, count + 1}
-
-
-def mismatch_error(
-    where: object,
-    architecture: str,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    mismatched: Mapping[str, tuple[torch.Size, torch.Size]],
-    *,
-    init_missing: bool = False,
-) -> CheckpointError:
-    """The error for keys that do not pair up: how many of each kind, and the first three."""
-    shapes = [f"{key} {tuple(disk)} for {tuple(model)}" for key, (model, disk) in mismatched.items()]
-    kinds = {"missing": list(missing), "unexpected": list(unexpected), "of another shape": shapes}
-    facts = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in kinds.items()
-        if keys
-    ]
-    remedy = "check --arch and --arch-arg"
-    if not init_missing and not kinds["unexpected"] and only_class_count(mismatched, None):
-        remedy = "--init-missing draws what is missing" + (" and a new classifier" if mismatched else "")
-    return CheckpointError(where, f"does not fit {architecture}: keys " + ", ".join(facts), remedy=remedy)
-
-
-def check_finite(tensors: Mapping[str, Tensor], where: object, *, mapped: bool = False) -> None:
-    """Stop at the first tensor with NaN or Inf.
-
-    Args:
-        tensors: by name.
-        where: for the error.
-        mapped: leave none of those that lie in a file in memory.
-
-    Raises:
-        NumericsError: with the tensor's name.
-    """
-    files = MappedFiles()
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue
-        parts = files.parts(tensor) if mapped else [(tensor,)]
-        broken = sum(int((~torch.isfinite(part)).sum()) for (part,) in parts)
-        if broken:
-            raise NumericsError(where, f"tensor {key!r} holds {broken} NaN or Inf", got=f"shape {tuple(tensor.shape)}")

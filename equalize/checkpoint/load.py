@@ -1,22 +1,23 @@
-"""MODEL -> `Checkpoint`, and a written directory -> model through its library's own loader."""
+"""MODEL -> `Checkpoint`: its place, its weights, the family that claims it, the model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.checkpoint import Checkpoint
-from equalize.checkpoint.class_names import with_names, with_recorded
-from equalize.checkpoint.directories import load_smp, load_transformers
-from equalize.checkpoint.families.smp import family as smp_family
-from equalize.checkpoint.families.transformers import loader as hf
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json, read_weights, shards, weight_files
+from equalize.checkpoint.checkpoint import Checkpoint, read_class_names, read_plan
+from equalize.checkpoint.families import FAMILIES, family_of_arch
+from equalize.checkpoint.family import Family
+from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.request import Request
-from equalize.checkpoint.source import Place, fetch_weights, locate
-from equalize.checkpoint.state_dicts import load_published, load_state_dict, load_written, reload_state_dict
+from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
 
-__all__ = ["load", "load_request", "reload"]
+__all__ = ["ModelName", "load", "load_request", "reload", "written_by"]
+
+_DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that a record may not set
 
 
 def load(
@@ -52,75 +53,189 @@ def load(
         source=str(source),
         arch=arch,
         arch_args=dict(arch_args or {}),
-        weights=weights,
         init_missing=init_missing,
         num_classes=num_classes,
         seed=seed,
     )
-    return load_request(request)
+    return load_request(request, weights=weights)
 
 
-def load_request(request: Request) -> Checkpoint:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelName(Request):
+    """MODEL and the flags that go with it, to be loaded more than once."""
+
+    def load(self, *, weights: bool = True) -> Checkpoint:
+        """Loads it; without weights on the meta device."""
+        return load_request(self, weights=weights)
+
+
+def load_request(request: Request, *, weights: bool = True) -> Checkpoint:
     """`load`, its arguments in one."""
+    _check(request)
+    place = locate(request.source)
+    request = _as_recorded(place, request)
+    family = _claiming(place, NO_WEIGHTS, request)
+    found = NO_WEIGHTS
+    if family is None or weights or family.needs_weights(place, request):
+        family, place, found = _with_weights(family, place, request)
+    spec = family.open(place, found, request)
+    common: dict[str, Any] = {
+        "source": request.source,
+        "adapter": family,
+        "architecture": spec.architecture,
+        "preprocess": spec.preprocess,
+        "classes": spec.classes,
+        "revision": place.revision,
+        "plan_json": read_plan(place.path),
+        "arch": spec.arch,
+        "arch_args": spec.arguments,
+    }
+    if weights:
+        loaded = family.load(spec, found, request)
+        checkpoint = Checkpoint(
+            model=loaded.model,
+            newly_initialized=loaded.keys.newly_initialized,
+            notes=loaded.notes,
+            sha256=found.sha256(),
+            save_spec=family.save_spec(spec, loaded, place),
+            **common,
+        )
+    else:
+        model, notes = family.outline(spec, found, request)
+        checkpoint = Checkpoint(model=model, notes=notes, **common)
+    return _with_recorded_names(checkpoint, place, request)
+
+
+def _check(request: Request) -> None:
+    """What is wrong with the flags, whatever the model."""
     if request.num_classes is not None and request.num_classes < 1:
         raise CheckpointError("--num-classes", "must be positive", got=request.num_classes)
     if request.arch_args and request.arch is None:
         raise CheckpointError("--arch-arg", "needs --arch")
-    return _load(request)
+    if request.arch is not None and family_of_arch(request.arch).scheme is None:
+        file_or_module, _, name = request.arch.rpartition(":")
+        if not file_or_module or not name:
+            raise CheckpointError(request.arch, "is no architecture", expected=_arch_forms())
 
 
-def _load(request: Request) -> Checkpoint:
-    place = locate(request.source)
-    if place.kind == "torchvision":
-        published = load_published(place.path.name, request)
-        return with_names(published, published.classes) if published.classes else published
-    if place.kind == "directory":
-        return with_recorded(_load_directory(place, request), place.path, request.num_classes)
-    if place.path.name.endswith(".index.json"):
-        return load_state_dict(place.path, read_weights(shards(place.path), place.path), request)
-    return load_state_dict(place.path, read_weights((place.path,)), request)
+def _arch_forms() -> str:
+    forms = [form for family in FAMILIES for form in family.arch_forms]
+    return f"{', '.join(forms[:-1])} or {forms[-1]}"
 
 
-def _load_directory(place: Place, request: Request) -> Checkpoint:
-    """Tell transformers, smp and state dicts apart by the JSON files that lie there."""
-    path = place.path
-    if (path / ARCHITECTURE_FILE).is_file():
-        return load_written(path, request)
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if "_model_class" in config and request.arch is None:
-        return load_smp(place, config, request)
-    of_transformers = request.arch is not None and request.arch.startswith("transformers:")
-    if ("model_type" in config or "auto_map" in config) and (request.arch is None or of_transformers):
-        return load_transformers(place, request)
-    if config and request.arch is None:
-        raise CheckpointError(
-            path / "config.json", "is of no known library", expected="model_type (transformers) or _model_class (smp)"
-        )
+def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] | None:
+    """The first family that claims a checkpoint; None if its weights must be read, or read by somebody who knows them.
+
+    Raises:
+        CheckpointError: nothing published has that name, or the directory is of no library that is known here.
+    """
+    if place.kind == "published":
+        family = next((each for each in FAMILIES if each.claims(place, weights, replace(request, arch=None))), None)
+        if family is None:
+            raise CheckpointError(request.source, "no such file or directory")
+        if request.arch is not None:
+            raise CheckpointError(request.source, "names its architecture itself", remedy="leave --arch away")
+        return family
+    family = next((each for each in FAMILIES if each.claims(place, weights, request)), None)
+    if family is None and place.config and request.arch is None:
+        known = " or ".join(f"{each.config_field} ({each.name})" for each in FAMILIES if each.config_field)
+        raise CheckpointError(place.path / "config.json", "is of no known library", expected=known)
+    return family
+
+
+def _with_weights(family: Family[Any] | None, place: Place, request: Request) -> tuple[Family[Any], Place, Weights]:
+    """The weights, and the family that claims them where nothing else tells.
+
+    Raises:
+        CheckpointError: no family does.
+    """
+    if family is not None:
+        place = family.fetch(place)
+        return family, place, weights_at(place)
     fetch_weights(place)
-    return load_state_dict(path, read_weights(*weight_files(path)), request)
+    weights = weights_at(place)
+    _refuse_adapters(weights, request.source)
+    family = _claiming(place, weights, request)
+    if family is None:
+        raise CheckpointError(
+            request.source,
+            "state dict fits no known architecture",
+            got=f"keys such as {next(iter(weights.tensors))}",
+            remedy=f"say what it is, with --arch {_arch_forms()}",
+        )
+    return family, place, weights
 
 
-def reload(
-    directory: str | Path,
-    arch: str | None = None,
-    arch_args: Mapping[str, object] | None = None,
-    *,
-    mapped: bool = False,
-) -> nn.Module:
+def _refuse_adapters(weights: Weights, where: object) -> None:
+    adapter = next((key for key in weights.tensors if ".lora_" in key), None)
+    if adapter is not None:
+        raise CheckpointError(
+            where,
+            "holds LoRA adapters, not a whole network",
+            got=adapter,
+            remedy="merge them into their network first: peft's merge_and_unload(), then save_pretrained",
+        )
+
+
+def _as_recorded(place: Place, request: Request) -> Request:
+    """The request with the architecture that a record beside a state dict names, unless the caller names one.
+
+    Raises:
+        CheckpointError: the record is damaged, or names code, which only the caller may.
+    """
+    if place.record is None:
+        return request
+    named, arguments = place.record.get("arch"), place.record.get("arch_args") or {}
+    if not isinstance(named, str) or not isinstance(arguments, dict):
+        where = place.path / "architecture.json"
+        raise CheckpointError(where, "is no record of an architecture", expected='{"arch": …, "arch_args": {…}}')
+    arguments = {key: value for key, value in arguments.items() if key not in _DOWNLOADS}
+    if request.arch is not None:
+        return replace(request, arch_args={**(arguments if request.arch == named else {}), **request.arch_args})
+    arch = family_of_arch(named).recorded(named, place.path)
+    if arch is None:
+        raise CheckpointError(
+            place.path, "was built by code outside it", remedy=f"name that code again: --arch {named}"
+        )
+    return replace(request, arch=arch, arch_args=arguments)
+
+
+def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:
+    """With the class names in a file beside it, if its format told none; those of another number no longer hold."""
+    names = read_class_names(place.path) if checkpoint.classes is None else None
+    if names is None or request.num_classes not in (None, len(names)):
+        return checkpoint
+    return checkpoint.with_names(names)
+
+
+def written_by(directory: Path) -> Family[Any]:
+    """The family of what was written to a directory, by the JSON files there.
+
+    Raises:
+        CheckpointError: there is nothing of the kind.
+    """
+    place = locate(directory)
+    named = None if place.record is None else place.record.get("arch")
+    if isinstance(named, str):
+        return family_of_arch(named)
+    family = _claiming(place, NO_WEIGHTS, Request(source=str(directory)))
+    if family is None:
+        raise CheckpointError(directory, "holds no record of an architecture and no config of a library")
+    return family
+
+
+def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
     """Load a written directory as its own library does, strictly: the proof that it is what it should be.
 
     Args:
         directory: as `Checkpoint.save` wrote it.
         arch: the ``--arch`` of a state dict whose architecture is the user's own code.
         arch_args: its arguments.
-        mapped: leave tensors in the files where the library's loader does.
 
     Raises:
         CheckpointError: the library does not take it, or takes only a part.
     """
-    place = Path(directory)
-    if (place / ARCHITECTURE_FILE).is_file():
-        return reload_state_dict(place, arch, arch_args or {}, mapped=mapped)
-    if "_model_class" in read_json(place / "config.json"):
-        return smp_family.reload(place)
-    return hf.reload(place, mapped=mapped)
+    place = locate(Path(directory))
+    request = Request(source=str(directory), arch=arch, arch_args=dict(arch_args or {}))
+    request = _as_recorded(place, request)
+    return written_by(place.path).reload(place, request)

@@ -8,21 +8,23 @@ __all__ = ["Request"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments of `load`."""
+    """MODEL and the flags that go with it."""
 
     source: str
     """As typed."""
     arch: str | None = None
+    """``--arch``; where a record lies beside the weights, what that says."""
     arch_args: Mapping[str, object] = field(default_factory=dict)
-    weights: bool = True
-    """False: on the meta device, for looking at the structure alone."""
     init_missing: bool = False
     num_classes: int | None = None
     seed: int = 0
-    mapped: bool = False
-    """Leave the model's tensors in the files, in the dtype they have there: for models that are run a few times."""
 
     @property
-    def empty(self) -> bool:
-        """Whether a network may be built without parameters, as all of them come from files."""
-        return self.mapped and not self.init_missing
+    def scheme(self) -> str | None:
+        """What stands before the colon of ``--arch``: a library, or a file or module of the user's."""
+        return None if self.arch is None else self.arch.partition(":")[0]
+
+    @property
+    def arch_name(self) -> str:
+        """What stands behind it."""
+        return "" if self.arch is None else self.arch.partition(":")[2]

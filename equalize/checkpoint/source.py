@@ -1,32 +1,56 @@
-"""MODEL as typed -> a place on this machine: a file, a directory, a Hub snapshot, or torchvision's own weights."""
+"""MODEL as typed -> a place: a file, a directory, a Hub snapshot, or weights that a library publishes."""
 
 import os
 import re
-import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from equalize.checkpoint.files.weights import WEIGHT_SUFFIXES, read_json
+from equalize.checkpoint.files.weights import (
+    ARCHITECTURE_FILE,
+    WEIGHT_SUFFIXES,
+    Weights,
+    read_json,
+    read_weights,
+    shards,
+    weight_files,
+)
 from equalize.errors import CheckpointError, ResourceError
+from equalize.hub import HUB_ID, hub_reachable
 
-__all__ = ["HUB_ID", "Place", "fetch_weights", "hub_reachable", "locate"]
+__all__ = ["NO_WEIGHTS", "Place", "fetch_weights", "locate", "weights_at"]
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
+NO_WEIGHTS = Weights(files=(), index=None, tensors={}, home={})
+"""For looking at a structure that other files describe."""
+_PUBLISHED = re.compile(r"([a-z]{2,}):([\w.-]+)")
 _SIDE_FILES = ["*.json", "*.txt", "*.md", "LICENSE*"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a checkpoint lies."""
+    """Where a checkpoint lies, and what the JSON files beside it say."""
 
-    kind: Literal["file", "directory", "torchvision"]
+    kind: Literal["file", "directory", "published"]
     path: Path
-    """The file or directory; for torchvision its bare name."""
+    """The file or directory; of published weights, until they are fetched, the network's name."""
+    library: str | None = None
+    """The library that publishes the weights."""
+    published: str | None = None
+    """The name under which it does."""
     repository: str | None = None
     revision: str | None = None
     """The commit that a Hub id resolved to."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Content of ``config.json``, if there is one and no record."""
+    record: Mapping[str, object] | None = None
+    """Content of ``architecture.json``, which equalize writes beside a state dict."""
+
+    @property
+    def described(self) -> bool:
+        """Whether a library left something beside the weights that says what they belong to."""
+        return bool(self.config or self.library)
 
 
 def locate(source: str | Path) -> Place:
@@ -39,41 +63,36 @@ def locate(source: str | Path) -> Place:
     name = os.fspath(source)
     if not name or "\0" in name:
         raise CheckpointError(repr(name), "is no path and no model id")
-    if isinstance(source, str) and name.startswith("torchvision:"):
-        return Place(kind="torchvision", path=Path(name.removeprefix("torchvision:")))
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return Place(kind="directory", path=path)
+            return _directory(path)
         if path.exists():
             return Place(kind="file", path=path)
     except OSError as error:  # permission denied on the way, or a name too long
         raise ResourceError(name, f"cannot be opened ({error.strerror})") from error
+    if isinstance(source, str) and (found := _PUBLISHED.fullmatch(name)):
+        return Place(kind="published", path=Path(found[2]), library=found[1], published=found[2])
     if isinstance(source, str) and HUB_ID.fullmatch(name) and path.suffix not in WEIGHT_SUFFIXES:
-        return _snapshot(name)
+        repository, _, revision = name.partition("@")
+        snapshot = _download(repository, revision or None, _SIDE_FILES, name)
+        return _directory(snapshot, repository, snapshot.name)
     raise CheckpointError(name, "no such file or directory")
 
 
-def hub_reachable() -> bool:
-    """Whether asking the Hub makes sense: not switched off, and its name resolves (or a proxy will do that)."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    host = constants.ENDPOINT.partition("://")[2].partition("/")[0].partition(":")[0]
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
+def _directory(path: Path, repository: str | None = None, revision: str | None = None) -> Place:
+    record = read_json(path / ARCHITECTURE_FILE) if (path / ARCHITECTURE_FILE).is_file() else None
+    config = read_json(path / "config.json") if record is None and (path / "config.json").is_file() else {}
+    return Place(kind="directory", path=path, repository=repository, revision=revision, config=config, record=record)
 
 
-def _snapshot(name: str) -> Place:
-    repository, _, revision = name.partition("@")
-    directory = _download(repository, revision or None, _SIDE_FILES, name)
-    return Place(kind="directory", path=directory, repository=repository, revision=directory.name)
+def weights_at(place: Place) -> Weights:
+    """Read the weights of a file or directory; those of a Hub id must have been fetched."""
+    if place.kind == "directory":
+        return read_weights(*weight_files(place.path))
+    if place.path.name.endswith(".index.json"):
+        return read_weights(shards(place.path), place.path)
+    return read_weights((place.path,))
 
 
 def fetch_weights(place: Place) -> None:

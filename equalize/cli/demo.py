@@ -46,7 +46,7 @@ def demo(
 
     start = time.perf_counter()
     with Terminal(context, as_json=json) as terminal, tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder:
-        from equalize.checkpoint.model_name import ModelName
+        from equalize.checkpoint.load import ModelName
         from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
         from equalize.commands.calibrate import calibrate_checkpoint
         from equalize.commands.scan import scan_checkpoint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from equalize.cli import options as o
 
 if TYPE_CHECKING:
-    from equalize.checkpoint.model_name import ModelName
+    from equalize.checkpoint import ModelName
     from equalize.commands.images import Measuring
 
 __all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "grouped"]

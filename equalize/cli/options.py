@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from equalize.checkpoint.model_name import ModelName
+    from equalize.checkpoint.load import ModelName
     from equalize.commands.images import Measuring
 
 __all__ = [
@@ -221,7 +221,7 @@ MaybeWorkers = Annotated[
         "--workers",
         min=0,
         metavar="N",
-        help="Processes that read images; a thread on a CPU, some on a GPU if left away.",
+        help="Processes that read images; if left away, none on a CPU and some on a GPU.",
     ),
 ]
 SkipBad = Annotated[
@@ -242,7 +242,7 @@ def read_name(
 ) -> "ModelName":
     """MODEL and the flags that go with it."""
     arguments = read_arch_args(arch_args)
-    from equalize.checkpoint.model_name import ModelName
+    from equalize.checkpoint.load import ModelName
 
     return ModelName(
         source=source,

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.checkpoint.model_name import ModelName
 from equalize.commands.images import Images, Measuring
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
@@ -48,15 +47,13 @@ def calibrate_checkpoint(
 
     Args:
         name: the model.
-        data: images.
+        data, config: images, and the pass over them.
         out: the directory to write; whole or absent afterwards, and absent if there is no site.
         strategy, keep_norm: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
-        config: the images and the pass over them.
         dry_run: write nothing.
         overwrite: whether `out` may exist.
-        progress: called with the images done in this pass, and all of it.
-        notify, warn: called with what a user should know, or may want to act on; a line at a time.
+        progress, notify, warn: see `equalize.messages`.
 
     Returns:
         The plan, its facts filled in: provenance and, in the main process, "check" and "output".
@@ -72,12 +69,9 @@ def calibrate_checkpoint(
     found = select_sites(checkpoint.model, images.shape, pattern)
     with precision_of(config.precision, device):
         plan = calibrate(
-            checkpoint.model.to(device),
-            images,
-            strategy,
-            name.seed,
+            *(checkpoint.model.to(device), images, strategy, name.seed),
             keep_norm=keep_norm,
-            newly_initialized=checkpoint.drawn,
+            newly_initialized=checkpoint.newly_initialized,
             found=found,
             tolerance=config.tolerance,
         )
@@ -99,8 +93,8 @@ def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
     for note in checkpoint.notes:
         notify(note)
     notify(f"preprocessing: {checkpoint.preprocess}")
-    if checkpoint.drawn:
-        notify(f"drawn anew under seed {name.seed}: {len(checkpoint.drawn)} tensors ({first_of(checkpoint.drawn)})")
+    if drawn := checkpoint.newly_initialized:
+        notify(f"drawn anew under seed {name.seed}: {len(drawn)} tensors ({first_of(drawn)})")
     return checkpoint
 
 
@@ -120,7 +114,7 @@ def _facts(
         "arch_args": dict(name.arch_args),
         "init_missing": name.init_missing,
         "num_classes": name.num_classes,
-        "drawn": list(checkpoint.drawn),
+        "drawn": list(checkpoint.newly_initialized),
         "preprocess": asdict(checkpoint.preprocess),
         "input_shape": list(images.shape),
         "tracer": found.tracer,

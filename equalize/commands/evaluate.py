@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import input_shape
 from equalize.commands.labels import LabelledSplit, as_classes, check_split, count_classes, names_of
 from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, read_mask

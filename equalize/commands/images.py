@@ -36,7 +36,7 @@ class Measuring:
         tolerance: stop when the 95 % interval of every sigma is this tight.
         size: (H, W) that images are brought to; the checkpoint's own if None.
         batch_size: images a forward pass; None for at most 8, and at most 4 megapixels.
-        workers: processes that read images; None for a few where there is an accelerator, else a thread.
+        workers: processes that read images; None for a few where there is an accelerator, else none.
         skip_bad: share of images that may be unreadable.
     """
 
@@ -98,7 +98,7 @@ class Images(Blocks):
         return len(self._batches)
 
     def read(self, first: int = 0, step: int = 1) -> Generator[Block, None, None]:
-        """The blocks `first`, `first + step`, ..., read while the last one is computed with."""
+        """The blocks `first`, `first + step`, ..."""
         done = 0
         with contextlib.closing(self._batches.groups(first, step)) as groups:
             for group in groups:
@@ -108,7 +108,7 @@ class Images(Blocks):
                     index=group.index,
                     batches=tuple(batch.images for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
-                    skipped=tuple((str(path), reason) for path, reason in group.skipped),
+                    skipped=tuple((path, reason) for path, reason in group.skipped),  # plain values for other processes
                 )
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:
@@ -118,7 +118,7 @@ class Images(Blocks):
             DataError: they are more than the share that may be.
         """
         self.skipped = list(skipped)
-        self._batches.demand_few(skipped)
+        self._batches.check_skipped(skipped)
 
     def few(self, number: int) -> Tensor:
         """The first images, `number` at most."""
@@ -138,7 +138,7 @@ def _batch_size(sides: Sequence[int]) -> int:
 
 
 def _workers(device: torch.device) -> int:
-    """A thread keeps up with a CPU that computes, but not with an accelerator."""
+    """Reading takes a few percent of the time that a CPU computes, but more than an accelerator does."""
     if device.type != "cuda":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import ModelName
 from equalize.commands.images import Images, Measuring, input_shape
 from equalize.device import device_of, precision_of
 from equalize.distributed import own_device

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint import Checkpoint, reload, state_on_disk, twin_on_disk
-from equalize.checkpoint.checkpoint import main_output
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
+from equalize.checkpoint.checkpoint import main_output, write_plan
 from equalize.commands.images import Images, Measuring, input_shape
 from equalize.errors import InputError, SiteError
 from equalize.graph.export import trace
@@ -60,28 +59,25 @@ def save_proven(
     Returns:
         The plan with the facts "output" and "check".
     """
-    proven: list[Plan] = []
-
-    def prove(directory: Path) -> Plan:
+    with checkpoint.writing(out, overwrite=overwrite) as directory:
         checkpoint.model.to("meta")  # it is written: its memory serves the proof
         check = _prove(name.load(), directory, name, plan, inputs)
-        proven.append(replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()}))
-        return proven[0]
-
-    checkpoint.save(out, overwrite=overwrite, prove=prove)
-    return proven[0]
+        plan = replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()})
+        write_plan(plan, directory)
+    return plan
 
 
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
-    assert original.origin is not None
     plan = as_stored(plan, original)
     on_disk = original.disk_keys()
-    drawn = {on_disk.get(key, key) for key in original.drawn}  # a classifier of other classes has another shape
-    stored = {key: tensor for key, tensor in original.origin.weights.tensors.items() if key not in drawn}
+    drawn = {
+        on_disk.get(key, key) for key in original.newly_initialized
+    }  # a classifier of other classes has another shape
+    stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in drawn}
     after = state_on_disk(directory)
     check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
-    if (twin := twin_on_disk(directory)) is not None:
-        check_tensors(original.twin(after), twin, ())
+    if (copy := safetensors_copy(directory)) is not None:
+        check_tensors(original.safetensors_copy(after), copy, ())
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
     stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     written = reload(directory, name.arch, name.arch_args).eval()

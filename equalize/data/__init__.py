@@ -2,24 +2,22 @@
 
     folders.py      what is in a folder: files, subfolders, what is passed over
     layouts.py      how well-known data sets lay out images, masks and splits
-    cells.py        a picture in a table, which opens as a file does
-    tables.py       which columns of a table hold pictures and labels, which splits it has
-    table_loading.py  tables from files and from the Hub
+    hf_datasets.py  tables from files and from the Hub
+    table_columns.py  which columns of a table hold pictures and labels, which splits it has
     dataset.py      `open_data`: the match, the split, the pairs
-    images.py       one file or cell -> one RGB picture
-    ahead.py        reading while something else computes: a thread or worker processes
+    images.py       one file, or cell of a table -> one RGB picture
     loader.py       pictures -> batches of tensors, with a share of bad files allowed
     masks.py        one file or cell -> one class index a pixel
     label_check.py  a sample of the labels, checked before anything is trained or scored
     classes.py      names of classes
+    augment.py, pairs.py  pictures and labels for training
 
-A package of floor 1: it knows nothing of models but the `preprocess` it is handed.
+It knows nothing of models but the `preprocess` it is handed.
 """
 
-from equalize.data.cells import Cell, Item
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.dataset import DataSet, open_data, require_masks, sample
-from equalize.data.images import read_image
+from equalize.data.images import Cell, Item, read_image
 from equalize.data.label_check import Preflight, ReduceLabels, preflight
 from equalize.data.loader import Batch, Batches, Skipped, batches
 from equalize.data.masks import LabelRule, check_labels, read_mask

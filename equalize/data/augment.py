@@ -1,18 +1,18 @@
-"""Pictures as training sees them: resized, cropped, flipped and discoloured at random, each time the same way.
+"""Pictures as training sees them: resized, cropped, flipped and changed in color at random, each time the same way.
 
 The pipeline of mmsegmentation (`RandomResize`, `RandomCrop(cat_max_ratio=0.75)`, `RandomFlip`,
-`PhotoMetricDistortion`, padding after normalisation) on torchvision.transforms.v2. H x W pixels.
+`PhotoMetricDistortion`, padding after normalization) on torchvision.transforms.v2. H x W pixels.
 """
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 _CROPS_TRIED = 10
 
@@ -38,15 +38,11 @@ class Augment:
     cat_max_ratio: float = 0.75
     flip: float = 0.5
     photometric: bool = True
-    _pipeline: v2.Transform = field(init=False, repr=False, compare=False)
+    _last_steps: v2.Transform = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        steps: list[nn.Module] = [
-            _RandomResize(self.base, self.scale),
-            _RandomCrop(self.crop, self.ignore_index, self.cat_max_ratio),
-            v2.RandomHorizontalFlip(self.flip),
-        ]
-        object.__setattr__(self, "_pipeline", v2.Compose(steps + (_photometric() if self.photometric else [])))
+        steps = [v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())]
+        object.__setattr__(self, "_last_steps", v2.Compose(steps))
 
     def __call__(self, image: Image.Image, labels_HW: Tensor, seed: int) -> tuple[Image.Image, Tensor]:
         """A picture and its labels (H, W) -> the same pair under the random draws of `seed`.
@@ -57,10 +53,29 @@ class Augment:
         before = generator.get_state()
         try:
             generator.manual_seed(seed)
-            picture, labels = self._pipeline(tv_tensors.Image(image), tv_tensors.Mask(labels_HW))
+            factor = float(torch.empty(1).uniform_(*self.scale))
+            size = [max(1, round(side * factor)) for side in self.base or labels_HW.shape]
+            picture = F.resize(tv_tensors.Image(image), size, antialias=True)
+            labels = F.resize(tv_tensors.Mask(labels_HW), size)
+            window = self._draw_window(labels.as_subclass(Tensor))
+            picture, labels = self._last_steps(F.crop(picture, *window), F.crop(labels, *window))
         finally:
             generator.set_state(before)
-        return v2.functional.to_pil_image(picture), labels.as_subclass(Tensor)
+        return F.to_pil_image(picture), labels.as_subclass(Tensor)
+
+    def _draw_window(self, labels_HW: Tensor) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a crop of which no class takes more than its share, if one is found."""
+        height, width = (min(side, most) for side, most in zip(labels_HW.shape, self.crop, strict=True))
+        for _ in range(1 + _CROPS_TRIED):
+            top = int(torch.randint(labels_HW.shape[0] - height + 1, ()))
+            left = int(torch.randint(labels_HW.shape[1] - width + 1, ()))
+            if self.cat_max_ratio >= 1 or self._is_varied(labels_HW[top : top + height, left : left + width]):
+                break
+        return top, left, height, width
+
+    def _is_varied(self, labels_HW: Tensor) -> bool:
+        pixels = torch.unique(labels_HW[labels_HW != self.ignore_index], return_counts=True)[1]
+        return len(pixels) > 1 and bool(pixels.max() < self.cat_max_ratio * pixels.sum())
 
 
 def draw_seed(seed: int, epoch: int, index: int) -> int:
@@ -69,60 +84,10 @@ def draw_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def pad(image_CHW: Tensor, labels_HW: Tensor, crop: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Fills up to `crop` at the right and the bottom: 0, the mean of normalised pixels, under ignored labels."""
+    """Fills up to `crop` at the right and the bottom: 0, the mean of normalized pixels, under ignored labels."""
     height, width = labels_HW.shape
     border = (0, max(0, crop[1] - width), 0, max(0, crop[0] - height))
     return nn.functional.pad(image_CHW, border), nn.functional.pad(labels_HW, border, value=ignore_index)
-
-
-class _RandomResize(v2.Transform):  # type: ignore[misc]
-    """To the base size, or the picture's own, times a factor drawn uniformly."""
-
-    def __init__(self, base: tuple[int, int] | None, scale: tuple[float, float]) -> None:
-        super().__init__()
-        self._base = base
-        self._scale = scale
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        factor = float(torch.empty(1).uniform_(*self._scale))
-        base = self._base or v2.functional.get_size(flat_inputs[0])
-        return {"size": [max(1, round(side * factor)) for side in base]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.resize(inpt, params["size"], antialias=True)
-
-
-class _RandomCrop(v2.Transform):  # type: ignore[misc]
-    """A window of which no class takes more than a share, if one is found."""
-
-    def __init__(self, crop: tuple[int, int], ignore_index: int, cat_max_ratio: float) -> None:
-        super().__init__()
-        self._crop = crop
-        self._ignore_index = ignore_index
-        self._cat_max_ratio = cat_max_ratio
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        labels_HW = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask)).as_subclass(Tensor)
-        window = self._draw(labels_HW)
-        for _ in range(_CROPS_TRIED):
-            if self._cat_max_ratio >= 1 or self._is_varied(labels_HW, window):
-                break
-            window = self._draw(labels_HW)
-        return window
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.crop(inpt, **params)
-
-    def _draw(self, labels_HW: Tensor) -> dict[str, Any]:
-        height, width = (min(side, most) for side, most in zip(labels_HW.shape, self._crop, strict=True))
-        top = int(torch.randint(labels_HW.shape[0] - height + 1, ()))
-        left = int(torch.randint(labels_HW.shape[1] - width + 1, ()))
-        return {"top": top, "left": left, "height": height, "width": width}
-
-    def _is_varied(self, labels_HW: Tensor, window: dict[str, Any]) -> bool:
-        inside = v2.functional.crop(labels_HW[None], **window)
-        pixels = torch.unique(inside[inside != self._ignore_index], return_counts=True)[1]
-        return len(pixels) > 1 and bool(pixels.max() < self._cat_max_ratio * pixels.sum())
 
 
 def _photometric() -> list[nn.Module]:

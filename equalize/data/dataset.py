@@ -3,16 +3,19 @@
 import hashlib
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from equalize.data.cells import Cell, Item
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
+from equalize.data.hf_datasets import Choice
+from equalize.data.images import Cell, Item
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
-from equalize.data.table_choice import Choice
 from equalize.data.table_columns import find_table, find_tables_in
 from equalize.errors import DataError, InputError
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +44,18 @@ class DataSet:
 
     @property
     def name(self) -> str:
-        """What it is called where its place is nobody's business: the last part of its path, or its Hub id."""
+        """What may be published of its place: the last part of its path, or its Hub id."""
         on_hub = self.layout == "table" and not os.path.exists(Choice.of(self.root).place)
         return str(self.root) if on_hub else os.path.basename(os.path.abspath(self.root))
 
     @property
     def pairs(self) -> int:
         """How many images have a mask."""
-        return sum(mask is not None for mask in self.masks)
+        return len(self.with_masks())
+
+    def with_masks(self) -> list[tuple[Item, Item]]:
+        """The images that have a mask, with it; none where the layout has no masks."""
+        return [(image, mask) for image, mask in zip(self.images, self.masks, strict=False) if mask is not None]
 
     def fingerprint(self) -> str:
         """Sha256 over the relative name and size in bytes of every image and mask, in sorted order.
@@ -80,7 +87,7 @@ class DataSet:
 
 
 def open_data(path: str | Path, *, split: str | None = None, labels: bool = False) -> DataSet:
-    """Look at a folder or a table, recognise its layout and list one split of it.
+    """Look at a folder or a table, recognize its layout and list one split of it.
 
     Args:
         path: a folder, a .parquet or .arrow file, or a Hub id ``org/name[@revision]`` where no such folder exists; of
@@ -125,10 +132,13 @@ def sample(dataset: DataSet, count: int | None, seed: int) -> tuple[Item, ...]:
     """
     if count is not None and count < 1:
         raise InputError("samples", "no image would be read", got=count, expected="at least 1")
-    if count is None or count >= len(dataset.images):
-        return dataset.images
-    chosen = random.Random(seed).sample(range(len(dataset.images)), count)
-    return tuple(dataset.images[index] for index in sorted(chosen))
+    return dataset.images if count is None else tuple(draw(dataset.images, count, seed))
+
+
+def draw(items: Sequence[_Entry], count: int, seed: int) -> list[_Entry]:
+    """A random subset of `count` items, the same for the same seed, in their order; all if there are no more."""
+    chosen = random.Random(seed).sample(range(len(items)), min(count, len(items)))
+    return [items[index] for index in sorted(chosen)]
 
 
 def require_masks(dataset: DataSet) -> None:

@@ -1,27 +1,63 @@
-"""Hugging Face `datasets` on a leash: tables from files, saved directories and the Hub; its errors as ours.
+"""Tables of Hugging Face `datasets` from files, saved directories and the Hub; its errors as ours.
 
 Arrow files are memory-mapped. Parquet files and the Hub's are first written as such into the user's cache of
 `datasets` (HF_DATASETS_CACHE), once; so memory does not grow with the data set, but that folder does.
+
+The name of a table may end with a choice of columns and of a configuration:
+
+    data.parquet:image=photo,label=mask
+    org/name@revision:config=en,label=mask
 """
 
 import errno
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
-from equalize.checkpoint.source import hub_reachable
-from equalize.data.table_choice import Choice
 from equalize.errors import DataError, EqualizeError, ResourceError
+from equalize.hub import hub_reachable
 
 Tables = Mapping[str | None, Any]
 """A `datasets.Dataset` for each split; for None where there are no splits."""
 
 _LONGEST = 200  # characters of what the library says
 _CLASSES_FILE = "id2label.json"
+_CHOICE = re.compile(r":((?:config|image|label)=[^,=]+(?:,(?:config|image|label)=[^,=]+)*)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A table and what of it is meant, where that is not clear.
+
+    Attributes:
+        place: the file, the folder or the Hub id.
+        image, label: columns.
+        config: the configuration of a data set on the Hub.
+    """
+
+    place: str
+    image: str | None = None
+    label: str | None = None
+    config: str | None = None
+
+    @classmethod
+    def of(cls, source: str | Path) -> Self:
+        """Takes the choice off the name of a data set; a file of the whole name goes first."""
+        name = os.fspath(source)
+        found = None if os.path.lexists(name) else _CHOICE.search(name)
+        if found is None:
+            return cls(place=name)
+        return cls(place=name[: found.start()], **dict(pair.split("=") for pair in found[1].split(",")))
+
+    def __bool__(self) -> bool:
+        return any((self.image, self.label, self.config))
 
 
 def load_files(where: Path, files: Mapping[str | None, Sequence[Path]]) -> Tables:
@@ -81,7 +117,7 @@ def classes_file(name: str) -> Path | None:
     try:
         with _offline_if_unreachable():
             found = hf_hub_download(repository, _CLASSES_FILE, repo_type="dataset", revision=revision or None)
-    except (OSError, ValueError):  # no such file, no network, switched off: names are welcome, not needed
+    except (OSError, ValueError):  # no such file, no network, switched off: names are optional
         return None
     return Path(found)
 
@@ -106,16 +142,15 @@ def _library(where: object, *, hub: bool = False) -> Iterator[ModuleType]:
     """The library, which is an extra, without its warnings and, off a terminal, its progress bars."""
     try:
         import datasets
-        from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
         from datasets import logging as its_logging
     except ImportError as error:
         raise ResourceError(
             where, "cannot be read without the library datasets", remedy="pip install equalize[datasets]"
         ) from error
-    verbosity, bars = its_logging.get_verbosity(), is_progress_bar_enabled()
+    verbosity, bars = its_logging.get_verbosity(), datasets.is_progress_bar_enabled()
     its_logging.set_verbosity(logging.CRITICAL)
     if not sys.stderr.isatty():
-        disable_progress_bars()
+        datasets.disable_progress_bars()
     try:
         yield datasets
     except (EqualizeError, MemoryError):
@@ -125,7 +160,7 @@ def _library(where: object, *, hub: bool = False) -> Iterator[ModuleType]:
     finally:
         its_logging.set_verbosity(verbosity)
         if bars:
-            enable_progress_bars()
+            datasets.enable_progress_bars()
 
 
 @contextmanager
@@ -146,34 +181,28 @@ def _offline_if_unreachable() -> Iterator[bool]:
 
 def _explained(where: object, error: Exception, *, hub: bool) -> EqualizeError:
     """An error of the library as one of ours."""
-    chain = list(_causes(error))
-    told = " ".join(str(chain[-1]).split())[:_LONGEST] or type(error).__name__
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    reason = " ".join(str(chain[-1]).split())[:_LONGEST] or type(error).__name__
     numbers = {each.errno for each in chain if isinstance(each, OSError)}
-    if numbers & {errno.ENOSPC, errno.EDQUOT} or "disk space" in told:
+    if numbers & {errno.ENOSPC, errno.EDQUOT} or "disk space" in reason:
         return ResourceError(
             where, "the disk with the cache of datasets is full", remedy="make room, or set HF_DATASETS_CACHE"
         )
-    if not hub:
-        return DataError(where, f"cannot be read as a data set ({told})")
-    if type(error).__name__ == "DatasetNotFoundError":
+    if hub and type(error).__name__ == "DatasetNotFoundError":
         return ResourceError(
             where,
             "no such path, and no such data set on the Hub, or none for you",
             remedy="check the name; private and gated ones need `hf auth login`",
         )
-    if isinstance(error, ConnectionError):
+    if hub and isinstance(error, ConnectionError):
         return ResourceError(
             where,
             "no such path, and the Hub cannot be reached to look for a data set of that name",
             remedy="check the name or the network",
         )
-    if numbers:  # those of HTTP are, as everything of the system
-        return ResourceError(where, f"cannot be downloaded from the Hub ({told})")
-    remedy = f"name one: {where}:config=NAME" if "onfig name is missing" in told else None
-    return DataError(where, f"cannot be read as a data set ({told})", remedy=remedy)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+    if hub and numbers:  # errors of HTTP are OSErrors as well
+        return ResourceError(where, f"cannot be downloaded from the Hub ({reason})")
+    remedy = f"name one: {where}:config=NAME" if "onfig name is missing" in reason else None
+    return DataError(where, f"cannot be read as a data set ({reason})", remedy=remedy)

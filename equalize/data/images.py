@@ -3,10 +3,10 @@
 What a file holds and what it becomes, as torchvision, transformers and mmsegmentation users know it:
 
     grayscale, black and white      the same value in R, G and B
-    palette                         its colours
+    palette                         its colors
     alpha (RGBA, LA, palette)       dropped, not blended with any background
     16 bit                          the upper 8 bits (PIL does so by itself for RGB)
-    CMYK, YCbCr                     RGB, by PIL's formula, colour profiles not applied
+    CMYK, YCbCr                     RGB, by PIL's formula, color profiles not applied
     EXIF orientation                applied
     several frames                  the first
     floating point                  refused: the range of its values is not known
@@ -15,12 +15,59 @@ What a file holds and what it becomes, as torchvision, transformers and mmsegmen
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from equalize.data.cells import Item, as_item
 from equalize.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One cell of a table of Hugging Face `datasets`, which opens as a file does; nothing is read before.
+
+    Attributes:
+        table: a `datasets.Dataset` of one column in the format "arrow", memory-mapped; all cells of a column share it.
+        origin: the data set and the split, for people.
+        row: from 0.
+        column: its name.
+    """
+
+    table: Any = field(repr=False, compare=False)
+    origin: str
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}[{self.row}].{self.column}"
+
+    @property
+    def name(self) -> str:
+        """Row and column, without the data set, as the name of a path is without its folder."""
+        return f"[{self.row}].{self.column}"
+
+    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+        """The encoded picture, byte by byte as it was stored.
+
+        Raises:
+            DataError: the cell is empty. OSError: it names a file, and that cannot be opened.
+        """
+        stored = self.table[self.row].column(0)[0].as_py()
+        if not isinstance(stored, dict):
+            stored = {"bytes": stored}
+        if stored.get("bytes") is not None:
+            return BytesIO(stored["bytes"])
+        if stored.get("path") is not None:
+            return Path(stored["path"]).open(mode)
+        raise DataError(self, "is empty")
+
+
+Item = Path | Cell
+"""A picture or a mask: something with a name that can be opened."""
 
 
 def read_image(path: str | Item) -> Image.Image:
@@ -30,7 +77,7 @@ def read_image(path: str | Item) -> Image.Image:
         DataError: the file is missing, truncated, not an image, or so large when decoded that PIL takes it for a
             decompression bomb.
     """
-    item = as_item(path)
+    item = Path(path) if isinstance(path, str) else path
     with open_picture(item) as image:
         return _to_rgb(ImageOps.exif_transpose(image), item)
 
@@ -40,9 +87,8 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
         with item.open("rb") as file, Image.open(file) as image:
-            if (
-                Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS
-            ):  # PIL but warns up to twice that
+            # PIL only warns up to twice its limit.
+            if Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
             yield image
@@ -63,10 +109,10 @@ def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
 
 
 def _upper_8_bits(image: Image.Image, item: Item) -> Image.Image:
-    values = np.asarray(image)  # (H, W), 16 or 32 bits
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise DataError(item, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    values_HW = np.asarray(image)  # 16 or 32 bits
+    if values_HW.min() < 0 or values_HW.max() > 0xFFFF:
+        raise DataError(item, "has pixels outside 16 bits", got=f"{values_HW.min()} to {values_HW.max()}")
+    return Image.fromarray((values_HW >> 8).astype(np.uint8))
 
 
 def _unreadable(item: Item, error: Exception) -> DataError:

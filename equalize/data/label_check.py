@@ -1,7 +1,5 @@
 """Before any training: read a sample of pairs, settle how labels are stored, and refuse what would fail later."""
 
-import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equalize.data.cells import Item
-from equalize.data.dataset import DataSet, require_masks
-from equalize.data.images import read_image
+from equalize.data.dataset import DataSet, draw, require_masks
+from equalize.data.images import Item, read_image
 from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import DataError, InputError
 
@@ -63,7 +60,7 @@ def preflight(
         seed: of the sample.
 
     Raises:
-        DataError: masks are missing; a mask is damaged, a JPEG, in colours, of another size than its image, ignored
+        DataError: masks are missing; a mask is damaged, a JPEG, in colors, of another size than its image, ignored
             throughout, or has a label out of range.
         InputError: `reduce_labels` is not one of the three, or cannot be had with this `ignore_index`.
     """
@@ -71,7 +68,7 @@ def preflight(
         raise InputError("reduce_labels", "unknown choice", got=reduce_labels, expected="auto, yes or no")
     require_masks(dataset)
     as_stored = LabelRule(ignore_index=ignore_index, has_void=dataset.layout in ("voc", "cityscapes"))
-    labels = {mask: _read_pair(image, mask, as_stored) for image, mask in _sample_pairs(dataset, samples, seed)}
+    labels = {mask: _read_pair(image, mask, as_stored) for image, mask in draw(dataset.with_masks(), samples, seed)}
 
     reduce, reason = _decide(reduce_labels, dataset.layout, num_classes, set().union(*labels.values()), as_stored)
     if reduce and 0 <= ignore_index < num_classes:
@@ -92,13 +89,6 @@ def preflight(
             )
     seen = sorted({int(value) for found in classes.values() for value in found})
     return Preflight(rule=rule, reason=reason, checked=len(labels), classes=tuple(seen))
-
-
-def _sample_pairs(dataset: DataSet, samples: int, seed: int) -> Iterable[tuple[Item, Item]]:
-    pairs = [(image, mask) for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is not None]
-    if samples >= len(pairs):
-        return pairs
-    return [pairs[index] for index in sorted(random.Random(seed).sample(range(len(pairs)), samples))]
 
 
 def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule) -> set[int]:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from equalize.data.cells import Item
 from equalize.data.folders import list_folders, list_images, read_text
+from equalize.data.images import Item
 from equalize.errors import DataError
 
 SPLIT_SYNONYMS = (

@@ -1,23 +1,22 @@
-"""Pictures -> batches of tensors, read ahead while the last ones are computed with, with a share of bad files allowed.
+"""Pictures -> batches of tensors by torch's `DataLoader`, with a share of bad files allowed.
 
 N images a batch, H x W pixels.
 """
 
 import contextlib
 import math
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from equalize.data.ahead import read_ahead
-from equalize.data.cells import Item
-from equalize.data.images import read_image
-from equalize.errors import DataError, EqualizeError, InputError
+from equalize.data.images import Item, read_image
+from equalize.errors import DataError, EqualizeError, InputError, ResourceError
 
 Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""
@@ -25,8 +24,7 @@ Size = tuple[int, int] | None
 Preprocessor = Callable[[Image.Image, Size], Tensor]
 """What a checkpoint does to a picture: (RGB image, size) -> (3, H, W) float32."""
 
-_HELD_BATCHES = 4
-_READ_AHEAD = 2  # batches
+_BATCHES_A_GROUP = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +41,9 @@ class Batch:
 
 
 class Skipped(NamedTuple):
-    """An image that could not be read, and why."""
+    """The name of an image that could not be read, and why."""
 
-    path: Item
+    path: str
     reason: str
 
 
@@ -64,127 +62,102 @@ class Group:
     skipped: tuple[Skipped, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
-    """Batches of the images in `paths`; every pass reads them anew.
+    """Batches of the images in `paths`; every pass reads them anew. Made by `batches`.
 
     Images that come out of `preprocess` with different sizes never share a batch. So `paths` is taken in groups, whose
-    bounds depend on nothing that is read: a batch long where a size is given, else four batches, in which the images
-    wait in one queue a size. So memory is bounded, and a folder of portraits and landscapes still makes full batches.
+    bounds depend on nothing that is read: a batch long where a size is given, else four batches, within which images of
+    equal size share one. So memory is bounded, and a folder of portraits and landscapes still makes full batches.
     With one size the order of `paths` is kept.
-
-    Attributes:
-        skipped: the bad files of the iteration that is running, or that ran last.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Item],
-        preprocess: Preprocessor,
-        *,
-        size: Size = None,
-        batch_size: int,
-        workers: int = 0,
-        skip_bad: float = 0.0,
-        pinned: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise InputError("batch_size", "out of range", got=batch_size, expected="at least 1")
-        if workers < 0:
-            raise InputError("workers", "out of range", got=workers, expected="0 or more")
-        if not 0 <= skip_bad <= 1:
-            raise InputError("skip_bad", "is not a share", got=skip_bad, expected="0 to 1")
-        self.paths = tuple(paths)
-        self.skipped: list[Skipped] = []
-        self._reader = _Reader(self.paths, preprocess, size)
-        self._batch_size = batch_size
-        self._group = batch_size if size is not None else _HELD_BATCHES * batch_size
-        self._workers = workers
-        self._skip_bad = skip_bad
-        self._pinned = pinned
+    source: "_Groups"
+    workers: int
+    skip_bad: float
+    pinned: bool
+
+    @property
+    def paths(self) -> tuple[Item, ...]:
+        """All images."""
+        return self.source.paths
 
     def __len__(self) -> int:
         """How many groups there are."""
-        return math.ceil(len(self.paths) / self._group)
+        return math.ceil(len(self.paths) / self.source.group_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Read, preprocess and group.
-
-        Raises:
-            DataError: more files are bad than `skip_bad` allows.
-            ResourceError: a worker died.
-        """
-        self.skipped = []
-        with self._read(range(len(self.paths))) as items:
-            for group in range(len(self)):
-                yield from self._batches(self._indices(group), items, self.skipped)
+        """The batches of all groups; raises what `groups` raises."""
+        with contextlib.closing(self.groups()) as groups:
+            for group in groups:
+                yield from group.batches
 
     def groups(self, first: int = 0, step: int = 1) -> Generator[Group, None, None]:
         """The groups `first`, `first + step`, ...; their bad files are counted against those of this iteration alone.
 
         Raises:
-            DataError, ResourceError: as iterating.
+            DataError: more files are bad than `skip_bad` allows.
+            ResourceError: a worker died.
         """
+        skipped: list[Skipped] = []
         places = range(first, len(self), step)
-        every: list[Skipped] = []
-        with self._read([index for place in places for index in self._indices(place)]) as items:
-            for place in places:
-                before = len(every)
-                found = tuple(self._batches(self._indices(place), items, every))
-                yield Group(index=place, batches=found, skipped=tuple(every[before:]))
+        with contextlib.closing(self._load(places)) as loaded:
+            for place, (stacks, errors) in zip(places, loaded, strict=True):
+                bad = tuple(self._skip(self.paths[index], error) for index, error in errors)
+                skipped += bad
+                self.check_skipped(skipped)
+                found = (Batch(images=images, paths=tuple(self.paths[i] for i in of)) for of, images in stacks)
+                yield Group(index=place, batches=tuple(found), skipped=bad)
 
-    def _indices(self, group: int) -> range:
-        return range(group * self._group, min((group + 1) * self._group, len(self.paths)))
-
-    def _batches(
-        self, indices: Sequence[int], items: Iterator[Tensor | EqualizeError], skipped: list[Skipped]
-    ) -> Iterator[Batch]:
-        """Those of one group, as soon as they are full; takes as many items as there are indices."""
-        waiting: dict[torch.Size, list[tuple[Item, Tensor]]] = {}
-        for index in indices:
-            path, item = self.paths[index], next(items)
-            if isinstance(item, Tensor):
-                queue = waiting.setdefault(item.shape, [])
-                queue.append((path, item))
-                if len(queue) == self._batch_size:
-                    yield self._stack(waiting.pop(item.shape))
-            elif isinstance(item, DataError):
-                self._skip(path, item, skipped)
-            else:
-                raise item
-        yield from map(self._stack, waiting.values())
-
-    def _stack(self, queue: list[tuple[Item, Tensor]]) -> Batch:
-        images = torch.empty((len(queue), *queue[0][1].shape), pin_memory=self._pinned)
-        torch.stack([image for _, image in queue], out=images)
-        return Batch(images=images, paths=tuple(path for path, _ in queue))
-
-    def _skip(self, path: Item, error: DataError, skipped: list[Skipped]) -> None:
-        if self._skip_bad == 0:
-            error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
-            raise error
-        skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
-        self.demand_few([(str(path), reason) for path, reason in skipped])
-
-    def demand_few(self, skipped: Sequence[tuple[str, str]]) -> None:
+    def check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Refuses more bad files, by name and reason, than the share that is allowed.
 
         Raises:
             DataError: names the first that is one too many.
         """
         # Rounded up, so that any share above 0 allows one bad image in a small folder; 1e-9 is for 0.01 * 700 > 7.
-        allowed = min(math.ceil(self._skip_bad * len(self.paths) - 1e-9), len(self.paths) - 1)
+        allowed = min(math.ceil(self.skip_bad * len(self.paths) - 1e-9), len(self.paths) - 1)
         if len(skipped) > allowed:
             path, reason = skipped[allowed]
             raise DataError(
                 path,
                 f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})",
-                expected=f"at most {allowed} (--skip-bad {self._skip_bad:g})",
+                expected=f"at most {allowed} (--skip-bad {self.skip_bad:g})",
                 remedy="repair or remove them, or allow a larger share",
             )
 
-    def _read(self, indices: Sequence[int]) -> "contextlib.closing[Generator[Tensor | EqualizeError, None, None]]":
-        """The images of these places in `paths`, or why they cannot be read, in order."""
-        return read_ahead(self._reader, indices, workers=self._workers, ahead=_READ_AHEAD * self._batch_size)
+    def _skip(self, path: Item, error: EqualizeError) -> Skipped:
+        if not isinstance(error, DataError):
+            raise error
+        if self.skip_bad == 0:
+            error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
+            raise error
+        return Skipped(str(path), str(error).removeprefix(f"{path}: "))
+
+    def _load(self, places: range) -> "Generator[_Loaded, None, None]":
+        """Reads these groups, in order; a worker's next one is read while the last one is computed with."""
+        workers = min(self.workers, len(places))
+        loader = DataLoader(
+            self.source,
+            batch_size=None,
+            sampler=places,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            prefetch_factor=1 if workers else None,
+            worker_init_fn=_ignore_interrupts,
+            pin_memory=self.pinned,
+            generator=torch.Generator(),  # else each pass would draw from the global random numbers
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise ResourceError(
+                "workers",
+                "a process that reads images was killed, most often for want of memory or shared memory",
+                remedy="use fewer --workers, or none, or smaller batches",
+            ) from error
 
 
 def batches(
@@ -205,32 +178,73 @@ def batches(
             pickle.
         size: (H, W) handed to `preprocess`.
         batch_size: the most images in a batch; images of different sizes never share one.
-        workers: processes that read; with 0 a thread of this one does.
-        skip_bad: share of `paths`, rounded up, that may be unreadable; they end up in ``.skipped``. At 0 the first bad
-            file is an error.
+        workers: processes that read; with 0 this one does, between the batches.
+        skip_bad: share of `paths`, rounded up, that may be unreadable; they are in the groups' ``skipped``. At 0 the
+            first bad file is an error.
         pinned: put batches into memory that a CUDA device copies from by itself.
 
     Raises:
         InputError: an argument is out of range.
     """
-    return Batches(
-        paths, preprocess, size=size, batch_size=batch_size, workers=workers, skip_bad=skip_bad, pinned=pinned
-    )
+    if batch_size < 1:
+        raise InputError("batch_size", "out of range", got=batch_size, expected="at least 1")
+    if workers < 0:
+        raise InputError("workers", "out of range", got=workers, expected="0 or more")
+    if not 0 <= skip_bad <= 1:
+        raise InputError("skip_bad", "is not a share", got=skip_bad, expected="0 to 1")
+    source = _Groups(paths=tuple(paths), preprocess=preprocess, size=size, batch_size=batch_size)
+    return Batches(source=source, workers=workers, skip_bad=skip_bad, pinned=pinned)
 
 
-class _Reader(Dataset[Tensor | EqualizeError]):
-    """Errors of ours come back as values: torch cannot carry them from a worker, having only their message."""
+class _Loaded(NamedTuple):
+    """A group as it comes from a worker: indices into `paths`, for cells need not travel back.
 
-    def __init__(self, paths: tuple[Item, ...], preprocess: Preprocessor, size: Size) -> None:
-        self._paths = paths
-        self._preprocess = preprocess
-        self._size = size
+    Errors of ours come back as values: torch cannot carry them from a worker, having only their message.
+    """
 
-    def __len__(self) -> int:
-        return len(self._paths)
+    stacks: list[tuple[list[int], Tensor]]
+    errors: list[tuple[int, EqualizeError]]
 
-    def __getitem__(self, index: int) -> Tensor | EqualizeError:
-        try:
-            return self._preprocess(read_image(self._paths[index]), self._size)
-        except EqualizeError as error:
-            return error
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Groups(Dataset[_Loaded]):
+    """The groups of `paths`, by their places."""
+
+    paths: tuple[Item, ...]
+    preprocess: Preprocessor
+    size: Size
+    batch_size: int
+
+    @property
+    def group_size(self) -> int:
+        return self.batch_size if self.size is not None else _BATCHES_A_GROUP * self.batch_size
+
+    def __getitem__(self, place: int) -> _Loaded:
+        start = place * self.group_size
+        loaded = _Loaded([], [])
+        waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        for index, path in enumerate(self.paths[start : start + self.group_size], start):
+            try:
+                image_CHW = self.preprocess(read_image(path), self.size)
+            except EqualizeError as error:
+                loaded.errors.append((index, error))
+                continue
+            queue = waiting.setdefault(image_CHW.shape, [])
+            queue.append((index, image_CHW))
+            if len(queue) == self.batch_size:
+                loaded.stacks.append(_stack(waiting.pop(image_CHW.shape)))
+        loaded.stacks.extend(map(_stack, waiting.values()))
+        return loaded
+
+
+def _stack(queue: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
+    return [index for index, _ in queue], torch.stack([image_CHW for _, image_CHW in queue])
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the parent alone answers it and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

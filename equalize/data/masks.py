@@ -1,20 +1,20 @@
 """One mask -> one class index a pixel.
 
 Three numberings meet here. *Stored* values are what the file, or the cell of a table, holds; palette and grayscale
-pictures keep theirs, colours are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and
+pictures keep theirs, colors are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and
 one *ignored* value, in this order: Cityscapes ids to train ids, the data set's own void value to the ignored one,
 label 0 to the ignored one with the rest moved down by one.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from equalize.data.cells import Item, as_item
-from equalize.data.images import open_picture
+from equalize.data.images import Item, open_picture
 from equalize.errors import DataError
 
 _VOID = 255
@@ -55,10 +55,10 @@ def read_mask(path: str | Item, rule: LabelRule | None = None) -> Tensor:
     """Read a mask as classes, (H, W) int64; without a rule 255 is ignored and nothing else changes.
 
     Raises:
-        DataError: the file is missing, damaged, a JPEG (whose compression invents labels), or has colours instead
+        DataError: the file is missing, damaged, a JPEG (whose compression invents labels), or has colors instead
             of one label a pixel.
     """
-    item = as_item(path)
+    item = Path(path) if isinstance(path, str) else path
     rule = rule or LabelRule()
     with open_picture(item) as image:
         _check_format(image, item)
@@ -104,7 +104,7 @@ def _check_format(image: Image.Image, item: Item) -> None:
             item,
             f"has {channels} channels ({image.mode})" if channels > 1 else "has floating-point pixels",
             expected="one label a pixel: a grayscale or palette PNG",
-            remedy="convert its colours to class indices",
+            remedy="convert its colors to class indices",
         )
 
 

@@ -35,7 +35,7 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
         *,
         seed: int,
     ) -> None:
-        self._pairs = [(image, mask) for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask]
+        self._pairs = dataset.with_masks()
         self._rule = rule
         self._num_classes = num_classes
         self._augment = augment

@@ -1,8 +1,12 @@
 """Tables of Hugging Face `datasets` as a layout: which columns hold pictures and labels, which splits there are.
 
-org/name[@revision]      on the Hub, where no folder of that name exists; for its end see `table_choice`
-FOLDER                   written by `save_to_disk`, or with .parquet or .arrow files in it or one level below
-FILE.parquet, .arrow     one split
+    org/name[@revision]      on the Hub, where no folder of that name exists; for its end see `hf_datasets`
+    FOLDER                   written by `save_to_disk`, or with .parquet or .arrow files in it or one level below
+    FILE.parquet, .arrow     one split
+
+A column holds pictures if its declared feature is `datasets.Image`, or what that is made of, a struct of "bytes" and
+"path". Which of them are images and which are labels is told by usual names, or by the user; columns of plain bytes
+are used where the user names them.
 """
 
 import os
@@ -11,25 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.source import HUB_ID
-from equalize.data.cells import Cell
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
-from equalize.data.hf_datasets import Tables, classes_file, load_files, load_from_hub, load_saved
+from equalize.data.hf_datasets import Choice, Tables, classes_file, load_files, load_from_hub, load_saved
+from equalize.data.images import Cell
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs
-from equalize.data.table_choice import Choice
 from equalize.errors import DataError
+from equalize.hub import HUB_ID
 
 _SUFFIXES = (".parquet", ".arrow")
 _PATTERNS = tuple(f"{depth}*{suffix}" for suffix in _SUFFIXES for depth in ("", "*/"))
 _SAVED = ("dataset_dict.json", "state.json")
 _SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}")
 
-_IMAGE_NAMES = frozenset({"image", "images", "img", "pixel_values", "picture", "photo"})
-_LABEL_NAMES = frozenset(
-    {
-        *("label", "labels", "annotation", "annotations", "mask", "masks", "segmentation", "segmentation_mask"),
-        *("segmentation_map", "seg_map", "semantic_mask", "semantic_segmentation", "labels_map", "label_map", "gt"),
-    }
+_IMAGES = re.compile(r"images?|img|pixel_values|picture|photo", re.IGNORECASE)
+_LABELS = re.compile(
+    r"(semantic_)?(labels?|masks?|annotations?|segmentation|seg)(_map|_mask)?|gt",
+    re.IGNORECASE,
 )
 
 
@@ -117,24 +118,24 @@ def _layout(choice: Choice, tables: Tables, labels: bool, *, hub: bool = False) 
 
 def _columns(choice: Choice, features: Mapping[str, Any], labels: bool) -> tuple[str, str | None]:
     """The column of images and that of labels: as chosen, by name, else what is left when the other is known."""
-    pictures = [column for column, feature in features.items() if _holds_pictures(feature)]
-    _demand_columns(choice, pictures)
-    named = [column for column in pictures if column.lower() in _LABEL_NAMES and column != choice.image]
-    free = [column for column in pictures if column != choice.label]
-    candidates = [column for column in free if column.lower() in _IMAGE_NAMES] or [
-        column for column in free if column not in named
-    ]
-    image = choice.image or _only(choice.place, "image", candidates, features)
-    rest = [choice.label] if choice.label else named or [column for column in pictures if column != image]
-    return image, _only(choice.place, "label", rest, features) if labels else rest[0] if len(rest) == 1 else None
+    _check_choice(choice, features)
+    pictures = [column for column, feature in features.items() if _is_picture(feature)]
+    masks = [column for column in pictures if _LABELS.fullmatch(column) and column != choice.image]
+    others = [column for column in pictures if column not in (*masks, choice.label)]
+    named = [column for column in others if _IMAGES.fullmatch(column)]
+    image = choice.image or _only(choice.place, "image", named or others, features)
+    rest = [choice.label] if choice.label else masks or [column for column in pictures if column != image]
+    if labels:
+        return image, _only(choice.place, "label", rest, features)
+    return image, rest[0] if len(rest) == 1 else None
 
 
-def _demand_columns(choice: Choice, pictures: list[str]) -> None:
+def _check_choice(choice: Choice, features: Mapping[str, Any]) -> None:
+    usable = [column for column, feature in features.items() if _is_picture(feature) or _is_bytes(feature)]
     for column in (choice.image, choice.label):
-        if column is not None and column not in pictures:
-            raise DataError(
-                choice.place, "has no such column of pictures", got=column, expected=", ".join(pictures) or "any"
-            )
+        if column is not None and column not in usable:
+            there = ", ".join(usable) or f"pictures, not {_listed(features)}"
+            raise DataError(choice.place, "has no such column of pictures", got=column, expected=there)
 
 
 def _only(name: str, what: str, columns: list[str], features: Mapping[str, Any]) -> str:
@@ -149,16 +150,23 @@ def _only(name: str, what: str, columns: list[str], features: Mapping[str, Any])
     raise DataError(
         name,
         f"has no column of {what}s",
-        got=", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items()),
-        expected="pictures, and labels as one-channel pictures, in columns of the type Image",
+        got=_listed(features),
+        expected="pictures, and labels as one-channel pictures, in columns declared as Image",
+        remedy=f"name a column of encoded pictures: {name}:{what}=COLUMN",
     )
 
 
-def _holds_pictures(feature: Any) -> bool:
-    """Encoded pictures: `Image`, or what it is made of where nobody declared it, {"bytes", "path"} or plain bytes."""
-    if isinstance(feature, dict):
-        feature = feature.get("bytes")
-    return _kind(feature) == "Image" or getattr(feature, "dtype", None) in ("binary", "large_binary")
+def _is_picture(feature: Any) -> bool:
+    """Whether a column is declared to hold encoded pictures."""
+    return _is_bytes(feature.get("bytes")) if isinstance(feature, dict) else _kind(feature) == "Image"
+
+
+def _is_bytes(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
 
 
 def _kind(feature: Any) -> str:
@@ -170,28 +178,14 @@ def _pairs(table: Any, origin: str, image: str, label: str | None) -> Pairs:
     images = _cells(table, origin, image)
     if label is None:
         return [(cell, None) for cell in images]
-    masks, absent = _cells(table, origin, label), _absent(table.data.column(label))
-    return list(zip(images, (None if gone else mask for mask, gone in zip(masks, absent, strict=True)), strict=True))
+    absent = table.data.column(label).is_null().to_pylist()  # without reading a picture
+    masks = [None if gone else mask for mask, gone in zip(_cells(table, origin, label), absent, strict=True)]
+    return list(zip(images, masks, strict=True))
 
 
 def _cells(table: Any, origin: str, column: str) -> list[Cell]:
     encoded = table.select_columns([column]).with_format("arrow")
     return [Cell(table=encoded, origin=origin, row=row, column=column) for row in range(len(table))]
-
-
-def _absent(stored: Any) -> list[bool]:
-    """Which cells of an Arrow column are empty; looks at no picture."""
-    from pyarrow import compute, types
-
-    parts = [compute.is_null(stored)]
-    if types.is_struct(stored.type):
-        names = [each.name for each in stored.type if each.name in ("bytes", "path")]
-        parts = [compute.is_null(compute.struct_field(stored, name)) for name in names]
-    absent = parts[0]
-    for part in parts[1:]:
-        absent = compute.and_(absent, part)
-    found: list[bool] = absent.to_pylist()
-    return found
 
 
 def _classes(features: Mapping[str, Any]) -> tuple[str, ...] | None:

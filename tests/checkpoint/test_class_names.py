@@ -7,29 +7,29 @@ import torch
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from equalize.checkpoint import load
-from equalize.checkpoint.class_names import with_names
 from equalize.errors import CheckpointError
 
 
-@pytest.fixture
-def lraspp(lraspp_state, tmp_path):
-    torch.save({"model": lraspp_state}, tmp_path / "lraspp.pth")
-    return tmp_path / "lraspp.pth"
+@pytest.fixture(scope="module")
+def lraspp(lraspp_state, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lraspp") / "lraspp.pth"
+    torch.save({"model": lraspp_state}, path)
+    return path
 
 
 def check_names(source, names, tmp_path):
-    assert load(source).classes is None
-    with_names(load(source), names).save(tmp_path / "out")
+    checkpoint = load(source)
+    assert checkpoint.classes is None
+    checkpoint.with_names(names).save(tmp_path / "out")
     again = load(tmp_path / "out")
-    assert again.classes == load(tmp_path / "out", weights=False).classes == names
+    assert again.classes == names
     again.save(tmp_path / "copy")
-    assert load(tmp_path / "copy").classes == names
     other = load(tmp_path / "out", num_classes=len(names) + 1, init_missing=True)
     assert other.classes is None
     other.save(tmp_path / "other")
-    assert load(tmp_path / "other").classes is None
-    with_names(again, names[::-1]).save(tmp_path / "renamed")
-    assert load(tmp_path / "renamed").classes == names[::-1]
+    again.with_names(names[::-1]).save(tmp_path / "renamed")
+    for place, expected in (("out", names), ("copy", names), ("other", None), ("renamed", names[::-1])):
+        assert load(tmp_path / place, weights=False).classes == expected
 
 
 def test_of_an_smp_directory(smp_dir, tmp_path):
@@ -45,6 +45,13 @@ def test_of_a_state_dict_of_torchvision(lraspp, tmp_path):
     lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).load_state_dict(state)
 
 
+@pytest.fixture(scope="module")
+def recorded(lraspp, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("recorded") / "out"
+    load(lraspp).with_names("abcd").save(directory)
+    return directory
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -54,10 +61,13 @@ def test_of_a_state_dict_of_torchvision(lraspp, tmp_path):
         ("[", "is not valid JSON"),
     ],
 )
-def test_a_damaged_record_is_named(lraspp, tmp_path, text, message):
-    with_names(load(lraspp), "abcd").save(tmp_path / "out")
-    place = tmp_path / "out/class_names.json"
-    assert json.loads(place.read_text()) == {"0": "a", "1": "b", "2": "c", "3": "d"}
+def test_a_damaged_record_is_named(recorded, text, message):
+    place = recorded / "class_names.json"
+    before = place.read_text()
+    assert json.loads(before) == {"0": "a", "1": "b", "2": "c", "3": "d"}
     place.write_text(text)
-    with pytest.raises(CheckpointError, match=f"class_names.json: {message}"):
-        load(tmp_path / "out")
+    try:
+        with pytest.raises(CheckpointError, match=f"class_names.json: {message}"):
+            load(recorded, weights=False)
+    finally:
+        place.write_text(before)

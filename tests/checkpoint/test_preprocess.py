@@ -79,12 +79,12 @@ def test_fields_of_image_processors(fields, expected):
     assert {key: getattr(got, key) for key in expected} == expected
 
 
-def test_what_was_used_is_one_line(segformer_dir, smp_dir):
-    for directory in (segformer_dir, smp_dir):
+def test_what_was_used_is_one_line(segformer_dir, smp_resnet_dir):
+    for directory in (segformer_dir, smp_resnet_dir):
         line = str(load(directory, weights=False).preprocess)
         assert "\n" not in line
         assert "mean 0.485 0.456 0.406" in line
-    assert "ImageNet defaults" in str(load(smp_dir, weights=False).preprocess)
+    assert "ImageNet defaults" in str(load(smp_resnet_dir, weights=False).preprocess)
 
 
 def test_smp_settings_of_timm_encoders_are_known_offline():

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint import load, state_on_disk
+from equalize.checkpoint.families.torchvision.family import recognize
 from equalize.checkpoint.keys import pair
-from equalize.checkpoint.recognition import recognise
 from equalize.errors import CheckpointError
 
 WHOLE = bool(os.environ.get("EQUALIZE_WHOLE_CORPUS"))
@@ -59,7 +59,7 @@ def network(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state(network):
-    from equalize.checkpoint.build import load_factory
+    from equalize.checkpoint.families.custom.family import load_factory
 
     torch.manual_seed(0)
     return {key: tensor.clone() for key, tensor in load_factory(f"{network}:Net")().state_dict().items()}
@@ -247,7 +247,7 @@ def test_an_encoder_saved_by_itself_is_put_where_it_belongs(run_cli, photos, net
     with pytest.raises(CheckpointError, match="--init-missing"):
         load(tmp_path / "in.pth", arch=flags[1])
     checkpoint = load(tmp_path / "in.pth", arch=flags[1], init_missing=True)
-    assert set(checkpoint.drawn) == {"fuse.weight", "fuse.bias", "head.weight", "head.bias"}
+    assert set(checkpoint.newly_initialized) == {"fuse.weight", "fuse.bias", "head.weight", "head.bias"}
     assert torch.equal(checkpoint.model.state_dict()["encoder.low.weight"], state["encoder.low.weight"])
     left = f"in.pth: left out, as no part of the network: {prefix}fc.bias, {prefix}fc.weight"
     assert checkpoint.notes == ("in.pth: 9 tensors were taken as those of encoder", left)
@@ -257,7 +257,7 @@ def test_an_encoder_saved_by_itself_is_put_where_it_belongs(run_cli, photos, net
     written = state_on_disk(tmp_path / "out")
     assert set(written) == set(state)
     again = load(tmp_path / "out", arch=flags[1])
-    assert again.drawn == ()
+    assert again.newly_initialized == ()
     twin = load_file(tmp_path / "out" / "model.safetensors")
     assert again.model.state_dict().keys() == twin.keys()
     assert all(torch.equal(tensor, twin[key]) for key, tensor in again.model.state_dict().items())
@@ -290,4 +290,4 @@ def test_an_imagenet_resnet_under_a_torchvision_network():
     assert not match.unexpected
     assert {key.partition(".")[0] for key in match.missing} == {"classifier"}
     with pytest.raises(CheckpointError, match=r"part of several networks.*--arch"):
-        recognise(shapes[1], "x.pth", init_missing=True)
+        recognize(shapes[1], "x.pth", init_missing=True)

@@ -142,7 +142,7 @@ def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segfo
     assert "before, 1.00 after" in ran.text
     assert "Changed: 9 tensors" in ran.text
     assert "which is rounding" in ran.text
-    assert f'transformers.SegformerForSemanticSegmentation.from_pretrained("{out}")' in ran.text
+    assert f'model = SegformerForSemanticSegmentation.from_pretrained("{out}")' in ran.text
 
 
 def test_calibrate_draws_a_missing_decoder(run_cli, segformer_encoder_dir, photos, tmp_path):

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import equalize
-from equalize.checkpoint import load
-from equalize.checkpoint.build import load_factory
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import ModelName, load
+from equalize.checkpoint.families.custom.family import load_factory
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.images import Measuring

@@ -10,8 +10,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,15 +18,11 @@ import pytest
 from equalize.checkpoint import atomic_directory, load
 from equalize.checkpoint.files.atomic import check_target
 from equalize.errors import ResourceError
+from tests.support.commands import Command
 from tests.support.scenes import write_scenes
+from tests.support.side_by_side import start
 
 KILLS = int(os.environ.get("EQUALIZE_KILLS", "2"))
-
-
-def start(*arguments, **options):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "equalize", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
 
 
 def leftovers(place: Path) -> list[str]:
@@ -37,25 +31,23 @@ def leftovers(place: Path) -> list[str]:
 
 def kill_while_writing(arguments, place: Path, generator: random.Random, writing: float, whole: float) -> None:
     """Kills at a random moment: every other time once the temporary directory is there, else at any."""
-    process = start(*arguments)
+    before = set(leftovers(place))
+    command = Command(*arguments)
     if generator.random() < 0.5:
         time.sleep(generator.uniform(0, whole))
     else:
-        before = set(leftovers(place))
-        while process.poll() is None and not set(leftovers(place)) - before:
+        while command.is_running() and not set(leftovers(place)) - before:
             time.sleep(0.002)
         time.sleep(generator.uniform(0, writing))
-    process.kill()
-    process.communicate()
+    command.send_signal(signal.SIGKILL)
+    command.finish()
 
 
 def undisturbed(arguments, out: Path) -> tuple[float, bytes]:
     """How many seconds a command takes, and the weights it writes: the same bytes whenever it runs."""
-    begun = time.monotonic()
-    with start(*arguments) as process:
-        process.communicate()
-    assert process.returncode == 0
-    return time.monotonic() - begun, (out / "model.safetensors").read_bytes()
+    ended = Command(*arguments).finish()
+    assert ended.code == 0, ended.err
+    return ended.seconds, (out / "model.safetensors").read_bytes()
 
 
 def report(met) -> None:
@@ -64,6 +56,7 @@ def report(met) -> None:
             file.write(json.dumps(met) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["calibrate", "apply"])
 def test_killed_at_any_moment(run_cli, command, segformer_dir, photos, tmp_path):
     place = tmp_path / "place"
@@ -101,6 +94,7 @@ def test_killed_at_any_moment(run_cli, command, segformer_dir, photos, tmp_path)
     report({command: met})
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_any_moment_is_resumed(run_cli, segformer_dir, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
@@ -147,26 +141,32 @@ def test_what_the_dead_left_goes_and_what_the_living_write_stays(tmp_path):
     assert leftovers(tmp_path) == [".another.tmp-0123abcd"]
 
 
+def write_half(out: Path, ready: Path) -> None:
+    with atomic_directory(out) as work:
+        (work / "half").touch()
+        ready.touch()
+        time.sleep(60)
+
+
 def test_the_lock_goes_with_its_process(tmp_path):
-    script = (
-        "import sys, time; from equalize.checkpoint import atomic_directory\n"
-        "with atomic_directory(sys.argv[1]) as work:\n (work / 'half').touch(); print(flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, tmp_path / "out"], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        (left,) = leftovers(tmp_path)
-        os.utime(tmp_path / left, (1, 1))
-        with atomic_directory(tmp_path / "out"):
-            assert left in leftovers(tmp_path)
-        shutil.rmtree(tmp_path / "out")
-        process.send_signal(signal.SIGKILL)
-    with atomic_directory(tmp_path / "out"):
+    place, ready = tmp_path / "place", tmp_path / "ready"
+    place.mkdir()
+    process = start(write_half, place / "out", ready)
+    while process.is_alive() and not ready.exists():
+        time.sleep(0.01)
+    (left,) = leftovers(place)
+    os.utime(place / left, (1, 1))
+    with atomic_directory(place / "out"):
+        assert left in leftovers(place)
+    shutil.rmtree(place / "out")
+    process.kill()
+    process.join()
+    with atomic_directory(place / "out"):
         pass
-    assert leftovers(tmp_path) == []
+    assert leftovers(place) == []
 
 
-def _files_end_early() -> None:
+def let_files_end_early() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails with EFBIG
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
@@ -175,10 +175,9 @@ def test_a_write_that_fails_gives_exit_3_and_leaves_nothing(segformer_dir, photo
     place = tmp_path / "place"
     place.mkdir()
     arguments = ("calibrate", segformer_dir, "--data", photos, "-o", place / "out", "--strategy", "migrate")
-    process = start(*arguments, preexec_fn=_files_end_early)
-    _, err = process.communicate()
-    assert process.returncode == 3, err
-    assert err.decode().strip().splitlines()[-1].startswith(f"error: {place / 'out'}: ")
+    ended = Command(*arguments, prepare=let_files_end_early).finish()
+    assert ended.code == 3, ended.err
+    assert ended.err.strip().splitlines()[-1].startswith(f"error: {place / 'out'}: ")
     assert list(place.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import ModelName
 from equalize.commands.evaluate import EvalConfig, confusion, evaluate, image_confusions, sliding
 from equalize.commands.labels import check_split
 from equalize.data import open_data

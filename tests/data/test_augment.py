@@ -82,7 +82,7 @@ def test_crops_of_one_class_are_drawn_again():
     assert sum(len(seen[seen != 255].unique()) == 1 for seen in free) >= 5
 
 
-def test_colours_change_and_labels_do_not():
+def test_colors_change_and_labels_do_not():
     image, labels = picture_and_labels()
     image = Image.fromarray(np.array(image) * 5 + 40)
     seen = [Augment(crop=(40, 60), **{**PLAIN, "photometric": True})(image, labels, seed) for seed in range(12)]

@@ -12,7 +12,7 @@ from datasets import Dataset
 from equalize.data import open_data
 from equalize.errors import DataError, ResourceError
 from tests.data.test_table_columns import PICTURES, encoded, stored
-from tests.support.loopback_data import COMMIT, NAME, DataHub
+from tests.support.loopback_data import COMMIT, DataHub
 
 ASK = """
 import sys
@@ -28,15 +28,32 @@ for name in sys.argv[1:]:
 """
 
 
+STREETS, SEASONS = "acme/streets", "acme/seasons"
+
+
+def written(path: Path, label: int) -> bytes:
+    """A parquet file of one pair, its mask of that label."""
+    picture, mask = np.zeros((1, 2, 3), np.uint8), np.full((1, 2), label, np.uint8)
+    rows = [{"image": stored(encoded(picture)), "label": stored(encoded(mask))}]
+    Dataset.from_list(rows, features=PICTURES).to_parquet(path)
+    return path.read_bytes()
+
+
 @pytest.fixture
 def server(tmp_path: Path):
-    files = {"id2label.json": b'{"id2label": {"0": "road", "1": "sky"}}'}
-    for split, label in (("train", 0), ("validation", 1)):
-        picture, mask = np.zeros((1, 2, 3), np.uint8), np.full((1, 2), label, np.uint8)
-        rows = [{"image": stored(encoded(picture)), "label": stored(encoded(mask))}]
-        Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / "written.parquet")
-        files[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / "written.parquet").read_bytes()
-    with DataHub(files) as running:
+    first, second = (written(tmp_path / "written.parquet", label) for label in (0, 1))
+    streets = {
+        "id2label.json": b'{"id2label": {"0": "road", "1": "sky"}}',
+        "data/train-00000-of-00001.parquet": first,
+        "data/validation-00000-of-00001.parquet": second,
+    }
+    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("summer", "winter"))
+    seasons = {
+        "README.md": f"---\nconfigs:\n{listed}---\n".encode(),
+        "summer.parquet": first,
+        "winter.parquet": second,
+    }
+    with DataHub({STREETS: streets, SEASONS: seasons}) as running:
         yield running
 
 
@@ -57,42 +74,24 @@ def ask(home: Path, *names: str, **environment: str) -> list[str]:
 
 def test_a_data_set_on_the_hub_and_then_from_the_cache(server: DataHub, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    names = (NAME, f"{NAME}@{COMMIT}", f"{NAME}@main", f"{NAME}@nope", "acme/nothing")
-    *found, nope, nothing = ask(home, *names, HF_ENDPOINT=server.url)
-    told = "table layout, columns image and label, split validation, 1 image, 1 pair ('road', 'sky') [[1, 1]]"
-    assert found == [f"{name}: {told} {name} validation[0].label {name}" for name in names[:3]]
-    for line, name in ((nope, f"{NAME}@nope"), (nothing, "acme/nothing")):
+    names = (STREETS, f"{STREETS}@{COMMIT}", f"{STREETS}@main", f"{STREETS}@nope", "acme/nothing")
+    configurations = (SEASONS, f"{SEASONS}:config=winter", f"{SEASONS}:config=dusk")
+    *found, nope, nothing, unclear, winter, dusk = ask(home, *names, *configurations, HF_ENDPOINT=server.url)
+    facts = "table layout, columns image and label, split validation, 1 image, 1 pair ('road', 'sky') [[1, 1]]"
+    assert found == [f"{name}: {facts} {name} validation[0].label {name}" for name in names[:3]]
+    for line, name in ((nope, f"{STREETS}@nope"), (nothing, "acme/nothing")):
         assert line.startswith(f"3 {name}: no such path, and no such data set on the Hub, or none for you; check")
+    assert unclear.startswith(f"2 {SEASONS}: cannot be read as a data set (Config name is missing.")
+    assert unclear.endswith(f"; name one: {SEASONS}:config=NAME")
+    assert winter.startswith(f"{SEASONS}:config=winter: table layout, columns image and label, split train, 1 image,")
+    assert "[[1, 1]]" in winter
+    assert dusk.startswith(f"2 {SEASONS}: cannot be read as a data set (BuilderConfig 'dusk' not found")
 
-    *cached, nope, nothing = ask(home, *names, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1")
+    # Where the Hub cannot be reached, it is not waited for: the cache answers at once.
+    *cached, nope, nothing = ask(home, *names, HF_ENDPOINT="http://hub.invalid")
     assert cached == found
-    assert nope.startswith(f"3 {NAME}@nope: another revision is in the cache, and the Hub cannot be reached")
-    assert nothing.startswith("3 acme/nothing: no such path, and the Hub cannot be reached")
-
-
-def test_one_of_several_configurations(tmp_path: Path) -> None:
-    names = ("day", "night")
-    listed = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in names)
-    files = {"README.md": f"---\nconfigs:\n{listed}---\n".encode()}
-    for label, name in enumerate(names):
-        picture, mask = np.zeros((1, 2, 3), np.uint8), np.full((1, 2), label, np.uint8)
-        rows = [{"image": stored(encoded(picture)), "label": stored(encoded(mask))}]
-        Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / "written.parquet")
-        files[f"{name}.parquet"] = (tmp_path / "written.parquet").read_bytes()
-    with DataHub(files) as server:
-        unclear, night, dusk = ask(
-            tmp_path / "home", NAME, f"{NAME}:config=night", f"{NAME}:config=dusk", HF_ENDPOINT=server.url
-        )
-    assert unclear.startswith(f"2 {NAME}: cannot be read as a data set (Config name is missing.")
-    assert unclear.endswith(f"; name one: {NAME}:config=NAME")
-    assert night.startswith(f"{NAME}:config=night: table layout, columns image and label, split train, 1 image, 1 pair")
-    assert "[[1, 1]]" in night
-    assert dusk.startswith(f"2 {NAME}: cannot be read as a data set (BuilderConfig 'dusk' not found")
-
-
-def test_an_unreachable_hub_is_not_waited_for(tmp_path: Path) -> None:
-    (line,) = ask(tmp_path / "home", NAME, HF_ENDPOINT="http://hub.invalid")
-    assert line.startswith(f"3 {NAME}: no such path, and the Hub cannot be reached to look for a data set")
+    assert nope.startswith(f"3 {STREETS}@nope: another revision is in the cache, and the Hub cannot be reached")
+    assert nothing.startswith("3 acme/nothing: no such path, and the Hub cannot be reached to look for a data set")
 
 
 def test_what_could_be_a_name_on_the_hub() -> None:

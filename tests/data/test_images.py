@@ -41,7 +41,7 @@ def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(saved(gray_alpha, tmp_path / "b.png"))[0, :, 2], [9, 8])
 
 
-def test_palette_becomes_its_colours(tmp_path: Path) -> None:
+def test_palette_becomes_its_colors(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8))
     image.putpalette([1, 2, 3, 40, 50, 60, 255, 0, 128])
     expected = np.array([[[1, 2, 3], [40, 50, 60]], [[255, 0, 128], [1, 2, 3]]])

@@ -60,6 +60,15 @@ def table(count: int = 3, first: int = 0) -> Dataset:
     return Dataset.from_list(rows(count, first), features=PICTURES)
 
 
+def write_columns(path: Path, *names: str, **others: list[object]) -> None:
+    """A parquet file of one row with pictures in the named columns, beside a caption and others."""
+    picture = [stored(encoded(np.zeros((1, 2), np.uint8)))]
+    written = Dataset.from_dict({**dict.fromkeys(names, picture), "caption": ["a street"], **others})
+    for name in names:
+        written = written.cast_column(name, ImageFeature())
+    written.to_parquet(path)
+
+
 def numbers(dataset: DataSet) -> list[int]:
     return [np.asarray(read_image(item))[0, 0, 0] for item in dataset.images]
 
@@ -220,38 +229,36 @@ def test_files_outside_the_table_are_opened(tmp_path: Path) -> None:
     ],
 )
 def test_columns_are_found(tmp_path: Path, names: list[str], expected: tuple[str, str]) -> None:
-    columns = {name: [encoded(np.zeros((1, 2), np.uint8))] for name in names}
-    parquet.write_table(pyarrow.table({**columns, "caption": ["a street"]}), tmp_path / "a.parquet")
+    write_columns(tmp_path / "a.parquet", *names)
     assert f"columns {' and '.join(expected)}," in open_data(tmp_path / "a.parquet", labels=True).describe()
 
 
 def test_columns_that_are_not_clear(tmp_path: Path) -> None:
-    picture = [encoded(np.zeros((1, 2), np.uint8))]
     path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"image": picture, "mask": picture, "annotation": picture}), path)
+    write_columns(path, "image", "mask", "annotation")
     assert open_data(path).masks == ()
     with pytest.raises(
         DataError,
         match=r"has several columns that may hold labels: mask, annotation; choose one: .*a.parquet:label=mask$",
     ):
         open_data(path, labels=True)
-    parquet.write_table(pyarrow.table({"image": picture, "img": picture, "caption": ["a"]}), path)
+    write_columns(path, "image", "img")
     with pytest.raises(DataError, match="several columns that may hold images: image, img"):
         open_data(path)
-    parquet.write_table(pyarrow.table({"image": picture, "label": [3]}), path)
+    write_columns(path, "image", label=[3])
     assert open_data(path).describe().endswith("column image, no splits, 1 image")
-    with pytest.raises(DataError, match=r"has no column of labels, got image \(binary\), label \(int64\)"):
+    with pytest.raises(
+        DataError, match=r"no column of labels, got image \(Image\), caption \(string\), label \(int64\)"
+    ):
         open_data(path, labels=True)
-    parquet.write_table(pyarrow.table({"caption": ["a"]}), path)
+    write_columns(path)
     with pytest.raises(DataError, match=r"has no column of images, got caption \(string\)"):
         open_data(path)
 
 
 def test_columns_that_are_chosen(tmp_path: Path) -> None:
-    picture = [encoded(np.zeros((1, 2), np.uint8))]
     path = tmp_path / "a.parquet"
-    names = ["image", "img", "mask", "parts"]
-    parquet.write_table(pyarrow.table(dict.fromkeys(names, picture) | {"caption": ["a"]}), path)
+    write_columns(path, "image", "img", "mask", "parts")
     chosen = open_data(f"{path}:image=img,label=parts", labels=True)
     assert "columns img and parts," in chosen.describe()
     assert chosen.name == "a.parquet:image=img,label=parts"
@@ -272,6 +279,22 @@ def test_columns_that_are_chosen(tmp_path: Path) -> None:
         open_data(f"{tmp_path}:image=img")
 
 
+def test_columns_of_undeclared_bytes_are_used_where_they_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    shown, labels = np.full((1, 2, 3), 9, np.uint8), np.array([[0, 1]], np.uint8)
+    parquet.write_table(pyarrow.table({"image": [encoded(shown)], "label": [encoded(labels)]}), path)
+    with pytest.raises(
+        DataError,
+        match=r"has no column of images, got image \(binary\), label \(binary\), expected .* name .*:image=COLUMN$",
+    ):
+        open_data(path)
+    with pytest.raises(DataError, match=r"has no column of labels, .*a\.parquet:label=COLUMN$"):
+        open_data(f"{path}:image=image", labels=True)
+    data = open_data(f"{path}:image=image,label=label", labels=True)
+    assert np.array_equal(read_image(data.images[0]), shown)
+    assert [read_mask(mask).tolist() for mask in data.masks if mask] == [[[0, 1]]]
+
+
 def test_missing_cells_are_named(tmp_path: Path) -> None:
     listed = rows(3)
     listed[1]["label"] = None
@@ -287,8 +310,8 @@ def test_missing_cells_are_named(tmp_path: Path) -> None:
 
 def test_damaged_cells_are_named(tmp_path: Path) -> None:
     good = encoded(np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8))
-    columns = {"image": [b"no picture", b"", good[: len(good) // 2]]}
-    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    listed = [{"image": stored(data)} for data in (b"no picture", b"", good[: len(good) // 2])]
+    Dataset.from_list(listed, features=Features(image=ImageFeature())).to_parquet(tmp_path / "a.parquet")
     first, second, third = open_data(tmp_path / "a.parquet").images
     with pytest.raises(DataError, match=r"a\.parquet\[0\]\.image: is not an image of a known format"):
         read_image(first)

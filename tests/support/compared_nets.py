@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import ModelName
 
 FACTORY = """
     import torch

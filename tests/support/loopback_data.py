@@ -1,4 +1,4 @@
-"""A Hub on this machine's loopback with one data set to read, for a process whose HF_ENDPOINT is its `url`."""
+"""A Hub on this machine's loopback with data sets to read, for a process whose HF_ENDPOINT is its `url`."""
 
 import hashlib
 import json
@@ -7,19 +7,18 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-NAME = "acme/streets"
 COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class DataHub(ThreadingHTTPServer):
-    """Start it with `with`; `files` are those of the branch `main`, the only one."""
+    """Start it with `with`; each data set has the branch `main` alone."""
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes]):
+    def __init__(self, repositories: dict[str, dict[str, bytes]]):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files = files
+        self.repositories = repositories
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -40,19 +39,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
+        name = next((name for name in self.server.repositories if f"/datasets/{name}/" in f"{path}/"), None)
+        if name is None:
+            return self._send(404, {}, X_Error_Code="RepoNotFound")
+        self.files = self.server.repositories[name]
         revision = rf"(?:main|{COMMIT})"
-        if file := re.fullmatch(rf"/datasets/{NAME}/resolve/{revision}/(.+)", path):
-            self._file(self.server.files.get(file[1]))
-        elif re.fullmatch(rf"/api/datasets/{NAME}(/revision/{revision})?", path):
-            listed = [{"rfilename": name} for name in self.server.files]
-            self._send(200, {"id": NAME, "sha": COMMIT, "private": False, "siblings": listed})
-        elif folder := re.fullmatch(rf"/api/datasets/{NAME}/tree/{revision}/?(.*)", path):
-            self._send(200, self._entries(folder[1]))
-        elif re.fullmatch(rf"/api/datasets/{NAME}/paths-info/{revision}", path):
+        if file := re.fullmatch(rf"/datasets/{name}/resolve/{revision}/(.+)", path):
+            return self._file(self.files.get(file[1]))
+        if re.fullmatch(rf"/api/datasets/{name}(/revision/{revision})?", path):
+            listed = [{"rfilename": file} for file in self.files]
+            return self._send(200, {"id": name, "sha": COMMIT, "private": False, "siblings": listed})
+        if folder := re.fullmatch(rf"/api/datasets/{name}/tree/{revision}/?(.*)", path):
+            return self._send(200, self._entries(folder[1]))
+        if re.fullmatch(rf"/api/datasets/{name}/paths-info/{revision}", path):
             wanted = parse_qs(body.decode()).get("paths", [])
-            self._send(200, [entry for name in wanted for entry in self._entries("") if entry["path"] == name])
-        else:
-            self._send(404, {}, X_Error_Code="RevisionNotFound" if NAME in path else "RepoNotFound")
+            return self._send(200, [entry for file in wanted for entry in self._entries("") if entry["path"] == file])
+        return self._send(404, {}, X_Error_Code="RevisionNotFound")
 
     do_GET = do_HEAD = do_POST = _answer
 
@@ -60,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The files and folders directly in a folder."""
         prefix = f"{folder}/" if folder else ""
         entries = {}
-        for name, content in self.server.files.items():
+        for name, content in self.files.items():
             head, deeper, _ = name.removeprefix(prefix).partition("/")
             if name.startswith(prefix):
                 kind = {"type": "directory"} if deeper else {"type": "file", "size": len(content)}

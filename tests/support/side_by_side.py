@@ -10,12 +10,20 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["equalize.commands.finetune.finetune", "equalize.commands.evaluate"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("equalize.commands.finetune.finetune", "equalize.commands.evaluate", "equalize.commands.apply"),
+        *("equalize.cli.terminal", "equalize.cli.reports.plan"),
+    ]
+)
 
 
-def start(target: Callable[..., None], *args: Any, env: Mapping[str, str] | None = None) -> BaseProcess:
-    """Starts a process that calls a module's function."""
-    process = _CONTEXT.Process(target=_call, args=(dict(env or {}), target, args), daemon=True)
+def start(
+    target: Callable[..., None], *args: Any, env: Mapping[str, str] | None = None, daemon: bool = True
+) -> BaseProcess:
+    """Starts a process that calls a module's function; only where it is no daemon may it start others."""
+    method = multiprocessing.get_start_method()
+    process = _CONTEXT.Process(target=_call, args=(dict(env or {}), method, target, args), daemon=daemon)
     process.start()
     return process
 
@@ -43,7 +51,8 @@ def in_processes(
     return [process.exitcode for process in processes]
 
 
-def _call(env: Mapping[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _call(env: Mapping[str, str], method: str, target: Callable[..., None], args: tuple[Any, ...]) -> None:
     os.environ.update(env)
+    multiprocessing.set_start_method(method, force=True)  # for its own processes; it would take over this server's
     torch.set_num_threads(1)
     target(*args)

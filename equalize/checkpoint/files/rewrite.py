@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from equalize.checkpoint.files.safetensors_file import read_header, read_safetensors
+from equalize.checkpoint.files.safetensors_file import read_metadata, read_safetensors
 from equalize.checkpoint.files.torch_file import TorchFile, read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
-from equalize.mapped import MappedFiles
 
-__all__ = ["is_other_copy", "replacements", "write_flat", "write_weights"]
+__all__ = ["changed_tensors", "is_other_copy", "write_flat", "write_weights"]
 
 _COPIES = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)([-.].*)?\.(bin|safetensors|h5|msgpack|onnx|(bin|safetensors)\.index\.json)"
@@ -32,7 +31,7 @@ def is_other_copy(name: str) -> bool:
     return _COPIES.fullmatch(name) is not None
 
 
-def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``state`` that differ from those on disk, in the dtype they have there; new keys included.
 
     Args:
@@ -44,13 +43,12 @@ def replacements(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Ten
     """
     floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
     usual = floats.pop() if len(floats) == 1 else None
-    files = MappedFiles()
     changed: dict[str, Tensor] = {}
     shared: dict[tuple[object, ...], Tensor] = {}
     for key, value in state.items():
         new = value.detach().cpu()
         old = weights.tensors.get(key)
-        if old is not None and old.shape == new.shape and files.equal(old, new):
+        if old is not None and old.shape == new.shape and torch.equal(old.to(new.dtype), new):
             continue
         dtype = old.dtype if old is not None else usual if usual and new.is_floating_point() else new.dtype
         view = (value.data_ptr(), tuple(value.shape), value.stride(), dtype)
@@ -95,8 +93,7 @@ def write_weights(
 
 
 def _rewrite_safetensors(weights: Weights, path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
-    metadata: Any = read_header(path).get("__metadata__")
-    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, metadata)
+    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, read_metadata(path))
 
 
 def _rewrite_torch(
@@ -166,7 +163,6 @@ def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path
 def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
     """A plain safetensors file of a model's state dict."""
     _save(_unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, {"format": "pt"})
-    MappedFiles().let_go(*tensors.values())
 
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:

@@ -1,9 +1,9 @@
-"""One ``torch.save`` file -> tensors, by the restricted unpickler alone: nothing in the file is ever run.
+"""One ``torch.save`` file -> tensors, by torch's restricted unpickler: nothing in the file is ever run.
 
-``weights_only=True`` is given explicitly, so TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no say.
+``weights_only=True`` is passed explicitly, so TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off. A file can still
+cost time and memory in proportion to the size of its pickle, which `archive` limits.
 """
 
-import io
 import pickle
 import re
 import warnings
@@ -18,7 +18,6 @@ from torch import Tensor
 from equalize.checkpoint.files.pickle_guard import asks_for_code, foreign_global
 from equalize.checkpoint.files.pickle_stubs import INERT
 from equalize.checkpoint.files.zip_archive import read_pickle
-from equalize.checkpoint.rehearsal import rehearse
 from equalize.errors import CheckpointError
 
 __all__ = ["NESTS", "TorchFile", "read_torch"]
@@ -47,10 +46,7 @@ _OTHERS = (
     (257, b"ustar", "an archive (tar)", _UNPACK),
 )
 """Where a file of another kind has which bytes, what it is, and what to do."""
-_LEGACY_PICKLES = 5  # magic number, protocol, system, content, names of storages
-_MOST_AXES = 64  # no operator takes more
-_SHARED = 1 << 28  # bytes that small files may hold more, in tensors that share their values
-_MOST_NESTS = 100  # a pickle may hold dicts in dicts without end
+_MOST_NESTS = 100  # dicts in dicts; the search recurses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +73,9 @@ class TorchFile:
     def meta(self) -> dict[str, Any]:
         """What stands beside the state dict under ``meta``; nothing where that is something else."""
         meta = self.content.get("meta") if self.nest else None
-        return {key: value for key, value in meta.items() if isinstance(key, str)} if isinstance(meta, dict) else {}
+        if not isinstance(meta, dict) or _hides_methods(meta):
+            return {}
+        return {key: value for key, value in meta.items() if isinstance(key, str)}
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -103,19 +101,15 @@ def _unpickled(path: Path) -> Any:
         start = file.read(len(_ZIP))
         zipped = start == _ZIP
         start = read_pickle(path) if zipped else start + file.read(_LEGACY_HEAD)
-        if not zipped and _LEGACY_MAGIC not in start[:_LEGACY_BEGINNING]:
-            raise _other_kind(path, start)
-        file.seek(0)
-        try:
-            rehearse(path, io.BytesIO(start) if zipped else file, 1 if zipped else _LEGACY_PICKLES)
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-        except CheckpointError:
-            raise
-        except pickle.UnpicklingError as error:
-            raise _refusal(path, error, start) from error
-        except Exception as error:  # a hostile pickle can raise anything from inside torch.load
-            raise _damaged(path, error) from error
+    if not zipped and _LEGACY_MAGIC not in start[:_LEGACY_BEGINNING]:
+        raise _other_kind(path, start)
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error, start) from error
+    except Exception as error:  # a hostile pickle can raise anything from inside torch.load
+        raise _damaged(path, error) from error
 
 
 def _other_kind(path: Path, start: bytes) -> CheckpointError:
@@ -153,20 +147,19 @@ def _damaged(path: Path, error: BaseException) -> CheckpointError:
 def _check_tensors(file: TorchFile, path: Path) -> None:
     """Refuse tensors that are larger than the file they came from, or no plain tensors at all."""
     size = path.stat().st_size
-    together = 0
     for key, tensor in file.state.items():
         plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.ndim > _MOST_AXES:
+        if not plain or _hides_methods(tensor):
             raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
         if tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(
                 path, f"tensor {key!r} is larger than the file", got=f"shape {tuple(tensor.shape)} in {size} bytes"
             )
-        together += tensor.numel() * tensor.element_size()
-    if together > 4 * size + _SHARED:
-        raise CheckpointError(
-            path, "holds the same values as many tensors", got=f"{together} bytes of them in {size} bytes"
-        )
+
+
+def _hides_methods(value: object) -> bool:
+    """Whether a pickle gave an object attributes in the place of its methods, as it can to OrderedDicts and tensors."""
+    return any(hasattr(type(value), str(name)) for name in getattr(value, "__dict__", ()))
 
 
 def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
@@ -184,6 +177,8 @@ def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
 def _states(mapping: object, seen: set[int]) -> Iterator[tuple[str, ...]]:
     """The ways to the state dicts in ``mapping``, innermost first: a dict with one in it is none itself."""
     if not isinstance(mapping, MutableMapping) or id(mapping) in seen or len(seen) > _MOST_NESTS:
+        return
+    if _hides_methods(mapping):
         return
     seen.add(id(mapping))
     inner = [(key, *way) for key in NESTS for way in _states(mapping.get(key), seen)]

@@ -4,6 +4,7 @@ A fusion layer's name stands on a line of its own and module paths are never cut
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import ConsoleRenderable
@@ -67,7 +68,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> list[ConsoleRenderabl
     if facts.get("output") is None:
         parts.append(Text("Nothing was written (--dry-run)."))
     else:
-        parts += [Text.assemble("Written: ", (str(facts["output"]), "bold")), Text(_next(facts))]
+        parts += [Text.assemble("Written: ", (str(facts["output"]), "bold")), *_loading(Path(facts["output"]))]
         if any(site.strategy == "preserve" for site in plan.sites):
             how = f"equalize finetune {facts['output']} (or equalize.attach)"
             parts.append(Text(f"Train it:  {how}, where preserve takes effect"))
@@ -260,15 +261,9 @@ def _proof(plan: Plan, check: Mapping[str, float], compared_on: str) -> list[Con
     ]
 
 
-def _next(facts: Mapping[str, Any]) -> str:
-    """How OUT is loaded where its format is at home."""
-    out, family, architecture = facts["output"], facts.get("family"), facts.get("architecture")
-    if family == "custom":
-        return f'Load it:  equalize.load("{out}", "{facts.get("arch")}").model, or its weights as those of MODEL'
-    if family == "mmsegmentation":
-        return f'Load it:  mmseg.apis.init_model(CONFIG, "{out}/model.pth")'
-    if facts.get("arch") or family == "torchvision":
-        return f'Load it:  equalize.load("{out}").model, or its weights as those of MODEL'
-    if family == "smp":
-        return f'Load it:  segmentation_models_pytorch.from_pretrained("{out}")'
-    return f'Load it:  transformers.{architecture}.from_pretrained("{out}")'
+def _loading(out: Path) -> list[ConsoleRenderable]:
+    """The lines of Python that load what was written, where its format is at home."""
+    from equalize.checkpoint.load import written_by  # brings torch, which the work that is reported has needed
+
+    code = written_by(out).loading_code(out)
+    return [Text("Load it:"), *(_indented(line) for line in code.splitlines() if line)]

@@ -149,7 +149,7 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         arm.strategy or "preserve",
         seed,
         keep_norm=arm.keep_norm,
-        newly_initialized=checkpoint.drawn,
+        newly_initialized=checkpoint.newly_initialized,
         found=found,
     )
     return replace(plan, edits=with_aliases((*edits, *plan.edits), model))

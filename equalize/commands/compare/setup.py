@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.commands.compare.arms import Arm
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.splits import open_splits

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter
 from equalize.commands.finetune.config import TrainAs, TrainConfig
@@ -128,7 +127,7 @@ def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, secon
         epochs=float(state.epoch or 0),
         strategy=writer.plan.strategy if writer.plan else None,
         train_as=writer.facts["train_as"],
-        drawn=writer.checkpoint.drawn,
+        drawn=writer.checkpoint.newly_initialized,
         best=max((line for line in scored if line["mIoU"] is not None), key=lambda line: line["mIoU"], default=None),
         last=scored[-1] if scored else None,
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),

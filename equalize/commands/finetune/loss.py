@@ -1,9 +1,6 @@
-"""The training loss, and per family how a network is asked for what it is computed from."""
+"""The training loss, and a network that gives it."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,69 +67,9 @@ class Criterion(nn.Module):
         return loss / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Adapter:
-    """What training needs to know of a library.
-
-    Attributes:
-        heads: (network, images (N, 3, H, W)) -> logits of the main and the auxiliary heads.
-        backbones: names that its networks give their backbone.
-    """
-
-    heads: Callable[[nn.Module, Tensor], list[Tensor]]
-    backbones: tuple[str, ...]
-
-
-def _main_head(network: nn.Module, images_NCHW: Tensor) -> list[Tensor]:
-    return [main_output(network(images_NCHW), type(network).__name__)]
-
-
-def _torchvision_heads(network: nn.Module, images_NCHW: Tensor) -> list[Tensor]:
-    output: Any = network(images_NCHW)
-    found = [main_output(output, type(network).__name__)]
-    return [*found, output["aux"]] if isinstance(output, Mapping) and "aux" in output else found
-
-
-def _transformers_heads(network: nn.Module, images_NCHW: Tensor) -> list[Tensor]:
-    """An auxiliary head's logits are not returned without labels: they are caught as it gives them."""
-    auxiliary: list[Tensor] = []
-    head = getattr(network, "auxiliary_head", None)
-    if not isinstance(head, nn.Module):
-        return _main_head(network, images_NCHW)
-    hook = head.register_forward_hook(lambda module, inputs, output: auxiliary.append(output))
-    try:
-        return [*_main_head(network, images_NCHW), *auxiliary]
-    finally:
-        hook.remove()
-
-
-def _mmseg_heads(network: Any, images_NCHW: Tensor) -> list[Tensor]:
-    """Its forward gives the last head's logits alone; heads before it in a cascade are trained too, as auxiliary ones.
-
-    In a cascade each head takes the features and the logits of the one before.
-    """
-    features = network.extract_feat(images_NCHW)
-    cascade = network.decode_head if isinstance(network.decode_head, nn.ModuleList) else [network.decode_head]
-    found = [main_output(cascade[0](features), type(network).__name__)]
-    for head in cascade[1:]:
-        found.insert(0, main_output(head(features, found[0]), type(network).__name__))
-    auxiliary = getattr(network, "auxiliary_head", None) or ()
-    several = auxiliary if isinstance(auxiliary, (nn.ModuleList, tuple)) else (auxiliary,)
-    return found + [main_output(head(features), type(network).__name__) for head in several]
-
-
-_ADAPTERS = {
-    "transformers": _Adapter(heads=_transformers_heads, backbones=("backbone",)),
-    "torchvision": _Adapter(heads=_torchvision_heads, backbones=("backbone",)),
-    "smp": _Adapter(heads=_main_head, backbones=("encoder",)),
-    "mmsegmentation": _Adapter(heads=_mmseg_heads, backbones=("backbone",)),
-    "custom": _Adapter(heads=_torchvision_heads, backbones=("backbone", "encoder")),
-}
-
-
 def backbone_of(checkpoint: Checkpoint) -> str | None:
-    """The module path of the network's backbone, if it has one."""
-    known = (*_ADAPTERS[checkpoint.family].backbones, getattr(checkpoint.model, "base_model_prefix", ""))
+    """The module path of the network's backbone, if it has one: under the name that libraries give it."""
+    known = ("backbone", "encoder", getattr(checkpoint.model, "base_model_prefix", ""))
     children = dict(nn.Module.named_children(checkpoint.model))
     return next((name for name in known if name in children), None)
 
@@ -160,13 +97,13 @@ class ModelWithLoss(nn.Module):
         self.network = checkpoint.model
         self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # where FSDP shall cut
         self.criterion = criterion
-        self._heads = _ADAPTERS[checkpoint.family].heads
+        self._heads = checkpoint.adapter.heads
         self._frozen = frozen
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of a batch, (N, 3, H, W) and (N, H, W); without labels the logits of the main head."""
         if labels is None:
-            return {"logits": _main_head(self.network, pixel_values)[0]}
+            return {"logits": main_output(self.network(pixel_values), type(self.network).__name__)}
         return {"loss": self.criterion(self._heads(self.network, pixel_values), labels)}
 
     def train(self, mode: bool = True) -> "ModelWithLoss":

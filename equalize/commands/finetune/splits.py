@@ -5,9 +5,7 @@ from pathlib import Path
 
 import torch
 
-from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.class_names import with_names
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.images import input_shape
 from equalize.commands.labels import LabelledSplit, check_split, count_classes, names_of
@@ -67,7 +65,7 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
     found = open_splits(data, config, notify)
     name, checkpoint = _load_for(name, config.num_classes or found.named_classes)
     notify(f"preprocessing: {checkpoint.preprocess}")
-    if drawn := checkpoint.drawn:  # all of a few keys, those of a classifier; the first of a decoder's many
+    if drawn := checkpoint.newly_initialized:  # all of a few keys, those of a classifier; the first of a decoder's many
         listed = ", ".join(drawn) if len(drawn) <= 6 else f"{len(drawn)} tensors ({', '.join(drawn[:3])} and others)"
         notify(f"drawn anew under seed {name.seed}: {listed}")
     checkpoint.model.to(device)
@@ -145,7 +143,7 @@ def check_splits(
 
     train = check("train", found.train, config.reduce_labels)
     val = None if found.val is None else check("val", found.val, "yes" if train.rule.reduce else "no")
-    return with_names(checkpoint, names) if names else checkpoint, Splits(train=train, val=val)
+    return checkpoint.with_names(names) if names else checkpoint, Splits(train=train, val=val)
 
 
 def training_pairs(task: Task) -> TrainingPairs:

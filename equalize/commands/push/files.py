@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
-from equalize.checkpoint.source import HUB_ID
-from equalize.data.table_choice import Choice
+from equalize.data.hf_datasets import Choice
 from equalize.errors import InputError
+from equalize.hub import HUB_ID
 
 __all__ = ["OutgoingFile", "choose_files", "refuse_tokens", "without_local_paths", "without_paths"]
 

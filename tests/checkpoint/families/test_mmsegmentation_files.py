@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from equalize.checkpoint import load, reload
-from equalize.checkpoint.class_names import with_names
 from equalize.checkpoint.families.mmsegmentation.config import read_literals
 from equalize.checkpoint.files.pickle_stubs import INERT
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint.load import ModelName
 from equalize.errors import CheckpointError
 from tests.support.mmseg_networks import config_text, saved, silent, stock
 from tests.support.tolerance import assert_same_outputs
@@ -105,10 +104,12 @@ def test_the_notes_call_nothing():
 def test_another_number_of_classes_draws_the_classifiers_alone(psp, tmp_path):
     checkpoint = load(psp, num_classes=5, init_missing=True, seed=1)
     heads = ("decode_head", "auxiliary_head")
-    assert set(checkpoint.drawn) == {f"{head}.conv_seg.{part}" for head in heads for part in ("weight", "bias")}
+    assert set(checkpoint.newly_initialized) == {
+        f"{head}.conv_seg.{part}" for head in heads for part in ("weight", "bias")
+    }
     weight = checkpoint.model.state_dict()["decode_head.conv_seg.weight"]
     assert 0 < weight.abs().max() < 0.06  # as mmsegmentation draws it: normal, 0.01
-    with_names(checkpoint, "abcde").save(tmp_path / "out")
+    checkpoint.with_names("abcde").save(tmp_path / "out")
     again, theirs = load(tmp_path / "out"), stock(tmp_path / "out" / "config.py", tmp_path / "out" / "model.pth")
     assert again.classes == theirs.dataset_meta["classes"] == tuple("abcde")
     meta = torch.load(tmp_path / "out" / "model.pth", weights_only=True)["meta"]
@@ -133,7 +134,7 @@ def test_a_backbone_alone_gets_its_decoder_drawn(psp, tmp_path):
     with pytest.raises(CheckpointError, match="--init-missing"):
         load(path)
     checkpoint = load(path, init_missing=True)
-    assert all(key.startswith(("decode_head.", "auxiliary_head.")) for key in checkpoint.drawn)
+    assert all(key.startswith(("decode_head.", "auxiliary_head.")) for key in checkpoint.newly_initialized)
     original = torch.load(psp, weights_only=True)["state_dict"]
     assert torch.equal(checkpoint.model.state_dict()["backbone.stem.0.weight"], original["backbone.stem.0.weight"])
 
@@ -160,7 +161,7 @@ def test_mmsegmentation_loads_what_was_a_backbone(psp, tmp_path, form):
     backbone = backbone_of(psp)
     torch.save(FORMS[form](backbone), tmp_path / "in.pth")
     checkpoint = load(tmp_path / "in.pth", f"mmseg:{psp.with_suffix('.py')}", init_missing=True)
-    with_names(checkpoint, "abc").save(tmp_path / "out")
+    checkpoint.with_names("abc").save(tmp_path / "out")
     theirs, ours = stock(tmp_path / "out" / "config.py", tmp_path / "out" / "model.pth"), load(tmp_path / "out")
     assert theirs.dataset_meta["classes"] == tuple("abc")
     assert all(torch.equal(tensor, theirs.backbone.state_dict()[key]) for key, tensor in backbone.items())
@@ -173,7 +174,7 @@ def test_mmsegmentation_loads_what_was_a_backbone(psp, tmp_path, form):
     assert content["meta"].pop("cfg") == (tmp_path / "out" / "config.py").read_text()
     assert content["meta"].keys() - {"seed"} == {"dataset_meta"}
     assert ("seed" in content["meta"]) == (form == "of mmpretrain")
-    assert load(tmp_path / "out" / "model.pth").drawn == ()  # the file says itself what it is
+    assert load(tmp_path / "out" / "model.pth").newly_initialized == ()  # the file says itself what it is
 
 
 def test_a_bare_backbone_is_equalized_and_verified(psp, run_cli, photos, tmp_path):

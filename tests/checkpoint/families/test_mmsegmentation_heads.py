@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from equalize.checkpoint import load
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import ModelName, load
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.config import TrainConfig

@@ -1,4 +1,7 @@
-"""Whatever a file holds: exit 0 or 2, one line, nothing run, under 10 seconds and 1 GB.
+"""Whatever a file holds: exit 0 or 2, one line, nothing run.
+
+The files here also stay under 10 seconds and 1 GB: sizes that a header or a config claims are not believed. A pickle or
+a header that really is long may take longer.
 
 EQUALIZE_WHOLE_CORPUS=1 runs all 2,000 mutations instead of a fixed few, and every gadget in every protocol and form.
 """

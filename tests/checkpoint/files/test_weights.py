@@ -68,7 +68,7 @@ def test_truncated_pth(tmp_path, share, legacy):
     torch.save(state, buffer, _use_new_zipfile_serialization=not legacy)
     path = tmp_path / "model.pth"
     path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
-    assert "truncated" in refusal(path)
+    assert ": is truncated" in refusal(path)
 
 
 @pytest.mark.parametrize("keep", [4, 20, -1, -300])
@@ -76,33 +76,31 @@ def test_truncated_safetensors(tmp_path, keep):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.randn(32, 32)}, path)
     path.write_bytes(path.read_bytes()[:keep])
-    assert "truncated" in refusal(path)
+    assert ": is truncated" in refusal(path)
 
 
 @pytest.mark.parametrize(
     ("header", "what"),
     [
-        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "belong to no tensor"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": 7}, "'b' has a broken"),
-        ({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}, "unknown dtype"),
-        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "'a' has 8 bytes"),
-        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "broken"),
-        ({"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}}, "broken"),
-        ({"a": {"dtype": "F32", "shape": [1] * 99 + [2], "data_offsets": [0, 8]}}, "broken"),
-        ({"a": {"dtype": "F32", "shape": [1 << 40] * 9000, "data_offsets": [0, 8]}}, "broken"),
-        ({"a": {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}}, "broken"),
-        ({"a": {"dtype": "I1", "shape": [64], "data_offsets": [0, 8]}}, "unknown dtype"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "not a readable"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": 7}, "not a readable"),
+        ({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}, "F99"),
+        ({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 8]}}, "not a readable"),
+        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "not a readable"),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "not a readable"),
+        ({"a": {"dtype": "F32", "shape": [1] * 99 + [2], "data_offsets": [0, 8]}}, "100 axes"),
+        ({"a": {"dtype": "F32", "shape": [1 << 60, 1 << 60], "data_offsets": [0, 8]}}, "not a readable"),
+        ({"a": {"dtype": "F32", "shape": [200], "data_offsets": [0, 800]}}, "is truncated"),
         ({"__metadata__": {"a": 1}, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "not a readable"),
-        ({"a": {"dtype": "F32", "shape": [1 << 60, 1 << 60], "data_offsets": [0, 8]}}, "'a' has 8 bytes"),
         (
             {
                 "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
                 "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
             },
-            "overlaps",
+            "not a readable",
         ),
-        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "hole"),
-        ([1, 2], "not an object"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "not a readable"),
+        ([1, 2], "not a readable"),
     ],
 )
 def test_safetensors_headers_that_lie(tmp_path, header, what):
@@ -156,14 +154,6 @@ def test_keys_are_as_long_as_those_of_networks(tmp_path, key, suffix):
     path = tmp_path / f"model{suffix}"
     (torch.save if suffix == ".pth" else save_file)({key: torch.ones(1)}, path)
     assert f"a key of {len(key)} characters" in refusal(path)
-
-
-def test_safetensors_key_twice(tmp_path):
-    entry = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
-    raw = ("{" + entry + "," + entry + "}").encode()
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(8))
-    assert "twice" in refusal(path)
 
 
 class _Gadget:

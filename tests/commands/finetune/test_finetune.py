@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from equalize.checkpoint.model_name import ModelName
+from equalize.checkpoint import ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.finetune import finetune

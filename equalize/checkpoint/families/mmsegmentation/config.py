@@ -1,13 +1,14 @@
 """mmsegmentation configs that come with a checkpoint: Python text from a stranger, read as data and never run.
 
-mmengine's own readers execute a config. What training writes into a checkpoint is a dump of values, though:
-assignments of literals and of ``dict(...)``. This is all that is understood here; everything else is refused.
+mmengine's own readers execute a config. What training writes into a checkpoint is a dump of values, though: assignments
+of literals and of ``dict(...)``. The calls are rewritten into displays and `ast.literal_eval` reads the result, which
+refuses everything else.
 """
 
 import ast
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from equalize.errors import CheckpointError
@@ -18,7 +19,6 @@ Config = Mapping[str, Any]
 
 REMEDY = "if you trust its config, name that file and it is run: --arch mmseg:config.py"
 _LONGEST_TEXT = 1 << 18  # ten times what mmsegmentation's own have
-_LONGEST_INT = (1 << 60) - 1  # larger ones can be chosen so that a dict takes minutes
 _LARGEST_NUMBER = 1 << 16  # no channel, class or layer count is larger; a bomb's is
 _WORD = re.compile(r"[\w-]*")
 # Read files or addresses, or are not needed for logits: fresh weights come from the library's own rules, losses and
@@ -27,6 +27,7 @@ _LEFT_OUT = re.compile(
     r"init_cfg|pretrained|checkpoint|loss_.*|class_weight|sampler|train_cfg|test_cfg|data_preprocessor"
 )
 _FETCHED = ("init_cfg", "pretrained", "data_preprocessor")
+_DISPLAYS: Mapping[str, Callable[..., ast.expr]] = {"list": ast.List, "tuple": ast.Tuple, "set": ast.Set}
 _LIBRARIES = ("mmseg.", "mmcv.", "mmengine.", "torch.nn.")
 
 
@@ -43,84 +44,78 @@ def read_literals(text: str, where: object) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of the parser, about backslashes
             statements = ast.parse(text).body
         for statement in statements:
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                continue  # a docstring
-            if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-                raise _NotALiteral(statement)
-            target = statement.targets[0]
-            if not isinstance(target, ast.Name):
-                raise _NotALiteral(statement)
-            config[target.id] = _value(statement.value)
-    except _NotALiteral as error:
-        found = " ".join(ast.unparse(error.node).split())[:60]
-        raise CheckpointError(
-            where,
-            f"its config holds more than plain values and was not run (line {error.node.lineno}: {found!r})",
-            remedy=REMEDY,
-        ) from error
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+            match statement:
+                case ast.Expr(value=ast.Constant()):  # a docstring
+                    continue
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    config[name] = _literal(value, text, where)
+                case _:
+                    raise _no_literal(statement.lineno, text, where)
+    except CheckpointError:
+        raise
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise CheckpointError(where, f"its config cannot be read ({type(error).__name__})", remedy=REMEDY) from error
     if config.get("custom_imports"):
         raise CheckpointError(where, "its config asks to import other code (custom_imports)", remedy=REMEDY)
     return config
 
 
-class _NotALiteral(Exception):  # noqa: N818
-    def __init__(self, node: Any) -> None:
-        self.node = node
-        super().__init__()
+def _literal(node: ast.expr, text: str, where: object) -> Any:
+    try:
+        return ast.literal_eval(_Displays().visit(node))
+    except ValueError as error:
+        found = re.search(r"on line (\d+)", str(error))
+        raise _no_literal(int(found[1]) if found else node.lineno, text, where) from error
 
 
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=bool() | int() | float() | str() | None as value):
-            if isinstance(value, int) and abs(value) > _LONGEST_INT:
-                raise _NotALiteral(node)
-            return value
-        case ast.Name(id="inf" | "nan" as name):  # as a dump spells them
-            return float(name)
-        case ast.List(elts=items):
-            return [_value(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_value(item) for item in items)
-        case ast.Set(elts=items):
-            return {_value(item) for item in items}
-        case ast.Dict(keys=keys, values=values):
-            return _mapping(node, keys, values)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as positive):
-            return -_value(positive)
-        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
-            return _keywords(node, keywords)
-        case ast.Call(func=ast.Name(id="dict"), args=[ast.Dict() as inner], keywords=[]):
-            return _value(inner)  # so dumped where a key is no identifier
-        case ast.Call(func=ast.Name(id="list" | "tuple" | "set" as name), args=[] | [_], keywords=[]):
-            items = [_value(argument) for argument in node.args]
-            return {"list": list, "tuple": tuple, "set": set}[name](*items)
-        case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as value)], keywords=[]):
-            return float(value)
-    raise _NotALiteral(node)
+def _no_literal(line: int, text: str, where: object) -> CheckpointError:
+    found = " ".join(text.splitlines()[line - 1].split())[:60]
+    return CheckpointError(
+        where, f"its config holds more than plain values and was not run (line {line}: {found!r})", remedy=REMEDY
+    )
 
 
-def _mapping(node: ast.expr, keys: list[ast.expr | None], values: list[ast.expr]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for key, value in zip(keys, values, strict=True):
-        if key is None:
-            raise _NotALiteral(node)
-        found[_value(key)] = _value(value)
-    return found
+class _Displays(ast.NodeTransformer):
+    """Rewrites the calls that a dump holds into what they give: ``dict(a=1)`` into ``{"a": 1}``."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """``inf`` and ``nan``, as a dump spells them."""
+        return ast.Constant(value=float(node.id)) if node.id in ("inf", "nan") else node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """``dict``, ``list``, ``tuple``, ``set`` and ``float`` of literals; other calls stay, and are refused."""
+        self.generic_visit(node)
+        match node:
+            case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords):
+                return _dict_display(keywords) or node
+            case ast.Call(func=ast.Name(id="dict"), args=[ast.Dict() as inner], keywords=[]):
+                return inner  # so dumped where a key is no identifier
+            case ast.Call(func=ast.Name(id="list" | "tuple" | "set" as name), args=[], keywords=[]):
+                return _DISPLAYS[name](elts=[])
+            case ast.Call(
+                func=ast.Name(id="list" | "tuple" | "set" as name),
+                args=[ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items)],
+                keywords=[],
+            ):
+                return _DISPLAYS[name](elts=items)
+            case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as value)], keywords=[]):
+                return ast.Constant(value=float(value))
+        return node
 
 
-def _keywords(node: ast.expr, keywords: list[ast.keyword]) -> dict[str, Any]:
-    """``dict(a=1, **{"b c": 2})``: what is no identifier is dumped in the second way."""
-    found: dict[str, Any] = {}
+def _dict_display(keywords: list[ast.keyword]) -> ast.Dict | None:
+    """``a=1, **{"b c": 2}`` -> ``{"a": 1, "b c": 2}``: what is no identifier is dumped in the second way."""
+    display = ast.Dict(keys=[], values=[])
     for keyword in keywords:
         if keyword.arg is not None:
-            found[keyword.arg] = _value(keyword.value)
+            display.keys.append(ast.Constant(value=keyword.arg))
+            display.values.append(keyword.value)
         elif isinstance(keyword.value, ast.Dict):
-            found.update(_value(keyword.value))
+            display.keys += keyword.value.keys
+            display.values += keyword.value.values
         else:
-            raise _NotALiteral(node)
-    return found
+            return None
+    return display
 
 
 def bare_model(config: Config, where: object) -> dict[str, Any]:
@@ -147,8 +142,9 @@ def _bare(value: Any, where: object, key: str = "model") -> Any:
         return type(value)(_bare(inner, where, key) for inner in value)
     if key == "type" and isinstance(value, str) and value.startswith(_LIBRARIES):
         return value.rpartition(".")[2]  # found by its last name in the registry, or refused
-    odd = isinstance(value, str) and not _WORD.fullmatch(value)
-    if odd or (isinstance(value, (int, float)) and abs(value) > _LARGEST_NUMBER):
+    word = isinstance(value, str) and _WORD.fullmatch(value)
+    number = isinstance(value, (int, float)) and not abs(value) > _LARGEST_NUMBER
+    if not (value is None or word or number):
         raise CheckpointError(
             where, f"its config's {key} is no plain word or number", got=repr(value)[:60], remedy=REMEDY
         )

@@ -1,130 +1,141 @@
-"""State dicts of mmsegmentation -> `Checkpoint`: the network is the one its config describes."""
+"""State dicts of mmsegmentation: the network is the one that a config describes, as data unless the user names it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.build import construct
-from equalize.checkpoint.checkpoint import Checkpoint, Origin
-from equalize.checkpoint.directories import read_plan
-from equalize.checkpoint.families.mmsegmentation import registry as mmseg_family
+from torch import Tensor, nn
+
+from equalize.checkpoint.families.mmsegmentation import registry
 from equalize.checkpoint.families.mmsegmentation.config import bare_model, read_literals, trusted_model, with_classes
 from equalize.checkpoint.families.mmsegmentation.facts import class_names, config_text, meta_with_classes, preprocessing
-from equalize.checkpoint.files.weights import Weights
-from equalize.checkpoint.keys import disk_state, fill, fit
-from equalize.checkpoint.limits import check_counts
-from equalize.checkpoint.placement import placement_notes, settled
+from equalize.checkpoint.families.mmsegmentation.heads import heads
+from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
 from equalize.checkpoint.request import Request
+from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
 
-__all__ = ["ARCH", "is_mmseg", "load_mmseg"]
+__all__ = ["MMSegmentation"]
 
-ARCH = "mmseg"
-"""Alone, as ``--arch``: the config that comes with the checkpoint. With ``:config.py`` behind it, that file, run."""
+_SCHEME = "mmseg"  # alone, the config that comes with the checkpoint; with ``:config.py`` behind it, that file, run
 _CONFIG_FILE = "config.py"
 _NEST = "state_dict"  # where mmengine looks for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Blueprint:
+class _Spec(Spec):
+    text: str | None
+    """The config as it shall lie beside the weights; None if it cannot be read without being run."""
+    meta: Mapping[str, object]
+    """What has to change under ``meta`` because another number of classes was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Described:
     """A config, read or run."""
 
     config: Mapping[str, Any]
     model: dict[str, Any]
     """What is built of it."""
     text: str | None
-    """As it lies, or shall lie, beside the weights; None if it cannot be read without being run."""
     arch: str
     run: bool
     """Whether `model` may name whatever it likes, because the user named its file."""
 
 
-def is_mmseg(weights: Weights, arch: str | None) -> bool:
-    """Whether a state dict is asked to be, or itself says to be, of mmsegmentation."""
-    if arch is None:
-        # transformers calls its classifier otherwise: only mmsegmentation's heads have these keys
+class MMSegmentation(Family[_Spec]):
+    """Checkpoints of mmengine's runner, with their config inside or beside them."""
+
+    name = "mmsegmentation"
+    scheme = _SCHEME
+    arch_forms = ("mmseg:config.py",)
+    needs_model_keys = True
+
+    def claims(self, place: Place, weights: Weights, request: Request) -> bool:
+        """By name, by the config in the file, or by the key of its heads' classifiers, which others call otherwise."""
+        if request.arch is not None:
+            return request.scheme == self.scheme
         return config_text(weights.meta) is not None or any("decode_head.conv_seg." in key for key in weights.tensors)
-    return arch.partition(":")[0] == ARCH
+
+    def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
+        """Read the config that came with the weights as data, or run the one that the user names."""
+        described = _run(Path(request.arch_name)) if request.arch_name else _read(place.path, weights, request)
+        number, arguments = _num_classes(request, described)
+        meta: dict[str, object] = {}
+        if number is not None and (changed := _with_classes(described, number)) is not described:
+            described, meta = changed, meta_with_classes(None)
+            meta |= {key: described.text for key in ("cfg", "config") if described.text and key in weights.meta}
+        names = class_names(weights.meta)
+        return _Spec(
+            architecture=_architecture(described.model),
+            make=registry.builder(described.model, draw=request.init_missing, trusted=described.run),
+            preprocess=preprocessing(described.config),
+            classes=names if names and len(names) == _head(described.model).get("num_classes") else None,
+            num_classes=number,
+            arch=described.arch,
+            arguments=arguments,
+            limited=not described.run,
+            text=described.text,
+            meta=meta,
+        )
+
+    def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
+        """With the config beside the weights; a backbone's file becomes one as mmengine's runner writes it."""
+        meta = dict(spec.meta)
+        if loaded.keys.missing:  # the meta of a backbone may tell of the network that it was trained in
+            same = config_text(loaded.keys.weights.meta) == spec.text
+            meta |= {} if same else {"cfg": spec.text, "config": None}
+            meta |= {} if spec.classes else meta_with_classes(None)
+        return replace(
+            super().save_spec(spec, loaded, place),
+            meta=meta,
+            nest=_NEST if loaded.keys.missing else None,
+            texts={} if spec.text is None else {_CONFIG_FILE: spec.text},
+        )
+
+    def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
+        """In the file's own ``meta``, where it has one."""
+        if not (save.keys.weights.meta or save.nest):
+            return super().with_classes(save, names)
+        return replace(save, meta={**save.meta, **meta_with_classes(names)})
+
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
+        """Of all heads, as in mmsegmentation's own training."""
+        return heads(model, x_NCHW)
+
+    def architecture(self, out: Path) -> str:
+        """The segmentor, if its config lies there."""
+        path = out / _CONFIG_FILE
+        if not path.is_file():
+            return "EncoderDecoder"
+        return _architecture(bare_model(read_literals(path.read_text(encoding="utf-8"), path), path))
+
+    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
+        """``init_model`` of mmsegmentation on the config and the weights."""
+        ours = (out / _CONFIG_FILE).is_file()
+        if repository is None:
+            named = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+            config = out / _CONFIG_FILE if ours else named
+            code = f'model = init_model("{config}", "{out / "model.pth"}", device="cpu")'
+            return f"from mmseg.apis import init_model\n\n{code}"
+        if not ours:
+            return ""
+        at = f', revision="{revision}"' if revision else ""
+        return (
+            "from huggingface_hub import snapshot_download\n"
+            "from mmseg.apis import init_model\n\n"
+            f'path = snapshot_download("{repository}"{at})\n'
+            f'model = init_model(f"{{path}}/{_CONFIG_FILE}", f"{{path}}/model.pth", device="cpu")'
+        )
+
+    def runs_code(self, arch: str) -> bool:
+        """Where a config file is named."""
+        return arch != self.scheme
 
 
-def load_mmseg(path: Path, weights: Weights, request: Request) -> Checkpoint:
-    """Load a state dict of mmsegmentation.
-
-    Args:
-        path: the file, or the directory it came from.
-        weights: as read.
-        request: what the caller asked for; its ``arch_args`` may hold ``num_classes``.
-
-    Raises:
-        CheckpointError: no config, one that will not be run, or one that the weights do not fit.
-        ResourceError: mmsegmentation is not installed.
-    """
-    file = (request.arch or "").removeprefix(ARCH).removeprefix(":")
-    plan = _run(Path(file)) if file else _read(path, weights, request)
-    number, arguments = _num_classes(request, plan)
-    meta: dict[str, object] = {}
-    if number is not None and (changed := _with_classes(plan, number)) is not plan:
-        plan, meta = changed, meta_with_classes(None)
-        meta |= {key: plan.text for key in ("cfg", "config") if plan.text and key in weights.meta}
-    make = mmseg_family.builder(plan.model, draw=request.init_missing, room=None if plan.run else weights.tensors)
-    model = construct(make, plan.arch, weights=request.weights, seed=request.seed, empty=request.empty)
-    architecture = _architecture(plan.model)
-    match = fit(
-        model,
-        weights.tensors,
-        request.source,
-        init_missing=request.init_missing or not request.weights,  # looking at the structure needs no weights
-        num_classes=number,
-        architecture=architecture,
-    )
-    names = class_names(weights.meta)
-    classes = names if names and len(names) == _head(plan.model).get("num_classes") else None
-    notes = (*weights.notes, *placement_notes(path, weights, match))
-    lacking = bool(match.missing)
-    if lacking:
-        meta |= _meta_of_the_whole(weights, plan, classes)
-    weights, match = settled(weights, match, own_keys=True)
-    drawn: tuple[str, ...] = ()
-    if request.weights:
-        drawn = fill(model, weights, match, request.source, mapped=request.mapped)
-    origin = Origin(
-        path=path,
-        weights=weights,
-        disk_state=partial(disk_state, match),
-        architecture={"arch": plan.arch, "arch_args": arguments},
-        prefix=match.prefix,
-        model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
-        meta=meta,
-        nest=_NEST if lacking else None,
-        texts={} if plan.text is None else {_CONFIG_FILE: plan.text},
-    )
-    return Checkpoint(
-        source=request.source,
-        family="mmsegmentation",
-        architecture=architecture,
-        model=model,
-        preprocess=preprocessing(plan.config),
-        classes=classes,
-        revision=None,
-        drawn=drawn,
-        notes=notes,
-        sha256=weights.sha256() if request.weights else None,
-        plan_json=read_plan(path) if path.is_dir() else None,
-        arch=plan.arch,
-        arch_args=arguments,
-        origin=origin if request.weights else None,
-    )
-
-
-def _meta_of_the_whole(weights: Weights, plan: _Blueprint, classes: tuple[str, ...] | None) -> dict[str, object]:
-    """What has to change in the ``meta`` of a backbone, which may tell of the network that it was trained in."""
-    config = {} if config_text(weights.meta) == plan.text else {"cfg": plan.text, "config": None}
-    return {**config, **({} if classes else meta_with_classes(None))}
-
-
-def _read(path: Path, weights: Weights, request: Request) -> _Blueprint:
+def _read(path: Path, weights: Weights, request: Request) -> _Described:
     """The config that came with the weights, as data."""
     beside = path / _CONFIG_FILE
     if request.arch is not None and path.is_dir() and beside.is_file():
@@ -138,25 +149,24 @@ def _read(path: Path, weights: Weights, request: Request) -> _Blueprint:
     return _from_text(text, request.source)
 
 
-def _from_text(text: str, where: object) -> _Blueprint:
+def _from_text(text: str, where: object) -> _Described:
     config = read_literals(text, where)
     model = bare_model(config, where)
-    check_counts(where, model, layers=("depths", "layers", "blocks"))  # depth=50 names a ResNet
-    mmseg_family.check_types(model, where)
-    return _Blueprint(config=config, model=model, text=text, arch=ARCH, run=False)
+    registry.check_types(model, where)
+    return _Described(config=config, model=model, text=text, arch=_SCHEME, run=False)
 
 
-def _run(file: Path) -> _Blueprint:
+def _run(file: Path) -> _Described:
     """The config that the user named. Where its values say all, they are kept beside OUT, which then needs no file."""
-    config = mmseg_family.run_config(file.expanduser())
+    config = registry.run_config(file.expanduser())
     try:
-        return _from_text(mmseg_family.dump(config), file)
+        return _from_text(registry.dump(config), file)
     except CheckpointError:
         model = trusted_model(config, file)
-        return _Blueprint(config=config, model=model, text=None, arch=f"{ARCH}:{file}", run=True)
+        return _Described(config=config, model=model, text=None, arch=f"{_SCHEME}:{file}", run=True)
 
 
-def _num_classes(request: Request, plan: _Blueprint) -> tuple[int | None, dict[str, object]]:
+def _num_classes(request: Request, described: _Described) -> tuple[int | None, dict[str, object]]:
     """The number asked for, and what must be recorded of it because no config beside OUT will tell."""
     if unknown := set(request.arch_args) - {"num_classes"}:
         raise CheckpointError(
@@ -167,16 +177,16 @@ def _num_classes(request: Request, plan: _Blueprint) -> tuple[int | None, dict[s
         return None, {}
     if not isinstance(asked, int) or asked < 1:
         raise CheckpointError("num_classes", "must be a positive number", got=asked)
-    return asked, {"num_classes": asked} if plan.text is None else {}
+    return asked, {"num_classes": asked} if described.text is None else {}
 
 
-def _with_classes(plan: _Blueprint, number: int) -> _Blueprint:
-    model = with_classes(plan.model, number)
-    if model == plan.model:
-        return plan
-    config = {**plan.config, "model": with_classes(plan.config["model"], number)}
-    text = None if plan.text is None else mmseg_family.dump(config)
-    return _Blueprint(config=config, model=model, text=text, arch=plan.arch, run=plan.run)
+def _with_classes(described: _Described, number: int) -> _Described:
+    model = with_classes(described.model, number)
+    if model == described.model:
+        return described
+    config = {**described.config, "model": with_classes(described.config["model"], number)}
+    text = None if described.text is None else registry.dump(config)
+    return replace(described, config=config, model=model, text=text)
 
 
 def _head(model: Mapping[str, Any]) -> Mapping[str, Any]:

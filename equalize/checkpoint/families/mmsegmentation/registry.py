@@ -6,14 +6,13 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from equalize.checkpoint.families.mmsegmentation.config import REMEDY, Config, types_in
-from equalize.checkpoint.limits import bounded
 from equalize.errors import CheckpointError, ResourceError
 
 __all__ = ["builder", "check_types", "dump", "library", "quiet", "run_config"]
@@ -94,22 +93,21 @@ def _registered(registry: Any, name: object) -> object:
     return None
 
 
-def builder(model: Config, *, draw: bool, room: Mapping[str, Tensor] | None) -> Callable[[], nn.Module]:
+def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Module]:
     """A function that builds a network with fresh weights; nothing is downloaded.
 
     Args:
         model: as `bare_model` gives it, or of a config that the user let run.
         draw: initialise as mmsegmentation does before a training, not only as torch does.
-        room: the tensors that will fill it, if its config came with them: how much it may allocate.
+        trusted: whether the user named the config, which may then have parts imported.
     """
 
     def make() -> nn.Module:
         registry = library()
         from mmengine import ConfigDict  # some parts read their options as attributes
 
-        guard = contextlib.nullcontext() if room is None else _only_registered()
-        bounds = contextlib.nullcontext() if room is None else bounded(room, draw=draw)
-        with quiet(), guard, bounds, registry.switch_scope_and_registry("mmseg") as scoped:
+        guard = contextlib.nullcontext() if trusted else _only_registered()
+        with quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
             network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
             if draw:
                 network.init_weights()

@@ -1,107 +1,100 @@
-"""segmentation_models_pytorch: its classes by name, and the preprocessing of its encoders."""
+"""segmentation_models_pytorch: directories as its ``save_pretrained`` writes them, and state dicts."""
 
 import contextlib
-import inspect
-import io
-from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.preprocess import Preprocess
-from equalize.errors import CheckpointError, ResourceError
+from equalize.checkpoint.build import class_argument
+from equalize.checkpoint.families.smp import loader
+from equalize.checkpoint.families.smp.recognize import recognize, under_smp_keys
+from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.loading_code import state_dict_code
+from equalize.checkpoint.request import Request
+from equalize.checkpoint.source import Place
+from equalize.errors import ResourceError
 
-__all__ = ["arguments_of", "builder", "library", "preprocessing"]
-
-
-def library() -> ModuleType:
-    """The library, which is an extra.
-
-    Raises:
-        ResourceError: not installed.
-    """
-    try:
-        import segmentation_models_pytorch
-    except ImportError as error:
-        raise ResourceError(
-            "segmentation_models_pytorch", "not installed", remedy="pip install equalize[smp]"
-        ) from error
-    return segmentation_models_pytorch  # type: ignore[no-any-return]
+__all__ = ["Smp"]
 
 
-def builder(name: str) -> Callable[..., nn.Module]:
-    """The class of that name (``Unet`` or ``unet``), with fresh encoder weights unless arguments ask for others.
+class Smp(Family[Spec]):
+    """Directories with a config, and state dicts that are recognized where nobody says what they are."""
 
-    Raises:
-        CheckpointError: smp has no such architecture.
-    """
-    classes = library().MODEL_ARCHITECTURES_MAPPING
-    found = classes.get(name.lower())
-    if found is None:
-        expected = ", ".join(cls.__name__ for cls in classes.values())
-        raise CheckpointError(f"smp:{name}", "is no architecture of segmentation_models_pytorch", expected=expected)
+    name = "smp"
+    library = "segmentation-models-pytorch"
+    scheme = "smp"
+    arch_forms = ("smp:NAME",)
+    config_field = "_model_class"
 
-    def make(**arguments: Any) -> nn.Module:
-        model: nn.Module = found(**{"encoder_weights": None, **arguments})
-        return model
+    def claims(self, place: Place, weights: Weights, request: Request) -> bool:
+        """By the config or by name; of the rest, by how the keys are divided."""
+        if request.arch is not None:
+            return request.scheme == self.scheme
+        return "_model_class" in place.config or under_smp_keys(_shapes(weights)) is not None
 
-    make.__name__ = found.__name__
-    make.__signature__ = inspect.signature(found.__init__)  # type: ignore[attr-defined]
-    return make
+    def open(self, place: Place, weights: Weights, request: Request) -> Spec:
+        """The class and its arguments; whatever the encoder's weights were taken from, here they come from the file."""
+        note = ""
+        if request.arch is not None:
+            name, arguments, note = recognize(_shapes(weights), request.source, request.arch_name, request.arch_args)
+        elif place.config:
+            name = str(place.config["_model_class"])
+            arguments = {key: value for key, value in place.config.items() if not key.startswith("_")}
+        else:
+            name, arguments, note = recognize(_shapes(weights), request.source)
+        described = request.arch is None and bool(place.config)
+        pretrained = arguments.get("encoder_weights") if described else None
+        if described:
+            arguments["encoder_weights"] = None
+        make = loader.builder(name)
+        if request.num_classes is not None:
+            arguments[class_argument(make, f"smp:{name}")] = request.num_classes
+        encoder = str(arguments.get("encoder_name", "resnet34"))
+        return Spec(
+            architecture=make.__name__,
+            make=partial(make, **arguments),
+            preprocess=loader.preprocessing(encoder, pretrained if isinstance(pretrained, str) else None),
+            num_classes=request.num_classes,
+            notes=(note,) if note else (),
+            arch=None if described else f"{self.scheme}:{name}",
+            arguments=None if described else arguments,
+        )
+
+    def save_spec(self, spec: Spec, loaded: Loaded, place: Place) -> SaveSpec:
+        """A directory with its config, brought up to date; a state dict with a record."""
+        save = super().save_spec(spec, loaded, place)
+        if spec.arch is not None:
+            return save
+        config = None if spec.num_classes is None else {"classes": spec.num_classes}
+        return replace(save, architecture=None, config=config)
+
+    def reload(self, place: Place, request: Request) -> nn.Module:
+        """A directory by ``smp.from_pretrained``."""
+        return super().reload(place, request) if place.record is not None else loader.reload(place.path)
+
+    def architecture(self, out: Path) -> str:
+        """The class, whatever case the user typed it in."""
+        if not (out / ARCHITECTURE_FILE).is_file():
+            return str(read_json(out / "config.json")["_model_class"])
+        name = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+        with contextlib.suppress(ResourceError):  # to be told where smp is not installed, too
+            name = loader.builder(name).__name__
+        return name
+
+    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
+        """``smp.from_pretrained`` of a directory; for a state dict the class, then its weights."""
+        if not (out / ARCHITECTURE_FILE).is_file():
+            at = f', revision="{revision}"' if revision else ""
+            code = f'model = smp.from_pretrained("{repository or out}"{at}).eval()'
+            return f"import segmentation_models_pytorch as smp\n\n{code}"
+        arguments: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
+        given = {**arguments, "encoder_weights": None}
+        return state_dict_code(out, "segmentation_models_pytorch", self.architecture(out), given, repository, revision)
 
 
-def arguments_of(config: Mapping[str, object]) -> dict[str, object]:
-    """The constructor's arguments in an smp ``config.json``; the weights come from the directory, not from ImageNet."""
-    return {key: value for key, value in config.items() if not key.startswith("_")} | {"encoder_weights": None}
-
-
-def preprocessing(encoder: str, pretrained: str | None) -> Preprocess:
-    """What the encoder was pretrained with, as far as this can be known here; else ImageNet's numbers."""
-    settings = _settings(encoder, pretrained or "imagenet")
-    if settings is None:
-        return Preprocess(origin=f"ImageNet defaults, smp's settings of encoder {encoder} are not at hand")
-    top = max(float(value) for value in settings.get("input_range", [0, 1]))
-    channels: Literal["RGB", "BGR"] = "BGR" if settings.get("input_space") == "BGR" else "RGB"
-    return Preprocess(
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-        rescale=1.0 if top > 1 else 1 / 255,
-        channels=channels,
-        origin=f"smp's settings of encoder {encoder}",
-    )
-
-
-def _settings(encoder: str, pretrained: str) -> dict[str, Any] | None:
-    """smp's own answer where it needs no network: timm's tables, or a file already in the Hub cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    smp = library()
-    if not encoder.startswith("tu-"):
-        place = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {}).get(pretrained)
-        if place is None:
-            return None
-        cached = try_to_load_from_cache(place["repo_id"], "config.json", revision=place["revision"])
-        if not isinstance(cached, str) or not Path(cached).is_file():
-            return None
-    try:
-        return dict(smp.encoders.get_preprocessing_params(encoder, pretrained))
-    except (ValueError, KeyError, RuntimeError, OSError):
-        return None
-
-
-def reload(directory: Path) -> nn.Module:
-    """Load a directory with ``smp.from_pretrained``, strictly, whatever it once took its encoder's weights from.
-
-    Raises:
-        CheckpointError: smp does not take it.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the Hub's mixin prints
-            model: nn.Module = library().from_pretrained(str(directory), encoder_weights=None)
-    except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            directory, f"smp.from_pretrained refuses it ({' '.join(str(error).split())[:200]})"
-        ) from error
-    return model.eval()
+def _shapes(weights: Weights) -> dict[str, Any]:
+    return {key: tensor.shape for key, tensor in weights.tensors.items()}

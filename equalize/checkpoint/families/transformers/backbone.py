@@ -11,12 +11,14 @@ from equalize.checkpoint.families.transformers.loader import revert, skeleton
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import strippings
 
-__all__ = ["at_home"]
+__all__ = ["place_backbone"]
 
 Shapes = Mapping[str, torch.Size]
 
 
-def at_home(config: Any, weights: Weights, where: Path, *, lone: bool) -> tuple[Weights, tuple[str, ...]]:
+def place_backbone(
+    config: Any, weights: Weights, name: str, where: Path, *, state_dict: bool
+) -> tuple[Weights, tuple[str, ...]]:
     """Weights by the keys that the network of a config has for them, and a note where they are others.
 
     transformers itself finds a base model in a directory, as SegFormer's in ``nvidia/mit-b0``; it does not find what
@@ -25,12 +27,13 @@ def at_home(config: Any, weights: Weights, where: Path, *, lone: bool) -> tuple[
     Args:
         config: of the network around.
         weights: as read.
-        where: the file or directory, for the note and for errors.
-        lone: a state dict, which users may load without transformers' own loader.
+        name: of the file or directory, for the note.
+        where: the config lies, for errors.
+        state_dict: whether users may load the file without transformers' own loader.
     """
     model = skeleton(config, where)
     namings = _namings(model)
-    prefix = "" if lone else f"{getattr(model, 'base_model_prefix', '')}."
+    prefix = "" if state_dict else f"{getattr(model, 'base_model_prefix', '')}."
     known = {name for shapes in namings for key in shapes for name in (key, key.removeprefix(prefix))}
     readings = strippings(weights.tensors)
     if any(2 * len(reading.keys() & known) >= len(reading) for reading in readings):
@@ -43,7 +46,7 @@ def at_home(config: Any, weights: Weights, where: Path, *, lone: bool) -> tuple[
     place, names = max(found, key=lambda each: len(each[1]))
     if 2 * len(names) < len(weights.tensors):
         return weights, ()
-    note = f"{where.name}: {len(names)} tensors were taken as those of {place.removesuffix('.')}"
+    note = f"{name}: {len(names)} tensors were taken as those of {place.removesuffix('.')}"
     return weights.under(names), (note,)
 
 

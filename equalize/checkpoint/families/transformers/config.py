@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from equalize.checkpoint.files.weights import read_json
-from equalize.checkpoint.limits import check_counts
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 
@@ -30,7 +29,6 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
         raise CheckpointError(path, f"asks for code from the Hub ({key})", remedy="not supported: use --arch")
     if raw.get("quantization_config"):
         raise CheckpointError(path, "is of a quantized network", remedy="use the checkpoint that it was made of")
-    check_counts(path, raw)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(

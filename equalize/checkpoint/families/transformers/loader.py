@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct, seeded
 from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
-from equalize.checkpoint.files.weights import state_on_disk, usual_dtype, weight_files
-from equalize.checkpoint.keys import check_finite, mismatch_error, only_class_count, strippings
-from equalize.checkpoint.limits import bounded
+from equalize.checkpoint.files.weights import weight_files
+from equalize.checkpoint.fill import check_finite, mismatch_error, only_class_count
+from equalize.checkpoint.keys import strippings
+from equalize.checkpoint.limits import limit_construction
 from equalize.errors import CheckpointError
 
 __all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
+
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +27,7 @@ class Loaded:
     """A transformers model with its weights."""
 
     model: nn.Module
-    drawn: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
     """Model keys that were missing, or whose class count differed."""
     bare: Mapping[str, str]
     """Key without the wrapper's prefix -> key on disk."""
@@ -42,8 +45,8 @@ def skeleton(config: Any, where: object) -> nn.Module:
         CheckpointError: the config cannot be built.
     """
     kind = target_class(config, where)
-    with quiet(), bounded(None):
-        return construct(lambda: kind(config), kind.__name__, weights=False, seed=0)
+    with quiet(), limit_construction(None):
+        return construct(lambda: kind(config), kind.__name__, on_meta=True)
 
 
 def fill(
@@ -55,7 +58,6 @@ def fill(
     num_classes: int | None,
     seed: int,
     strip: bool,
-    mapped: bool,
 ) -> Loaded:
     """Build the network of a config and load tensors into it with transformers' own loader.
 
@@ -67,7 +69,6 @@ def fill(
         num_classes: what the config was set to have, if that was asked for.
         seed: of the draw.
         strip: whether keys may carry a wrapper's prefix (lone files may, directories may not).
-        mapped: leave the tensors in their files, in the dtype that most of them have; else all is float32.
 
     Raises:
         CheckpointError: keys missing or of another shape.
@@ -75,15 +76,35 @@ def fill(
     """
     kind = target_class(config, where)
     bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
-    check_finite(tensors, where, mapped=mapped)
+    check_finite(tensors, where)
     own = {key: tensors[disk] for key, disk in bare.items()}
+    with seeded(seed), limit_construction(tensors, draw=init_missing):
+        model, info = _from_pretrained(kind, config, own, where)
+    keys = list(model.state_dict())
+    missing = [key for key in keys if key in info["missing_keys"]]
+    missing = [key for key in missing if not key.endswith(_COUNTER) or _statistics(key) in missing]
+    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
+    drawn = tuple(key for key in keys if key in {*missing, *mismatched})
+    if len(info["unexpected_keys"]) > len(keys) - len(drawn) and drawn:  # what came along by chance was not meant
+        raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
+    if drawn and len(drawn) == len(keys):
+        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
+    if drawn and not (init_missing and only_class_count(mismatched, num_classes)):
+        named = named_class(config) or config.model_type
+        architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
+        raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
+    return Loaded(model=model.eval(), newly_initialized=drawn, bare=bare)
+
+
+def _from_pretrained(kind: Any, config: Any, state: dict[str, Tensor], where: object) -> tuple[Any, dict[str, Any]]:
+    """The model, and what its loader says of the keys."""
     try:
-        with quiet(), seeded(seed), bounded(tensors, draw=init_missing):
-            model, info = kind.from_pretrained(
+        with quiet():
+            found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
                 None,
                 config=config,
-                state_dict=own,
-                dtype=usual_dtype(tensors) if mapped else torch.float32,
+                state_dict=state,
+                dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -94,40 +115,11 @@ def fill(
         raise CheckpointError(
             where, f"cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:200]})"
         ) from error
-    missing = [key for key in model.state_dict() if key in info["missing_keys"]]
-    counters = {key for key in missing if key.endswith("num_batches_tracked") and _statistics(key) not in missing}
-    missing = [key for key in missing if key not in counters]
-    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
-    if missing or mismatched:
-        loaded = len(model.state_dict()) - len(missing) - len(mismatched)
-        if len(info["unexpected_keys"]) > loaded:  # what came along by chance is not what was meant
-            raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
-        _refuse_or_draw(where, kind, config, missing, mismatched, init_missing, num_classes, len(model.state_dict()))
-    drawn = tuple(key for key in model.state_dict() if key in {*missing, *mismatched})
-    return Loaded(model=model.eval(), drawn=drawn, bare=bare)
-
-
-def _refuse_or_draw(
-    where: object,
-    kind: type,
-    config: Any,
-    missing: list[str],
-    mismatched: Mapping[str, tuple[torch.Size, torch.Size]],
-    init_missing: bool,
-    num_classes: int | None,
-    total: int,
-) -> None:
-    if len(missing) + len(mismatched) >= total:
-        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
-    if init_missing and only_class_count(mismatched, num_classes):
-        return
-    named = named_class(config) or config.model_type
-    architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
-    raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
+    return found
 
 
 def _statistics(counter: str) -> str:
-    return counter.removesuffix("num_batches_tracked") + "running_mean"
+    return counter.removesuffix(_COUNTER) + "running_mean"
 
 
 def _best_reading(config: Any, tensors: Mapping[str, Tensor], where: object) -> dict[str, str]:
@@ -163,7 +155,7 @@ def disk_state(loaded: Loaded, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     model = loaded.model
     written = revert(model, state)
     plain = not model.__dict__.get("_weight_conversions")  # the file has the keys of the modules: so shall the rest
-    drawn = revert(model, {key: state[key] for key in loaded.drawn}, as_loaded=plain)
+    drawn = revert(model, {key: state[key] for key in loaded.newly_initialized}, as_loaded=plain)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found: dict[str, Tensor] = {}
     for key, disk in loaded.bare.items():
@@ -202,25 +194,19 @@ def variant(files: Sequence[Path], index: Path | None) -> str | None:
     return named[2]
 
 
-def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
+def reload(directory: Path) -> nn.Module:
     """Load with ``from_pretrained``, and insist on its finding every key.
-
-    Args:
-        directory: as it was written.
-        mapped: leave the parameters in the file where the loader left them, in the dtype and at the odd addresses that
-            they have there.
 
     Raises:
         CheckpointError: it does not.
     """
     kind = target_class(read_config(directory), directory)
-    dtype = usual_dtype(state_on_disk(directory)) if mapped else torch.float32
     try:
         with quiet():
             model, info = kind.from_pretrained(
                 directory,
                 variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
-                dtype=dtype,
+                dtype=torch.float32,
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -228,11 +214,13 @@ def reload(directory: Path, *, mapped: bool = False) -> nn.Module:
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a config that misses a field
         line = " ".join(str(error).split())[:200]
         raise CheckpointError(directory, f"from_pretrained refuses it ({type(error).__name__}: {line})") from error
-    missing = [key for key in info["missing_keys"] if not key.endswith("num_batches_tracked")]
+    missing = [key for key in info["missing_keys"] if not key.endswith(_COUNTER)]
     if missing or info["mismatched_keys"]:
         mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
     result: nn.Module = model.eval()
-    for parameter in () if mapped else nn.Module.parameters(result):  # odd addresses change the last bit of a product
+    for parameter in nn.Module.parameters(
+        result
+    ):  # unaligned addresses in a mapped file change the last bit of a product
         parameter.data = parameter.data.clone()
     return result

@@ -1,4 +1,4 @@
-"""Pickles gone through before torch reads them: all that training code saves passes, at a cost of what it holds."""
+"""What training code saves is read by the restricted unpickler, and written again as it was."""
 
 import argparse
 import collections
@@ -109,21 +109,28 @@ def test_what_python_2_pickled_is_read(tmp_path):
         read_torch(path)
 
 
-def test_no_name_that_torch_lets_pass_was_forgotten():
-    """Of the functions that torch's unpickler may call, those that are refused here are named."""
-    from torch._weights_only_unpickler import _get_allowed_globals
+def with_attribute_named(name: str, value: object) -> object:
+    setattr(value, name, None)
+    return value
 
-    from equalize.checkpoint.pickle_calls import _CALLS
 
-    constructors = ("Tensor", "Storage")
-    called = {
-        name
-        for name, value in _get_allowed_globals().items()
-        if callable(value)
-        and not name.endswith(constructors)
-        and not isinstance(value, torch.serialization.StorageType)
-    }
-    assert called - set(_CALLS) == {
-        "torch._utils._rebuild_device_tensor_from_numpy",
-        "torch._utils._rebuild_wrapper_subclass",
-    }
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: with_attribute_named("get", collections.OrderedDict(weight=torch.ones(2))), "no state dict"),
+        (lambda: with_attribute_named("values", collections.OrderedDict(weight=torch.ones(2))), "no state dict"),
+        (lambda: {"weight": with_attribute_named("clone", nn.Parameter(torch.ones(2)))}, "not a plain dense tensor"),
+        (lambda: {"weight": with_attribute_named("detach", torch.ones(2))}, "not a plain dense tensor"),
+    ],
+    ids=["get", "values", "clone", "detach"],
+)
+def test_what_a_pickle_puts_in_the_place_of_a_method_is_never_called(tmp_path, make, what):
+    torch.save(make(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=what):
+        read_torch(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("key", ["a\nerror: b\x1b[31m", "\ud800"])
+def test_keys_may_hold_any_character(tmp_path, key):
+    torch.save({key: torch.ones(2)}, tmp_path / "model.pth")
+    assert list(read_torch(tmp_path / "model.pth").state) == [key]

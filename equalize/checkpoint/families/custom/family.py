@@ -1,0 +1,123 @@
+"""A user's own network: the factory in a file or module that ``--arch`` names, which is consent to run it."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from equalize.checkpoint.build import class_argument
+from equalize.checkpoint.family import Family, Spec
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.preprocess import Preprocess
+from equalize.checkpoint.request import Request
+from equalize.checkpoint.source import Place
+from equalize.errors import CheckpointError
+
+__all__ = ["Custom", "load_factory"]
+
+
+class Custom(Family[Spec]):
+    """What ``--arch`` names and no library knows: asked last."""
+
+    name = "custom"
+    arch_forms = ("file.py:Factory", "package.module:Factory")
+
+    def claims(self, place: Place, weights: Weights, request: Request) -> bool:
+        """Whatever the user names."""
+        return request.arch is not None
+
+    def open(self, place: Place, weights: Weights, request: Request) -> Spec:
+        """Run the file or import the module."""
+        arch = str(request.arch)
+        factory, arguments = load_factory(arch), dict(request.arch_args)
+        if request.num_classes is not None:
+            arguments[class_argument(factory, arch)] = request.num_classes
+        return Spec(
+            architecture=request.arch_name,
+            make=partial(factory, **arguments),
+            preprocess=Preprocess(origin="ImageNet defaults, the checkpoint does not say"),
+            num_classes=request.num_classes,
+            arch=arch,
+            arguments=arguments,
+            limited=False,
+        )
+
+    def architecture(self, out: Path) -> str:
+        """The factory, without the place of its code."""
+        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
+
+    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
+        """Through equalize, which takes the network's code; nothing for a repository, which does not have that."""
+        if repository is not None:
+            return ""
+        arch = read_json(out / ARCHITECTURE_FILE).get("arch")
+        return f'import equalize\n\nmodel = equalize.load("{out}", "{arch}").model'
+
+    def runs_code(self, arch: str) -> bool:
+        """Always."""
+        return True
+
+
+def load_factory(arch: str) -> Callable[..., nn.Module]:
+    """The object behind ``path/to/file.py:Factory`` or ``package.module:Factory``.
+
+    Raises:
+        CheckpointError: no such file, module or name, or the file raises when it is run.
+    """
+    place, _, name = arch.rpartition(":")
+    try:
+        module = _run_file(Path(place)) if place.endswith(".py") else _import(place)
+    except CheckpointError:
+        raise
+    except (Exception, SystemExit) as error:  # a training script may parse its own command line, and end
+        raise CheckpointError(arch, f"cannot be imported ({type(error).__name__}: {error})") from error
+    found = module
+    for part in name.split("."):
+        found = getattr(found, part, None)  # type: ignore[assignment]
+    if not callable(found):
+        names = ", ".join(sorted(key for key, value in vars(module).items() if _is_factory(value, module))[:5])
+        raise CheckpointError(arch, f"{place} has no factory {name!r}", expected=names or None)
+    return found
+
+
+def _is_factory(value: object, module: ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise CheckpointError(path, "no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with _importable(path.resolve().parent):
+        previous = sys.modules.get(path.stem)
+        sys.modules[path.stem] = module  # dataclasses and pickling look a module up by name while it runs
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            if previous is not None:
+                sys.modules[path.stem] = previous
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    with _importable(Path.cwd()):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        if str(directory) in sys.path:
+            sys.path.remove(str(directory))

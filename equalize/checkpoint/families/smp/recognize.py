@@ -1,0 +1,274 @@
+"""State dicts of smp without a word on what they are: decoder and widths from keys and shapes, the encoder by trial.
+
+A candidate counts when its keys and shapes are exactly those on disk; it is built on the meta device, without memory.
+"""
+
+import inspect
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+
+import torch
+
+from equalize.checkpoint.families.smp.loader import builder, encoder_shapes, library, shapes_of
+from equalize.checkpoint.keys import strippings
+from equalize.errors import CheckpointError
+
+__all__ = ["recognize", "under_smp_keys"]
+
+Shapes = Mapping[str, torch.Size]
+Arguments = dict[str, object]
+Options = dict[str, list[object]]
+"""Argument -> the values that give a network these keys and shapes, or might; the first is the likeliest."""
+
+_PARTS = {"encoder", "decoder", "segmentation_head"}
+_HEADS = ("segmentation_head.0.weight", "segmentation_head.head.4.weight")  # the second is DPT's
+_AUX = "classification_head.3.weight"
+_PAB, _FPA = "decoder.center.top_conv.weight", "decoder.fpa.branch1.1.conv.weight"
+_FUSE = "decoder.fusion_block"
+_COUNTER = ".num_batches_tracked"  # old files have none
+_DEEPEST = 5
+_UNTOLD = ("encoder_output_stride", "decoder_atrous_rates", "decoder_interpolation", "upsampling", "activation")
+"""Arguments that change what a network computes and leave its keys and shapes as they are."""
+_TIMM: Mapping[str, str] = {
+    "layer1": "resnet18/resnetblur18 resnet34 resnet50/resnetaa50/resnetblur50 resnet101 resnet152 resnet26 "
+    "resnet18d resnet34d/resnetaa34d resnet50d/resnetaa50d/resnetblur50d resnet101d/resnetaa101d/resnetblur101d "
+    "resnet152d resnet26d resnext50_32x4d resnext101_32x8d wide_resnet50_2 seresnet50 seresnext50_32x4d "
+    "res2net50_14w_8s res2net50_26w_4s res2net50_26w_6s res2net50_26w_8s res2net50_48w_2s res2net101_26w_4s "
+    "res2next50 resnest14d resnest26d resnest50d resnest101e resnest50d_1s4x24d resnest50d_4s2x40d",
+    "conv_stem": "~efficientnet_lite0 ~efficientnet_b0/efficientnet_blur_b0 mobilenetv2_100 ~mobilenetv3_large_100 "
+    "~mobilenetv3_small_100 mobilenetv2_050 mobilenetv2_140 ~mobilenetv3_large_075 ~mobilenetv3_small_075 "
+    "tf_mobilenetv3_large_minimal_100 tf_mobilenetv3_small_minimal_100 ~efficientnet_b1 ~efficientnet_b2 "
+    "~efficientnet_b3 ~efficientnet_b4 ~efficientnet_b5 ~efficientnet_b6 ~efficientnet_b7 ~efficientnet_lite1 "
+    "~efficientnet_lite2 ~efficientnet_lite3 ~efficientnet_lite4 tf_efficientnetv2_b0 tf_efficientnetv2_b1 "
+    "tf_efficientnetv2_b2 tf_efficientnetv2_b3 ~efficientnetv2_s ~efficientnetv2_m ~efficientnetv2_l",
+    "stem_0": "convnext_atto convnext_femto convnext_pico convnext_nano convnext_tiny convnext_small convnext_base "
+    "convnext_large",
+    "stem": "regnetx_002 regnetx_004 regnetx_006 regnetx_008 regnetx_016 regnetx_032 regnetx_040 regnetx_064 "
+    "regnetx_080 regnety_002 regnety_004 regnety_006 regnety_008 regnety_016 regnety_032 regnety_040 regnety_064 "
+    "regnety_080 gernet_s gernet_m gernet_l",
+}
+"""The most used of timm's thousand by their stem. Between slashes stand those that shapes cannot tell apart; ``~x``
+is ``x/tf_x``."""
+
+
+def _told(bare: Shapes, depths: list[object], norm: str | None = None, **widths: str) -> Options:
+    """Depths of the encoder, the normalization ``norm.1`` behind a convolution, and output channels of others."""
+    options: Options = {"encoder_depth": depths, **{name: [bare[key][0]] for name, key in widths.items()}}
+    if f"{norm}.0.bias" in bare:  # a convolution has one where no normalization follows
+        return options | {"decoder_use_norm": [False]}
+    if f"{norm}.1.weight" in bare and f"{norm}.1.running_mean" not in bare:
+        untracked = {"type": "batchnorm", "track_running_stats": False}
+        return options | {"decoder_use_norm": [{"type": "instancenorm", "affine": True}, untracked]}
+    return options
+
+
+def _depths(*likely: int, least: int = 1) -> list[object]:
+    """Depths of the encoder, the likely ones first: most decoders only see how wide its last level is."""
+    return [*likely, *(depth for depth in range(_DEEPEST, least - 1, -1) if depth not in likely)]
+
+
+def _widths(bare: Shapes, pattern: str) -> list[int]:
+    """Output channels of layers whose keys count upwards."""
+    return [bare[key][0] for number in range(12) if (key := pattern.format(number)) in bare]
+
+
+def _unet(bare: Shapes, blocks: str = "decoder.blocks.", **widths: str) -> Options:
+    channels = _widths(bare, f"{blocks}{{}}.conv1.0.weight")
+    attention = any(".attention1.attention.cSE." in key for key in bare)
+    attended: Options = {"decoder_attention_type": ["scse"]} if attention else {}
+    return {"decoder_channels": [channels], **attended, **_told(bare, [len(channels)], f"{blocks}0.conv1", **widths)}
+
+
+def _fpn(bare: Shapes) -> Options:
+    pyramid, segmentation = "decoder.p5.weight", "decoder.seg_blocks.0.block.0.block.0.weight"
+    policy: Options = {"decoder_merge_policy": ["add" if bare[_HEADS[0]][1] == bare[segmentation][0] else "cat"]}
+    widths = {"decoder_pyramid_channels": pyramid, "decoder_segmentation_channels": segmentation}
+    return _told(bare, _depths(least=3), **widths) | policy
+
+
+def _deeplab(bare: Shapes, aspp: str, least: int) -> Options:
+    separable: Options = {"decoder_aspp_separable": [f"{aspp}.convs.1.0.0.weight" in bare]}
+    return _told(bare, _depths(least=least), decoder_channels=f"{aspp}.convs.0.0.weight") | separable
+
+
+def _segformer(bare: Shapes) -> Options:
+    levels = len(_widths(bare, "decoder.mlp_stage.{}.linear.weight"))  # transformers have no level of half the size
+    depths: list[object] = [depth for depth in (levels, levels + 1) if depth <= _DEEPEST]
+    return _told(bare, depths, decoder_segmentation_channels="decoder.mlp_stage.0.linear.weight")
+
+
+def _dpt(bare: Shapes) -> Options:
+    widths = _widths(bare, "decoder.reassemble_blocks.{}.project_to_out_channel.weight")
+    cat = "decoder.projection_blocks.0.project.0.weight" in bare
+    return {
+        "decoder_intermediate_channels": [widths],
+        "decoder_readout": ["cat"] if cat else ["add", "ignore"],
+        **_told(bare, [len(widths)], decoder_fusion_channels="decoder.fusion_blocks.0.project.weight"),
+    }
+
+
+_DECODERS: Mapping[str, tuple[str, Callable[[Shapes], Options]]] = {
+    "MAnet": (_PAB, partial(_unet, decoder_pab_channels=_PAB)),
+    "Unet": ("decoder.blocks.0.conv1.0.weight", _unet),
+    "UnetPlusPlus": ("decoder.blocks.x_0_0.conv1.0.weight", partial(_unet, blocks="decoder.blocks.x_0_")),
+    "Linknet": (
+        "decoder.blocks.0.block.0.0.weight",
+        lambda b: _told(b, [len(_widths(b, "decoder.blocks.{}.block.0.0.weight"))], "decoder.blocks.0.block.0"),
+    ),
+    "FPN": ("decoder.p5.weight", _fpn),
+    "PSPNet": (
+        "decoder.psp.blocks.0.pool.1.0.weight",
+        lambda b: _told(b, _depths(3), "decoder.conv", psp_out_channels="decoder.conv.0.weight"),
+    ),
+    "DeepLabV3": ("decoder.aspp.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp", least=1)),
+    "DeepLabV3Plus": ("decoder.aspp.0.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp.0", least=3)),
+    "PAN": (
+        _FPA,
+        lambda b: _told(b, [2 + len(_widths(b, "decoder.gau{}.conv2.conv.weight"))], decoder_channels=_FPA),
+    ),
+    "UPerNet": (
+        "decoder.feature_norms.0.weight",
+        lambda b: _told(
+            b, [1 + len(_widths(b, "decoder.feature_norms.{}.weight"))], _FUSE, decoder_channels=f"{_FUSE}.0.weight"
+        ),
+    ),
+    "Segformer": ("decoder.mlp_stage.0.linear.weight", _segformer),
+    "DPT": ("decoder.reassemble_blocks.0.project_to_out_channel.weight", _dpt),
+}
+"""Class -> a key that it alone has (`MAnet` before `Unet`, whose blocks it shares), and how its arguments follow."""
+
+
+def recognize(
+    shapes: Shapes, where: object, named: str | None = None, given: Mapping[str, object] | None = None
+) -> tuple[str, Arguments, str]:
+    """The class and arguments of the network that a state dict belongs to, and a note on what shapes do not tell.
+
+    Where the user named the class, smp's defaults hold as far as they fit, and comparing the keys says what does not.
+
+    Args:
+        shapes: key -> shape, as they lie on disk.
+        where: the file, for errors.
+        named: the class.
+        given: its arguments as far as the user gave them.
+
+    Raises:
+        CheckpointError: no candidate fits, or several do.
+        ResourceError: smp is not installed.
+    """
+    known, bare = dict(given or {}), under_smp_keys(shapes) or {}
+    name = next((name for name, (mark, _) in _DECODERS.items() if mark in bare), None)
+    if named is not None and builder(named).__name__ != name:
+        return named, known, ""
+    library()
+    if name is None:
+        what, remedy = "is of smp, but no known decoder of it", "say what: --arch smp:NAME --arch-arg encoder_name=…"
+        raise CheckpointError(where, what, expected=", ".join(_DECODERS), remedy=remedy)
+    flags = f"--arch smp:{name} --arch-arg encoder_name=…"
+    try:
+        head = next((key for key in _HEADS if key in bare), _HEADS[0])
+        auxiliary: Options = {"aux_params": [{"classes": bare[_AUX][0]}]} if _AUX in bare else {}
+        options: Options = {"classes": [bare[head][0]], **_DECODERS[name][1](bare), **auxiliary}
+    except (KeyError, IndexError) as error:
+        if named is not None:
+            return named, known, ""
+        what, got = f"has the keys of an smp:{name}, but not all of them", f"no {error}"
+        raise CheckpointError(where, what, got=got, remedy=f"say what it is: {flags}") from error
+    if named is not None and (known.keys() >= {"encoder_name", *options} or _fits(name, known, bare)):
+        return named, known, ""
+    fixed: Options = {key: [value] for key, value in known.items()}
+    found = _search(name, bare, options | fixed, where)
+    if found is not None:
+        return named or name, found, _note(where, name, found, known)
+    if named is not None:
+        return named, known, ""
+    raise CheckpointError(where, f"is an smp:{name} over an encoder that is not known here", remedy=f"name it: {flags}")
+
+
+def under_smp_keys(shapes: Shapes) -> Shapes | None:
+    """The shapes under the keys that smp gives them, if it does; without counters, which old files lack."""
+    for reading in strippings(shapes):
+        if {key.partition(".")[0] for key in reading} >= _PARTS and any(head in reading for head in _HEADS):
+            return {key: shapes[disk] for key, disk in reading.items() if not key.endswith(_COUNTER)}
+    return None
+
+
+def _note(where: object, name: str, arguments: Arguments, given: Mapping[str, object]) -> str:
+    known = inspect.signature(builder(name)).parameters
+    untold = [argument for argument in _UNTOLD if argument in known and argument not in given]
+    return (
+        f"{where}: recognised as smp:{name} over {arguments['encoder_name']}; weights do not tell "
+        f"{', '.join(untold)}: as smp has them by default, unless --arch smp:{name} --arch-arg {untold[0]}=… says else"
+    )
+
+
+def _search(name: str, bare: Shapes, options: Options, where: object) -> Arguments | None:
+    """The one set of arguments that makes a network with these keys and shapes; an error if several do."""
+    named = options.get("encoder_name")
+    for encoders in _candidates(bare) if named is None else [[str(encoder) for encoder in named]]:
+        found = [arguments for encoder in encoders for arguments in _fitting(name, encoder, options, bare)]
+        if len(found) > 1:
+            differing = [key for key in found[0] if any(each[key] != found[0][key] for each in found)]
+            flags = [
+                " ".join(f"--arch-arg {shlex.quote(f'{key}={_text(each[key])}')}" for key in differing)
+                for each in found
+            ]
+            what = f"is an smp:{name} whose keys and shapes do not tell {' and '.join(differing)}"
+            raise CheckpointError(where, what, remedy=f"choose: --arch smp:{name} with {' or '.join(flags)}")
+        if found:
+            return found[0]
+    return None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _candidates(bare: Shapes) -> Iterator[list[str]]:
+    """Names of encoders whose parts are called as those on disk; together where shapes cannot tell them apart."""
+    parts = {key.split(".")[1] for key in bare if key.startswith("encoder.")}
+    if parts == {"model"}:
+        inner = {key.split(".")[2] for key in bare if key.startswith("encoder.model.")}
+        for group in next((listed for stem, listed in _TIMM.items() if stem in inner), "").split():
+            pairs = [f"{name[1:]}/tf_{name[1:]}" if name[0] == "~" else name for name in group.split("/")]
+            yield [f"tu-{name}" for name in "/".join(pairs).split("/")]
+        return
+    kinds: dict[type, list[str]] = {}
+    for name, entry in library().encoders.encoders.items():
+        kinds.setdefault(entry["encoder"], []).append(name)
+    for names in kinds.values():
+        if {key.partition(".")[0] for key in encoder_shapes(names[0])} >= parts:
+            yield from ([name] for name in names)
+
+
+def _fitting(name: str, encoder: str, options: Options, bare: Shapes) -> Iterator[Arguments]:
+    channels = _input_channels(encoder, bare)
+    if channels is None:
+        return
+    known: Options = {"encoder_name": [encoder], **({} if channels == 3 else {"in_channels": [channels]}), **options}
+    for values in product(*known.values()):
+        arguments = dict(zip(known, values, strict=True))
+        if _fits(name, arguments, bare):
+            yield arguments
+
+
+def _fits(name: str, arguments: Mapping[str, object], bare: Shapes) -> bool:
+    built = shapes_of(partial(builder(name), **arguments), name)
+    return {key: shape for key, shape in built.items() if not key.endswith(_COUNTER)} == bare
+
+
+def _input_channels(name: str, bare: Shapes) -> int | None:
+    """How many channels the input of an encoder has on disk; None if that is another encoder.
+
+    Of timm's encoders smp keeps only the levels that are asked for, of its own all.
+    """
+    built, found = encoder_shapes(name), {3}
+    for key, there in bare.items() if built else ():  # not every one is to be had without a decoder
+        here = built.get(key.removeprefix("encoder."))
+        if key.startswith("encoder.") and here != there:
+            stem = here is not None and len(here) == len(there) == 4 and here[1] == 3
+            found.add(there[1] if here and stem and (here[0], *here[2:]) == (there[0], *there[2:]) else 0)
+    channels = found - {3} or found
+    return channels.pop() if len(channels) == 1 and 0 not in channels else None

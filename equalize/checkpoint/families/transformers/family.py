@@ -1,0 +1,164 @@
+"""transformers: directories as ``save_pretrained`` writes them, and state dicts under a config that the user names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from equalize.checkpoint.families.transformers import config as configs
+from equalize.checkpoint.families.transformers import loader
+from equalize.checkpoint.families.transformers.backbone import place_backbone
+from equalize.checkpoint.families.transformers.heads import heads
+from equalize.checkpoint.family import Family, KeyMap, Loaded, SaveSpec, Spec
+from equalize.checkpoint.files.weights import Weights, read_json, weight_files
+from equalize.checkpoint.request import Request
+from equalize.checkpoint.source import Place
+from equalize.errors import CheckpointError
+
+__all__ = ["Transformers"]
+
+_CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
+_ITSELF = "transformers:."  # in a record: the config lies beside the weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spec(Spec):
+    config: Any
+    """transformers' own."""
+    directory: Path
+    """Where the config lies."""
+    state_dict: bool
+    """Whether the weights are a state dict, under a config from elsewhere or with a record."""
+
+
+class Transformers(Family[_Spec]):
+    """Loaded and written back by transformers' own code, which renames keys between disk and model."""
+
+    name = "transformers"
+    library = "transformers"
+    scheme = "transformers"
+    arch_forms = ("transformers:DIR",)
+    config_field = "model_type"
+
+    def claims(self, place: Place, weights: Weights, request: Request) -> bool:
+        """By the config beside the weights, or the one that is named."""
+        return request.scheme == self.scheme or (request.arch is None and _is_directory(place))
+
+    def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
+        """Read the config; nothing in it runs."""
+        directory = place.path if request.arch is None else Path(request.arch_name).expanduser()
+        state_dict = not _is_directory(place)
+        if state_dict and request.arch_args:
+            raise CheckpointError(request.arch, "takes no --arch-arg", remedy="change its config.json")
+        config = configs.read_config(directory, request.num_classes)
+        kind = configs.target_class(config, directory)
+        return _Spec(
+            architecture=kind.__name__,
+            make=partial(kind, config),
+            preprocess=configs.preprocessing(directory if state_dict else place.path),
+            classes=configs.labels(config),
+            num_classes=request.num_classes,
+            arch=request.arch,
+            config=config,
+            directory=directory,
+            state_dict=state_dict,
+        )
+
+    def fetch(self, place: Place) -> Place:
+        """Also refuses a file under whose name ``from_pretrained`` would not look."""
+        place = super().fetch(place)
+        if _is_directory(place):
+            loader.variant(*weight_files(place.path))
+        return place
+
+    def needs_weights(self, place: Place, request: Request) -> bool:
+        """The config tells all; a file that the user names is read nevertheless, to say what is wrong with it."""
+        return not _is_directory(place)
+
+    def outline(self, spec: _Spec, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
+        """From the config alone: keys on disk are not those of the model."""
+        return loader.skeleton(spec.config, spec.directory), ()
+
+    def load(self, spec: _Spec, weights: Weights, request: Request) -> Loaded:
+        """Through ``from_pretrained``."""
+        notes = weights.notes
+        if spec.arch is not None:
+            weights, more = place_backbone(
+                spec.config, weights, Path(request.source).name, spec.directory, state_dict=spec.state_dict
+            )
+            notes += more
+        loaded = loader.fill(
+            spec.config,
+            weights.clones(),
+            request.source,
+            init_missing=request.init_missing,
+            num_classes=request.num_classes,
+            seed=request.seed,
+            strip=spec.state_dict,
+        )
+        keys = KeyMap(
+            weights=weights,
+            to_disk=partial(loader.disk_state, loaded),
+            newly_initialized=loaded.newly_initialized,
+            prefix=loaded.prefix,
+        )
+        return Loaded(model=loaded.model, keys=keys, notes=notes)
+
+    def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
+        """The config, changed where parts were drawn or a network was put around; a record for a state dict."""
+        config = loader.config_fields(loaded.model)
+        if spec.state_dict:
+            files = tuple(spec.directory / name for name in _CONFIG_FILES if (spec.directory / name).is_file())
+            record = {"arch": _ITSELF, "arch_args": None}
+            return SaveSpec(path=place.path, keys=loaded.keys, config=config, architecture=record, beside=files)
+        around = spec.arch is not None
+        return SaveSpec(
+            path=place.path,
+            keys=loaded.keys,
+            config=config if around or loaded.keys.newly_initialized else None,
+            beside=(spec.directory / "config.json",) if around else (),
+        )
+
+    def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
+        """In the config, as ``id2label``."""
+        id2label = {str(number): name for number, name in enumerate(names)}
+        label2id = {name: number for number, name in enumerate(names)}
+        return replace(save, config={**(save.config or {}), "id2label": id2label, "label2id": label2id})
+
+    def reload(self, place: Place, request: Request) -> nn.Module:
+        """By ``from_pretrained``."""
+        return loader.reload(place.path)
+
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
+        """With an auxiliary head's logits, which no output has."""
+        return heads(model, x_NCHW)
+
+    def architecture(self, out: Path) -> str:
+        """The class that the config names, if it does."""
+        named = read_json(out / "config.json").get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
+
+    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
+        """``from_pretrained`` of the class that the config names, and of the processor."""
+        named = self.architecture(out)
+        name = named if named.isidentifier() else "AutoModelForSemanticSegmentation"
+        where = f'"{repository or out}"' + (f', revision="{revision}"' if revision else "")
+        if not any((out / file).is_file() for file in _CONFIG_FILES[1:]):
+            return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
+        return (
+            f"from transformers import AutoImageProcessor, {name}\n\n"
+            f"processor = AutoImageProcessor.from_pretrained({where})\n"
+            f"model = {name}.from_pretrained({where})"
+        )
+
+    def recorded(self, arch: str, directory: Path) -> str | None:
+        """Only the config beside the weights."""
+        return f"{self.scheme}:{directory}" if arch == _ITSELF else None
+
+
+def _is_directory(place: Place) -> bool:
+    config: Mapping[str, object] = place.config
+    return "model_type" in config or "auto_map" in config

@@ -1,0 +1,249 @@
+"""What is known of a library's checkpoints, behind one interface: a further one is a folder and an entry in FAMILIES.
+
+`load` asks in this order: `claims`, `open`, then `outline` (the structure alone) or `load`, and `save_spec` for the way
+back to disk. A family returns facts and a model, never a `Checkpoint`, and knows of no other family.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from equalize.checkpoint.build import build, json_arguments
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
+from equalize.checkpoint.files.weights import Weights, safetensors_copy
+from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
+from equalize.checkpoint.keys import disk_state
+from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.preprocess import Preprocess
+from equalize.checkpoint.request import Request
+from equalize.checkpoint.source import Place, fetch_weights, weights_at
+
+__all__ = ["Family", "KeyMap", "Loaded", "SaveSpec", "Spec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A network as its checkpoint and the user describe it: facts, no tensors."""
+
+    architecture: str
+    make: Callable[[], nn.Module]
+    """Builds it with fresh weights; downloads nothing."""
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    """That the user asked for."""
+    notes: tuple[str, ...] = ()
+    """What was chosen where the files left a choice."""
+    arch: str | None = None
+    """The ``--arch`` that builds it again; None for a library's own directory."""
+    arguments: Mapping[str, object] | None = None
+    """The ``--arch-arg`` that go with it."""
+    limited: bool = True
+    """Whether a checkpoint says how large it is; what users name themselves is theirs to size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyMap:
+    """A model's tensors and those on disk."""
+
+    weights: Weights
+    """As read, under the keys that are to be written."""
+    to_disk: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    """A state dict of the model -> its tensors by the key they have, or shall have, on disk."""
+    newly_initialized: tuple[str, ...] = ()
+    """Model keys that were missing on disk, or had another number of classes there."""
+    missing: bool = False
+    """Whether there were keys that are missing on disk."""
+    prefix: str = ""
+    """What wrappers put before the model's keys on disk."""
+    model_key: Mapping[str, str] = field(default_factory=dict)
+    """Key on disk -> model key, where they differ by more than ``prefix``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model with its weights."""
+
+    model: nn.Module
+    keys: KeyMap
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveSpec:
+    """What it takes to write a model back in the format it came in."""
+
+    path: Path
+    """The file or directory that was read."""
+    keys: KeyMap
+    config: Mapping[str, object] | None = None
+    """Fields that ``config.json`` has to change to."""
+    architecture: Mapping[str, object] | None = None
+    """Content of ``architecture.json``; given for state dicts alone."""
+    beside: tuple[Path, ...] = ()
+    """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
+    meta: Mapping[str, object] = field(default_factory=dict)
+    """What has to change under ``meta`` of a torch file; None takes an entry away."""
+    nest: str | None = None
+    """Where a torch file shall have its state dict, with ``meta`` beside it; None leaves it where it is."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Files to write beside the weights, by name."""
+
+
+S = TypeVar("S", bound=Spec)
+
+
+class Family(ABC, Generic[S]):
+    """A library, or the user's own code. The defaults are those of a state dict with a record beside it."""
+
+    name: ClassVar[str]
+    library: ClassVar[str | None] = None
+    """What the Hub calls it."""
+    scheme: ClassVar[str | None] = None
+    """What stands before the colon of its ``--arch``; None where that is a file or module of the user's."""
+    arch_forms: ClassVar[tuple[str, ...]]
+    """How its ``--arch`` is spelled, for errors."""
+    config_field: ClassVar[str | None] = None
+    """The field of ``config.json`` that its directories have and others have not."""
+    needs_model_keys: ClassVar[bool] = False
+    """Whether its loader cannot look behind a wrapper's prefix."""
+
+    @abstractmethod
+    def claims(self, place: Place, weights: Weights, request: Request) -> bool:
+        """Whether a checkpoint is of this family. First asked without weights; then, if nobody knew, with them."""
+
+    @abstractmethod
+    def open(self, place: Place, weights: Weights, request: Request) -> S:
+        """Read what the files and the user say.
+
+        Args:
+            place: where it lies.
+            weights: as read; empty where only the structure is wanted and `needs_weights` says that files describe it.
+            request: what the caller asked for.
+
+        Raises:
+            CheckpointError: it is damaged, or of no network that can be built.
+            ResourceError: the library is not installed.
+        """
+
+    @abstractmethod
+    def architecture(self, out: Path) -> str:
+        """The class or function that builds what was written to a directory, by the files there."""
+
+    @abstractmethod
+    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
+        """Lines of Python that load what was written to a directory.
+
+        Args:
+            out: the directory; its files are read, and those of a repository are taken to be the same.
+            repository: ORG/NAME, to load it from the Hub and not from ``out``.
+            revision: the branch there, where it is not the main one.
+
+        Returns:
+            The lines; empty if nobody but the network's author has the code that it takes.
+        """
+
+    def fetch(self, place: Place) -> Place:
+        """Download the weights of a place that is not on this machine yet."""
+        fetch_weights(place)
+        return place
+
+    def needs_weights(self, place: Place, request: Request) -> bool:
+        """Whether even the structure is told only by the weights."""
+        return request.arch is not None or not place.described
+
+    def outline(self, spec: S, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
+        """The network on the meta device, and notes; keys and shapes must fit as far as there are any."""
+        tensors = weights.tensors or None
+        model = build(spec.make, spec.arch or spec.architecture, tensors, limited=spec.limited, on_meta=True)
+        if tensors is None:
+            return model, spec.notes
+        match = fit(
+            model,
+            tensors,
+            request.source,
+            init_missing=True,  # looking at a structure needs no weights
+            num_classes=spec.num_classes,
+            architecture=spec.architecture,
+        )
+        return model, (*weights.notes, *spec.notes, *placement_notes(request.source, weights, match))
+
+    def load(self, spec: S, weights: Weights, request: Request) -> Loaded:
+        """Build the network and fill it.
+
+        Raises:
+            CheckpointError: it cannot be built, or the weights do not fit.
+            NumericsError: the weights hold NaN or Inf.
+        """
+        model = build(
+            spec.make,
+            spec.arch or spec.architecture,
+            weights.tensors,
+            limited=spec.limited,
+            draw=request.init_missing,
+            seed=request.seed,
+        )
+        match = fit(
+            model,
+            weights.tensors,
+            request.source,
+            init_missing=request.init_missing,
+            num_classes=spec.num_classes,
+            architecture=spec.architecture,
+        )
+        notes = (*weights.notes, *spec.notes, *placement_notes(request.source, weights, match))
+        missing = bool(match.missing)
+        weights, match = with_model_keys(weights, match, drop_prefix=self.needs_model_keys)
+        keys = KeyMap(
+            weights=weights,
+            to_disk=partial(disk_state, match),
+            newly_initialized=fill(model, weights, match, request.source),
+            missing=missing,
+            prefix=match.prefix,
+            model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
+        )
+        return Loaded(model=model, keys=keys, notes=notes)
+
+    def save_spec(self, spec: S, loaded: Loaded, place: Place) -> SaveSpec:
+        """What the weights are written back with."""
+        record = {"arch": spec.arch, "arch_args": json_arguments(spec.arguments or {})}
+        return SaveSpec(path=place.path, keys=loaded.keys, architecture=record)
+
+    def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
+        """The same with names for the classes; by default in a file of equalize's own, as the format has no place."""
+        text = json.dumps({str(number): name for number, name in enumerate(names)}, indent=2, ensure_ascii=False)
+        return replace(save, texts={**save.texts, CLASS_NAMES_FILE: f"{text}\n"})
+
+    def reload(self, place: Place, request: Request) -> nn.Module:
+        """Load what was written, strictly, by the library's own loader: the proof that it is what it should be.
+
+        By default that is ``load_state_dict(strict=True)`` of the flat copy beside a torch file.
+        """
+        weights = weights_at(place)
+        model = self.load(self.open(place, weights, request), weights, request).model
+        if (copy := safetensors_copy(place.path)) is not None:
+            nn.Module.load_state_dict(model, copy, strict=True)
+        return model
+
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
+        """The outputs that carry a loss, each (N, classes, h, w), the scored one first.
+
+        By default the main output, and the auxiliary one of networks that return a mapping as torchvision's do.
+        """
+        output: Any = model(x_NCHW)
+        found = [main_output(output, type(model).__name__)]
+        return [*found, output["aux"]] if isinstance(output, Mapping) and "aux" in output else found
+
+    def runs_code(self, arch: str) -> bool:
+        """Whether building what an ``--arch`` names runs code that only the user may name."""
+        return False
+
+    def recorded(self, arch: str, directory: Path) -> str | None:
+        """The ``--arch`` that a record beside a state dict may mean; None if it names code, or files elsewhere."""
+        return None if self.runs_code(arch) else arch

@@ -1,0 +1,42 @@
+"""Lines of Python that load a state dict as equalize writes it, without equalize."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from equalize.checkpoint.files.weights import read_weights
+from equalize.checkpoint.keys import PREFIXES
+
+__all__ = ["state_dict_code"]
+
+
+def state_dict_code(
+    out: Path, module: str, factory: str, arguments: Mapping[str, object], repository: str | None, revision: str | None
+) -> str:
+    """Build the network, then fill it from the flat safetensors file.
+
+    Args:
+        out: the directory that holds it.
+        module: the factory is imported from.
+        factory: builds the network.
+        arguments: of the factory.
+        repository: ORG/NAME on the Hub, to take the file from there.
+        revision: the branch there.
+    """
+    file = out / "model.safetensors"
+    at = f', revision="{revision}"' if revision else ""
+    where = f'"{file}"' if repository is None else f'hf_hub_download("{repository}", "{file.name}"{at})'
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    keys = read_weights((file,)).tensors
+    prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in keys)), None)
+    lines = [
+        *(["from huggingface_hub import hf_hub_download"] if repository else []),
+        "from safetensors.torch import load_file",
+        f"from {module} import {factory}",
+        "",
+        f"model = {factory}({given})",
+        f"state = load_file({where})",
+        *([f'state = {{key.removeprefix("{prefix}"): value for key, value in state.items()}}'] if prefix else []),
+        "model.load_state_dict(state)",
+        "model.eval()",
+    ]
+    return "\n".join(lines)

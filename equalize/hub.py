@@ -1,0 +1,26 @@
+"""The Hugging Face Hub: how its ids are spelled, and whether it may be asked."""
+
+import os
+import re
+import socket
+
+__all__ = ["HUB_ID", "hub_reachable"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
+"""``organization/name`` or ``organization/name@revision``."""
+
+
+def hub_reachable() -> bool:
+    """Whether asking the Hub makes sense: not switched off, and its name resolves (or a proxy will do that)."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = constants.ENDPOINT.partition("://")[2].partition("/")[0].partition(":")[0]
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""Models own copies of their weights: writing to a model changes neither its file nor what was read from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from equalize.checkpoint.files.weights import read_weights
+from equalize.checkpoint.load import ModelName
+
+
+def shifted(state, path: Path) -> Path:
+    """A safetensors file whose tensors lie at addresses that no allocator gives."""
+    for pad in range(0, 64, 8):
+        save_file(state, path, metadata={"format": "pt", "pad": "x" * pad})
+        if int.from_bytes(path.read_bytes()[:8], "little") % 64 == 16:
+            return path
+    raise AssertionError("the header takes no padding")
+
+
+@pytest.fixture
+def sources(segformer_dir, upernet_dir, smp_dir, lraspp_state, tmp_path):
+    torch.save({"state_dict": lraspp_state}, tmp_path / "lraspp.pth")
+    flat = shifted(load_file(segformer_dir / "model.safetensors"), tmp_path / "flat.safetensors")
+    torch.save(load_file(segformer_dir / "model.safetensors"), tmp_path / "flat.pth")
+    arch = f"transformers:{segformer_dir}"
+    return {
+        "directory": ModelName(source=str(segformer_dir)),
+        "shards": ModelName(source=str(upernet_dir)),
+        "smp": ModelName(source=str(smp_dir)),
+        "state dict": ModelName(source=str(tmp_path / "lraspp.pth")),
+        "flat safetensors": ModelName(source=str(flat), arch=arch),
+        "flat pth": ModelName(source=str(tmp_path / "flat.pth"), arch=arch),
+    }
+
+
+@pytest.mark.parametrize("form", ["directory", "shards", "smp", "state dict", "flat safetensors", "flat pth"])
+def test_writing_to_a_model_leaves_its_file_alone(sources, form):
+    checkpoint = sources[form].load()
+    files = {path: path.read_bytes() for path in checkpoint.stored.keys.weights.files}
+    on_disk = {key: tensor.clone() for key, tensor in checkpoint.stored.keys.weights.tensors.items()}
+    for parameter in checkpoint.model.parameters():
+        assert parameter.dtype == torch.float32
+        with torch.no_grad():
+            parameter.add_(1)
+    assert {path: path.read_bytes() for path in files} == files
+    assert all(torch.equal(tensor, on_disk[key]) for key, tensor in checkpoint.stored.keys.weights.tensors.items())
+
+
+def test_tensors_that_share_memory_on_disk_are_taken_apart(tmp_path):
+    one = torch.ones(4)
+    torch.save({"a": one, "b": one, "c": one.view(2, 2), "d": torch.ones(1).expand(3)}, tmp_path / "in.pth")
+    copies = read_weights((tmp_path / "in.pth",)).clones()
+    for number, tensor in enumerate(copies.values()):
+        tensor.fill_(number)
+    assert [set(tensor.flatten().tolist()) for tensor in copies.values()] == [{0.0}, {1.0}, {2.0}, {3.0}]
+
+
+@pytest.mark.parametrize("form", ["directory", "smp", "flat safetensors", "flat pth"])
+def test_where_nothing_changes_the_proof_finds_not_even_a_last_bit(run_cli, photos, sources, tmp_path, form):
+    name = sources[form]
+    flags = ("--arch", name.arch) if name.arch else ()
+    words = ("calibrate", name.source, "--data", photos, "-o", tmp_path / "out", "--strategy", "preserve", *flags)
+    ran = run_cli(*words, "--json")
+    assert ran.code == 0, ran.err
+    # Exact: both models run the same kernels on the same values, at aligned addresses whatever the file has.
+    assert json.loads(ran.out)["check"] == {"max_abs_change": 0.0, "interior": 0.0, "border": 0.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_a_plan_again_gives_the_same_bytes_of_half_precision_even_of_the_smallest_values(
+    run_cli, photos, segformer_dir, tmp_path, dtype
+):
+    state = load_file(segformer_dir / "model.safetensors")
+    key = next(key for key in state if key.endswith("linear_fuse.weight"))
+    state[key] *= torch.logspace(0, -5, state[key].shape[0])[:, None, None, None]  # down to subnormal float16
+    halves = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    save_file(halves, tmp_path / "half.safetensors", metadata={"format": "pt"})
+    words = (tmp_path / "half.safetensors", "--arch", f"transformers:{segformer_dir}")
+    ran = run_cli("calibrate", *words, "--data", photos, "-o", tmp_path / "one", "--strategy", "migrate")
+    assert ran.code == 0, ran.err
+    assert run_cli("apply", tmp_path / "one", *words, "-o", tmp_path / "two").code == 0
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert {tensor.dtype for key, tensor in load_file(tmp_path / "one" / "model.safetensors").items()} >= {dtype}

@@ -1,0 +1,74 @@
+"""The command line in processes of its own: their exit codes, streams and signals. No tests.
+
+They are forked from a server that has imported everything, so that a start takes milliseconds. What only a real start
+shows (imports, closed streams) is in tests/cli/test_process.py.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.side_by_side import start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """One process: its exit code, negative for a signal, what it printed, and the seconds until it had ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+class Command:
+    """A command that runs beside the test.
+
+    Args:
+        arguments: of the command line.
+        prepare: a module's function that the process calls first.
+    """
+
+    def __init__(self, *arguments: object, prepare: Callable[[], None] | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._begun = time.monotonic()
+        words = [str(each) for each in arguments]
+        settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        self.process = start(_run, Path(self._folder.name), words, prepare, env=settings, daemon=False)
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def finish(self) -> Ended:
+        """Waits until it has ended."""
+        self.process.join(timeout=120)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        seconds = time.monotonic() - self._begun
+        out, err = (Path(self._folder.name, stream).read_text() for stream in ("out", "err"))
+        self._folder.cleanup()
+        assert self.process.exitcode is not None
+        return Ended(code=self.process.exitcode, out=out, err=err, seconds=seconds)
+
+
+def _run(folder: Path, arguments: list[str], prepare: Callable[[], None] | None) -> None:
+    for stream, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), descriptor)
+    if prepare is not None:
+        prepare()
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # the server's may lead elsewhere, and seek
+    sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    from equalize.cli import main
+
+    raise SystemExit(main(arguments))
