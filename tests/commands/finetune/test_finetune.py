@@ -110,8 +110,8 @@ def test_any_network(custom, five_classes, tmp_path):
 def equal(custom, five_classes, tmp_path_factory) -> ModelName:
     """`custom` calibrated beforehand, on what `QUICK` calibrates on."""
     out = tmp_path_factory.mktemp("equal") / "out"
-    measuring = QUICK.measuring("train")
-    calibrate_checkpoint(custom, five_classes, out, strategy="preserve", config=measuring)
+    config = QUICK.calibration("train")
+    calibrate_checkpoint(custom, five_classes, out, strategy="preserve", config=config)
     return replace(custom, source=str(out))
 
 
