@@ -8,18 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.files.weights import Weights
-from equalize.checkpoint.keys import PREFIXES, Match, pair, placements
+from equalize.checkpoint.keys import PREFIXES, Match, pair
 from equalize.errors import CheckpointError, NumericsError
 
-__all__ = [
-    "check_finite",
-    "fill",
-    "fit",
-    "mismatch_error",
-    "only_class_count",
-    "placement_notes",
-    "with_model_keys",
-]
+__all__ = ["check_finite", "fill", "fit", "mismatch_error", "only_class_count", "placement_notes", "with_model_keys"]
 
 
 def fit(
@@ -41,15 +33,11 @@ def fit(
     if match.complete:
         return match
     if not match.on_disk:
-        first = ", ".join(list(tensors)[:3])
-        places = placements(shapes, {key: tensor.shape for key, tensor in tensors.items()})
-        if places:
-            names = " and ".join(place.removesuffix(".") for place in places)
-            raise CheckpointError(
-                where, f"fits several parts of {architecture}: {names}", remedy="put the name of one before its keys"
-            )
         raise CheckpointError(
-            where, f"has no key in common with {architecture}", got=first, remedy="check --arch and --arch-arg"
+            where,
+            f"has no key in common with {architecture}",
+            got=", ".join(list(tensors)[:3]),
+            remedy="check --arch and --arch-arg",
         )
     classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}
     if not (init_missing and not match.unexpected and only_class_count(classifier, num_classes)):
@@ -60,16 +48,7 @@ def fit(
 
 
 def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tuple[str, ...]:
-    """Copy the paired tensors into the model.
-
-    Args:
-        model: as built.
-        weights: as read.
-        match: how they pair up.
-        where: for errors.
-
-    Returns:
-        the model keys left as they were drawn.
+    """Copy the paired tensors into the model, and name the keys that are left as they were drawn.
 
     Raises:
         NumericsError: a tensor holds NaN or Inf.
@@ -134,12 +113,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
 def with_model_keys(weights: Weights, match: Match, *, drop_prefix: bool = False) -> tuple[Weights, Match]:
     """Weights that lack a part of a network, by the keys that the network has: so its library loads what is written.
 
-    What the file of an encoder holds beside the encoder, such as an image classifier, is left out.
-
-    Args:
-        weights: as read.
-        match: how they pair up.
-        drop_prefix: also where only a wrapper's prefix is in the way.
+    What the file of an encoder holds beside the encoder, such as an image classifier, is left out. With
+    ``drop_prefix`` that is also done where only a wrapper's prefix is in the way.
     """
     if not match.missing or not (match.submodule or (drop_prefix and match.prefix)):
         return weights, match

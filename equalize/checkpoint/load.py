@@ -15,7 +15,7 @@ from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
 
-__all__ = ["ModelName", "load", "load_request", "reload", "written_by"]
+__all__ = ["ModelName", "load", "reload", "written_by"]
 
 _DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that a record may not set
 
@@ -49,7 +49,7 @@ def load(
         NumericsError: its weights hold NaN or Inf.
         ResourceError: not readable, or the Hub fails.
     """
-    request = Request(
+    name = ModelName(
         source=str(source),
         arch=arch,
         arch_args=dict(arch_args or {}),
@@ -57,7 +57,7 @@ def load(
         num_classes=num_classes,
         seed=seed,
     )
-    return load_request(request, weights=weights)
+    return name.load(weights=weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,44 +66,36 @@ class ModelName(Request):
 
     def load(self, *, weights: bool = True) -> Checkpoint:
         """Loads it; without weights on the meta device."""
-        return load_request(self, weights=weights)
-
-
-def load_request(request: Request, *, weights: bool = True) -> Checkpoint:
-    """`load`, its arguments in one."""
-    _check(request)
-    place = locate(request.source)
-    request = _as_recorded(place, request)
-    family = _claiming(place, NO_WEIGHTS, request)
-    found = NO_WEIGHTS
-    if family is None or weights or family.needs_weights(place, request):
-        family, place, found = _with_weights(family, place, request)
-    spec = family.open(place, found, request)
-    common: dict[str, Any] = {
-        "source": request.source,
-        "adapter": family,
-        "architecture": spec.architecture,
-        "preprocess": spec.preprocess,
-        "classes": spec.classes,
-        "revision": place.revision,
-        "plan_json": read_plan(place.path),
-        "arch": spec.arch,
-        "arch_args": spec.arguments,
-    }
-    if weights:
-        loaded = family.load(spec, found, request)
+        _check(self)
+        place = locate(self.source)
+        request = _as_recorded(place, self)
+        family = _claiming(place, NO_WEIGHTS, request)
+        found = NO_WEIGHTS
+        if family is None or weights or family.needs_weights(place, request):
+            family, place, found = _with_weights(family, place, request)
+        spec = family.open(place, found, request)
+        if weights:
+            loaded = family.load(spec, found, request)
+            model, notes, save_spec = loaded.model, loaded.notes, family.save_spec(spec, loaded, place)
+        else:
+            save_spec = None
+            model, notes = family.outline(spec, found, request)
         checkpoint = Checkpoint(
-            model=loaded.model,
-            newly_initialized=loaded.keys.newly_initialized,
-            notes=loaded.notes,
-            sha256=found.sha256(),
-            save_spec=family.save_spec(spec, loaded, place),
-            **common,
+            source=request.source,
+            adapter=family,
+            architecture=spec.architecture,
+            model=model,
+            preprocess=spec.preprocess,
+            classes=spec.classes,
+            revision=place.revision,
+            notes=notes,
+            sha256=found.sha256() if weights else None,
+            plan_json=read_plan(place.path),
+            arch=spec.arch,
+            arch_args=spec.arguments,
+            save_spec=save_spec,
         )
-    else:
-        model, notes = family.outline(spec, found, request)
-        checkpoint = Checkpoint(model=model, notes=notes, **common)
-    return _with_recorded_names(checkpoint, place, request)
+        return _with_recorded_names(checkpoint, place, request)
 
 
 def _check(request: Request) -> None:

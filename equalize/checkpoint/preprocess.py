@@ -72,7 +72,7 @@ class Preprocess:
         reduce = processor.get("do_reduce_labels", processor.get("reduce_labels"))
         return cls(
             mean=_floats(processor["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-            std=_deviations(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
+            std=_floats(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
             rescale=rescale,
             size=_processor_size(processor),
             channels="BGR" if processor.get("do_flip_channel_order") else "RGB",
@@ -87,13 +87,6 @@ def _floats(values: object) -> tuple[float, ...]:
     numbers = tuple(float(str(value)) for value in each)
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"three numbers are needed, not {values!r}")
-    return numbers
-
-
-def _deviations(values: object) -> tuple[float, ...]:
-    numbers = _floats(values)
-    if min(numbers) <= 0:
-        raise ValueError(f"standard deviations are positive, not {values!r}")
     return numbers
 
 
