@@ -9,8 +9,6 @@ from torch import nn
 
 from equalize.errors import CheckpointError
 
-__all__ = ["class_argument", "construct", "seeded"]
-
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
 

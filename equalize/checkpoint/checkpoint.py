@@ -66,11 +66,7 @@ class Checkpoint:
 
     @property
     def stored(self) -> SaveSpec:
-        """What it takes to write it back.
-
-        Raises:
-            CheckpointError: it was loaded without weights.
-        """
+        """What it takes to write it back; refused if it was loaded without weights."""
         if self.save_spec is None:
             raise CheckpointError(self.source, "was loaded without weights and cannot be written")
         return self.save_spec
@@ -172,16 +168,11 @@ def read_plan(directory: Path) -> dict[str, Any] | None:
 
 
 def read_class_names(directory: Path) -> tuple[str, ...] | None:
-    """The names that `Checkpoint.save` left in a file beside the weights.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """The names that `Checkpoint.save` left in a file beside the weights: {"0": "road", ...}."""
     path = directory / CLASS_NAMES_FILE
     if not path.is_file():
         return None
-    content = read_json(path)
-    names = [name for number in range(len(content)) if isinstance(name := content.get(str(number)), str) and name]
-    if not names or len(names) != len(content):
-        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...} without gaps')
-    return tuple(names)
+    names = list(read_json(path).values())
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...}')
+    return tuple(map(str, names))

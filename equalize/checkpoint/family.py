@@ -172,8 +172,7 @@ class Family(ABC, Generic[S]):
             to_disk=match.to_disk,
             newly_initialized=fill(model, weights, match, request.source),
             missing=missing,
-            prefix=match.prefix,
-            model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
+            model_key={disk: key for key, disk in match.disk_name.items()},
         )
         return Loaded(model=model, keys=keys, notes=notes)
 
@@ -228,12 +227,5 @@ def _build(spec: Spec, weights: Weights, request: Request, *, on_meta: bool = Fa
 
 def _pair(model: nn.Module, spec: Spec, weights: Weights, request: Request) -> tuple[Match, tuple[str, ...]]:
     """How a network and its weights pair up, and notes."""
-    match = fit(
-        model,
-        weights.tensors,
-        request.source,
-        init_missing=request.init_missing,
-        num_classes=spec.num_classes,
-        architecture=spec.architecture,
-    )
+    match = fit(model, weights.tensors, request, num_classes=spec.num_classes, architecture=spec.architecture)
     return match, (*weights.notes, *spec.notes, *placement_notes(request.source, weights, match))

@@ -9,19 +9,12 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import PREFIXES, Match, pair
+from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError, NumericsError
-
-__all__ = ["check_finite", "fill", "fit", "mismatch_error", "only_class_count", "placement_notes", "with_model_keys"]
 
 
 def fit(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    where: object,
-    *,
-    init_missing: bool,
-    num_classes: int | None,
-    architecture: str,
+    model: nn.Module, tensors: Mapping[str, Tensor], request: Request, *, num_classes: int | None, architecture: str
 ) -> Match:
     """Pair a model with tensors strictly; with ``init_missing`` some may be missing, or be of another class count.
 
@@ -32,18 +25,13 @@ def fit(
     match = pair(shapes, {key: tensor.shape for key, tensor in tensors.items()})
     if match.complete:
         return match
+    where, drawn = request.source, request.init_missing
     if not match.on_disk:
-        raise CheckpointError(
-            where,
-            f"has no key in common with {architecture}",
-            got=", ".join(list(tensors)[:3]),
-            remedy="check --arch and --arch-arg",
-        )
+        what, got = f"has no key in common with {architecture}", ", ".join(list(tensors)[:3])
+        raise CheckpointError(where, what, got=got, remedy="check --arch and --arch-arg")
     classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}
-    if not (init_missing and not match.unexpected and only_class_count(classifier, num_classes)):
-        raise mismatch_error(
-            where, architecture, match.missing, match.unexpected, classifier, init_missing=init_missing
-        )
+    if match.unexpected or not (drawn and only_class_count(classifier, num_classes)):
+        raise mismatch_error(where, architecture, match.missing, match.unexpected, classifier, init_missing=drawn)
     return match
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PREFIXES", "Match", "pair", "strippings"]
-
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 _COUNTER = ".num_batches_tracked"
 

@@ -14,8 +14,6 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-__all__ = ["limit_construction"]
-
 _MOST_TENSORS = 1 << 14  # of a network without weights: eight times those of HRNet-W48
 _SPARE_TENSORS, _SPARE_VALUES = 1 << 10, 1 << 24  # buffers that are not saved
 _DRAWN_VALUES = 1 << 27  # of a decoder that the file lacks: the largest have half of that

@@ -6,8 +6,6 @@ from pathlib import Path
 from equalize.checkpoint.files.weights import read_weights
 from equalize.checkpoint.keys import PREFIXES
 
-__all__ = ["state_dict_code"]
-
 
 def state_dict_code(
     out: Path, module: str, factory: str, arguments: Mapping[str, object], repository: str | None, revision: str | None

@@ -92,12 +92,8 @@ def _floats(values: object) -> tuple[float, ...]:
 
 def _processor_size(processor: Mapping[str, object]) -> tuple[int, int] | None:
     """The size at the end of the processor's resize and crop; a shortest edge is taken as a square."""
-    if processor.get("do_center_crop") and processor.get("crop_size") is not None:
-        size = processor["crop_size"]
-    elif processor.get("do_resize"):
-        size = processor.get("size")
-    else:
-        return None
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    size = crop or (processor.get("size") if processor.get("do_resize") else None)
     if isinstance(size, int):
         size = {"shortest_edge": size}
     if not isinstance(size, Mapping):

@@ -19,8 +19,6 @@ from equalize.checkpoint.files.weights import (
 from equalize.errors import CheckpointError, ResourceError
 from equalize.hub import HUB_ID, hub_reachable
 
-__all__ = ["NO_WEIGHTS", "Place", "fetch_weights", "locate", "weights_at"]
-
 NO_WEIGHTS = Weights(files=(), index=None, tensors={}, home={})
 """For looking at a structure that other files describe."""
 _PUBLISHED = re.compile(r"([a-z]{2,}):([\w.-]+)")

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
 
-__all__ = ["CLASS_NAMES_FILE", "atomic_directory", "copy_side_files", "take_place"]
-
 CLASS_NAMES_FILE = "class_names.json"
 """Lies beside weights whose format has no place for names: {"0": name of class 0, ...}."""
 

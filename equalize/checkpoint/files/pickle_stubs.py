@@ -10,8 +10,6 @@ from typing import Any, ClassVar, Self
 
 from equalize.errors import ResourceError
 
-__all__ = ["SAFE_GLOBALS"]
-
 
 class _Note:
     """A call in a pickle, not carried out."""

@@ -20,8 +20,6 @@ from equalize.checkpoint.files.torch_file import read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
 
-__all__ = ["changed_tensors", "is_other_copy", "write_flat", "write_weights"]
-
 _COPIES = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)([-.].*)?\.(bin|safetensors|h5|msgpack|onnx|(bin|safetensors)\.index\.json)"
 )
@@ -146,10 +144,11 @@ def _save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: dic
 
 @contextmanager
 def _os_errors(target: Path) -> Iterator[None]:
-    """What torch and safetensors say of a failed write, as an OSError; of a full disk torch does not say even that."""
+    """A failed write as an OSError: safetensors tells its number, torch not even that the disk is full."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        full = "os error 28" in str(error) or shutil.disk_usage(target.parent).free < 1 << 20
-        number = errno.ENOSPC if full else errno.EIO
+        told = re.search(r"os error (\d+)", str(error))
+        full = shutil.disk_usage(target.parent).free < 1 << 20
+        number = int(told[1]) if told else errno.ENOSPC if full else errno.EIO
         raise OSError(number, os.strerror(number)) from error

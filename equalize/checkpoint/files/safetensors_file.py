@@ -7,8 +7,6 @@ from torch import Tensor
 
 from equalize.errors import CheckpointError
 
-__all__ = ["read_metadata", "read_safetensors"]
-
 _TORCH_FILES = (b"PK\x03\x04", b"\x80\x02")  # a zip file, a pickle
 
 

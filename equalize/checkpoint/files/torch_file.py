@@ -19,8 +19,6 @@ from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
 from equalize.checkpoint.files.zip_archive import check_archive
 from equalize.errors import CheckpointError
 
-__all__ = ["NESTS", "TorchFile", "read_torch"]
-
 NESTS = (
     *("state_dict", "model", "model_state_dict", "net", "network", "module", "params", "weights", "student"),
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "teacher"),

@@ -16,28 +16,11 @@ from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.torch_file import read_torch
 from equalize.errors import CheckpointError, ResourceError
 
-__all__ = [
-    "ARCHITECTURE_FILE",
-    "WEIGHT_SUFFIXES",
-    "Weights",
-    "read_json",
-    "read_weights",
-    "safetensors_copy",
-    "shards",
-    "state_on_disk",
-    "weight_files",
-]
-
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
 """Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
 _LFS_POINTER = b"version https://git-lfs"
-_STANDARD_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_STANDARD_NAMES = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +43,7 @@ class Weights:
     """Whether the keys here, and in what is written from here, are others than those in the files."""
 
     def under(self, names: Mapping[str, str]) -> "Weights":
-        """The same tensors under other keys.
-
-        Args:
-            names: key -> other key; what it lacks is left out.
-        """
+        """The same tensors under other keys, of which ``names`` is the mapping; what it lacks is left out."""
         tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
         home = {names[key]: path for key, path in self.home.items() if key in names}
         return replace(self, tensors=tensors, home=home, renamed=True)
@@ -112,9 +91,8 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
 def state_on_disk(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weight file or of a checkpoint directory, flat, by the key they have on disk."""
     place = Path(path)
-    if place.is_dir():
-        return dict(read_weights(*weight_files(place)).tensors)
-    return dict(read_weights((place,)).tensors)
+    weights = read_weights(*weight_files(place)) if place.is_dir() else read_weights((place,))
+    return dict(weights.tensors)
 
 
 def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
@@ -140,15 +118,10 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     if len(loose) == 1:
         return (loose[0],), None
     if loose:
-        raise CheckpointError(
-            directory,
-            f"holds {len(loose)} weight files and none has a standard name",
-            got=", ".join(path.name for path in loose[:3]),
-            remedy="name the file itself",
-        )
-    raise CheckpointError(
-        directory, "holds no weights", expected="model.safetensors, pytorch_model.bin or a state dict"
-    )
+        what, got = f"holds {len(loose)} weight files", ", ".join(path.name for path in loose[:3])
+        raise CheckpointError(directory, what, got=got, remedy="name the file itself")
+    expected = "model.safetensors, pytorch_model.bin or a state dict"
+    raise CheckpointError(directory, "holds no weights", expected=expected)
 
 
 def shards(index: Path) -> tuple[Path, ...]:

@@ -8,8 +8,6 @@ import torch
 
 from equalize.errors import CheckpointError
 
-__all__ = ["check_archive"]
-
 _LARGEST_PICKLE = 1 << 26  # 64 MiB; that of 30,000 tensors with the state of their optimizer has 20
 
 
