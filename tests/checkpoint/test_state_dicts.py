@@ -325,13 +325,6 @@ def test_a_training_script_that_parses_its_command_line_is_no_architecture(tmp_p
     assert "SystemExit" in refusal(tmp_path / "in.pth", arch=f"{tmp_path}/train.py:Net")
 
 
-def test_adapters_are_no_network(tmp_path):
-    save_file({"base_model.model.fuse.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
-        assert "merge_and_unload" in refusal(path)
-
-
 def test_a_record_cannot_name_code_or_downloads(lraspp_state, tmp_path):
     save_file(lraspp_state, tmp_path / "model.safetensors")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
@@ -351,7 +344,6 @@ def test_a_record_cannot_name_code_or_downloads(lraspp_state, tmp_path):
 
 def test_arguments_without_their_flag():
     assert "--arch" in refusal("x.pth", arch_args={"classes": 3})
-    assert "positive" in refusal("x.pth", num_classes=0)
 
 
 def test_torchvision_by_name():
