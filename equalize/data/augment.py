@@ -5,7 +5,7 @@ The pipeline of mmsegmentation (`RandomResize`, `RandomCrop(cat_max_ratio=0.75)`
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -38,11 +38,6 @@ class Augment:
     cat_max_ratio: float = 0.75
     flip: float = 0.5
     photometric: bool = True
-    _last_steps: v2.Transform = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        steps = [v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())]
-        object.__setattr__(self, "_last_steps", v2.Compose(steps))
 
     def __call__(self, image: Image.Image, labels_HW: Tensor, seed: int) -> tuple[Image.Image, Tensor]:
         """A picture and its labels (H, W) -> the same pair under the random draws of `seed`.
@@ -58,7 +53,8 @@ class Augment:
             picture = F.resize(tv_tensors.Image(image), size, antialias=True)
             labels = F.resize(tv_tensors.Mask(labels_HW), size)
             window = self._draw_window(labels.as_subclass(Tensor))
-            picture, labels = self._last_steps(F.crop(picture, *window), F.crop(labels, *window))
+            steps = v2.Compose([v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())])
+            picture, labels = steps(F.crop(picture, *window), F.crop(labels, *window))
         finally:
             generator.set_state(before)
         return F.to_pil_image(picture), labels.as_subclass(Tensor)

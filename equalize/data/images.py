@@ -12,7 +12,6 @@ What a file holds and what it becomes, as torchvision, transformers and mmsegmen
     floating point                  refused: the range of its values is not known
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,9 +86,6 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
         with item.open("rb") as file, Image.open(file) as image:
-            # PIL only warns up to twice its limit.
-            if Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
             image.load()
             yield image
     except (DataError, MemoryError):
@@ -116,12 +112,7 @@ def _upper_8_bits(image: Image.Image, item: Item) -> Image.Image:
 
 
 def _unreadable(item: Item, error: Exception) -> DataError:
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        limit = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
-        return DataError(item, "is so large when decoded that it may be a decompression bomb", expected=limit)
     if isinstance(error, UnidentifiedImageError):
-        with item.open("rb") as file:
-            empty = not file.read(1)
-        return DataError(item, "is an empty file" if empty else "is not an image of a known format")
+        return DataError(item, "is not an image of a known format")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
     return DataError(item, f"cannot be read as an image ({reason})")
