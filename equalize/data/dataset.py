@@ -180,12 +180,12 @@ def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) 
     splits = layout.splits
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
     for name in (wanted,) if wanted else preferred:
-        synonyms = next((names for names in SPLIT_SYNONYMS if name in names), ())
+        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name in names), ())
         for each in (name, *synonyms):
             if each in splits:
                 return each
     if wanted is None:
-        return next(iter(layout.readers))
+        return splits[0] if splits else None
     raise DataError(
         root,
         f"has no split {wanted!r} ({layout.name} layout)",
