@@ -88,10 +88,5 @@ def pad(image_CHW: Tensor, labels_HW: Tensor, crop: tuple[int, int], ignore_inde
 
 def _photometric() -> list[nn.Module]:
     """mmsegmentation's ranges: brightness 32 of 255, contrast and saturation 0.5 to 1.5, hue 18 of 360 degrees."""
-    jitters = (
-        v2.ColorJitter(brightness=32 / 255),
-        v2.ColorJitter(contrast=(0.5, 1.5)),
-        v2.ColorJitter(saturation=(0.5, 1.5)),
-        v2.ColorJitter(hue=18 / 360),
-    )
-    return [v2.RandomApply([jitter], p=0.5) for jitter in jitters]
+    ranges = {"brightness": 32 / 255, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 18 / 360}
+    return [v2.RandomApply([v2.ColorJitter(**{name: by})], p=0.5) for name, by in ranges.items()]

@@ -76,33 +76,29 @@ class DataSet:
 
     def describe(self) -> str:
         """One line for people: what was matched, which split, how many images and pairs."""
-        split = f"split {self.split}" if self.split else "no splits"
-        facts = [f"{self.layout} layout", *self._columns(), split, _counted(len(self.images), "image")]
+        columns = list(dict.fromkeys(item.column for item in (*self.images, *self.masks) if isinstance(item, Cell)))
+        facts = [f"{self.layout} layout"]
+        if columns:
+            facts.append(f"column{'s' * (len(columns) > 1)} {' and '.join(columns)}")
+        facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
         if self.passed_over:
             facts.append(f"{self.passed_over} more passed over in folders of masks")
         return f"{self.root}: {', '.join(facts)}"
 
-    def _columns(self) -> list[str]:
-        firsts = (self.images[:1], [mask for mask in self.masks if mask][:1])
-        names = [item.column for items in firsts for item in items if isinstance(item, Cell)]
-        return [f"column{'s' * (len(names) > 1)} {' and '.join(names)}"] if names else []
-
 
 def open_data(path: str | Path, *, split: str | None = None, labels: bool = False) -> DataSet:
     """Look at a folder or a table, recognize its layout and list one split of it.
 
     Args:
-        path: a folder, a .parquet or .arrow file, or a Hub id ``org/name[@revision]`` where no such folder exists; of
-            a table, columns and configuration may follow, see `Choice`.
+        path: a folder, a .parquet or .arrow file, or a Hub id where no such folder exists; see `Choice`.
         split: the split to take; synonyms (``val``, ``validation``) are understood. By default the training split
             where no labels are asked for (calibration), else the validation split, else the test split.
         labels: whether every image must have a mask.
 
     Raises:
-        DataError: the folder is missing, empty, unreadable or without images; there is no such split; with
-            `labels`, masks are missing.
+        DataError: the place is missing, empty, unreadable or without images; a split or, with `labels`, masks are.
         ResourceError: the Hub cannot be reached, or the library `datasets` is not installed and needed.
     """
     root = Path(path)
@@ -162,11 +158,12 @@ def _find(choice: Choice, labels: bool) -> Layout:
     if layout is None:
         try:
             root.stat()
-        except PermissionError as error:
-            raise DataError(root, "cannot be read (Permission denied)", expected=wanted) from error
+            what = "is a file, not a folder"
+        except FileNotFoundError:
+            what = "no such folder"
         except OSError as error:
-            raise DataError(root, "no such folder", expected=wanted) from error
-        raise DataError(root, "is a file, not a folder", expected=wanted)
+            what = f"cannot be read ({error.strerror})"
+        raise DataError(root, what, expected=wanted)
     if layout.name != "table":
         if next(walk_files(root), None) is None:
             raise DataError(root, "is empty", expected=wanted)
@@ -198,11 +195,8 @@ def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
     place = f"split {split} of the {layout.name} layout" if split else f"{layout.name} layout"
     if layout.name == "table":
         return DataError(root, f"has no rows ({place})")
-    return DataError(
-        root,
-        f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})",
-        expected=f"files named {' '.join(IMAGE_SUFFIXES)}",
-    )
+    what = f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})"
+    return DataError(root, what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
 
 
 def _size(path: Path) -> int:

@@ -33,16 +33,9 @@ def list_folders(folder: Path) -> list[str]:
 def walk_files(folder: Path) -> Iterator[Path]:
     """Files of any kind under `folder`, at any depth and in no particular order.
 
-    Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed, and no folder is
-    listed twice.
+    Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed.
     """
-    visited = set()
     for here, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(here)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not _is_passed_over(name))
         yield from (Path(here, name) for name in files if not _is_passed_over(name))
 
@@ -66,5 +59,4 @@ def _is_passed_over(name: str) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    what = f"cannot be listed ({error.strerror})"
-    raise DataError(error.filename, what, remedy="give yourself the right to read it") from error
+    raise DataError(error.filename, f"cannot be listed ({error.strerror})") from error

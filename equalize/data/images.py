@@ -69,14 +69,12 @@ Item = Path | Cell
 """A picture or a mask: something with a name that can be opened."""
 
 
-def read_image(path: str | Item) -> Image.Image:
+def read_image(item: Item) -> Image.Image:
     """Read a picture as RGB, 8 bits a channel, upright.
 
     Raises:
-        DataError: the file is missing, truncated, not an image, or so large when decoded that PIL takes it for a
-            decompression bomb.
+        DataError: it is missing, truncated, not an image, or so large that PIL takes it for a decompression bomb.
     """
-    item = Path(path) if isinstance(path, str) else path
     with open_picture(item) as image:
         return _to_rgb(ImageOps.exif_transpose(image), item)
 
@@ -90,29 +88,21 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
             yield image
     except (DataError, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(item, "is not an image of a known format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise _unreadable(item, error) from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(item, f"cannot be read as an image ({reason})") from error
 
 
 def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
     if image.mode == "F":
         raise DataError(item, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        image = _upper_8_bits(image, item)
+        values_HW = np.asarray(image)  # 16 or 32 bits
+        if values_HW.min() < 0 or values_HW.max() > 0xFFFF:
+            raise DataError(item, "has pixels outside 16 bits", got=f"{values_HW.min()} to {values_HW.max()}")
+        image = Image.fromarray((values_HW >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about the direct way
     return image.convert("RGB")
-
-
-def _upper_8_bits(image: Image.Image, item: Item) -> Image.Image:
-    values_HW = np.asarray(image)  # 16 or 32 bits
-    if values_HW.min() < 0 or values_HW.max() > 0xFFFF:
-        raise DataError(item, "has pixels outside 16 bits", got=f"{values_HW.min()} to {values_HW.max()}")
-    return Image.fromarray((values_HW >> 8).astype(np.uint8))
-
-
-def _unreadable(item: Item, error: Exception) -> DataError:
-    if isinstance(error, UnidentifiedImageError):
-        return DataError(item, "is not an image of a known format")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-    return DataError(item, f"cannot be read as an image ({reason})")

@@ -40,24 +40,26 @@ def test_grayscale_palette_and_16_bit_keep_their_indices(tmp_path: Path) -> None
         save(STORED.astype(np.uint16), tmp_path / "deep.png"),
         save(STORED.astype(np.int32), tmp_path / "wide.tif"),
     ):
-        labels_HW = read_mask(path)
+        labels_HW = read_mask(path, LabelRule())
         assert labels_HW.dtype == torch.int64
         assert labels_HW.tolist() == STORED.tolist()
-    assert read_mask(save(STORED > 100, tmp_path / "two.png")).tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert read_mask(save(np.array([[300, 65535]], np.uint16), tmp_path / "many.png")).tolist() == [[300, 65535]]
+    assert read_mask(save(STORED > 100, tmp_path / "two.png"), LabelRule()).tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert read_mask(save(np.array([[300, 65535]], np.uint16), tmp_path / "many.png"), LabelRule()).tolist() == [
+        [300, 65535]
+    ]
 
 
 def test_what_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png: has 3 channels \(RGB\), expected one label a pixel"):
-        read_mask(save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png"))
+        read_mask(save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png"), LabelRule())
     with pytest.raises(DataError, match=r"has 4 channels \(RGBA\)"):
-        read_mask(save(np.zeros((2, 2, 4), np.uint8), tmp_path / "b.png"))
+        read_mask(save(np.zeros((2, 2, 4), np.uint8), tmp_path / "b.png"), LabelRule())
     with pytest.raises(DataError, match=r"c\.jpg: is a JPEG, whose compression changes labels"):
-        read_mask(save(STORED, tmp_path / "c.jpg"))
+        read_mask(save(STORED, tmp_path / "c.jpg"), LabelRule())
     with pytest.raises(DataError, match="floating-point pixels"):
-        read_mask(save(np.zeros((2, 2), np.float32), tmp_path / "d.tif"))
+        read_mask(save(np.zeros((2, 2), np.float32), tmp_path / "d.tif"), LabelRule())
     with pytest.raises(DataError, match=r"e\.png: cannot be read"):
-        read_mask(tmp_path / "e.png")
+        read_mask(tmp_path / "e.png", LabelRule())
 
 
 def test_rules(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from pyarrow import parquet
 
-from equalize.data import Batches, DataSet, class_names, open_data, preflight, read_image, read_mask, sample
+from equalize.data import Batches, DataSet, LabelRule, class_names, open_data, preflight, read_image, read_mask, sample
 from equalize.errors import DataError, ResourceError
 
 PICTURES = Features(image=ImageFeature(), label=ImageFeature())
@@ -80,7 +80,7 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     assert (data.layout, data.split, data.pairs) == ("table", None, 3)
     assert data.describe() == f"{path}: table layout, columns image and label, no splits, 3 images, 3 pairs"
     assert numbers(data) == [0, 1, 2]
-    assert [read_mask(mask).unique().tolist() for mask in data.masks if mask] == [[0], [1], [2]]
+    assert [read_mask(mask, LabelRule()).unique().tolist() for mask in data.masks if mask] == [[0], [1], [2]]
     assert str(data.images[1]) == f"{path}[1].image"
     assert data.fingerprint() == open_data(path).fingerprint()
     with pytest.raises(DataError, match=r"street\.parquet: has no split 'val' .*leave --split away"):
@@ -194,11 +194,11 @@ def test_pictures_are_converted_as_those_of_files(tmp_path: Path) -> None:
     jpeg, deep_mask, palette_mask = data.masks
     assert deep_mask is not None
     assert palette_mask is not None
-    assert read_mask(deep_mask).tolist() == [[0x1234, 0xFF00]]
-    assert read_mask(palette_mask).tolist() == [[0, 1]]
+    assert read_mask(deep_mask, LabelRule()).tolist() == [[0x1234, 0xFF00]]
+    assert read_mask(palette_mask, LabelRule()).tolist() == [[0, 1]]
     assert jpeg is not None
     with pytest.raises(DataError, match=r"saved\[0\]\.label: is a JPEG"):
-        read_mask(jpeg)
+        read_mask(jpeg, LabelRule())
 
 
 def test_pictures_from_pil_keep_their_indices(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_pictures_from_pil_keep_their_indices(tmp_path: Path) -> None:
     listed = [{"image": shown, "label": palette}, {"image": shown, "label": wide}]
     Dataset.from_list(listed, features=PICTURES).to_parquet(tmp_path / "a.parquet")
     data = open_data(tmp_path / "a.parquet", labels=True)
-    assert [read_mask(mask).tolist() for mask in data.masks if mask] == [[[0, 7, 255]]] * 2
+    assert [read_mask(mask, LabelRule()).tolist() for mask in data.masks if mask] == [[[0, 7, 255]]] * 2
 
 
 def test_files_outside_the_table_are_opened(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_columns_of_undeclared_bytes_are_used_where_they_are_named(tmp_path: Pat
         open_data(f"{path}:image=image", labels=True)
     data = open_data(f"{path}:image=image,label=label", labels=True)
     assert np.array_equal(read_image(data.images[0]), shown)
-    assert [read_mask(mask).tolist() for mask in data.masks if mask] == [[[0, 1]]]
+    assert [read_mask(mask, LabelRule()).tolist() for mask in data.masks if mask] == [[[0, 1]]]
 
 
 def test_missing_cells_are_named(tmp_path: Path) -> None:
