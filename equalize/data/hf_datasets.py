@@ -70,12 +70,14 @@ def load_tables(choice: Choice) -> Tables | None:
     name = choice.place
     is_table = os.path.splitext(name)[1].lower() in _SUFFIXES
     if os.path.isdir(name):
-        if any(os.path.isfile(os.path.join(name, file)) for file in _SAVED):
+        folder = os.path.abspath(name)  # a relative name might be one of the library's own, such as "csv"
+        saved = any(os.path.isfile(os.path.join(folder, file)) for file in _SAVED)
+        if saved or any(
+            path.suffix.lower() in _SUFFIXES and path.stem != "metadata" for path in walk_files(Path(name))
+        ):
             with _library(name) as datasets:
-                return _by_split(datasets.load_from_disk(name))
-        if any(path.suffix.lower() in _SUFFIXES and path.stem != "metadata" for path in walk_files(Path(name))):
-            with _library(name) as datasets:
-                return _by_split(datasets.load_dataset(os.path.abspath(name), choice.config))
+                loaded = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder, choice.config)
+                return _by_split(loaded)
     elif os.path.isfile(name) and is_table:
         with _library(name) as datasets:
             kind = os.path.splitext(name)[1].lower().removeprefix(".")

@@ -73,10 +73,8 @@ class EpochOrder(Sampler[int]):
 
 def collate(pairs: Sequence[Pair | EqualizeError]) -> dict[str, Any]:
     """A batch: "pixel_values" (N, 3, H, W) and "labels" (N, H, W); or "failure", the first error among `pairs`."""
-    good: list[Pair] = []
-    for pair in pairs:
-        if isinstance(pair, EqualizeError):
-            return {"failure": pair}
-        good.append(pair)
+    good = [pair for pair in pairs if not isinstance(pair, EqualizeError)]
+    if len(good) < len(pairs):
+        return {"failure": next(pair for pair in pairs if isinstance(pair, EqualizeError))}
     images, labels = zip(*good, strict=True)
     return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}
