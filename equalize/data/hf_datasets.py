@@ -72,9 +72,8 @@ def load_tables(choice: Choice) -> Tables | None:
     if os.path.isdir(name):
         folder = os.path.abspath(name)  # a relative name might be one of the library's own, such as "csv"
         saved = any(os.path.isfile(os.path.join(folder, file)) for file in _SAVED)
-        if saved or any(
-            path.suffix.lower() in _SUFFIXES and path.stem != "metadata" for path in walk_files(Path(name))
-        ):
+        tables = (path for path in walk_files(Path(name)) if path.suffix.lower() in _SUFFIXES)
+        if saved or any(path.stem != "metadata" for path in tables):  # which describes the images beside it
             with _library(name) as datasets:
                 loaded = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder, choice.config)
                 return _by_split(loaded)
