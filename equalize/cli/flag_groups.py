@@ -10,7 +10,7 @@ from equalize.cli import options as o
 
 if TYPE_CHECKING:
     from equalize.checkpoint import ModelName
-    from equalize.commands.images import Measuring
+    from equalize.commands.images import CalibrationConfig
 
 __all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "grouped"]
 
@@ -106,6 +106,6 @@ class ImageFlags:
     workers: o.MaybeWorkers = None
     skip_bad: o.SkipBad = 0.0
 
-    def read(self, seed: int) -> "Measuring":
+    def read(self, seed: int) -> "CalibrationConfig":
         """These flags, their values checked."""
-        return o.read_measuring(seed=seed, **{field.name: getattr(self, field.name) for field in fields(self)})
+        return o.read_calibration(seed=seed, **{field.name: getattr(self, field.name) for field in fields(self)})

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from equalize.checkpoint.load import ModelName
-    from equalize.commands.images import Measuring
+    from equalize.commands.images import CalibrationConfig
 
 __all__ = [
     "Against",
@@ -41,7 +41,7 @@ __all__ = [
     "Workers",
     "demand_data",
     "read_arch_args",
-    "read_measuring",
+    "read_calibration",
     "read_name",
     "read_numbers",
     "read_samples",
@@ -254,21 +254,21 @@ def read_name(
     )
 
 
-def read_measuring(
+def read_calibration(
     *,
     samples: str | None = None,
     tolerance: float | None = None,
     size: str | None = None,
     precision: PrecisionName = PrecisionName.FP32,
     **others: Any,
-) -> "Measuring":
-    """Which images are measured, and how; `others` are fields of `Measuring` as they are."""
+) -> "CalibrationConfig":
+    """Which images are measured, and how; `others` are fields of `CalibrationConfig` as they are."""
     values: dict[str, Any] = {
         "samples": read_samples(samples or _SAMPLES),
         "tolerance": read_tolerance(tolerance),
         "size": read_size(size),
         "precision": precision.value,
     }
-    from equalize.commands.images import Measuring
+    from equalize.commands.images import CalibrationConfig
 
-    return Measuring(**values, **others)
+    return CalibrationConfig(**values, **others)

@@ -34,7 +34,7 @@ def verify(
     from equalize.cli.terminal import Terminal
 
     with Terminal(context, as_json=json) as terminal:
-        config = o.read_measuring(samples="2", size=size, split=split, batch_size=2)
+        config = o.read_calibration(samples="2", size=size, split=split, batch_size=2)
         name = arch.name(against)
         from equalize.cli.reports.plan import verification_json, verification_report
         from equalize.commands.verify import verify_checkpoint

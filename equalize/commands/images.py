@@ -19,7 +19,7 @@ from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
 
-__all__ = ["Images", "Measuring", "input_shape"]
+__all__ = ["CalibrationConfig", "Images", "input_shape"]
 
 _DEFAULT_SIZE = (512, 512)
 _MOST_IMAGES = 8
@@ -28,7 +28,7 @@ _MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measuring:
+class CalibrationConfig:
     """How the images are read and measured.
 
     Attributes:
@@ -68,21 +68,21 @@ class Images(Blocks):
         self,
         data: str | Path,
         checkpoint: Checkpoint,
-        how: Measuring,
+        config: CalibrationConfig,
         progress: Progress = ignore_progress,
     ) -> None:
-        self.dataset: DataSet = open_data(data, split=how.split)
-        self.paths = sample(self.dataset.images, how.samples, how.seed)
-        if how.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
-            random.Random(how.seed).shuffle(self.paths)
+        self.dataset: DataSet = open_data(data, split=config.split)
+        self.paths = sample(self.dataset.images, config.samples, config.seed)
+        if config.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
+            random.Random(config.seed).shuffle(self.paths)
         self.skipped: list[Skip] = []
         self._progress = progress
-        size = how.size or checkpoint.preprocess.size
-        device = device_of(how.device)
-        workers = _workers(device) if how.workers is None else how.workers
-        read = partial(Batches, self.paths, checkpoint.preprocess, size=size, skip_bad=how.skip_bad)
+        size = config.size or checkpoint.preprocess.size
+        device = device_of(config.device)
+        workers = _workers(device) if config.workers is None else config.workers
+        read = partial(Batches, self.paths, checkpoint.preprocess, size=size, skip_bad=config.skip_bad)
         sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
-        self.batch_size = how.batch_size or _batch_size(sides)
+        self.batch_size = config.batch_size or _batch_size(sides)
         self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
         self.pixels = len(self.paths) * math.prod(sides)
         self._batches = read(batch_size=self.batch_size, workers=workers, pinned=device.type == "cuda")

@@ -152,8 +152,8 @@ class Runs:
             plan = Plan.read(place)
             apply(plan, checkpoint.model)
             return plan
-        measuring = self.setup.config_of(run).measuring(self.setup.train.split)
-        plan = prepare_arm(checkpoint, Images(self.setup.data, checkpoint, measuring), run.arm, run.seed)
+        config = self.setup.config_of(run).calibration(self.setup.train.split)
+        plan = prepare_arm(checkpoint, Images(self.setup.data, checkpoint, config), run.arm, run.seed)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 

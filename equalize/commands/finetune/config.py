@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub.dataclasses import type_validator
 
 from equalize.commands.evaluate import EvalConfig
-from equalize.commands.images import Measuring
+from equalize.commands.images import CalibrationConfig
 from equalize.errors import InputError
 from equalize.plan.plan import Strategy
 
@@ -149,9 +149,9 @@ class TrainConfig:
             size=self.size, batch_size=self.batch_size, precision=self.precision or "fp32", workers=self.workers
         )
 
-    def measuring(self, split: str | None) -> Measuring:
+    def calibration(self, split: str | None) -> CalibrationConfig:
         """How the images of a split are measured before the training."""
-        return Measuring(
+        return CalibrationConfig(
             samples=self.samples,
             size=self.size,
             split=split,

@@ -203,7 +203,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 run.path,
                 strategy=config.calibrate,
                 keep_norm=config.keep_norm,
-                config=config.measuring(dataset.split),
+                config=config.calibration(dataset.split),
                 dry_run=True,
                 notify=notify,
                 warn=warn,
