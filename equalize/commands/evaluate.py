@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import input_shape
 from equalize.commands.labels import LabelledSplit, as_classes, check_split, count_classes, names_of
-from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, read_mask
+from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
 from equalize.data.loader import Preprocessor
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
@@ -140,7 +140,7 @@ def image_confusions(
     masks = dict(zip(labelled.dataset.images, labelled.dataset.masks, strict=True))
     mine = my_share(labelled.dataset.images)
     read = mine or labelled.dataset.images[:1]  # with fewer images than processes some have none to count
-    found = batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
+    found = Batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
     for batch, fresh in in_step(found, device) if together else ((batch, True) for batch in found if mine):
         with torch.no_grad(), precision_of(config.precision, device):
             scores_NKhw = as_classes(logits(batch.images.to(device))).float()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import Batches, DataSet, batches, open_data, sample
+from equalize.data import Batches, DataSet, open_data, sample
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
@@ -72,7 +72,7 @@ class Images(Blocks):
         progress: Progress = ignore_progress,
     ) -> None:
         self.dataset: DataSet = open_data(data, split=config.split)
-        self.paths = list(sample(self.dataset, config.samples, config.seed))
+        self.paths = sample(self.dataset.images, config.samples, config.seed)
         if config.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
             random.Random(config.seed).shuffle(self.paths)
         self.skipped: list[Skip] = []
@@ -80,7 +80,7 @@ class Images(Blocks):
         size = config.size or checkpoint.preprocess.size
         device = device_of(config.device)
         workers = _workers(device) if config.workers is None else config.workers
-        read = partial(batches, self.paths, checkpoint.preprocess, size=size, skip_bad=config.skip_bad)
+        read = partial(Batches, self.paths, checkpoint.preprocess, size=size, skip_bad=config.skip_bad)
         sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
         self.batch_size = config.batch_size or _batch_size(sides)
         self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
@@ -108,7 +108,7 @@ class Images(Blocks):
                     index=group.index,
                     batches=tuple(batch.images for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
-                    skipped=tuple((path, reason) for path, reason in group.skipped),  # plain values for other processes
+                    skipped=group.skipped,
                 )
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:

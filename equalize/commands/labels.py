@@ -11,7 +11,6 @@ from equalize.checkpoint import Checkpoint
 from equalize.data import (
     DataSet,
     LabelRule,
-    Preflight,
     ReduceLabels,
     class_names,
     preflight,
@@ -97,9 +96,9 @@ def check_split(
     Raises:
         DataError: a pair that could not be trained on or scored.
     """
-    found: Preflight = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
-    notify(f"{dataset.describe()}; {found.describe()}")
-    return LabelledSplit(dataset=dataset, rule=found.rule, num_classes=num_classes, names=names)
+    rule, found = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
+    notify(f"{dataset.describe()}; {found}")
+    return LabelledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
 
 
 def names_of(

@@ -158,7 +158,14 @@ def training_pairs(task: Task) -> TrainingPairs:
         flip=config.flip,
         photometric=config.photometric,
     )
-    return TrainingPairs(train.dataset, train.rule, train.num_classes, augment, checkpoint.preprocess, seed=config.seed)
+    return TrainingPairs(
+        pairs=train.dataset.with_masks(),
+        rule=train.rule,
+        num_classes=train.num_classes,
+        augment=augment,
+        preprocess=checkpoint.preprocess,
+        seed=config.seed,
+    )
 
 
 def _crop(checkpoint: Checkpoint, config: TrainConfig) -> tuple[int, int]:
