@@ -16,6 +16,7 @@ from equalize.sites.sites import Refusal, Site
 
 __all__ = [
     "CHANGES_FUNCTION",
+    "MEANING",
     "SCHEMA",
     "Add",
     "Draw",
@@ -55,6 +56,13 @@ class PlannedSite(MeasuredSite):
 
 
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
+MEANING: dict[SiteStrategy, str] = {
+    "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
+    "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of scale 1",
+    "rescale": "fusion weights divided by each sigma: they act on branches of scale 1",
+    "reinit": "fusion weights drawn anew, then divided by each sigma: they act on branches of scale 1",
+}
+"""For people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

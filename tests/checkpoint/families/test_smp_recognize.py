@@ -13,7 +13,7 @@ from torch import nn
 from equalize.checkpoint import load
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.families.smp.recognize import recognize
-from equalize.cli.options import read_arch_args
+from equalize.cli.options import read_arch_arg
 from equalize.errors import CheckpointError
 
 NETWORKS = {
@@ -111,7 +111,7 @@ def test_where_shapes_leave_a_choice_each_flag_that_is_offered_decides_it(networ
     assert all(choice in sentence for choice in choices)
     words = shlex.split(sentence)
     assert words[words.index("--arch") + 1] == f"smp:{network}"
-    flags = [read_arch_args([after]) for word, after in pairwise(words) if word == "--arch-arg"]
+    flags = [dict([read_arch_arg(after)]) for word, after in pairwise(words) if word == "--arch-arg"]
     assert len(flags) == len(choices)
     for flag in flags:
         _, found, _ = recognize(shapes, "x.pth", network, flag)
