@@ -40,21 +40,17 @@ __all__ = ["ARMS", "Arm", "baselines", "prepare_arm", "read_arm", "read_arms", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One starting point of a training.
-
-    Attributes:
-        name: as typed, its endings in one order.
-        strategy: of the equalization; None where there is none.
-        redrawn: whether the fusion layers are drawn anew without being equalized.
-        keep_norm: whether equalized weights keep their norm.
-        train_as: what the optimizer sees; None leaves the choice to `finetune`.
-    """
+    """One starting point of a training."""
 
     name: str
+    """As typed, its endings in one order."""
     strategy: Strategy | None = None
+    """Of the equalization; None where there is none."""
     redrawn: bool = False
+    """Whether the fusion layers are drawn anew without being equalized."""
     keep_norm: bool = False
     train_as: TrainAs | None = None
+    """What the optimizer sees; None leaves the choice to `finetune`."""
 
 
 ARMS = (
@@ -76,11 +72,7 @@ ARMS = (
 
 
 def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
-    """At least two arms, no two the same.
-
-    Raises:
-        InputError: there are fewer, or one twice.
-    """
+    """At least two arms, no two the same; see `read_arm`."""
     arms = tuple(read_arm(text) for text in texts)
     names = [arm.name for arm in arms]
     if len(arms) < 2 or len(set(names)) < len(names):
@@ -122,13 +114,7 @@ def baselines(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
-    """Does to the model, in place, what the arm is about.
-
-    Args:
-        checkpoint: whose model is prepared.
-        images: that the branches and norms are measured on.
-        arm: which.
-        seed: of weights that are drawn anew.
+    """Does to the model, in place, what the arm is about, measured on the images.
 
     Returns:
         Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
@@ -172,10 +158,7 @@ def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Ed
 def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any]]:
     """For each site the ratio of its largest sigma to its smallest, as measured, and as training sees it.
 
-    Args:
-        plan: from `prepare_arm`.
-        arm: which; without a strategy the plan is not in effect.
-        train_as: see `TrainConfig`.
+    Without a strategy of the arm the plan, from `prepare_arm`, is not in effect.
     """
     rows = []
     for site in plan.sites:

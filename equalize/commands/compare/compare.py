@@ -27,20 +27,14 @@ _ONLY_IN_RUNS = {"start", "loss", "IoU"}  # of a run: left out of compare.json, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What the runs came to.
-
-    Attributes:
-        setup: what was compared.
-        results: the content of each run's file, in the order of `setup.runs`.
-        cells: the same by arm and rate.
-        rows: every arm against its baseline, at every rate.
-        verdicts: three answers for each of them.
-    """
+    """What the runs came to."""
 
     setup: Setup
     results: tuple[Mapping[str, Any], ...]
+    """The content of each run's file, in the order of `setup.runs`."""
     cells: Cells
     rows: tuple[Row, ...]
+    """Every arm against its baseline, at every rate."""
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -81,12 +75,8 @@ def compare(
 ) -> Comparison:
     """Trains what is not yet trained, writes OUT/compare.json.
 
-    Args:
-        setup: what is compared.
-        out: the directory; what is finished there is not trained again.
-        progress: called with the pairs trained on and to be trained on, over all runs that are missing.
-        notify: called with what a user should know, a line at a time.
-        warn: called with what a user may want to act on, once for each line.
+    What is finished in OUT is not trained again. `progress` is called with the pairs trained on and to be trained on,
+    over all runs that are missing; `warn` once for each line.
 
     Raises:
         InputError: `out` holds a comparison with other settings; or a network that cannot be compared.

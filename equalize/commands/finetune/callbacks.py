@@ -28,29 +28,22 @@ __all__ = ["CheckpointWriter", "EvalSaveCallback", "read_weights"]
 def read_weights(state_directory: Path) -> dict[str, Tensor]:
     """The network's state dict in a state that was saved for resuming, on the CPU."""
     state = torch.load(state_directory / WEIGHTS_NAME, map_location="cpu", weights_only=True)
-    return {
-        key.removeprefix("network."): tensor for key, tensor in state.items()
-    }  # the name `ModelWithLoss` has for it
+    return {key.removeprefix("network."): tensor for key, tensor in state.items()}  # as `ModelWithLoss` calls it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointWriter:
-    """Writes what was trained, from a state in OUT/last, in the format that the model came in.
-
-    Attributes:
-        checkpoint: with a copy of the network on the CPU, whole and as it was before the first step, perhaps
-            parametrized by `attach`: the one that is trained may lie in parts in several processes.
-        run: where it goes.
-        plan: of its equalization.
-        facts: of the training, for the receipt.
-        reduced_labels: whether it was trained on labels moved down by one; its image processor shall say so.
-    """
+    """Writes what was trained, from a state in OUT/last, in the format that the model came in."""
 
     checkpoint: Checkpoint
+    """With a copy of the network on the CPU, whole and as it was before the first step, perhaps parametrized by
+    `attach`: the one that is trained may lie in parts in several processes."""
     run: RunDirectory
     plan: Plan | None
     facts: Mapping[str, Any]
+    """Of the training, for the receipt."""
     reduced_labels: bool
+    """Whether it was trained on labels moved down by one; its image processor shall say so."""
 
     def write_best(self, state: TrainerState) -> None:
         """Makes the state of this step the model of OUT if it is the best so far, or the last where none is scored."""
@@ -75,9 +68,11 @@ class CheckpointWriter:
 
     def _correct_processor(self, path: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        keys = {key for key in ("do_reduce_labels", "reduce_labels") if content.get(key) is not None}
-        if any(content[key] != self.reduced_labels for key in keys):
-            content |= dict.fromkeys(keys, self.reduced_labels)
+        wrong = [
+            key for key in ("do_reduce_labels", "reduce_labels") if content.get(key) not in (None, self.reduced_labels)
+        ]
+        if wrong:
+            content |= dict.fromkeys(wrong, self.reduced_labels)
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -110,12 +105,8 @@ class EvalSaveCallback(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise NumericsError(
-                f"step {state.global_step}",
-                "the loss is not finite",
-                got=logs["loss"],
-                remedy="use a smaller --lr, or --precision fp32",
-            )
+            where, remedy = f"step {state.global_step}", "use a smaller --lr, or --precision fp32"
+            raise NumericsError(where, "the loss is not finite", got=logs["loss"], remedy=remedy)
         if is_main():
             line = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"], "lr": logs["learning_rate"]}
             self._writer.run.record(line)

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from equalize.commands.finetune.run_directory import RunDirectory
-from equalize.errors import OutputError
 
 
 class Killed(BaseException):
@@ -78,10 +77,3 @@ def test_disks_without_second_names_for_files_are_served(run, monkeypatch):
     run.put_model(saving("new"))
     assert run.lines() == [{"step": 1}]
     assert model(run)["model.bin"] == "new"
-
-
-def test_a_mount_point_cannot_be_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.is_mount", lambda self: self.name == "out")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="is where a disk is mounted"):
-        RunDirectory(tmp_path / "out", tmp_path / "model", resume=False, overwrite=True)
