@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ClassScore", "Score", "count_pixels", "score_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassScore:

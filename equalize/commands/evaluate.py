@@ -21,8 +21,6 @@ from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import Score, count_pixels, score_of
 
-__all__ = ["EvalConfig", "Logits", "count_images", "evaluate", "score_split", "sliding"]
-
 Logits = Callable[[Tensor], Tensor]
 """(N, 3, H, W) -> (N, classes, h, w)."""
 

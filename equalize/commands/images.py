@@ -19,8 +19,6 @@ from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
 
-__all__ = ["CalibrationConfig", "Images", "input_shape", "working_size"]
-
 _DEFAULT_SIZE = (512, 512)
 _MOST_IMAGES = 8
 _MOST_PIXELS = 2**22  # a batch

@@ -20,8 +20,6 @@ from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
-__all__ = ["LabelledSplit", "as_classes", "check_split", "count_classes", "names_of"]
-
 Size = tuple[int, int] | None
 
 

@@ -35,8 +35,6 @@ from equalize.plan.plan import Edit, Plan, Strategy
 from equalize.plan.strategies import choose
 from equalize.sites.scan import Scan
 
-__all__ = ["ARMS", "Arm", "baselines", "prepare_arm", "read_arm", "read_arms", "scales"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:

@@ -18,8 +18,6 @@ from equalize.errors import InputError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.version import __version__
 
-__all__ = ["SCHEMA", "Comparison", "compare"]
-
 SCHEMA = 1
 
 _ONLY_IN_RUNS = {"start", "loss", "IoU"}  # of a run: left out of compare.json, as they stand in the run's own file

@@ -35,8 +35,6 @@ from equalize.metrics import score_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
-__all__ = ["Runs", "digest"]
-
 
 class Runs:
     """The directory of a comparison, made or gone on with, and how its runs come into it.

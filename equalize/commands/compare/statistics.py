@@ -24,8 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["Answer", "Cell", "Cells", "Difference", "Row", "Verdict", "bootstrap", "compare_arms", "difference"]
-
 _RESAMPLES = 2000
 _BATCH = 250  # resamples that are in memory at a time
 

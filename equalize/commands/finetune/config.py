@@ -16,8 +16,6 @@ from equalize.commands.images import CalibrationConfig
 from equalize.errors import InputError
 from equalize.plan.plan import Strategy
 
-__all__ = ["TrainAs", "TrainConfig"]
-
 TrainAs = Literal["explicit", "folded"]
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -13,7 +13,7 @@ from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
-from equalize.commands.finetune.callbacks import CheckpointWriter
+from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
 from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
@@ -28,8 +28,6 @@ from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
-
-__all__ = ["Finetuned", "finetune"]
 
 _ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
 
@@ -118,7 +116,7 @@ def finetune(
 
 
 def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, seconds: float) -> Finetuned:
-    lines = writer.run.lines()
+    lines = lines_of(state)
     scored = [line for line in lines if "mIoU" in line]
     return Finetuned(
         output=output,

@@ -13,8 +13,6 @@ from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.labels import as_classes
 from equalize.errors import InputError
 
-__all__ = ["ModelWithLoss", "backbone_of", "segmentation_loss"]
-
 
 def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: TrainConfig) -> Tensor:
     """Cross entropy at the labels' resolution: of the main head and, weighted, of auxiliary ones.

@@ -9,8 +9,6 @@ from transformers import get_polynomial_decay_schedule_with_warmup
 from equalize.commands.finetune.config import TrainConfig
 from equalize.errors import InputError
 
-__all__ = ["freeze", "make_optimizer", "make_schedule"]
-
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 

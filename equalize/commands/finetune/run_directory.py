@@ -11,15 +11,14 @@ OUT/last/model/         the model of the last step, in its own format, where it 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
 from equalize.errors import InputError
 
-__all__ = ["RunDirectory", "demand_same", "write_whole"]
-
+_METRICS = "metrics.jsonl"
 _STATE = "trainer_state.json"  # transformers writes it last, so a state with it is whole
 
 
@@ -39,7 +38,6 @@ class RunDirectory:
     def __init__(self, path: str | Path, source: Path, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(path).expanduser().absolute()
         self.last = self.path / "last"
-        self._metrics = self.path / "metrics.jsonl"
         self._run = self.last / "run.json"
         self.resumed = resume and self._run.is_file()
         check_target(self.path, overwrite or self.resumed, source if source.exists() else None)
@@ -61,11 +59,10 @@ class RunDirectory:
             demand_same(before, run, self.path, "cannot be resumed as another run", remedy=remedy)
             for partial in set(self.last.glob("checkpoint-*")) - set(self._states()):
                 shutil.rmtree(partial)
-            self._cut_metrics()
             return
         with atomic_directory(self.path, overwrite=True) as new:
             (new / self.last.name).mkdir()
-            (new / self._metrics.name).touch()
+            (new / _METRICS).touch()
             (new / "finetune.yaml").write_text(config, encoding="utf-8")
             (new / self._run.relative_to(self.path)).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
@@ -77,25 +74,9 @@ class RunDirectory:
         """Where the state after a step lies."""
         return self.last / f"checkpoint-{step}"
 
-    def record(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl says; a line that was cut off while it was written does not count."""
-        found = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
-
-    def score_of(self, step: int) -> dict[str, Any] | None:
-        """What was recorded of the evaluation after a step, if there was one."""
-        scored = (line for line in self.lines() if line["step"] == step and "mIoU" in line)
-        return next(({key: line[key] for key in line if key not in ("step", "epoch")} for line in scored), None)
+    def write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes metrics.jsonl."""
+        write_whole(self.path / _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
     def put_model(self, save: Callable[[Path], None]) -> None:
         """Has a model saved in place of the one that is there: OUT holds the old or the new one, whole, at any moment.
@@ -119,12 +100,6 @@ class RunDirectory:
 
     def _states(self) -> list[Path]:
         return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
-
-    def _cut_metrics(self) -> None:
-        """Drops what was recorded after the state that is resumed: it will be recorded again."""
-        newest = self.newest_state()
-        kept = [line for line in self.lines() if newest and line["step"] <= _step(newest)]
-        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _link(source: str | Path, place: str | Path) -> None:

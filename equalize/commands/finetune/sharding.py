@@ -11,8 +11,6 @@ from accelerate.utils import disable_fsdp_ram_efficient_loading, parse_flag_from
 
 from equalize.errors import InputError
 
-__all__ = ["check_deepspeed", "check_launch"]
-
 
 def check_launch() -> None:
     """Makes FSDP ready for networks that every process loads whole, before any is loaded.

@@ -16,8 +16,6 @@ from equalize.data.pairs import TrainingPairs
 from equalize.errors import CheckpointError
 from equalize.messages import Notify, first_of
 
-__all__ = ["Task", "open_splits", "open_task", "training_pairs"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

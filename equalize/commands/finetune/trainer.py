@@ -25,7 +25,7 @@ from transformers.utils import WEIGHTS_NAME
 
 from equalize.checkpoint.families.transformers.config import quiet
 from equalize.commands.evaluate import score_split
-from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, read_weights
+from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, lines_of, read_weights
 from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import freeze, make_optimizer, make_schedule
 from equalize.commands.finetune.sharding import check_deepspeed
@@ -33,11 +33,9 @@ from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.labels import LabelledSplit
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
-from equalize.errors import InputError, ResourceError
+from equalize.errors import InputError, NumericsError, ResourceError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
-
-__all__ = ["SegmentationTrainer", "check_trackers", "train"]
 
 
 def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> TrainerState:
@@ -51,7 +49,8 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
     newest = writer.run.newest_state() if writer.run.resumed else None
     before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None
     if before and is_main():
-        writer.write_best(before)  # the last sitting may have ended between saving its state and writing the model
+        writer.run.write_metrics(lines_of(before))  # the last sitting may have ended after saving this state
+        writer.write_best(before)
     with _unchanged_globals(), quiet():
         trainer = SegmentationTrainer(task, writer, progress)
         if newest and before and before.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
@@ -103,17 +102,17 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, task: Task, writer: CheckpointWriter, progress: Progress) -> None:
         self._task = task
         self._config = config = task.config
-        self._run = writer.run
+        self._writer = writer
         self._backbone = backbone_of(task.checkpoint)
         pairs = training_pairs(task)
         frozen = freeze(task.checkpoint.model, self._backbone, config)
         super().__init__(
             model=ModelWithLoss(task.checkpoint, config, frozen),
-            args=_arguments(task, str(self._run.last), pairs=len(pairs)),
+            args=_arguments(task, str(writer.run.last), pairs=len(pairs)),
             data_collator=collate,
             train_dataset=pairs,
             eval_dataset=task.val,
-            callbacks=[EvalSaveCallback(config, writer, progress)],
+            callbacks=[EvalSaveCallback(config, progress)],
         )
         if config.patience:
             self.add_callback(EarlyStoppingCallback(config.patience))
@@ -170,14 +169,27 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             score = score_split(
                 self._task.checkpoint, val, self._config.scoring(), self._task.device, together=together
             )
-        if is_main():
-            line = {"step": self.state.global_step, "epoch": self.state.epoch}
-            self._run.record({**line, "data": val.dataset.name, "split": val.dataset.split, **score.to_json()})
         found = {"eval_mIoU": score.mIoU, "eval_mAcc": score.mAcc, "eval_aAcc": score.aAcc}
         metrics = {key: math.nan if value is None else value for key, value in found.items()}  # nan is never better
-        self.log(dict(metrics))
+        self.log({**metrics, "score": {"data": val.dataset.name, "split": val.dataset.split, **score.to_json()}})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Also writes metrics.jsonl.
+
+        Raises:
+            NumericsError: the loss is not finite.
+        """
+        if not math.isfinite(logs.get("loss", 0)):
+            where, remedy = f"step {self.state.global_step}", "use a smaller --lr, or --precision fp32"
+            raise NumericsError(where, "the loss is not finite", got=logs["loss"], remedy=remedy)
+        score = logs.pop("score", None)  # in the state alone: trackers take numbers
+        super().log(logs, start_time)
+        if score is not None:
+            self.state.log_history[-1]["score"] = score
+        if is_main():
+            self._writer.run.write_metrics(lines_of(self.state))
 
     def _logits(self, images_NCHW: Tensor) -> Tensor:
         """Of the network as it is spread over the processes."""
@@ -187,11 +199,13 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
+            if is_main():
+                self._writer.write_best(self.state)
         except RuntimeError as error:  # what torch makes of a full disk
             if "PytorchStreamWriter" not in str(error):
                 raise
             what = "the state cannot be written, most often for want of space"
-            raise ResourceError(self._run.last, what, remedy="make room, --resume") from error
+            raise ResourceError(self._writer.run.last, what, remedy="make room, --resume") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The weights as the optimizer sees them; not as safetensors, which refuses weights that are shared."""
