@@ -79,11 +79,7 @@ def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
 
 
 def read_arm(text: str) -> Arm:
-    """Such as `rescale+keep-norm+explicit`; endings in any order.
-
-    Raises:
-        InputError: there is no such arm.
-    """
+    """Such as `rescale+keep-norm+explicit`; endings in any order."""
     words = sorted(text.strip().split("+"))
     for arm in ARMS:
         if sorted(arm.name.split("+")) == words:
@@ -154,16 +150,13 @@ def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Ed
 
 
 def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any]]:
-    """For each site the ratio of its largest sigma to its smallest, as measured, and as training sees it.
-
-    Without a strategy of the arm the plan, from `prepare_arm`, is not in effect.
-    """
+    """For each site the ratio of its largest sigma to its smallest, as measured, and as training sees it."""
     rows = []
     for site in plan.sites:
         sigmas = [branch.std for branch in site.branches]
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
         explicit = train_as == "explicit" or (train_as is None and site.strategy == "preserve")
-        if arm.strategy and (explicit or site.changes_function):
+        if arm.strategy and (explicit or site.changes_function):  # without one the plan is not in effect
             seen = [1.0] * len(sigmas)
         ratios = {"ratio": max(sigmas) / min(sigmas), "ratio_after": max(seen) / min(seen)}
         rows.append({"layer": site.layer, "strategy": site.strategy if arm.strategy else None, **ratios})

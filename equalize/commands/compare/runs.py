@@ -28,7 +28,7 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import Task
 from equalize.commands.images import Images
-from equalize.errors import InputError, OutputError, ResourceError
+from equalize.errors import InputError, OutputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
 from equalize.metrics import score_of
@@ -41,7 +41,6 @@ class Runs:
 
     Raises:
         OutputError: it holds something else. InputError: it holds a comparison with other settings.
-        ResourceError: it cannot be written.
     """
 
     def __init__(self, out: str | Path, setup: Setup) -> None:
@@ -53,12 +52,9 @@ class Runs:
             setup.demand_same(settings)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputError(self.path, "exists and holds no comparison", remedy="name another directory")
-        try:
-            (self.path / "runs").mkdir(parents=True, exist_ok=True)
-            (self.path / "plans").mkdir(exist_ok=True)
-            write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
-        except OSError as error:
-            raise ResourceError(self.path, f"cannot be written ({error.strerror})") from error
+        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        (self.path / "plans").mkdir(exist_ok=True)
+        write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
 
     def finished(self, run: Run) -> bool:
         """Whether it need not be trained."""

@@ -66,13 +66,11 @@ class CheckpointWriter:
 
     def _write(self, directory: Path, state: TrainerState) -> None:
         step = state.global_step
-        score = next(
-            (entry["score"] for entry in state.log_history if entry["step"] == step and "score" in entry), None
-        )
+        scores = {entry["step"]: entry["score"] for entry in state.log_history if "score" in entry}
         model = copy.deepcopy(self.checkpoint.model)
         model.load_state_dict(read_weights(self.run.state_of(step)))
         fold(model)
-        finetuned = {**self.facts, "step": step, "score": score}
+        finetuned = {**self.facts, "step": step, "score": scores.get(step)}
         plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": finetuned})
         replace(self.checkpoint, model=model).save(directory, plan, overwrite=True)
         self._correct_processor(directory / "preprocessor_config.json")
