@@ -88,7 +88,7 @@ def test_what_was_used_is_one_line(segformer_dir, smp_resnet_dir):
 
 
 def test_smp_settings_of_timm_encoders_are_known_offline():
-    from equalize.checkpoint.families.smp.family import preprocessing
+    from equalize.checkpoint.families.smp.loader import preprocessing
 
     lite = preprocessing("tu-tf_efficientnet_lite0", None)
     assert lite.mean == (0.5, 0.5, 0.5)
