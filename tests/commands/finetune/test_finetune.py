@@ -143,10 +143,10 @@ def test_calibrate_first_is_calibrating_before(custom, equal, five_classes, tmp_
     assert same(trained_weights(tmp_path / "one"), trained_weights(tmp_path / "two"))
 
 
-def measure_and_rescale(checkpoint):
+def measure_and_rescale(task):
     from equalize import calibrate
 
-    return calibrate(checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
+    return calibrate(task.checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
 
 
 def test_prepare_gives_the_plan(custom, five_classes, tmp_path):
@@ -196,7 +196,7 @@ def test_bad_input_is_refused_before_the_first_step(custom, five_classes, tmp_pa
         assert not (tmp_path / "never/last").exists()
 
     refuses(InputError, "--class-weights: is not one a class, got 2, expected 5", replace(QUICK, class_weights=(1, 2)))
-    refuses(InputError, "--report-to: is unknown, got nowhere", replace(QUICK, report_to=("nowhere",)))
+    refuses(InputError, "--report-to: nowhere is not supported", replace(QUICK, report_to=("nowhere",)))
     refuses(DataError, "no split 'training2'", replace(QUICK, train_split="training2"))
     refuses(ResourceError, "fp16 cannot be trained on a CPU", replace(QUICK, precision="fp16"))
     refuses(CheckpointError, "no such file", name=named(tmp_path / "missing.pth"))
