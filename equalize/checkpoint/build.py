@@ -3,9 +3,11 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from equalize.errors import CheckpointError
 
@@ -44,11 +46,24 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         with torch.device("meta"):
             return make()
     except Exception:  # some constructors read values (`torch.linspace(…).item()`), which meta tensors lack
-        from accelerate import init_empty_weights
-
-        with init_empty_weights(include_buffers=False):
+        with _StorageOnMeta():
             model = make()
         return model.to("meta") if isinstance(model, nn.Module) else model
+
+
+class _StorageOnMeta(TorchFunctionMode):
+    """Puts what is made to be filled, as parameters are, on the meta device; ranges of values stay real.
+
+    accelerate's ``init_empty_weights`` would untie parameters that a network shares.
+    """
+
+    _FILLED = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._FILLED and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def class_argument(factory: Callable[..., object], arch: str) -> str:
