@@ -10,7 +10,7 @@ from equalize.cli import options as o
 
 if TYPE_CHECKING:
     from equalize.checkpoint import ModelName
-    from equalize.commands.images import Measuring
+    from equalize.commands.images import CalibrationConfig
 
 __all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "grouped"]
 
@@ -86,8 +86,8 @@ class ImageFlags:
     workers: o.Workers = None
     skip_bad: o.SkipBad = 0.0
 
-    def config(self, seed: int) -> "Measuring":
+    def config(self, seed: int) -> "CalibrationConfig":
         """The same as the command takes them."""
-        from equalize.commands.images import Measuring
+        from equalize.commands.images import CalibrationConfig
 
-        return Measuring(**asdict(self), seed=seed)
+        return CalibrationConfig(**asdict(self), seed=seed)

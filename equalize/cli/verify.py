@@ -34,10 +34,10 @@ def verify(
 
     with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.plan import verification_json, verification_report
-        from equalize.commands.images import Measuring
+        from equalize.commands.images import CalibrationConfig
         from equalize.commands.verify import verify_checkpoint
 
-        config = Measuring(samples=2, size=size, split=split, batch_size=2)
+        config = CalibrationConfig(samples=2, size=size, split=split, batch_size=2)
         plan, check = verify_checkpoint(out, arch.name(against), data, config)
         compared_on = f"images of {data}" if data else "random inputs"
         report = verification_report(out, against, plan, check, compared_on)

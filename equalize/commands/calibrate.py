@@ -11,7 +11,7 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.commands.images import Images, Measuring
+from equalize.commands.images import CalibrationConfig, Images
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
@@ -34,7 +34,7 @@ def calibrate_checkpoint(
     strategy: Strategy = "auto",
     keep_norm: bool = False,
     pattern: str | None = None,
-    config: Measuring | None = None,
+    config: CalibrationConfig | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Progress = ignore_progress,
@@ -58,7 +58,7 @@ def calibrate_checkpoint(
     Returns:
         The plan, its facts filled in: provenance and, in the main process, "check" and "output".
     """
-    config = config or Measuring()
+    config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
     source = Path(name.source)
     if not dry_run and is_main():

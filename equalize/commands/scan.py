@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import ModelName
-from equalize.commands.images import Images, Measuring, input_shape
+from equalize.commands.images import CalibrationConfig, Images, input_shape
 from equalize.device import device_of, precision_of
 from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError
@@ -65,7 +65,7 @@ def scan_checkpoint(
     shape: Sequence[int] | None = None,
     plain: bool = False,
     data: str | Path | None = None,
-    config: Measuring | None = None,
+    config: CalibrationConfig | None = None,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -81,7 +81,7 @@ def scan_checkpoint(
         progress: called with the images done in this pass, and all of it.
         notify, warn: called with what a user should know, or may want to act on; a line at a time.
     """
-    config = config or Measuring()
+    config = config or CalibrationConfig()
     kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
     checkpoint = name.load(weights=data is not None)
     images = None
@@ -131,7 +131,9 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
     return replace(found, sites=chosen)
 
 
-def _measure_sites(model: nn.Module, found: Scan, images: Images, config: Measuring) -> tuple[Scan, dict[str, Any]]:
+def _measure_sites(
+    model: nn.Module, found: Scan, images: Images, config: CalibrationConfig
+) -> tuple[Scan, dict[str, Any]]:
     """The scan with the moments of every branch; how many images were measured, and how."""
     device = own_device(device_of(config.device))
     with precision_of(config.precision, device):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
 from equalize.checkpoint.checkpoint import main_output, write_plan
-from equalize.commands.images import Images, Measuring, input_shape
+from equalize.commands.images import CalibrationConfig, Images, input_shape
 from equalize.errors import InputError, SiteError
 from equalize.graph.export import trace
 from equalize.plan.apply import demand_fit
@@ -23,7 +23,7 @@ CHECKED_IMAGES = 2
 
 
 def verify_checkpoint(
-    out: str | Path, name: ModelName, data: str | Path | None = None, config: Measuring | None = None
+    out: str | Path, name: ModelName, data: str | Path | None = None, config: CalibrationConfig | None = None
 ) -> tuple[Plan, Check]:
     """The proof again, on demand, on a few images of `data` or on random inputs.
 
@@ -37,7 +37,7 @@ def verify_checkpoint(
     if data is None:
         inputs = random_images(plan, original)
     else:
-        inputs = [Images(data, original, config or Measuring()).few(CHECKED_IMAGES)]
+        inputs = [Images(data, original, config or CalibrationConfig()).few(CHECKED_IMAGES)]
         got, expected = inputs[0].shape[1], (plan.facts.get("input_shape") or inputs[0].shape)[1]
         if got != expected:
             raise InputError(

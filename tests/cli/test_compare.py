@@ -1,10 +1,13 @@
 """`equalize compare`, from the words typed to what is printed and written."""
 
+import contextlib
+import io
 import json
 import shutil
 
 import pytest
 
+from equalize.cli import main
 from tests.support.scenes import write_scenes
 
 QUICK = ("--batch-size", "2", "--max-steps", "2", "--evaluations", "1", "--device", "cpu", "--size", "48x64")
@@ -21,15 +24,26 @@ def words(segformer_dir, scenes, tmp_path_factory):
     return ("compare", segformer_dir, "--data", scenes, "--arms", "none,migrate", "--samples", "4", "-o", out, *QUICK)
 
 
+ONE = ("--seeds", "1", "--lrs", "1e-2")
+
+
 @pytest.fixture(scope="module")
-def out(words):
+def printed(words):
+    """What the comparison of one seed prints, with --json."""
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        assert main([str(word) for word in (*words, *ONE, "--json")]) == 0
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def out(words, printed):
+    """Where its runs are. Read only."""
     return words[words.index("-o") + 1]
 
 
-def test_one_object_a_table_and_a_picture(run_cli, words, out):
-    ran = run_cli(*words, "--seeds", "1", "--lrs", "1e-2", "--json")
-    assert ran.code == 0, ran.err
-    content = json.loads(ran.out)
+def test_one_object_a_table_and_a_picture(printed, out):
+    content = json.loads(printed)
     assert content == json.loads((out / "compare.json").read_text())
     assert (content["arms"], content["lrs"], content["seeds"]) == (["none", "migrate"], [0.01], [0])
     assert (content["steps"], content["early_step"], content["images"]) == (2, 1, 2)
@@ -47,20 +61,19 @@ def test_one_object_a_table_and_a_picture(run_cli, words, out):
     text = (out / "compare.md").read_text()
     assert "| migrate | 0.01 |" in text
     assert "![Learning curves](compare.png)" in text
-    assert "wrote" not in ran.out
+    assert "wrote" not in printed
 
 
 def test_again_it_only_reports(run_cli, words, out):
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-    assert before, "needs the run of the test above"
-    ran = run_cli(*words, "--seeds", "1", "--lrs", "1e-2")
+    ran = run_cli(*words, *ONE)
     assert ran.code == 0, ran.err
     assert "2 of 2 runs are there already" in ran.out
     assert "migrate against none" in ran.out
     for question in ("best:", "sweep:", "early:"):
         assert question in ran.text
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()} == before
-    ran = run_cli(*words, "--seeds", "1", "--lrs", "1e-2", "--batch-size", "4")
+    ran = run_cli(*words, *ONE, "--batch-size", "4")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.count("error: ") == 1
     assert "holds a comparison with other settings: batch_size was 2, now 4" in " ".join(ran.err.split())
@@ -71,7 +84,7 @@ def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, 
     (tmp_path / "copy/compare.png").unlink()
     monkeypatch.setattr("equalize.commands.compare.curves.can_draw", lambda: False)
     moved = [tmp_path / "copy" if word == out else word for word in words]
-    ran = run_cli(*moved, "--seeds", "1", "--lrs", "1e-2")
+    ran = run_cli(*moved, *ONE)
     assert ran.code == 0, ran.err
     assert "equalize[plot]" in ran.err
     assert not (tmp_path / "copy/compare.png").exists()

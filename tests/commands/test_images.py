@@ -8,13 +8,13 @@ from PIL import Image
 
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.commands import images as inputs
-from equalize.commands.images import Images, Measuring
+from equalize.commands.images import CalibrationConfig, Images
 from equalize.errors import DataError
 
 
-def images(folder, preprocess=None, **how):
+def images(folder, preprocess=None, **config):
     checkpoint = SimpleNamespace(preprocess=preprocess or Preprocess())
-    return Images(folder, checkpoint, Measuring(device="cpu", **how))
+    return Images(folder, checkpoint, CalibrationConfig(device="cpu", **config))
 
 
 @pytest.mark.parametrize(

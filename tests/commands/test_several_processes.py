@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.launcher import Launcher
+from tests.support.commands import run_together
 
 NETWORK = """
 import os, pathlib, time, torch
@@ -39,13 +39,6 @@ class Net(nn.Module):
         pooled = F.avg_pool2d(first, 2)
         return self.last(torch.cat([F.interpolate(pooled, stem.shape[2:], mode="bilinear"), stem], 1))
 """
-
-
-@pytest.fixture(scope="module")
-def launch():
-    launcher = Launcher()
-    yield launcher.run
-    launcher.close()
 
 
 def network(folder: Path, *, stalls: str = "none", **arguments: int) -> tuple[object, ...]:
@@ -84,17 +77,19 @@ def contents(directory: Path) -> tuple[dict, bytes]:
 @pytest.mark.parametrize(
     ("flags", "norms", "numbers", "images"),
     [
-        (("--strategy", "rescale"), 1, (1, 2, 3, 4), 42),  # blocks of eight, sizes apart; norms without data one by one
-        (("--strategy", "reinit", "--size", "24"), 16, (1, 3), 42),  # blocks of two; norms that share a pass
-        (("--strategy", "migrate", "--size", "24", "--tolerance", "0.3"), 1, (1, 2, 3), None),
+        (("--strategy", "rescale"), 1, (1, 3), 42),  # blocks of eight, sizes apart; norms without data one by one
+        pytest.param(  # blocks of two; norms that share a pass
+            *(("--strategy", "reinit", "--size", "24"), 16, (1, 2, 3, 4), 42), marks=pytest.mark.slow
+        ),
+        (("--strategy", "migrate", "--size", "24", "--tolerance", "0.3"), 1, (1, 2), None),
     ],
 )
-def test_any_number_of_processes_makes_the_same_plan(launch, pictures, tmp_path, flags, norms, numbers, images):
+def test_any_number_of_processes_makes_the_same_plan(pictures, tmp_path, flags, norms, numbers, images):
     model = network(tmp_path, norms=norms)
     arguments = ("calibrate", *model, "--data", pictures, *flags, "--batch-size", 2, "--skip-bad", "0.1", "--json")
     found = []
     for number in numbers:
-        main, *others = launch(number, *arguments, "-o", tmp_path / str(number))
+        main, *others = run_together(number, *arguments, "-o", tmp_path / str(number))
         assert main.code == 0, main.err
         assert all((each.code, each.out, each.err) == (0, "", "") for each in others)
         assert json.loads(main.out)["output"] == str(tmp_path / str(number))
@@ -108,15 +103,15 @@ def test_any_number_of_processes_makes_the_same_plan(launch, pictures, tmp_path,
         assert (plan["images"], plan["skipped"]) == (images, 1)
 
 
-def test_scan_shares_the_images_too(launch, pictures, tmp_path):
+def test_scan_shares_the_images_too(pictures, tmp_path):
     arguments = ("scan", *network(tmp_path), "--data", pictures, "--size", 24, "--skip-bad", "0.1", "--json")
-    (alone,) = launch(1, *arguments)
-    main, other = launch(2, *arguments)
+    (alone,) = run_together(1, *arguments)
+    main, other = run_together(2, *arguments)
     assert json.loads(main.out) == json.loads(alone.out)
     assert (other.code, other.out, other.err) == (0, "", "")
 
 
-def test_an_image_that_one_process_cannot_read_ends_all(launch, pictures, tmp_path):
+def test_an_image_that_one_process_cannot_read_ends_all(pictures, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for index, path in enumerate(sorted(pictures.iterdir())):
@@ -124,7 +119,7 @@ def test_an_image_that_one_process_cannot_read_ends_all(launch, pictures, tmp_pa
     (data / "05.png").write_bytes((data / "06.png").read_bytes())
     (data / "12.png").write_bytes((data / "00.png").read_bytes()[:60])  # in the second process's second block
     arguments = ("calibrate", *network(tmp_path), "--data", data, "--size", 24, "-o", tmp_path / "out")
-    ended = launch(2, *arguments, "--batch-size", 4)
+    ended = run_together(2, *arguments, "--batch-size", 4)
     assert [each.code for each in ended] == [2, 2]
     lines = [line for each in ended for line in each.err.splitlines()]
     assert len(lines) == 1
@@ -133,7 +128,7 @@ def test_an_image_that_one_process_cannot_read_ends_all(launch, pictures, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_too_many_bad_images_are_counted_over_all_processes(launch, pictures, tmp_path):
+def test_too_many_bad_images_are_counted_over_all_processes(pictures, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for path in pictures.iterdir():
@@ -141,19 +136,19 @@ def test_too_many_bad_images_are_counted_over_all_processes(launch, pictures, tm
         (data / path.name).write_bytes(path.read_bytes()[:60] if bad else path.read_bytes())
     arguments = ("calibrate", *network(tmp_path), "--data", data, "--size", 24, "-o", tmp_path / "out")
     for number in (1, 3):
-        ended = launch(number, *arguments, "--batch-size", 3, "--skip-bad", "0.04")
+        ended = run_together(number, *arguments, "--batch-size", 3, "--skip-bad", "0.04")
         assert [each.code for each in ended] == [2] * number
         assert "08.png: is bad image number 3 of 43" in "".join(each.err for each in ended)
         assert sum(len(each.err.splitlines()) for each in ended) == 1
 
 
-def test_a_number_that_is_none_in_one_process_ends_all(launch, pictures, tmp_path):
+def test_a_number_that_is_none_in_one_process_ends_all(pictures, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for path in pictures.iterdir():
         (data / path.name).write_bytes(path.read_bytes())
     Image.new("RGB", (24, 24), "red").save(data / "05.png")
-    ended = launch(
+    ended = run_together(
         *(2, "calibrate", *network(tmp_path), "--data", data, "--size", 24, "-o", tmp_path / "out"),
         *("--batch-size", 4, "--strategy", "migrate"),
     )
@@ -163,10 +158,10 @@ def test_a_number_that_is_none_in_one_process_ends_all(launch, pictures, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("killed", [1, 0])
-def test_a_process_that_is_killed_ends_the_others(launch, pictures, tmp_path, killed):
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_ends_the_others(pictures, tmp_path, killed):
     """Also where no launcher looks after them."""
-    ended = launch(
+    ended = run_together(
         *(3, "calibrate", *network(tmp_path, stalls=str(killed)), "--data", pictures, "--size", 24),
         *("-o", tmp_path / "out", "--skip-bad", "0.1"),
         kill=(killed, signal.SIGKILL),
@@ -180,8 +175,8 @@ def test_a_process_that_is_killed_ends_the_others(launch, pictures, tmp_path, ki
     assert not (tmp_path / "out").exists()
 
 
-def test_interrupted_together_they_say_so_once(launch, pictures, tmp_path):
-    ended = launch(
+def test_interrupted_together_they_say_so_once(pictures, tmp_path):
+    ended = run_together(
         *(2, "calibrate", *network(tmp_path, stalls="1"), "--data", pictures, "--size", 24),
         *("-o", tmp_path / "out", "--skip-bad", "0.1"),
         kill=(-1, signal.SIGTERM),
@@ -191,8 +186,8 @@ def test_interrupted_together_they_say_so_once(launch, pictures, tmp_path):
     assert "".join(each.err for each in ended) == "interrupted\n"
 
 
-def test_a_comparison_is_refused_by_one_voice(launch, tmp_path):
-    ended = launch(2, "compare", *network(tmp_path), "--data", tmp_path, "-o", tmp_path / "out")
+def test_a_comparison_is_refused_by_one_voice(tmp_path):
+    ended = run_together(2, "compare", *network(tmp_path), "--data", tmp_path, "-o", tmp_path / "out")
     assert [each.code for each in ended] == [2, 2]
     line = "error: torchrun: a comparison runs in one process; call equalize compare without it\n"
     assert [each.err for each in ended] == [line, ""]

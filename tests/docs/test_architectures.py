@@ -36,6 +36,7 @@ def written() -> str:
     return table.strip()
 
 
+@pytest.mark.slow
 def test_the_readme_has_the_table_that_the_script_makes():
     assert written() == architectures.table(look), "run python examples/architectures.py --write docs/architectures.md"
 

@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,17 +23,15 @@ def test_the_start_is_two_commands_and_one_of_them_is_what_ci_runs():
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_flag_exists(line):
+def test_every_flag_exists(run_cli, line):
     words = shlex.split(line)
-    shown = subprocess.run(
-        [sys.executable, "-m", "equalize", words[1], "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    shown = run_cli(words[1], "--help").out
     for flag in (word for word in words if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", shown), f"{words[1]} has no {flag}"
 
 
-def test_it_shows_every_command():
-    shown = subprocess.run([sys.executable, "-m", "equalize", "--help"], capture_output=True, text=True, check=True)
-    names = re.findall(r"^  ([a-z]+)  ", shown.stdout.split("Commands:")[1], re.MULTILINE)
+def test_it_shows_every_command(run_cli):
+    shown = run_cli("--help").out
+    names = re.findall(r"^  ([a-z]+)  ", shown.split("Commands:")[1], re.MULTILINE)
     assert {"scan", "calibrate", "demo"} <= set(names)
     assert [name for name in names if f"equalize {name}" not in README] == []

@@ -195,8 +195,10 @@ def assert_same_state(model, before):
 
 
 @pytest.mark.parametrize("strategy", ["preserve", "migrate", "rescale", "reinit"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float32) for name in LAYERS), ("bias", torch.float64), ("bias", torch.bfloat16)],
+)
 def test_attach_and_fold_leave_every_key_and_bit(name, dtype, strategy):
     model, x, _ = drawn(name)
     plan = planned(model, x, strategy)

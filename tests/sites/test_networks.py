@@ -376,6 +376,15 @@ NETWORKS = {
 }
 
 
+SLOW = {  # what others here have, in larger networks
+    "torchvision deeplabv3_mobilenet_v3_large",
+    "smp UPerNet over timm's Swin",
+    "transformers MobileViTV2",
+    "transformers Mask2Former",
+}
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS]
+
+
 def built(name: str) -> tuple[nn.Module, torch.Tensor]:
     network = NETWORKS[name]
     with torch.device(network.device), warnings.catch_warnings():
@@ -411,7 +420,7 @@ def rows(sites: Sequence[Site]) -> list[tuple[str, list[BranchRow]]]:
     ]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_fusion_layers(name):
     network, found, sites = NETWORKS[name], scanned(name), sites_of(name, "resampled")
     assert rows(sites) == list(network.sites)
@@ -426,7 +435,7 @@ def test_fusion_layers(name):
     assert found.sites or found.refusals
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_run_says_the_same_as_export(name):
     """Every field of every site, and the refusals: from the same operators, seen on real and on fake tensors."""
     exported, recorded = graphs(name)
@@ -514,6 +523,7 @@ def test_dpt_projects_each_token_beside_the_readout():
         assert [(branch.start, branch.stop) for branch in site.branches] == [(0, 16), (16, 32)]
 
 
+@pytest.mark.slow
 def test_mask2former_concatenates_tokens_not_channels():
     found = scanned("transformers Mask2Former")
     assert found.sites == ()

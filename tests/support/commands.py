@@ -8,11 +8,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.side_by_side import start
+from tests.support.side_by_side import ranks, start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +31,19 @@ class Command:
     Args:
         arguments: of the command line.
         prepare: a module's function that the process calls first.
+        env: further variables of its environment.
     """
 
-    def __init__(self, *arguments: object, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        prepare: Callable[[], None] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._begun = time.monotonic()
         words = [str(each) for each in arguments]
-        settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **(env or {})}
         self.process = start(_run, Path(self._folder.name), words, prepare, env=settings, daemon=False)
 
     def is_running(self) -> bool:
@@ -60,6 +66,28 @@ class Command:
         self._folder.cleanup()
         assert self.process.exitcode is not None
         return Ended(code=self.process.exitcode, out=out, err=err, seconds=seconds)
+
+
+def run_together(
+    number: int, *arguments: object, kill: tuple[int, int] | None = None, marker: Path | None = None
+) -> list[Ended]:
+    """The command line in `number` processes, as a launcher starts them; how each ended, by rank.
+
+    Args:
+        number: of processes; 1 runs without any of a launcher's variables.
+        arguments: of the command line.
+        kill: (rank, signal), sent once the file `marker` exists; to all where the rank is -1.
+        marker: a file that one of them writes.
+    """
+    commands = [Command(*arguments, env=each) for each in (ranks(number) if number > 1 else [{}])]
+    if kill is not None:
+        assert marker is not None
+        while not marker.exists() and all(command.is_running() for command in commands):
+            time.sleep(0.02)
+        for rank, command in enumerate(commands):
+            if kill[0] in (rank, -1):
+                command.send_signal(kill[1])
+    return [command.finish() for command in commands]
 
 
 def _run(folder: Path, arguments: list[str], prepare: Callable[[], None] | None) -> None:

@@ -10,12 +10,7 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        *("equalize.commands.finetune.finetune", "equalize.commands.evaluate", "equalize.commands.apply"),
-        *("equalize.cli.terminal", "equalize.cli.reports.plan"),
-    ]
-)
+_CONTEXT.set_forkserver_preload(["tests.support.preloaded"])
 
 
 def start(
@@ -37,18 +32,22 @@ def in_processes(
     number: int, target: Callable[..., None], *args: Any, env: Mapping[str, str] | None = None
 ) -> list[int | None]:
     """Calls a module's function in so many processes that find each other as those of `torchrun` do: exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(env or {})}
-        for rank in range(number)
-    ]
-    processes = [start(target, *args, env=each) for each in ranks]
+    processes = [start(target, *args, env={**each, **(env or {})}) for each in ranks(number)]
     for process in processes:
         process.join(timeout=200)
     return [process.exitcode for process in processes]
+
+
+def ranks(number: int) -> list[dict[str, str]]:
+    """The variables by which processes find each other, in the order of their ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for rank in range(number)
+    ]
 
 
 def _call(env: Mapping[str, str], method: str, target: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from equalize.commands.compare.arms import ARMS, Arm, baselines, prepare_arm, read_arm, read_arms, scales
 from equalize.commands.compare.runs import digest
-from equalize.commands.images import Images, Measuring
+from equalize.commands.images import CalibrationConfig, Images
 from equalize.errors import InputError
 from equalize.plan.apply import apply
 from tests.support.compared_nets import named
@@ -73,7 +73,9 @@ def test_without_none_the_first_arm_is_the_baseline():
 
 def loaded(nets, scenes):
     checkpoint = named(nets).load()
-    return checkpoint, Images(str(scenes), checkpoint, Measuring(samples=4, size=(48, 64), device="cpu", split="train"))
+    return checkpoint, Images(
+        str(scenes), checkpoint, CalibrationConfig(samples=4, size=(48, 64), device="cpu", split="train")
+    )
 
 
 def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
@@ -106,11 +108,12 @@ def norms_as_seen(model, images) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 @pytest.mark.parametrize("trained", [False, True])
 def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(nets, scenes, trained):
     name = named(nets, "two.pth", "Two")
-    how = Measuring(samples=8, batch_size=1, size=(48, 64), device="cpu", split="train")  # eight blocks: two rounds
+    # eight blocks: two rounds
+    config = CalibrationConfig(samples=8, batch_size=1, size=(48, 64), device="cpu", split="train")
     changed = {}
     for arm in ("redrawn", "reinit"):
         checkpoint = name.load()
-        images = Images(str(scenes), checkpoint, how)
+        images = Images(str(scenes), checkpoint, config)
         if trained:
             for module in checkpoint.model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
