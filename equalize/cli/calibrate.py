@@ -9,6 +9,14 @@ from equalize.cli.flag_groups import ImageFlags, ModelFlags
 
 __all__ = ["calibrate"]
 
+Strategy = Annotated[
+    o.StrategyName,
+    typer.Option(
+        help="auto: drawn weights are rescaled, trained ones migrated or preserved. migrate and preserve keep "
+        "what the network computes; rescale and reinit (weights drawn anew) change it.",
+    ),
+]
+
 
 def calibrate(
     context: typer.Context,
@@ -16,14 +24,7 @@ def calibrate(
     data: o.Data,
     out: o.Out,
     *,
-    strategy: Annotated[
-        o.StrategyName,
-        typer.Option(
-            "--strategy",
-            help="auto: drawn weights are rescaled, trained ones migrated or preserved. migrate and preserve keep "
-            "what the network computes; rescale and reinit (weights drawn anew) change it.",
-        ),
-    ] = "auto",
+    strategy: Strategy = "auto",
     keep_norm: Annotated[
         bool, typer.Option("--keep-norm", help="Rescale each equalized weight to the norm it had.")
     ] = False,

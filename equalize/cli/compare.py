@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
+Arms = Annotated[
+    str,
+    typer.Option(
+        metavar="ARM,ARM,...",
+        help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
+        "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
+    ),
+]
+
 
 def compare(
     context: typer.Context,
@@ -24,14 +33,7 @@ def compare(
     data: o.Data,
     out: o.Out,
     *,
-    arms: Annotated[
-        str,
-        typer.Option(
-            metavar="ARM,ARM,...",
-            help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
-            "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
-        ),
-    ] = "none,auto",
+    arms: Arms = "none,auto",
     seeds: Annotated[int, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on.")] = 3,
     lrs: Annotated[
         Any,
