@@ -39,9 +39,7 @@ def compare(
         Any,
         typer.Option(metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."),
     ] = None,
-    evaluations: Annotated[
-        int, typer.Option(metavar="N", help="Of each run; one after a tenth of the steps is added.")
-    ] = 10,
+    evaluations: Annotated[int, typer.Option(metavar="N", help="Of each run; one after a tenth is added.")] = 10,
     training: CommonTrainingFlags,
     init_missing: o.InitMissing = False,
     arch: ArchFlags,
