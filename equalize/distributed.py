@@ -16,23 +16,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from equalize.errors import InputError, PeerError, ResourceError
 
-__all__ = [
-    "broadcast_buffers",
-    "fail_together",
-    "from_main",
-    "gather",
-    "in_step",
-    "is_main",
-    "join",
-    "joined",
-    "leave",
-    "my_share",
-    "own_device",
-    "rank_and_number",
-    "summed",
-    "wait",
-]
-
 _Item = TypeVar("_Item")
 
 _VARIABLES = ("RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -9,8 +9,6 @@ from torch.fx import Node
 
 from equalize.graph.graph import Kind
 
-__all__ = ["attributes_of", "kind_of", "named_arguments", "parameter_roles", "shape_of"]
-
 
 def named_arguments(node: Node) -> dict[str, Any]:
     """Arguments by their names in the operator's schema, defaults filled in."""

@@ -22,8 +22,6 @@ from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph, Op
 from equalize.graph.record import Recording, record
 
-__all__ = ["export", "trace"]
-
 _REMEDY = "give an input shape that the network takes (--size, --input-shape)"
 
 

@@ -12,8 +12,6 @@ from torch.fx import GraphModule, Node
 from equalize.graph.aten import attributes_of, kind_of, named_arguments, parameter_roles, shape_of
 from equalize.graph.graph import Op
 
-__all__ = ["read_ops"]
-
 
 def read_ops(graph: FxGraph, owner: nn.Module, *, keys: Mapping[str, str], plain: frozenset[str]) -> tuple[Op, ...]:
     """The ops of a graph, in order.

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-__all__ = ["Graph", "Kind", "Op"]
-
 Kind = Literal[
     "input",  # what the network is called with
     "constant",  # a parameter, buffer or literal used as an activation

@@ -24,8 +24,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from equalize.eval_mode import eval_mode
 
-__all__ = ["Recording", "record"]
-
 # Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
 

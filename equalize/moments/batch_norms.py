@@ -17,8 +17,6 @@ from equalize.moments.blocks import Block, Blocks, as_blocks, rounds
 from equalize.moments.moments import merge, promote
 from equalize.moments.watch import Batch, Call, observe
 
-__all__ = ["estimate_norms", "untouched_norms"]
-
 _MOST_PASSES = 12
 
 

@@ -15,8 +15,6 @@ from typing import TypeVar
 from equalize.distributed import gather, rank_and_number
 from equalize.moments.watch import Batch, images_in, inputs_of
 
-__all__ = ["ROUND", "Block", "Blocks", "Round", "Skip", "as_blocks", "rounds"]
-
 ROUND = 4
 """Blocks between two decisions on what is known so far, which is then the same in all processes."""
 

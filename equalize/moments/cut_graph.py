@@ -22,8 +22,6 @@ from equalize.moments.moments import ImageMoments, per_image
 from equalize.moments.watch import named_tensors
 from equalize.sites.sites import Site
 
-__all__ = ["CutGraph"]
-
 _INTERPOLATIONS = {
     "upsample_bilinear2d": "upsample_linear1d",
     "upsample_nearest2d": "upsample_nearest1d",

@@ -13,8 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from equalize.graph.aten import named_arguments
 
-__all__ = ["VIEWS", "memory_of", "name_of", "optimize_graph", "sweep", "without_mutations", "written"]
-
 VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "narrow", "expand")
 _COPIES = ("contiguous", "clone")
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")

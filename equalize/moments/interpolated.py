@@ -1,7 +1,7 @@
 """The moments of an interpolated tensor, from the tensor that was interpolated.
 
 With U = U_h (x) U_w the interpolation matrix, whose rows sum to one, and d = x - m the centered source:
-sum(U x - m) = 1'U d and sum((U x - m)^2) = d' (U'U) d. Nearest and bilinear interpolation read one or two neighbours an
+sum(U x - m) = 1'U d and sum((U x - m)^2) = d' (U'U) d. Nearest and bilinear interpolation read one or two neighbors an
 axis, so U'U is diagonal or tridiagonal along each, and the moments cost as much as a few additions of the source.
 """
 
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from equalize.moments.moments import ImageMoments, corrected, per_image, promote
-
-__all__ = ["Interpolation", "interpolated_moments"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,6 @@ from equalize.moments.moments import ImageMoments, Moments, by_image, per_image,
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
 from equalize.sites.sites import Site
 
-__all__ = ["Measurement", "channels_first", "measure", "measure_branches"]
-
 # Stopping with fewer is luck: on CamVid intervals then held the truth in 90 rather than 95 of 100 random subsets.
 FEWEST_IMAGES = 32
 # Exporting and cutting a network takes seconds: from as many pixels on, that comes back.

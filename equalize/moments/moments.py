@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ImageMoments", "Moments", "by_image", "corrected", "merge", "per_image", "pool", "promote"]
-
 # Numbers (float32: 512 KiB) that are read from memory once and passed over several times in the processor's cache.
 _PART = 2**17
 

@@ -16,8 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
 
-__all__ = ["Batch", "Call", "Observed", "images_in", "inputs_of", "named_tensors", "observe"]
-
 Batch = Tensor | tuple[Tensor, ...]
 
 _READERS = frozenset(

@@ -13,8 +13,6 @@ from equalize.plan.equation import Geometry, per_channel, scale_inputs
 from equalize.plan.plan import Add, Draw, Edit, Plan, Scale, ScaleInputs, Set
 from equalize.sites.sites import Site
 
-__all__ = ["apply", "apply_edits", "demand_fit", "demand_weight", "with_aliases"]
-
 _PART = 1 << 21  # elements that are held in float64 at a time
 
 

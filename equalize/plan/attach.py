@@ -13,8 +13,6 @@ from equalize.plan.apply import demand_weight
 from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
 from equalize.plan.plan import Plan
 
-__all__ = ["attach", "fold"]
-
 
 def attach(plan: Plan, model: nn.Module) -> None:
     """Shows the optimizer the equalized weights of every site. Build the optimizer afterwards.

@@ -21,8 +21,6 @@ from equalize.plan.plan import Edit, Plan, Set, Strategy
 from equalize.plan.strategies import Choice, Decision, choose, decide
 from equalize.sites.scan import Scan, scan
 
-__all__ = ["calibrate", "norms_behind", "re_estimate", "stages"]
-
 # Without a tolerance asked for, the moments count as converged when every sigma is known this well.
 CONVERGED = 0.05
 

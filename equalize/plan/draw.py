@@ -9,8 +9,6 @@ from equalize.errors import SiteError
 from equalize.plan.plan import Draw
 from equalize.sites.sites import Site
 
-__all__ = ["draw_site", "redraw"]
-
 
 def draw_site(model: nn.Module, site: Site, seed: int) -> tuple[nn.Module, list[Draw]]:
     """A fusion layer freshly drawn, and the edits that draw its weight and bias; the model stays as it is.

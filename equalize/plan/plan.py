@@ -12,23 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 from equalize.errors import InputError
 from equalize.moments.measured import MeasuredBranch, MeasuredSite
 from equalize.sites.branches import Branch
-from equalize.sites.sites import Refusal, Site
-
-__all__ = [
-    "CHANGES_FUNCTION",
-    "SCHEMA",
-    "Add",
-    "Draw",
-    "Edit",
-    "Plan",
-    "PlannedSite",
-    "Scale",
-    "ScaleInputs",
-    "Set",
-    "SiteStrategy",
-    "Strategy",
-    "site_json",
-]
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site
 
 SCHEMA = 1
 

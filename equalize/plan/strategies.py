@@ -31,9 +31,8 @@ from equalize.plan.plan import (
     SiteStrategy,
     Strategy,
 )
-from equalize.sites.sites import Refusal, Site
-
-__all__ = ["Choice", "Decision", "choose", "decide", "make_plan"]
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site
 
 # A branch whose scale is below this share of the largest, or of its own mean, is constant to float32.
 _NEAR_ZERO = 1e-6

@@ -6,8 +6,6 @@ from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
 
-__all__ = ["Branch", "Resampling", "find_branches", "place", "resampling_of", "scales_through"]
-
 Resampling = Literal["bilinear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"]
 
 # What a branch may pass through between being resampled and being concatenated.

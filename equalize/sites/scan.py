@@ -7,9 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from equalize.graph.export import trace
-from equalize.sites.sites import Refusal, Site, SiteKind, find_sites
-
-__all__ = ["Scan", "scan"]
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site, SiteKind, find_sites
 
 _RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
 

@@ -13,8 +13,6 @@ from equalize.graph.graph import Graph, Kind, Op
 from equalize.sites.branches import Branch, find_branches, place, scales_through
 from equalize.sites.refusals import Refusal, explain_nothing
 
-__all__ = ["Refusal", "Site", "SiteKind", "find_sites"]
-
 SiteKind = Literal["resampled", "plain"]
 
 
@@ -136,7 +134,7 @@ def _readings(graph: Graph, concat: Op) -> Iterator[_Reading | str]:
                 else:
                     yield _Reading(layer=consumer, way=way, scale_only=scale_only, zero_padded=zero_padded)
             elif consumer.kind == "norm":
-                yield f"already normalised by {consumer.target} {place(consumer)}"
+                yield f"already normalized by {consumer.target} {place(consumer)}"
             elif consumer.kind == "output":
                 yield "returned as an output of the network"
             elif consumer.kind not in _FORWARD or not scales_through(consumer):

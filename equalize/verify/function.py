@@ -21,8 +21,6 @@ from equalize.plan.draw import redraw
 from equalize.plan.equation import branch_vectors
 from equalize.plan.plan import Draw, Plan, PlannedSite, Scale
 
-__all__ = ["Check", "check_function"]
-
 # Of the range of what is compared, where weights are stored in float32; other dtypes get as many times their epsilon.
 _TOLERANCE = 1e-5
 _CROP = 32  # pixels a spatial axis: a linear layer is the same function everywhere

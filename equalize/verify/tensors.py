@@ -10,8 +10,6 @@ from equalize.messages import first_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
-__all__ = ["check_planned", "check_tensors"]
-
 
 def check_tensors(original: Mapping[str, Tensor], written: Mapping[str, Tensor], listed: Iterable[str]) -> None:
     """Demands the same keys, dtypes and shapes, and the same bits in every tensor that is not listed.

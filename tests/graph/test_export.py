@@ -249,7 +249,7 @@ def test_branches_that_cannot_move(net):
 
 
 class Dense(nn.Module):
-    """Every layer reads all that came before, as in DenseNet, but for the normalisations that would refuse them."""
+    """Every layer reads all that came before, as in DenseNet, but for the normalizations that would refuse them."""
 
     def __init__(self):
         super().__init__()
@@ -313,7 +313,7 @@ def test_weights_that_are_used_twice_are_refused():
     assert len(found.refusals) == 2
 
 
-class Standardised(Net):
+class Standardized(Net):
     def forward(self, x):
         return F.conv2d(self.cat(x), self.fuse.weight - self.fuse.weight.mean())
 
@@ -349,7 +349,7 @@ class Flattened(nn.Module):
 @pytest.mark.parametrize(
     ("net", "reason"),
     [
-        (Standardised, "weight of"),
+        (Standardized, "weight of"),
         (StillDropping, "its consumer dropout"),
         (Attention, "is not linear"),
         (PadByOnes, "its consumer pad"),
@@ -418,10 +418,10 @@ def test_means_over_channels_are_refused():
     assert refusal(found).startswith("its channels do not stay whole in mean")
 
 
-@pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_parametrized_weights_are_refused(normalise):
+@pytest.mark.parametrize("normalize", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrized_weights_are_refused(normalize):
     model = Net()
-    normalise(model.fuse)
+    normalize(model.fuse)
     assert refusal(scanned(model)) == "the weight of fuse is not a plain parameter"
 
 

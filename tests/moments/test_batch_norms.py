@@ -122,4 +122,4 @@ def test_a_network_that_was_never_trained_takes_a_dozen_passes_at_most():
     values = estimate_norms(model, norms, Counted([torch.randn(4, 2, 8, 8) * 3 + 1]), before)
     assert passes == 12
     for key in norms[1:]:
-        assert values[key].abs().max() < 1e-3  # what comes out of a BatchNorm is centred
+        assert values[key].abs().max() < 1e-3  # what comes out of a BatchNorm is centered

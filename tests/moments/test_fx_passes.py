@@ -33,7 +33,7 @@ def expected(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 class Block(nn.Module):
-    """A residual block with every way of normalising, a window of tokens and a copy."""
+    """A residual block with every way of normalizing, a window of tokens and a copy."""
 
     def __init__(self) -> None:
         super().__init__()
