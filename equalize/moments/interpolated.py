@@ -73,7 +73,8 @@ def interpolated_moments(x: Tensor, interpolation: Interpolation) -> ImageMoment
     along_h = _gram(interpolation, 0, x.shape[2], dtype, x.device)
     along_w = _gram(interpolation, 1, x.shape[3], dtype, x.device)
     if along_h.repeats is not None and along_w.repeats is not None:
-        return per_image(x).repeated(along_h.repeats * along_w.repeats)
+        once, times = per_image(x), along_h.repeats * along_w.repeats
+        return ImageMoments(count=once.count * times, mean_N=once.mean_N, m2_N=once.m2_N * times)
     x = promote(x)
     m_N = x.mean((1, 2, 3))
     d_NChw = x - m_N.view(-1, 1, 1, 1)

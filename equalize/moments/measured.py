@@ -10,6 +10,7 @@ from equalize.sites.sites import Site
 if TYPE_CHECKING:
     from equalize.moments.moments import Moments
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredBranch(Branch):
     """A branch and its population moments over N, space and its channels.

@@ -41,7 +41,7 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
         kinds: "resampled" where a branch was resampled, "plain" where none was.
 
     Raises:
-        SiteError: if the network cannot be traced with such an input. ResourceError: if there is no memory to run it.
+        SiteError: the network cannot be traced with such an input. ResourceError: there is no memory to run it.
     """
     graph = trace(model, example)
     sites, refusals = find_sites(graph)

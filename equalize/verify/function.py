@@ -57,8 +57,7 @@ def check_function(
     """Compares two models, in float32 on one device, over a few images.
 
     Args:
-        original: as it was before the plan.
-        written: as its library's own loader gives it.
+        original, written: as it was before the plan, and as its library's own loader gives it.
         plan: what should lie between the two.
         batches: inputs of the network.
         logits: picks (N, classes, h, w) from what a model returns.

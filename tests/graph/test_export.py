@@ -10,7 +10,6 @@ from torch.nn.utils import parametrizations
 
 from equalize.errors import SiteError
 from equalize.graph.export import trace
-from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph
 from equalize.graph.record import record
 from equalize.moments import measure as measurement
@@ -57,9 +56,9 @@ def scanned(model: nn.Module, x: torch.Tensor = X) -> Scan:
     """Scans, and demands that a recorded run says the same, and that `migrate` keeps the function."""
     found = scan(model, x, kinds=("resampled", "plain"))
     model.eval()
-    recording = record(model, (x,))
-    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
-    recorded = find_sites(Graph(ops=ops, shapes={key: tuple(value.shape) for key, value in model.state_dict().items()}))
+    recorded = find_sites(
+        Graph(ops=record(model, (x,)), shapes={key: tuple(value.shape) for key, value in model.state_dict().items()})
+    )
     assert recorded == (found.sites, found.refusals)
     with torch.no_grad():
         expected = model(x)

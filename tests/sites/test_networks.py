@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from equalize.graph.export import trace
-from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph
 from equalize.graph.record import record
 from equalize.sites.scan import Scan
@@ -387,9 +386,8 @@ def built(name: str) -> tuple[nn.Module, torch.Tensor]:
 def graphs(name: str) -> tuple[Graph, Graph]:
     """Of one network, by both tracers."""
     model, example = built(name)
-    recording = record(model, (example,))
+    ops = record(model, (example,))
     exported = trace(model, example)
-    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
     return exported, replace(exported, ops=ops, tracer="recorder")
 
 
