@@ -117,7 +117,7 @@ def _quiet() -> Iterator[None]:
 
     It also keeps the source lines of every call, which nobody reads and whose search is a sixth of its time.
     """
-    disabled, without_lines = logging.root.manager.disable, fx_config.do_not_emit_stack_traces
+    disabled, without_lines = logging.root.manager.disable, getattr(fx_config, "do_not_emit_stack_traces", False)
     logging.disable(logging.ERROR)
     fx_config.do_not_emit_stack_traces = True
     try:
