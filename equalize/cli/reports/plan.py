@@ -17,7 +17,8 @@ from equalize.messages import first_of
 from equalize.moments.measured import MeasuredSite
 from equalize.plan.plan import MEANING, SCHEMA, Plan, PlannedSite
 from equalize.sites.branches import Branch
-from equalize.sites.sites import Refusal, Site
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site
 from equalize.verify.function import Check
 
 __all__ = ["plan_report", "scan_report", "verification_json", "verification_report"]

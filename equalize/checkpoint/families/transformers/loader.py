@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint.build import build, seeded
+from equalize.checkpoint.build import construct, seeded
 from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
 from equalize.checkpoint.family import KeyMap, Loaded
 from equalize.checkpoint.files.weights import Weights, weight_files
@@ -24,8 +24,8 @@ _COUNTER = "num_batches_tracked"
 
 def skeleton(kind: Any, config: Any) -> nn.Module:
     """The network of a config on the meta device."""
-    with quiet():
-        return build(partial(kind, config), kind.__name__, None, limited=True, on_meta=True)
+    with quiet(), limit_construction(None):
+        return construct(partial(kind, config), kind.__name__, on_meta=True)
 
 
 def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: bool) -> Loaded:
