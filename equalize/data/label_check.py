@@ -33,8 +33,7 @@ def preflight(
         ignore_index: the label that is neither trained on nor scored.
         reduce_labels: whether 0 means ignored and class c is stored as c + 1. ``auto`` says yes for ADE20K with its
             150 classes, and where the labels seen are 1 .. num_classes without a 0.
-        samples: how many pairs to read, at most.
-        seed: of the sample.
+        samples, seed: how many pairs to read, at most, and which.
 
     Returns:
         How stored values become classes, for `read_mask`; and what was found, one line for people.
@@ -49,11 +48,8 @@ def preflight(
     labels = {mask: _read_pair(image, mask, rule) for image, mask in sample(dataset.with_masks(), samples, seed)}
     reduce, reason = _decide(reduce_labels, dataset.layout, num_classes, set().union(*labels.values()), ignore_index)
     if reduce and 0 <= ignore_index < num_classes:
-        raise InputError(
-            "ignore_index",
-            f"would be class {ignore_index} once labels are reduced",
-            remedy="leave it at 255, or set --reduce-labels no",
-        )
+        what = f"would be class {ignore_index} once labels are reduced"
+        raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
     rule = replace(rule, reduce=reduce)
     seen: set[int] = set()
     for mask, values in labels.items():

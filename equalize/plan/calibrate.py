@@ -61,8 +61,9 @@ def calibrate(
     measured: list[Measurement] = []
     decided: list[Decision] = []
     for stage in stages(choices):
-        sites = [choice.site for choice in stage]
-        measured.append(measure_branches(model, sites, batches, tolerance=tolerance, names=names))
+        measured.append(
+            measure_branches(model, [each.site for each in stage], batches, tolerance=tolerance, names=names)
+        )
         decided.append(decide(model, stage, measured[-1].moments, keep_norm=keep_norm))
         apply_edits(decided[-1].edits, model)
         edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]

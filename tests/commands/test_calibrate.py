@@ -300,15 +300,3 @@ def test_modules_that_a_network_has_under_two_names(photos, tmp_path, strategy):
     verify_checkpoint(tmp_path / "out", name)
     apply_plan(Plan.read(tmp_path / "out"), name, tmp_path / "again")
     assert (tmp_path / "again" / "model.pth").read_bytes() == (tmp_path / "out" / "model.pth").read_bytes()
-
-
-def test_a_rewritten_tensor_keeps_its_memory_layout_and_stays_a_parameter(custom, photos, tmp_path):
-    state = torch.load(custom.source)
-    state["fuse.weight"] = torch.nn.Parameter(state["fuse.weight"].to(memory_format=torch.channels_last))
-    torch.save(state, custom.source)
-    plan = calibrate_checkpoint(custom, photos, tmp_path / "out", strategy="rescale", config=CONFIG)
-    written = torch.load(tmp_path / "out" / "model.pth")["fuse.weight"]
-    assert "fuse.weight" in plan.changed
-    assert isinstance(written, torch.nn.Parameter)
-    assert written.is_contiguous(memory_format=torch.channels_last)
-    assert not written.is_contiguous()

@@ -83,8 +83,7 @@ def finetune(
         config: how to train.
         resume: go on where an interrupted run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
-        progress: called with the pairs trained on and to be trained on.
-        notify, warn: called with a line that a user should know, or may want to act on.
+        progress, notify, warn: see `equalize.messages`; progress counts pairs.
 
     Raises:
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
