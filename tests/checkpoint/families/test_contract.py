@@ -62,7 +62,7 @@ def of_smp(directory, request):
 def of_smp_without_a_word(directory, request):
     import segmentation_models_pytorch as smp
 
-    source, model = directory / "unet.pth", smp.from_pretrained(request.getfixturevalue("smp_dir")).eval()
+    source, model = directory / "unet.pth", smp.from_pretrained(request.getfixturevalue("smp_resnet_dir")).eval()
     torch.save(model.state_dict(), source)
     return Example(family="smp", source=source, stock=model, heads=("segmentation_head",))
 

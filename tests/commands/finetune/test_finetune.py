@@ -71,7 +71,7 @@ def test_smp(smp_dir, tmp_path):
     finetune(named(smp_dir), root, tmp_path / "out", replace(QUICK, max_steps=1, size=(64, 64)))
     model = smp.from_pretrained(str(tmp_path / "out"))
     assert same(model.state_dict(), state(tmp_path / "out"))
-    assert not torch.equal(state(tmp_path / "out")["encoder.conv1.weight"], state(smp_dir)["encoder.conv1.weight"])
+    assert not torch.equal(state(tmp_path / "out")["encoder.model.conv1.0.weight"], state(smp_dir)["encoder.model.conv1.0.weight"])
     (root / "classes.txt").unlink()
     score = evaluate(named(tmp_path / "out"), root, EvalConfig(device="cpu"))
     assert [row.name for row in score.classes] == ["sky", "road"]
