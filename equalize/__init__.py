@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from equalize.plan.plan import Edit, Plan
     from equalize.plan.strategies import make_plan
     from equalize.sites.branches import Branch
+    from equalize.sites.refusals import Refusal
     from equalize.sites.scan import Scan, scan
-    from equalize.sites.sites import Refusal, Site
+    from equalize.sites.sites import Site
 
 __all__ = [
     "Branch",

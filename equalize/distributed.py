@@ -1,7 +1,6 @@
 """Several processes that work on one thing, as `torchrun` starts them: they form torch's default process group.
 
-Where one fails, the others learn it when they next gather something: the failed process says why, all end with its exit
-code. Where one is killed, its connections break, and torchrun stops the others.
+Where one fails, the others learn it when they next gather something: it says why, and all end with its exit code.
 """
 
 import contextlib
@@ -15,23 +14,6 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
 from equalize.errors import InputError, PeerError, ResourceError
-
-__all__ = [
-    "broadcast_buffers",
-    "fail_together",
-    "from_main",
-    "gather",
-    "in_step",
-    "is_main",
-    "join",
-    "joined",
-    "leave",
-    "my_share",
-    "own_device",
-    "rank_and_number",
-    "summed",
-    "wait",
-]
 
 _Item = TypeVar("_Item")
 
@@ -55,12 +37,9 @@ def join(device: torch.device) -> torch.device:
 def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
     """Joins the group as `join` does, to exchange Python objects: over gloo, whatever the processes compute on.
 
-    Args:
-        exit_code_of: see `fail_together`.
-
     Raises:
         InputError: the environment says only half of what is needed. ResourceError: the processes do not meet.
-        PeerError: another process failed.
+        PeerError: another process failed, see `fail_together`.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # as torchrun has it for two and more: how many threads there are changes last bits
@@ -70,9 +49,8 @@ def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
         return
     missing = [name for name in _VARIABLES if not os.environ.get(name)]
     if missing:
-        raise InputError(
-            ", ".join(missing), f"not set, where WORLD_SIZE={number}", remedy="start the processes with torchrun"
-        )
+        what = f"not set, where WORLD_SIZE={number}"
+        raise InputError(", ".join(missing), what, remedy="start the processes with torchrun")
     try:
         store, rank, processes = next(rendezvous("env://", timeout=_JOINING))
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=_WAITING)
@@ -135,11 +113,8 @@ def gather(item: _Item) -> list[_Item]:
     answers = _exchanged((0, item), number)
     if not answers:
         leave()
-        raise ResourceError(
-            "another process",
-            "is gone, most often killed for want of memory",
-            remedy="use fewer processes, or see its log",
-        )
+        what = "is gone, most often killed for want of memory"
+        raise ResourceError("another process", what, remedy="use fewer processes, or see its log")
     failed = next((code for code, _ in answers if code), 0)
     if failed:
         leave()

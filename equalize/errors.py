@@ -2,7 +2,7 @@
 
     EqualizeError
     ├── InputError, a ValueError    2   the user's input or usage is refused
-    │   ├── CheckpointError             a model could not be read, recognised or built
+    │   ├── CheckpointError             a model could not be read, recognized or built
     │   ├── DataError                   images or masks could not be read
     │   ├── SiteError                   a network, site or strategy that cannot be served
     │   └── OutputError                 the place to write to is refused
@@ -15,18 +15,6 @@ the command line prints behind ``error: ``.
 """
 
 from typing import ClassVar
-
-__all__ = [
-    "CheckpointError",
-    "DataError",
-    "EqualizeError",
-    "InputError",
-    "NumericsError",
-    "OutputError",
-    "PeerError",
-    "ResourceError",
-    "SiteError",
-]
 
 
 class EqualizeError(Exception):
@@ -75,7 +63,7 @@ class InputError(EqualizeError, ValueError):
 
 
 class CheckpointError(InputError):
-    """A model could not be read, recognised or built."""
+    """A model could not be read, recognized or built."""
 
 
 class DataError(InputError):

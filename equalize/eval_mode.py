@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["eval_mode"]
-
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["Notify", "Progress", "first_of", "ignore", "ignore_progress"]
-
 Notify = Callable[[str], None]
 """Called with what a user should know, a line at a time."""
 

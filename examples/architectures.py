@@ -271,7 +271,7 @@ def _group(sites: Sequence[Site]) -> str:
 _REASONS = {
     "fuses by addition": "fuses by addition",
     "has no concat": "has no concat",
-    "already normalised": "what is concatenated is normalised before any layer reads it",
+    "already normalized": "what is concatenated is normalized before any layer reads it",
     "is not linear": "what is concatenated is read by what is not linear",
 }
 

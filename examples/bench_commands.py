@@ -31,15 +31,15 @@ def bare_loop() -> None:
     import torch
 
     import equalize
-    from equalize.data import batches, open_data, sample
+    from equalize.data import Batches, open_data, sample
 
     checkpoint = equalize.load(arguments.model)
-    paths = sample(open_data(arguments.data, split="train"), arguments.samples, 0)
+    paths = sample(open_data(arguments.data, split="train").images, arguments.samples, 0)
     size = (arguments.size, arguments.size)
     checkpoint.model.eval()
     start = time.perf_counter()
     with torch.no_grad():
-        for batch in batches(paths, checkpoint.preprocess, size=size, batch_size=arguments.batch_size):
+        for batch in Batches(paths, checkpoint.preprocess, size=size, batch_size=arguments.batch_size):
             checkpoint.model(batch.images)
     print(json.dumps({"seconds": round(time.perf_counter() - start, 3)}))
 

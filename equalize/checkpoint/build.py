@@ -1,19 +1,15 @@
 """A factory -> a model with fresh weights, or on the meta device."""
 
 import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from equalize.checkpoint.limits import limit_construction
 from equalize.errors import CheckpointError
-
-__all__ = ["build", "class_argument", "construct", "json_arguments", "seeded"]
 
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
@@ -24,34 +20,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def build(
-    make: Callable[[], nn.Module],
-    name: str,
-    tensors: Mapping[str, Tensor] | None,
-    *,
-    limited: bool,
-    on_meta: bool = False,
-    draw: bool = False,
-    seed: int = 0,
-) -> nn.Module:
-    """A network as a checkpoint describes it, no larger than what there is to fill it.
-
-    Args:
-        make: builds it with fresh weights.
-        name: for errors.
-        tensors: that will fill it; None where only its structure is wanted.
-        limited: whether to hold it to those.
-        on_meta: put all of it on the meta device.
-        draw: whether parts of it may have no tensors.
-        seed: of the draw.
-
-    Raises:
-        CheckpointError: it cannot be built.
-    """
-    with limit_construction(tensors, draw=draw) if limited else nullcontext():
-        return construct(make, name, on_meta=on_meta, seed=seed)
 
 
 def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False, seed: int = 0) -> nn.Module:
@@ -84,13 +52,14 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class _StorageOnMeta(TorchFunctionMode):
-    """Puts what is made to be filled, as parameters are, on the meta device; ranges of values stay real."""
+    """Puts what is made to be filled, as parameters are, on the meta device; ranges of values stay real.
+
+    accelerate's ``init_empty_weights`` would untie parameters that a network shares.
+    """
 
     _FILLED = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in self._FILLED and kwargs.get("device") is None:
             kwargs["device"] = "meta"
@@ -113,11 +82,3 @@ def class_argument(factory: Callable[..., object], arch: str) -> str:
         expected=", ".join(_CLASS_ARGUMENTS),
         remedy="give it with --arch-arg instead of --num-classes",
     )
-
-
-def json_arguments(arguments: Mapping[str, object]) -> dict[str, object] | None:
-    """The arguments if JSON can hold them, to be written beside a state dict; else None."""
-    try:
-        return dict(json.loads(json.dumps(dict(arguments))))
-    except (TypeError, ValueError):
-        return None

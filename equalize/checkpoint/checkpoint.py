@@ -42,8 +42,6 @@ class Checkpoint:
     classes: tuple[str, ...] | None
     revision: str | None
     """The commit that a Hub id resolved to."""
-    newly_initialized: tuple[str, ...] = ()
-    """The model's state-dict keys that ``init_missing`` drew."""
     notes: tuple[str, ...] = ()
     """What was chosen where the files left a choice: a line each, for the user."""
     sha256: str | None = None
@@ -62,12 +60,13 @@ class Checkpoint:
         return self.adapter.name
 
     @property
-    def stored(self) -> SaveSpec:
-        """What it takes to write it back.
+    def newly_initialized(self) -> tuple[str, ...]:
+        """The model's state-dict keys that ``init_missing`` drew."""
+        return self.save_spec.keys.newly_initialized if self.save_spec else ()
 
-        Raises:
-            CheckpointError: it was loaded without weights.
-        """
+    @property
+    def stored(self) -> SaveSpec:
+        """What it takes to write it back; refused if it was loaded without weights."""
         if self.save_spec is None:
             raise CheckpointError(self.source, "was loaded without weights and cannot be written")
         return self.save_spec
@@ -81,10 +80,7 @@ class Checkpoint:
         return replace(self, classes=names, save_spec=save)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The main output, (N, classes, h, w), whatever the network wraps it in.
-
-        Args:
-            inputs: (N, 3, H, W), as ``preprocess`` makes them.
+        """The main output, (N, classes, h, w), of ``inputs``, (N, 3, H, W), whatever the network wraps it in.
 
         Raises:
             SiteError: the output is none that a segmentation network gives.
@@ -151,21 +147,18 @@ class Checkpoint:
         if lone and names[weights.files[0]].suffix == ".pth":
             write_flat(self.safetensors_copy({**weights.tensors, **changed}), out / "model.safetensors")
         if spec.architecture is not None:
-            (out / ARCHITECTURE_FILE).write_text(json.dumps(spec.architecture, indent=2) + "\n", encoding="utf-8")
+            _write_json(spec.architecture, out / ARCHITECTURE_FILE)
         if spec.config:
-            _edit_config(out / "config.json", spec.config)
+            _write_json({**read_json(out / "config.json"), **spec.config}, out / "config.json")
 
 
-def _edit_config(path: Path, fields: Mapping[str, object]) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content.update(fields)
+def _write_json(content: Mapping[str, object], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_plan(plan: _Receipt, directory: Path) -> None:
     """Writes the receipt of an equalization beside the weights."""
-    text = json.dumps(plan.to_json(), indent=2, ensure_ascii=False)
-    (directory / PLAN_FILE).write_text(text + "\n", encoding="utf-8")
+    _write_json(plan.to_json(), directory / PLAN_FILE)
 
 
 def read_plan(directory: Path) -> dict[str, Any] | None:
@@ -175,16 +168,11 @@ def read_plan(directory: Path) -> dict[str, Any] | None:
 
 
 def read_class_names(directory: Path) -> tuple[str, ...] | None:
-    """The names that `Checkpoint.save` left in a file beside the weights.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """The names that `Checkpoint.save` left in a file beside the weights: {"0": "road", ...}."""
     path = directory / CLASS_NAMES_FILE
     if not path.is_file():
         return None
-    content = read_json(path)
-    names = [name for number in range(len(content)) if isinstance(name := content.get(str(number)), str) and name]
-    if not names or len(names) != len(content):
-        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...} without gaps')
-    return tuple(names)
+    names = list(read_json(path).values())
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...}')
+    return tuple(map(str, names))

@@ -7,18 +7,19 @@ back to disk. A family returns facts and a model, never a `Checkpoint`, and know
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from equalize.checkpoint.build import build, json_arguments
+from equalize.checkpoint.build import construct
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
 from equalize.checkpoint.files.weights import Weights, safetensors_copy
 from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
-from equalize.checkpoint.keys import disk_state
+from equalize.checkpoint.keys import Match
+from equalize.checkpoint.limits import limit_construction
 from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
@@ -120,12 +121,7 @@ class Family(ABC, Generic[S]):
 
     @abstractmethod
     def open(self, place: Place, weights: Weights, request: Request) -> S:
-        """Read what the files and the user say.
-
-        Args:
-            place: where it lies.
-            weights: as read; empty where only the structure is wanted and `needs_weights` says that files describe it.
-            request: what the caller asked for.
+        """Read what the files and the user say; ``weights`` is empty where files describe the structure.
 
         Raises:
             CheckpointError: it is damaged, or of no network that can be built.
@@ -138,15 +134,9 @@ class Family(ABC, Generic[S]):
 
     @abstractmethod
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """Lines of Python that load what was written to a directory.
+        """Lines of Python that load what was written to a directory; empty if only its author has the code it takes.
 
-        Args:
-            out: the directory; its files are read, and those of a repository are taken to be the same.
-            repository: ORG/NAME, to load it from the Hub and not from ``out``.
-            revision: the branch there, where it is not the main one.
-
-        Returns:
-            The lines; empty if nobody but the network's author has the code that it takes.
+        With ``repository``, ORG/NAME on the Hub, and its ``revision`` they load it from there: the files are the same.
         """
 
     def fetch(self, place: Place) -> Place:
@@ -160,19 +150,11 @@ class Family(ABC, Generic[S]):
 
     def outline(self, spec: S, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """The network on the meta device, and notes; keys and shapes must fit as far as there are any."""
-        tensors = weights.tensors or None
-        model = build(spec.make, spec.arch or spec.architecture, tensors, limited=spec.limited, on_meta=True)
-        if tensors is None:
+        request = replace(request, init_missing=True)  # looking at a structure needs no weights
+        model = _build(spec, weights, request, on_meta=True)
+        if not weights.tensors:
             return model, spec.notes
-        match = fit(
-            model,
-            tensors,
-            request.source,
-            init_missing=True,  # looking at a structure needs no weights
-            num_classes=spec.num_classes,
-            architecture=spec.architecture,
-        )
-        return model, (*weights.notes, *spec.notes, *placement_notes(request.source, weights, match))
+        return model, _pair(model, spec, weights, request)[1]
 
     def load(self, spec: S, weights: Weights, request: Request) -> Loaded:
         """Build the network and fill it.
@@ -181,39 +163,26 @@ class Family(ABC, Generic[S]):
             CheckpointError: it cannot be built, or the weights do not fit.
             NumericsError: the weights hold NaN or Inf.
         """
-        model = build(
-            spec.make,
-            spec.arch or spec.architecture,
-            weights.tensors,
-            limited=spec.limited,
-            draw=request.init_missing,
-            seed=request.seed,
-        )
-        match = fit(
-            model,
-            weights.tensors,
-            request.source,
-            init_missing=request.init_missing,
-            num_classes=spec.num_classes,
-            architecture=spec.architecture,
-        )
-        notes = (*weights.notes, *spec.notes, *placement_notes(request.source, weights, match))
+        model = _build(spec, weights, request)
+        match, notes = _pair(model, spec, weights, request)
         missing = bool(match.missing)
         weights, match = with_model_keys(weights, match, drop_prefix=self.needs_model_keys)
         keys = KeyMap(
             weights=weights,
-            to_disk=partial(disk_state, match),
+            to_disk=match.to_disk,
             newly_initialized=fill(model, weights, match, request.source),
             missing=missing,
-            prefix=match.prefix,
-            model_key={disk: key for key, disk in match.disk_name.items()} if match.submodule else {},
+            model_key={disk: key for key, disk in match.disk_name.items()},
         )
         return Loaded(model=model, keys=keys, notes=notes)
 
     def save_spec(self, spec: S, loaded: Loaded, place: Place) -> SaveSpec:
         """What the weights are written back with."""
-        record = {"arch": spec.arch, "arch_args": json_arguments(spec.arguments or {})}
-        return SaveSpec(path=place.path, keys=loaded.keys, architecture=record)
+        try:
+            arguments = json.loads(json.dumps(dict(spec.arguments or {})))
+        except (TypeError, ValueError):  # objects that only a caller in Python can give again
+            arguments = None
+        return SaveSpec(path=place.path, keys=loaded.keys, architecture={"arch": spec.arch, "arch_args": arguments})
 
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
         """The same with names for the classes; by default in a file of equalize's own, as the format has no place."""
@@ -247,3 +216,16 @@ class Family(ABC, Generic[S]):
     def recorded(self, arch: str, directory: Path) -> str | None:
         """The ``--arch`` that a record beside a state dict may mean; None if it names code, or files elsewhere."""
         return None if self.runs_code(arch) else arch
+
+
+def _build(spec: Spec, weights: Weights, request: Request, *, on_meta: bool = False) -> nn.Module:
+    """The network of a spec; where a checkpoint says how large it is, no larger than what there is to fill it."""
+    limit = limit_construction(weights.tensors or None, draw=request.init_missing) if spec.limited else nullcontext()
+    with limit:
+        return construct(spec.make, spec.arch or spec.architecture, on_meta=on_meta, seed=request.seed)
+
+
+def _pair(model: nn.Module, spec: Spec, weights: Weights, request: Request) -> tuple[Match, tuple[str, ...]]:
+    """How a network and its weights pair up, and notes."""
+    match = fit(model, weights.tensors, request, num_classes=spec.num_classes, architecture=spec.architecture)
+    return match, (*weights.notes, *spec.notes, *placement_notes(request.source, weights, match))

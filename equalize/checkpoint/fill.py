@@ -8,28 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.files.weights import Weights
-from equalize.checkpoint.keys import PREFIXES, Match, pair, placements
+from equalize.checkpoint.keys import PREFIXES, Match, pair
+from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError, NumericsError
-
-__all__ = [
-    "check_finite",
-    "fill",
-    "fit",
-    "mismatch_error",
-    "only_class_count",
-    "placement_notes",
-    "with_model_keys",
-]
 
 
 def fit(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    where: object,
-    *,
-    init_missing: bool,
-    num_classes: int | None,
-    architecture: str,
+    model: nn.Module, tensors: Mapping[str, Tensor], request: Request, *, num_classes: int | None, architecture: str
 ) -> Match:
     """Pair a model with tensors strictly; with ``init_missing`` some may be missing, or be of another class count.
 
@@ -40,36 +25,18 @@ def fit(
     match = pair(shapes, {key: tensor.shape for key, tensor in tensors.items()})
     if match.complete:
         return match
+    where, drawn = request.source, request.init_missing
     if not match.on_disk:
-        first = ", ".join(list(tensors)[:3])
-        places = placements(shapes, {key: tensor.shape for key, tensor in tensors.items()})
-        if places:
-            names = " and ".join(place.removesuffix(".") for place in places)
-            raise CheckpointError(
-                where, f"fits several parts of {architecture}: {names}", remedy="put the name of one before its keys"
-            )
-        raise CheckpointError(
-            where, f"has no key in common with {architecture}", got=first, remedy="check --arch and --arch-arg"
-        )
+        what, got = f"has no key in common with {architecture}", ", ".join(list(tensors)[:3])
+        raise CheckpointError(where, what, got=got, remedy="check --arch and --arch-arg")
     classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}
-    if not (init_missing and not match.unexpected and only_class_count(classifier, num_classes)):
-        raise mismatch_error(
-            where, architecture, match.missing, match.unexpected, classifier, init_missing=init_missing
-        )
+    if match.unexpected or not (drawn and only_class_count(classifier, num_classes)):
+        raise mismatch_error(where, architecture, match.missing, match.unexpected, classifier, init_missing=drawn)
     return match
 
 
 def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tuple[str, ...]:
-    """Copy the paired tensors into the model.
-
-    Args:
-        model: as built.
-        weights: as read.
-        match: how they pair up.
-        where: for errors.
-
-    Returns:
-        the model keys left as they were drawn.
+    """Copy the paired tensors into the model, and name the keys that are left as they were drawn.
 
     Raises:
         NumericsError: a tensor holds NaN or Inf.
@@ -134,12 +101,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
 def with_model_keys(weights: Weights, match: Match, *, drop_prefix: bool = False) -> tuple[Weights, Match]:
     """Weights that lack a part of a network, by the keys that the network has: so its library loads what is written.
 
-    What the file of an encoder holds beside the encoder, such as an image classifier, is left out.
-
-    Args:
-        weights: as read.
-        match: how they pair up.
-        drop_prefix: also where only a wrapper's prefix is in the way.
+    What the file of an encoder holds beside the encoder, such as an image classifier, is left out. With
+    ``drop_prefix`` that is also done where only a wrapper's prefix is in the way.
     """
     if not match.missing or not (match.submodule or (drop_prefix and match.prefix)):
         return weights, match

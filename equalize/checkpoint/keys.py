@@ -7,15 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "PREFIXES",
-    "Match",
-    "disk_state",
-    "pair",
-    "placements",
-    "strippings",
-]
-
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 _COUNTER = ".num_batches_tracked"
 
@@ -43,6 +34,10 @@ class Match:
     def complete(self) -> bool:
         """Whether every key found its partner."""
         return not (self.missing or self.unexpected or self.mismatched)
+
+    def to_disk(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a model's state dict by the key they have, or shall have, on disk."""
+        return {disk: state[key] for key, disk in self.disk_name.items()}
 
 
 def strippings(keys: Iterable[str]) -> list[dict[str, str]]:
@@ -75,7 +70,7 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
     reading = max(strippings(disk), key=lambda bare: _affinity(model, disk, bare))
     children = {key.partition(".")[0] for key in model}
     prefix = next((name.removesuffix(key) for key, name in reading.items()), "")
-    places = placements(model, {key: disk[name] for key, name in reading.items()})
+    places = _placements(model, {key: disk[name] for key, name in reading.items()})
     submodule = places[0] if len(places) == 1 else ""
     if submodule:
         reading = {submodule + key if submodule + key in model else key: name for key, name in reading.items()}
@@ -97,16 +92,11 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
 def _affinity(
     model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size], bare: Mapping[str, str]
 ) -> tuple[int, bool]:
-    return len(bare.keys() & model.keys()), bool(placements(model, {key: disk[name] for key, name in bare.items()}))
+    return len(bare.keys() & model.keys()), bool(_placements(model, {key: disk[name] for key, name in bare.items()}))
 
 
-def placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
-    """The submodules, with a dot behind, whose state dict a file holds among keys that the model itself has not.
-
-    Args:
-        model: key -> shape.
-        disk: bare key -> shape.
-    """
+def _placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
+    """The submodules, with a dot behind, whose state dict a file holds among keys that the model itself has not."""
     foreign = {key: shape for key, shape in disk.items() if key not in model}
     groups: dict[str, dict[str, torch.Size]] = {}
     for key, shape in model.items() if foreign else ():
@@ -126,8 +116,3 @@ def _old_counter(key: str, reading: Collection[str]) -> bool:
     """A BatchNorm counter that the file never had, beside statistics that it has: torch's loader lets it pass."""
     bare = key.removesuffix(_COUNTER)
     return bare != key and key not in reading and f"{bare}.running_mean" in reading
-
-
-def disk_state(match: Match, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model's state dict by the key they have, or shall have, on disk."""
-    return {disk: state[key] for key, disk in match.disk_name.items()}

@@ -15,7 +15,7 @@ from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
 
-__all__ = ["ModelName", "load", "load_request", "reload", "written_by"]
+__all__ = ["ModelName", "load", "reload", "written_by"]
 
 _DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that a record may not set
 
@@ -49,7 +49,7 @@ def load(
         NumericsError: its weights hold NaN or Inf.
         ResourceError: not readable, or the Hub fails.
     """
-    request = Request(
+    name = ModelName(
         source=str(source),
         arch=arch,
         arch_args=dict(arch_args or {}),
@@ -57,7 +57,7 @@ def load(
         num_classes=num_classes,
         seed=seed,
     )
-    return load_request(request, weights=weights)
+    return name.load(weights=weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,50 +66,40 @@ class ModelName(Request):
 
     def load(self, *, weights: bool = True) -> Checkpoint:
         """Loads it; without weights on the meta device."""
-        return load_request(self, weights=weights)
-
-
-def load_request(request: Request, *, weights: bool = True) -> Checkpoint:
-    """`load`, its arguments in one."""
-    _check(request)
-    place = locate(request.source)
-    request = _as_recorded(place, request)
-    family = _claiming(place, NO_WEIGHTS, request)
-    found = NO_WEIGHTS
-    if family is None or weights or family.needs_weights(place, request):
-        family, place, found = _with_weights(family, place, request)
-    spec = family.open(place, found, request)
-    common: dict[str, Any] = {
-        "source": request.source,
-        "adapter": family,
-        "architecture": spec.architecture,
-        "preprocess": spec.preprocess,
-        "classes": spec.classes,
-        "revision": place.revision,
-        "plan_json": read_plan(place.path),
-        "arch": spec.arch,
-        "arch_args": spec.arguments,
-    }
-    if weights:
-        loaded = family.load(spec, found, request)
+        _check(self)
+        place = locate(self.source)
+        request = _as_recorded(place, self)
+        family = _claiming(place, NO_WEIGHTS, request)
+        found = NO_WEIGHTS
+        if family is None or weights or family.needs_weights(place, request):
+            family, place, found = _with_weights(family, place, request)
+        spec = family.open(place, found, request)
+        if weights:
+            loaded = family.load(spec, found, request)
+            model, notes, save_spec = loaded.model, loaded.notes, family.save_spec(spec, loaded, place)
+        else:
+            save_spec = None
+            model, notes = family.outline(spec, found, request)
         checkpoint = Checkpoint(
-            model=loaded.model,
-            newly_initialized=loaded.keys.newly_initialized,
-            notes=loaded.notes,
-            sha256=found.sha256(),
-            save_spec=family.save_spec(spec, loaded, place),
-            **common,
+            source=request.source,
+            adapter=family,
+            architecture=spec.architecture,
+            model=model,
+            preprocess=spec.preprocess,
+            classes=spec.classes,
+            revision=place.revision,
+            notes=notes,
+            sha256=found.sha256() if weights else None,
+            plan_json=read_plan(place.path),
+            arch=spec.arch,
+            arch_args=spec.arguments,
+            save_spec=save_spec,
         )
-    else:
-        model, notes = family.outline(spec, found, request)
-        checkpoint = Checkpoint(model=model, notes=notes, **common)
-    return _with_recorded_names(checkpoint, place, request)
+        return _with_recorded_names(checkpoint, place, request)
 
 
 def _check(request: Request) -> None:
     """What is wrong with the flags, whatever the model."""
-    if request.num_classes is not None and request.num_classes < 1:
-        raise CheckpointError("--num-classes", "must be positive", got=request.num_classes)
     if request.arch_args and request.arch is None:
         raise CheckpointError("--arch-arg", "needs --arch")
     if request.arch is not None and family_of_arch(request.arch).scheme is None:
@@ -124,11 +114,7 @@ def _arch_forms() -> str:
 
 
 def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] | None:
-    """The first family that claims a checkpoint; None if its weights must be read, or read by somebody who knows them.
-
-    Raises:
-        CheckpointError: nothing published has that name, or the directory is of no library that is known here.
-    """
+    """The first family that claims a checkpoint; None if its weights must be read to tell."""
     if place.kind == "published":
         family = next((each for each in FAMILIES if each.claims(place, weights, replace(request, arch=None))), None)
         if family is None:
@@ -144,17 +130,12 @@ def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] |
 
 
 def _with_weights(family: Family[Any] | None, place: Place, request: Request) -> tuple[Family[Any], Place, Weights]:
-    """The weights, and the family that claims them where nothing else tells.
-
-    Raises:
-        CheckpointError: no family does.
-    """
+    """The weights, and the family that claims them where nothing else tells."""
     if family is not None:
         place = family.fetch(place)
         return family, place, weights_at(place)
     fetch_weights(place)
     weights = weights_at(place)
-    _refuse_adapters(weights, request.source)
     family = _claiming(place, weights, request)
     if family is None:
         raise CheckpointError(
@@ -166,23 +147,8 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     return family, place, weights
 
 
-def _refuse_adapters(weights: Weights, where: object) -> None:
-    adapter = next((key for key in weights.tensors if ".lora_" in key), None)
-    if adapter is not None:
-        raise CheckpointError(
-            where,
-            "holds LoRA adapters, not a whole network",
-            got=adapter,
-            remedy="merge them into their network first: peft's merge_and_unload(), then save_pretrained",
-        )
-
-
 def _as_recorded(place: Place, request: Request) -> Request:
-    """The request with the architecture that a record beside a state dict names, unless the caller names one.
-
-    Raises:
-        CheckpointError: the record is damaged, or names code, which only the caller may.
-    """
+    """The request with the architecture that a record beside a state dict names, unless the caller names one."""
     if place.record is None:
         return request
     named, arguments = place.record.get("arch"), place.record.get("arch_args") or {}
@@ -194,9 +160,8 @@ def _as_recorded(place: Place, request: Request) -> Request:
         return replace(request, arch_args={**(arguments if request.arch == named else {}), **request.arch_args})
     arch = family_of_arch(named).recorded(named, place.path)
     if arch is None:
-        raise CheckpointError(
-            place.path, "was built by code outside it", remedy=f"name that code again: --arch {named}"
-        )
+        remedy = f"name that code again: --arch {named}"
+        raise CheckpointError(place.path, "was built by code outside it", remedy=remedy)
     return replace(request, arch=arch, arch_args=arguments)
 
 
@@ -209,11 +174,7 @@ def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request)
 
 
 def written_by(directory: Path) -> Family[Any]:
-    """The family of what was written to a directory, by the JSON files there.
-
-    Raises:
-        CheckpointError: there is nothing of the kind.
-    """
+    """The family of what was written to a directory, by the JSON files there."""
     place = locate(directory)
     named = None if place.record is None else place.record.get("arch")
     if isinstance(named, str):
@@ -236,6 +197,5 @@ def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[st
         CheckpointError: the library does not take it, or takes only a part.
     """
     place = locate(Path(directory))
-    request = Request(source=str(directory), arch=arch, arch_args=dict(arch_args or {}))
-    request = _as_recorded(place, request)
+    request = _as_recorded(place, Request(source=str(directory), arch=arch, arch_args=dict(arch_args or {})))
     return written_by(place.path).reload(place, request)

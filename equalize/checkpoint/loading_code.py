@@ -6,21 +6,13 @@ from pathlib import Path
 from equalize.checkpoint.files.weights import read_weights
 from equalize.checkpoint.keys import PREFIXES
 
-__all__ = ["state_dict_code"]
-
 
 def state_dict_code(
     out: Path, module: str, factory: str, arguments: Mapping[str, object], repository: str | None, revision: str | None
 ) -> str:
-    """Build the network, then fill it from the flat safetensors file.
+    """Lines that build the network with a factory, then fill it from the flat safetensors file in ``out``.
 
-    Args:
-        out: the directory that holds it.
-        module: the factory is imported from.
-        factory: builds the network.
-        arguments: of the factory.
-        repository: ORG/NAME on the Hub, to take the file from there.
-        revision: the branch there.
+    With ``repository``, ORG/NAME on the Hub, that file is taken from there.
     """
     file = out / "model.safetensors"
     at = f', revision="{revision}"' if revision else ""

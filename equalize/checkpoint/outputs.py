@@ -8,8 +8,6 @@ from torch import Tensor
 
 from equalize.errors import SiteError
 
-__all__ = ["main_output"]
-
 
 def main_output(output: Any, architecture: str) -> Tensor:
     """The (N, classes, h, w) tensor in what a segmentation network returns.

@@ -72,7 +72,7 @@ class Preprocess:
         reduce = processor.get("do_reduce_labels", processor.get("reduce_labels"))
         return cls(
             mean=_floats(processor["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-            std=_deviations(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
+            std=_floats(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
             rescale=rescale,
             size=_processor_size(processor),
             channels="BGR" if processor.get("do_flip_channel_order") else "RGB",
@@ -90,21 +90,10 @@ def _floats(values: object) -> tuple[float, ...]:
     return numbers
 
 
-def _deviations(values: object) -> tuple[float, ...]:
-    numbers = _floats(values)
-    if min(numbers) <= 0:
-        raise ValueError(f"standard deviations are positive, not {values!r}")
-    return numbers
-
-
 def _processor_size(processor: Mapping[str, object]) -> tuple[int, int] | None:
     """The size at the end of the processor's resize and crop; a shortest edge is taken as a square."""
-    if processor.get("do_center_crop") and processor.get("crop_size") is not None:
-        size = processor["crop_size"]
-    elif processor.get("do_resize"):
-        size = processor.get("size")
-    else:
-        return None
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    size = crop or (processor.get("size") if processor.get("do_resize") else None)
     if isinstance(size, int):
         size = {"shortest_edge": size}
     if not isinstance(size, Mapping):

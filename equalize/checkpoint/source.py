@@ -19,8 +19,6 @@ from equalize.checkpoint.files.weights import (
 from equalize.errors import CheckpointError, ResourceError
 from equalize.hub import HUB_ID, hub_reachable
 
-__all__ = ["NO_WEIGHTS", "Place", "fetch_weights", "locate", "weights_at"]
-
 NO_WEIGHTS = Weights(files=(), index=None, tensors={}, home={})
 """For looking at a structure that other files describe."""
 _PUBLISHED = re.compile(r"([a-z]{2,}):([\w.-]+)")
@@ -61,8 +59,8 @@ def locate(source: str | Path) -> Place:
         ResourceError: the Hub cannot be reached, or has no such model.
     """
     name = os.fspath(source)
-    if not name or "\0" in name:
-        raise CheckpointError(repr(name), "is no path and no model id")
+    if not name:
+        raise CheckpointError("MODEL", "is empty", expected="a path or a model id")
     path = Path(name).expanduser()
     try:
         if path.is_dir():
@@ -123,17 +121,11 @@ def _download(repository: str, revision: str | None, patterns: list[str], name: 
     except errors.RevisionNotFoundError as error:
         raise ResourceError(name, f"the Hub has no revision {revision!r} of it") from error
     except errors.RepositoryNotFoundError as error:
-        raise ResourceError(
-            name,
-            "no such path, and no such model on the Hub",
-            remedy="check the name; private models need `hf auth login`",
-        ) from error
+        remedy = "check the name; private models need `hf auth login`"
+        raise ResourceError(name, "no such path, and no such model on the Hub", remedy=remedy) from error
     except errors.LocalEntryNotFoundError as error:
-        raise ResourceError(
-            name,
-            "no such path, and the Hub cannot be reached to look for a model of that name",
-            remedy="check the name or the network",
-        ) from error
+        what = "no such path, and the Hub cannot be reached to look for a model of that name"
+        raise ResourceError(name, what, remedy="check the name or the network") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ResourceError(name, f"cannot be downloaded from the Hub ({line})") from error

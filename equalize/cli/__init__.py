@@ -1,10 +1,13 @@
 """The command line: parse, call one function, print.
 
-    app.py        the commands, one registration line each
-    options.py    arguments and flags that commands share
-    terminal.py   stdout, stderr, bars; keeps libraries quiet
-    process.py    signals, and readers that go away
-    failures.py   from an exception to a sentence and an exit code
+    app.py              the commands
+    options.py          arguments and flags that commands share
+    flag_groups.py      flags that go together
+    training_options.py those of a training
+    terminal.py         stdout, stderr, bars; keeps libraries quiet
+    process.py          signals, and readers that go away
+    failures.py         from an exception to a sentence and an exit code
+    reports/            results as text
 
 A command is one file with one function. Before it runs, only Typer and the standard library are imported: what else it
 needs it imports inside.
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if isinstance(error, BrokenPipeError) and reader_has_gone():  # such as `equalize --help | head -1`
                 return 0
             failure = explain(error, signals.received)
-            if failure.is_bug or "--debug" in arguments:
+            if failure.exit_code == 1 or "--debug" in arguments:
                 traceback.print_exc()
             if failure.sentence:
                 print(failure.sentence, file=sys.stderr)

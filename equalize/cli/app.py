@@ -10,6 +10,7 @@ from equalize.cli.compare import compare
 from equalize.cli.demo import demo
 from equalize.cli.evaluate import evaluate
 from equalize.cli.finetune import finetune
+from equalize.cli.flag_groups import grouped
 from equalize.cli.push import push
 from equalize.cli.scan import scan
 from equalize.cli.verify import verify
@@ -24,15 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(scan)
-app.command()(calibrate)
-app.command()(apply)
-app.command()(verify)
-app.command()(finetune)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(push)
-app.command()(demo)
+for _command in (scan, calibrate, apply, verify, finetune, evaluate, compare, push, demo):
+    app.command()(grouped(_command))
 
 
 def _print_version(wanted: bool) -> None:

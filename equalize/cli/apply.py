@@ -5,12 +5,11 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags, grouped
+from equalize.cli.flag_groups import ArchFlags
 
 __all__ = ["apply"]
 
 
-@grouped
 def apply(
     context: typer.Context,
     plan: Annotated[
@@ -27,13 +26,12 @@ def apply(
 
     What was written is loaded again and compared with MODEL, on random inputs, before OUT appears.
     """
-    from equalize.cli.terminal import Terminal
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal:
+    with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.apply import apply_plan
         from equalize.plan.plan import Plan
 
         done = apply_plan(Plan.read(plan), arch.name(model), out, overwrite=overwrite)
-        terminal.result(done.to_json())
-        terminal.show(plan_report(done, compared_on="random inputs"))
+        terminal.result(done.to_json(), plan_report(done, compared_on="random inputs"))

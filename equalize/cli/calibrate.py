@@ -1,32 +1,29 @@
 """`equalize calibrate`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ImageFlags, ModelFlags, grouped
+from equalize.cli.flag_groups import ImageFlags, ModelFlags
 
 __all__ = ["calibrate"]
 
-Strategy = Annotated[
-    Literal["auto", "migrate", "preserve", "reinit", "rescale"],
-    typer.Option(
-        "--strategy",
-        help="auto: drawn weights are rescaled, trained ones migrated or preserved. migrate and preserve keep "
-        "what the network computes; rescale and reinit (weights drawn anew) change it.",
-    ),
-]
 
-
-@grouped
 def calibrate(
     context: typer.Context,
     model: o.Model,
     data: o.Data,
     out: o.Out,
     *,
-    strategy: Strategy = "auto",
+    strategy: Annotated[
+        o.StrategyName,
+        typer.Option(
+            "--strategy",
+            help="auto: drawn weights are rescaled, trained ones migrated or preserved. migrate and preserve keep "
+            "what the network computes; rescale and reinit (weights drawn anew) change it.",
+        ),
+    ] = "auto",
     keep_norm: Annotated[
         bool, typer.Option("--keep-norm", help="Rescale each equalized weight to the norm it had.")
     ] = False,
@@ -44,27 +41,25 @@ def calibrate(
     OUT has the format of MODEL and loads in its own library; OUT/equalize.json is the receipt. What was written is
     loaded again and compared with MODEL before OUT appears.
     """
-    from equalize.cli.terminal import Terminal
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
-        config, name = images.read(model_flags.seed), model_flags.name(model)
+    with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.calibrate import calibrate_checkpoint
 
         with terminal.progress("measuring") as progress:
             plan = calibrate_checkpoint(
-                name,
+                model_flags.name(model),
                 data,
                 out,
                 strategy=strategy,
                 keep_norm=keep_norm,
                 pattern=sites,
-                config=config,
+                config=images.config(model_flags.seed),
                 dry_run=dry_run,
                 overwrite=overwrite,
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        terminal.result(plan.to_json())
-        terminal.show(plan_report(plan))
+        terminal.result(plan.to_json(), plan_report(plan))

@@ -42,10 +42,13 @@ def demo(
 
     A UPerNet trained on drawn street scenes, and scenes it has not seen, come with the package: nothing is downloaded.
     """
-    from equalize.cli.terminal import Terminal
+    from equalize.cli.terminal import open_terminal
 
     start = time.perf_counter()
-    with Terminal(context, as_json=json) as terminal, tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder:
+    with (
+        open_terminal(context, as_json=json) as terminal,
+        tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder,
+    ):
         from equalize.checkpoint.load import ModelName
         from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
         from equalize.commands.calibrate import calibrate_checkpoint
@@ -68,5 +71,6 @@ def demo(
         seconds = time.perf_counter() - start
         kept = f"{target} is kept" if out else "what was written is deleted again (-o OUT keeps it)"
         terminal.step(f"Done in {seconds:.0f} s; {kept}. Your turn: equalize calibrate MODEL --data IMAGES -o OUT")
-        content = {"scan": found.to_json(), "calibrate": plan.to_json()}
-        terminal.result({**content, "verify": verification_json(target, str(MODEL), plan, check), "seconds": seconds})
+        proven = verification_json(target, str(MODEL), plan, check)
+        content = {"scan": found.to_json(), "calibrate": plan.to_json(), "verify": proven}
+        terminal.result({**content, "seconds": seconds})

@@ -1,38 +1,44 @@
 """`equalize evaluate`."""
 
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
-import typer
+from typer import Context, Option
 
 from equalize.cli import options as o
+from equalize.cli.flag_groups import ArchFlags
 
 __all__ = ["evaluate"]
 
 
-Split = Annotated[
-    str | None, typer.Option("--split", metavar="NAME", help="Of the data set; val, else test, if left away.")
-]
-SlidingWindow = Annotated[
-    bool, typer.Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
-]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreFlags:
+    """The fields of `EvalConfig`."""
+
+    split: Annotated[str | None, Option(metavar="NAME", help="Of the data set; val, else test, if left away.")] = None
+    size: o.Size = None
+    sliding_window: Annotated[
+        bool, Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
+    ] = False
+    ignore_index: Annotated[int, Option(metavar="N", help="The label that is not scored.")] = 255
+    reduce_labels: Annotated[
+        Literal["auto", "yes", "no"],
+        Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the labels."),
+    ] = "auto"
+    class_names: o.ClassNames = None
+    batch_size: Annotated[int, Option(min=1, metavar="N", help="Images a forward pass.")] = 8
+    device: o.Device = "auto"
+    precision: o.Precision = "fp32"
+    workers: Annotated[int, Option(min=0, metavar="N", help="Processes that read images.")] = 0
 
 
 def evaluate(
-    context: typer.Context,
+    context: Context,
     model: o.Model,
     data: o.Data,
-    split: Split = None,
-    size: o.Size = None,
-    sliding_window: SlidingWindow = False,
-    ignore_index: o.IgnoreIndex = 255,
-    reduce_labels: o.ReduceLabels = "auto",
-    class_names: o.ClassNames = None,
-    batch_size: o.BatchSize = 8,
-    device: o.Device = "auto",
-    precision: o.Precision = o.PrecisionName.FP32,
-    workers: o.Workers = 0,
-    arch: o.Arch = None,
-    arch_arg: o.ArchArgs = None,
+    *,
+    flags: ScoreFlags,
+    arch: ArchFlags,
     num_classes: o.NumClasses = None,
     json: o.Json = False,
 ) -> None:
@@ -41,29 +47,15 @@ def evaluate(
     Images are brought to --size, or the checkpoint's size, or left at their own; the logits are brought to the size
     of the mask, which is scored as it is stored. Under torchrun every process scores a share.
     """
-    from equalize.cli.terminal import Terminal
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal:
-        name = o.read_name(model, arch=arch, arch_args=arch_arg, num_classes=num_classes)
+    with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.training import score_report
         from equalize.commands import evaluate as command
-        from equalize.distributed import is_main, leave
+        from equalize.distributed import leave
 
-        config = command.EvalConfig(
-            split=split,
-            size=o.read_size(size),
-            sliding_window=sliding_window,
-            ignore_index=ignore_index,
-            reduce_labels=reduce_labels,
-            class_names=class_names,
-            batch_size=batch_size,
-            device=device,
-            precision=precision.value,
-            workers=workers,
-        )
+        name, config = arch.name(model, num_classes=num_classes), command.EvalConfig(**asdict(flags))
         with terminal.progress("scoring") as progress:
             found = command.evaluate(name, data, config, progress=progress, notify=terminal.note)
-        if is_main():
-            terminal.result(found.to_json())
-            terminal.show(score_report(found))
+        terminal.result(found.to_json(), score_report(found))
         leave()

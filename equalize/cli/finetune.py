@@ -1,28 +1,16 @@
 """`equalize finetune`."""
 
-from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags, grouped
+from equalize.cli.flag_groups import ArchFlags
 from equalize.cli.training_options import TrainingFlags
 
 __all__ = ["finetune"]
 
 
-Calibrate = Annotated[
-    bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
-]
-Strategy = Annotated[
-    Literal["auto", "migrate", "preserve", "reinit", "rescale"] | None,
-    typer.Option("--strategy", help="Of --calibrate."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")]
-
-
-@grouped
 def finetune(
     context: typer.Context,
     model: o.Model,
@@ -30,11 +18,13 @@ def finetune(
     out: o.Out,
     *,
     training: TrainingFlags,
-    calibrate: Calibrate = False,
-    strategy: Strategy = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
+    ] = False,
+    strategy: Annotated[o.StrategyName | None, typer.Option(help="Of --calibrate.")] = None,
     init_missing: o.InitMissing = False,
     arch: ArchFlags,
-    resume: Resume = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
@@ -45,17 +35,17 @@ def finetune(
     """
     if strategy and not calibrate:
         raise typer.BadParameter("needs --calibrate", param_hint="--strategy")
-    from equalize.cli.terminal import Terminal
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal:
+    with open_terminal(context, as_json=json) as terminal:
         given = training.settings() | ({"calibrate": strategy or "auto"} if calibrate else {})
         from equalize.cli.reports.training import training_report
         from equalize.commands.finetune.config import TrainConfig
         from equalize.commands.finetune.finetune import finetune as train
-        from equalize.distributed import is_main, leave
+        from equalize.distributed import leave
 
         config = TrainConfig.make(given, training.config)
-        name = replace(arch.name(model), init_missing=init_missing, seed=config.seed)
+        name = arch.name(model, init_missing=init_missing, seed=config.seed)
         with terminal.progress("training") as progress:
             done = train(
                 *(name, data, out, config),
@@ -65,7 +55,5 @@ def finetune(
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        if is_main():
-            terminal.result(done.to_json())
-            terminal.show(training_report(done))
+        terminal.result(done.to_json(), training_report(done))
         leave()

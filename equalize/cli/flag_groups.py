@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from equalize.cli import options as o
@@ -23,13 +23,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    keyword = inspect.Parameter.KEYWORD_ONLY
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if name in groups:
-            parameters += _parameters_of(groups[name])
-        else:
-            keyword = inspect.Parameter.KEYWORD_ONLY
+        if name not in groups:
             parameters.append(parameter.replace(kind=keyword, annotation=hints[name]))
+            continue
+        inside = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(field.name, keyword, default=field.default, annotation=inside[field.name])
+            for field in fields(groups[name])
+        ]
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
@@ -39,23 +43,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **made)
 
+    del flat.__wrapped__  # Typer would look through it
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {each.name: each.annotation for each in parameters}
-    del flat.__wrapped__  # Typer would look through it
     return flat
-
-
-def _parameters_of(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,49 +54,40 @@ class ArchFlags:
     """What builds the network of a state dict."""
 
     arch: o.Arch = None
-    arch_arg: o.ArchArgs = None
+    arch_args: o.ArchArgs = None
 
-    def name(self, source: str) -> "ModelName":
-        """The model that `source` names, as these flags have it."""
-        return o.read_name(source, arch=self.arch, arch_args=self.arch_arg)
+    def name(self, source: str, **others: Any) -> "ModelName":
+        """The model that `source` names, as these flags and further fields of `ModelName` have it."""
+        from equalize.checkpoint import ModelName
+
+        return ModelName(source=source, **{**asdict(self), "arch_args": dict(self.arch_args or ())}, **others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFlags:
+class ModelFlags(ArchFlags):
     """What builds the network, and what is drawn where the checkpoint lacks it."""
 
-    arch: o.Arch = None
-    arch_arg: o.ArchArgs = None
     init_missing: o.InitMissing = False
     num_classes: o.NumClasses = None
     seed: o.Seed = 0
-
-    def name(self, source: str) -> "ModelName":
-        """The model that `source` names, as these flags have it."""
-        return o.read_name(
-            source,
-            arch=self.arch,
-            arch_args=self.arch_arg,
-            init_missing=self.init_missing,
-            num_classes=self.num_classes,
-            seed=self.seed,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFlags:
     """Which images are measured, and how."""
 
-    samples: o.Samples = None
+    samples: o.Samples = "256"
     tolerance: o.Tolerance = None
     size: o.Size = None
     split: o.Split = None
-    batch_size: o.MaybeBatchSize = None
+    batch_size: o.BatchSize = None
     device: o.Device = "auto"
-    precision: o.Precision = o.PrecisionName.FP32
-    workers: o.MaybeWorkers = None
+    precision: o.Precision = "fp32"
+    workers: o.Workers = None
     skip_bad: o.SkipBad = 0.0
 
-    def read(self, seed: int) -> "CalibrationConfig":
-        """These flags, their values checked."""
-        return o.read_calibration(seed=seed, **{field.name: getattr(self, field.name) for field in fields(self)})
+    def config(self, seed: int) -> "CalibrationConfig":
+        """The same as the command takes them."""
+        from equalize.commands.images import CalibrationConfig
+
+        return CalibrationConfig(**asdict(self), seed=seed)

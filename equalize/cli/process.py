@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import IO
@@ -31,9 +30,6 @@ class Signals:
 def interruptible() -> Iterator[Signals]:
     """SIGINT and SIGTERM become exceptions and are remembered, in case a library swallows or disguises one."""
     signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
     before = {number: signal.signal(number, signals.receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield signals

@@ -40,9 +40,9 @@ def push(
     Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
     a training stay behind.
     """
-    from equalize.cli.terminal import Terminal
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal:
+    with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.push import push_report
         from equalize.commands.push.push import push as send
 
@@ -56,5 +56,4 @@ def push(
             notify=terminal.note,
             warn=terminal.warn,
         )
-        terminal.result(pushed.to_json())
-        terminal.show(push_report(pushed))
+        terminal.result(pushed.to_json(), push_report(pushed))

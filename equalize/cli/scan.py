@@ -1,22 +1,27 @@
 """`equalize scan`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ImageFlags, ModelFlags, grouped
+from equalize.cli.flag_groups import ImageFlags, ModelFlags
 
 __all__ = ["scan"]
 
 
-@grouped
 def scan(
     context: typer.Context,
     model: o.Model,
     *,
     input_shape: Annotated[
-        str | None, typer.Option("--input-shape", metavar="N,C,...", help="Of the network's input; instead of --size.")
+        Any,
+        typer.Option(
+            "--input-shape",
+            metavar="N,C,...",
+            parser=o.read_shape,
+            help="Of the network's input; instead of --size.",
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="List those without a resampled branch too.")] = False,
     data: o.MaybeData = None,
@@ -29,31 +34,28 @@ def scan(
     Says what cannot be equalized, and why. With --data, the scale of each branch is measured as well; without, only
     the network's structure is read.
     """
-    shape = o.read_shape(input_shape)
-    if shape and (images.size or data):
+    if input_shape and (images.size or data):
         flag = "--size" if images.size else "--data"
         raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
     if data is None:
-        o.demand_data(samples=images.samples, split=images.split, tolerance=images.tolerance)
-    from equalize.cli.terminal import Terminal
+        o.demand_data(context, "samples", "split", "tolerance")
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal, terminal.among_peers():
-        config, name = images.read(model_flags.seed), model_flags.name(model)
+    with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import scan_report
         from equalize.commands.scan import scan_checkpoint
 
         with terminal.progress("measuring") as progress:
             found = scan_checkpoint(
-                name,
-                shape=shape,
+                model_flags.name(model),
+                shape=input_shape,
                 plain=every,
                 data=data,
-                config=config,
+                config=images.config(model_flags.seed),
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        terminal.result(found.to_json())
-        terminal.show(scan_report(found))
+        terminal.result(found.to_json(), scan_report(found))
         if found.scan.sites and data is None:
             terminal.hint(f"next: equalize calibrate {model} --data IMAGES -o OUT")

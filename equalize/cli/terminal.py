@@ -16,13 +16,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +29,7 @@ from rich.text import Text
 from equalize.cli.failures import explain, visible
 from equalize.cli.process import discard
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "open_terminal"]
 
 _WIDEST = 10_000
 
@@ -51,29 +50,14 @@ class _Console(Console):
 
 
 class Terminal:
-    """What a command prints with; `with Terminal(context, as_json=...) as terminal: ...` around its body."""
+    """What a command prints with."""
 
-    def __init__(self, context: typer.Context, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
-        self._debug = bool(context.find_root().params.get("debug"))
-        self._undo = contextlib.ExitStack()
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a terminal that knows no "×" shows "?", and works
-                stream.reconfigure(errors="replace")
         self._stdout = sys.stdout
-        self._held: list[tuple[Console, Text]] = []
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
-
-    def __enter__(self) -> Self:
-        self._undo.enter_context(contextlib.redirect_stdout(sys.stderr))
-        self._undo.enter_context(_quiet_libraries(self._debug))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._undo.close()
+        self._held: list[tuple[Console, Text]] = []
 
     @contextlib.contextmanager
     def among_peers(self) -> Iterator[None]:
@@ -82,7 +66,6 @@ class Terminal:
 
         with joined(lambda error: explain(error).exit_code):
             if not is_main():
-                self._json = False
                 self._out = self._err = _console(io.StringIO())
             yield
 
@@ -108,21 +91,23 @@ class Terminal:
         if not self._json:
             _print(self._err, Text(line, style="dim"))
 
-    def step(self, heading: str, explanation: str = "") -> None:
-        """Opens a part of a command that has several; dropped with --json."""
-        if not self._json:
-            _print(self._out, Text.assemble("\n", (heading, "bold cyan")))
-            _print(self._out, Text(f"{explanation}\n" if explanation else "", style="cyan"))
-
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
         """The parts of a report; dropped with --json."""
-        self._release()
         if not self._json:
+            self._release()
             for part in report:
                 _print(self._out, part)
 
-    def result(self, content: Mapping[str, Any]) -> None:
-        """The JSON object; dropped without --json."""
+    def step(self, heading: str, explanation: str = "") -> None:
+        """Opens a part of a command that has several."""
+        self.show([Text(f"\n{heading}", style="bold cyan"), Text(explanation and f"{explanation}\n", style="cyan")])
+
+    def result(self, content: Mapping[str, Any], report: Iterable[ConsoleRenderable] = ()) -> None:
+        """What the command has found: the object with --json, else the report. Only the main process says it."""
+        from equalize.distributed import is_main
+
+        if not is_main():
+            return
         if self._json:
             try:
                 self._stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -130,6 +115,7 @@ class Terminal:
             except BrokenPipeError:
                 discard(self._stdout)
         self._release()  # not before: if the disk behind stdout is full, that error stands alone
+        self.show(report)
 
     @contextlib.contextmanager
     def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
@@ -137,13 +123,7 @@ class Terminal:
         if not self._err.is_terminal:
             yield lambda done, of: None
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(compact=True),
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bars = Progress(*columns, console=self._err, transient=True)
         task = bars.add_task(doing, total=None)
 
@@ -159,11 +139,16 @@ class Terminal:
             bars.stop()
 
 
-class _Rate(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+@contextlib.contextmanager
+def open_terminal(context: typer.Context, *, as_json: bool) -> Iterator[Terminal]:
+    """A terminal around the body of a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows no "×" shows "?", and works
+            stream.reconfigure(errors="replace")
+    terminal = Terminal(as_json=as_json)
+    debug = bool(context.find_root().params.get("debug"))
+    with contextlib.redirect_stdout(sys.stderr), contextlib.nullcontext() if debug else _quiet_libraries():
+        yield terminal
 
 
 def _print(console: Console, renderable: ConsoleRenderable) -> None:
@@ -186,10 +171,7 @@ def _console(file: IO[str], width: int | None = None) -> Console:
 
 
 @contextlib.contextmanager
-def _quiet_libraries(debug: bool) -> Iterator[None]:
-    if debug:
-        yield
-        return
+def _quiet_libraries() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

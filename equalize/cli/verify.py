@@ -5,18 +5,17 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags, grouped
+from equalize.cli.flag_groups import ArchFlags
 
 __all__ = ["verify"]
 
 
-@grouped
 def verify(
     context: typer.Context,
     out: Annotated[
         str, typer.Argument(metavar="OUT", show_default=False, help="A directory that equalize calibrate wrote.")
     ],
-    against: o.Against,
+    against: Annotated[str, typer.Option("--against", metavar="MODEL", help="The model that OUT was made of.")],
     *,
     data: o.MaybeData = None,
     size: o.Size = None,
@@ -30,16 +29,16 @@ def verify(
     inputs, does what the plan says.
     """
     if data is None:
-        o.demand_data(size=size, split=split)
-    from equalize.cli.terminal import Terminal
+        o.demand_data(context, "size", "split")
+    from equalize.cli.terminal import open_terminal
 
-    with Terminal(context, as_json=json) as terminal:
-        config = o.read_calibration(samples="2", size=size, split=split, batch_size=2)
-        name = arch.name(against)
+    with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.plan import verification_json, verification_report
+        from equalize.commands.images import CalibrationConfig
         from equalize.commands.verify import verify_checkpoint
 
+        config = CalibrationConfig(samples=2, size=size, split=split, batch_size=2)
+        plan, check = verify_checkpoint(out, arch.name(against), data, config)
         compared_on = f"images of {data}" if data else "random inputs"
-        plan, check = verify_checkpoint(out, name, data, config)
-        terminal.result(verification_json(out, against, plan, check))
-        terminal.show(verification_report(out, against, plan, check, compared_on))
+        report = verification_report(out, against, plan, check, compared_on)
+        terminal.result(verification_json(out, against, plan, check), report)

@@ -41,28 +41,22 @@ def calibrate_checkpoint(
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Plan:
-    """Measures, embeds, writes, reloads, proves.
-
-    The processes of a group share the images; the main one writes.
+    """Measures, embeds, writes, reloads, proves. The processes of a group share the images; the main one writes.
 
     Args:
-        name: the model.
-        data, config: images, and the pass over them.
+        name, data, config: the model, the images, and the pass over them.
         out: the directory to write; whole or absent afterwards, and absent if there is no site.
         strategy, keep_norm: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
-        dry_run: write nothing.
         overwrite: whether `out` may exist.
-        progress, notify, warn: see `equalize.messages`.
 
     Returns:
         The plan, its facts filled in: provenance and, in the main process, "check" and "output".
     """
     config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
-    source = Path(name.source)
     if not dry_run and is_main():
-        check_target(Path(out), overwrite, source if source.exists() else None)
+        check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
     checkpoint = _load_original(name, notify)
     images = Images(data, checkpoint, config, progress)
     notify(f"data: {images.dataset.describe()}")

@@ -1,7 +1,7 @@
-"""How well a network segments: one streaming confusion matrix at the masks' own resolution."""
+"""How well a network segments: pixels counted by label and prediction, at the masks' own resolution."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,18 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.images import input_shape
+from equalize.commands.images import working_size
 from equalize.commands.labels import LabelledSplit, as_classes, check_split, count_classes, names_of
-from equalize.data import Item, ReduceLabels, batches, check_labels, open_data, read_mask
-from equalize.data.loader import Preprocessor
+from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
+from equalize.data.loader import Batch
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
 from equalize.errors import InputError, NumericsError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
-from equalize.metrics import ConfusionMatrix, Score
-
-__all__ = ["EvalConfig", "Logits", "confusion", "evaluate", "image_confusions", "sliding"]
+from equalize.metrics import Score, count_pixels, score_of
 
 Logits = Callable[[Tensor], Tensor]
 """(N, 3, H, W) -> (N, classes, h, w)."""
@@ -30,22 +28,18 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    """How a network is scored.
-
-    Attributes:
-        split: of the data set; the validation split, else the test split, if None.
-        size: (H, W) that images are brought to; the checkpoint's, else their own, if None.
-        sliding_window: leave images at their own size and let a window of `size` slide over them.
-        ignore_index: the label that is not scored.
-        class_names: a file with names of the classes.
-    """
+    """How a network is scored."""
 
     split: str | None = None
+    """The validation split, else the test split, if None."""
     size: tuple[int, int] | None = None
+    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     sliding_window: bool = False
+    """Leave images at their own size and let a window of `size` slide over them."""
     ignore_index: int = 255
     reduce_labels: ReduceLabels = "auto"
     class_names: str | Path | None = None
+    """A file with names of the classes."""
     batch_size: int = 8
     device: str = "auto"
     precision: str = "fp32"
@@ -62,13 +56,6 @@ def evaluate(
 ) -> Score:
     """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same.
 
-    Args:
-        name: the model.
-        data: a data set with masks.
-        config: the split, the size and so on.
-        progress: called with the images done and to do, of this process.
-        notify: called with what a user should know, a line at a time.
-
     Raises:
         CheckpointError: the model cannot be loaded. DataError: the data cannot be scored.
         NumericsError: the network gives NaN or Inf.
@@ -81,18 +68,17 @@ def evaluate(
     checkpoint = name.load()
     checkpoint.model.to(device)
     notify(f"preprocessing: {checkpoint.preprocess}")
-    size = _window(checkpoint, config) if config.sliding_window else config.size
+    size = working_size(checkpoint, config.size) if config.sliding_window else config.size
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names)
     labelled = check_split(
         dataset, classes, names, ignore_index=config.ignore_index, reduce_labels=config.reduce_labels, notify=notify
     )
     with eval_mode(checkpoint.model):
-        matrix = confusion(checkpoint, labelled, config, device, progress=progress)
-    return matrix.score(names)
+        return score_split(checkpoint, labelled, config, device, progress=progress)
 
 
-def confusion(
+def score_split(
     checkpoint: Checkpoint,
     labelled: LabelledSplit,
     config: EvalConfig,
@@ -100,72 +86,59 @@ def confusion(
     *,
     progress: Progress = ignore_progress,
     together: Logits | None = None,
-) -> ConfusionMatrix:
-    """Counts every pixel of a split, summed over processes; see `image_confusions`."""
-    total = ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index)
+) -> Score:
+    """Scores a split, counted by all processes together; see `count_images`."""
+    total = torch.zeros(labelled.num_classes, labelled.num_classes, dtype=torch.int64)
     mine = len(my_share(labelled.dataset.images))
-    for _, counted in image_confusions(checkpoint, labelled, config, device, together=together):
-        total += counted
-        progress(total.images, mine)
-    counts = torch.cat([total.counts_KK.flatten(), torch.tensor([total.images])])
-    *pixels, images = summed(counts, device).tolist()
-    total.counts_KK = torch.tensor(pixels).view_as(total.counts_KK)
-    total.images = images
-    return total
+    for done, counts_KK in enumerate(count_images(checkpoint, labelled, config, device, together=together), 1):
+        total += counts_KK
+        progress(done, mine)
+    return score_of(summed(total, device), len(labelled.dataset.images), labelled.names)
 
 
-def image_confusions(
+def count_images(
     checkpoint: Checkpoint,
     labelled: LabelledSplit,
     config: EvalConfig,
     device: torch.device,
     *,
     together: Logits | None = None,
-) -> Iterator[tuple[Item, ConfusionMatrix]]:
-    """Each image of this process's share of a split, and its own matrix.
+) -> Iterator[Tensor]:
+    """For each image of this process's share its pixels by label and prediction, (K, K); see `count_pixels`.
 
     Args:
         checkpoint: whose model the caller has put into eval mode on `device`.
-        labelled, config: what is scored, and how.
-        device: where the model lies.
+        labelled, config, device: what is scored, how, and where.
         together: gives the logits in place of the checkpoint where each process holds but a part of the network, so
             that all must call it equally often.
     """
-    preprocess: Preprocessor = checkpoint.preprocess
+    preprocess, size = checkpoint.preprocess, config.size or checkpoint.preprocess.size
     logits: Logits = together or checkpoint.logits
-    size = config.size or checkpoint.preprocess.size
     if config.sliding_window:
-        logits = partial(sliding, logits, _window(checkpoint, config))
-        preprocess, size = replace(checkpoint.preprocess, size=None), None
-    masks = dict(zip(labelled.dataset.images, labelled.dataset.masks, strict=True))
+        logits = partial(sliding, logits, working_size(checkpoint, config.size))
+        preprocess, size = replace(preprocess, size=None), None
+    masks = dict(labelled.dataset.with_masks())
     mine = my_share(labelled.dataset.images)
     read = mine or labelled.dataset.images[:1]  # with fewer images than processes some have none to count
-    found = batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
+    found: Iterable[Batch] = Batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
     for batch, fresh in in_step(found, device) if together else ((batch, True) for batch in found if mine):
         with torch.no_grad(), precision_of(config.precision, device):
             scores_NKhw = as_classes(logits(batch.images.to(device))).float()
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
-            mask = masks[path]
-            assert mask is not None
-            yield path, _count(scores_Khw, path, mask, labelled)
+            yield _count(scores_Khw, path, masks[path], labelled)
 
 
-def _window(checkpoint: Checkpoint, config: EvalConfig) -> tuple[int, int]:
-    height, width = input_shape(checkpoint, config.size)[2:]
-    return height, width
-
-
-def _count(scores_Khw: Tensor, image: Item, mask: Item, labelled: LabelledSplit) -> ConfusionMatrix:
+def _count(scores_Khw: Tensor, image: Item, mask: Item, labelled: LabelledSplit) -> Tensor:
     """One image: logits bilinearly to the mask's size, the largest wins."""
     if not scores_Khw.isfinite().all():
         raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
-    label_HW = read_mask(mask, labelled.rule)
-    check_labels(label_HW, labelled.num_classes, labelled.rule, mask)
+    rule, classes = labelled.rule, labelled.num_classes
+    label_HW = read_mask(mask, rule)
+    check_labels(label_HW, classes, rule, mask)
     height, width = label_HW.shape
     scores = F.interpolate(scores_Khw[None], size=(height, width), mode="bilinear", align_corners=False)
-    counted = ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index)
-    counted.update(scores[0].argmax(dim=0), label_HW.to(scores.device))
-    return counted
+    label_HW = label_HW.to(scores.device)
+    return count_pixels(scores[0].argmax(dim=0), label_HW, classes, ignore_index=rule.ignore_index)
 
 
 def sliding(logits: Logits, window: tuple[int, int], images_NCHW: Tensor) -> Tensor:

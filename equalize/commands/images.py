@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import Batches, DataSet, batches, open_data, sample
+from equalize.data import Batches, DataSet, open_data, sample
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
-
-__all__ = ["CalibrationConfig", "Images", "input_shape"]
 
 _DEFAULT_SIZE = (512, 512)
 _MOST_IMAGES = 8
@@ -29,37 +27,30 @@ _MOST_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationConfig:
-    """How the images are read and measured.
-
-    Attributes:
-        samples: how many images are drawn; None for all.
-        tolerance: stop when the 95 % interval of every sigma is this tight.
-        size: (H, W) that images are brought to; the checkpoint's own if None.
-        batch_size: images a forward pass; None for at most 8, and at most 4 megapixels.
-        workers: processes that read images; None for a few where there is an accelerator, else none.
-        skip_bad: share of images that may be unreadable.
-    """
+    """Which images are measured, and how."""
 
     samples: int | None = 256
+    """How many are drawn; None for all."""
     tolerance: float | None = None
+    """Stop when the 95 % interval of every sigma is this tight."""
     size: tuple[int, int] | None = None
+    """(H, W) that images are brought to; the checkpoint's own if None."""
     split: str | None = None
     batch_size: int | None = None
+    """None for at most 8 images, and at most 4 megapixels."""
     device: str = "auto"
     precision: str = "fp32"
     workers: int | None = None
+    """Processes that read images; None for a few where there is an accelerator, else none."""
     skip_bad: float = 0.0
+    """Share of the images that may be unreadable."""
     seed: int = 0
 
 
 class Images(Blocks):
     """The images that are measured: iterable as often as needed, by one process or several.
 
-    Attributes:
-        dataset: where they come from.
-        paths: those drawn.
-        skipped: those that could not be read in the pass that ran last, and why.
-        batch_size: the most images in a batch.
+    `skipped` are those that could not be read in the pass that ran last.
     """
 
     shared = True
@@ -72,7 +63,7 @@ class Images(Blocks):
         progress: Progress = ignore_progress,
     ) -> None:
         self.dataset: DataSet = open_data(data, split=config.split)
-        self.paths = list(sample(self.dataset, config.samples, config.seed))
+        self.paths = sample(self.dataset.images, config.samples, config.seed)
         if config.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
             random.Random(config.seed).shuffle(self.paths)
         self.skipped: list[Skip] = []
@@ -80,7 +71,7 @@ class Images(Blocks):
         size = config.size or checkpoint.preprocess.size
         device = device_of(config.device)
         workers = _workers(device) if config.workers is None else config.workers
-        read = partial(batches, self.paths, checkpoint.preprocess, size=size, skip_bad=config.skip_bad)
+        read = partial(Batches, self.paths, checkpoint.preprocess, size=size, skip_bad=config.skip_bad)
         sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
         self.batch_size = config.batch_size or _batch_size(sides)
         self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
@@ -89,7 +80,7 @@ class Images(Blocks):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What a network is traced with: two images of the first one's size."""
+        """What a network is traced with: two images of the first one's size, (2, 3, H, W)."""
         assert self.shapes is not None
         return (2, *self.shapes[0][1:])
 
@@ -108,15 +99,11 @@ class Images(Blocks):
                     index=group.index,
                     batches=tuple(batch.images for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
-                    skipped=tuple((path, reason) for path, reason in group.skipped),  # plain values for other processes
+                    skipped=group.skipped,
                 )
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:
-        """Remembers images that could not be read.
-
-        Raises:
-            DataError: they are more than the share that may be.
-        """
+        """Remembers images that could not be read; refuses more than the share that may be."""
         self.skipped = list(skipped)
         self._batches.check_skipped(skipped)
 
@@ -138,7 +125,7 @@ def _batch_size(sides: Sequence[int]) -> int:
 
 
 def _workers(device: torch.device) -> int:
-    """Reading takes a few percent of the time that a CPU computes, but more than an accelerator does."""
+    """On a CPU none: there reading takes a few percent of the time."""
     if device.type != "cuda":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -146,5 +133,10 @@ def _workers(device: torch.device) -> int:
 
 
 def input_shape(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, ...]:
-    """What a network is traced with: two images of the size asked for, else the checkpoint's, else 512 x 512."""
-    return (2, 3, *(size or checkpoint.preprocess.size or _DEFAULT_SIZE))
+    """What a network is traced with, (2, 3, H, W); see `working_size`."""
+    return (2, 3, *working_size(checkpoint, size))
+
+
+def working_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(H, W): the size asked for, else the checkpoint's, else 512 x 512."""
+    return size or checkpoint.preprocess.size or _DEFAULT_SIZE

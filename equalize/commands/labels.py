@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.data import (
     DataSet,
     LabelRule,
-    Preflight,
     ReduceLabels,
     class_names,
     preflight,
@@ -22,26 +20,20 @@ from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
-__all__ = ["LabelledSplit", "as_classes", "check_split", "count_classes", "names_of"]
-
 Size = tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledSplit:
-    """Pairs of images and masks, checked on a sample.
-
-    Attributes:
-        dataset: the split.
-        rule: how stored labels become classes.
-        num_classes: of the network.
-        names: of the classes, where somebody tells them.
-    """
+    """Pairs of images and masks, checked on a sample."""
 
     dataset: DataSet
     rule: LabelRule
+    """How stored labels become classes."""
     num_classes: int
+    """Of the network."""
     names: tuple[str, ...] | None = None
+    """Of the classes, where somebody tells them."""
 
 
 def as_classes(logits_NCHW: Tensor) -> Tensor:
@@ -57,8 +49,7 @@ def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: 
     Raises:
         InputError: it does not take images of that size.
     """
-    picture: Image.Image = read_image(dataset.images[0])
-    image_NCHW = checkpoint.preprocess(picture, size)[None].to(device)
+    image_NCHW = checkpoint.preprocess(read_image(dataset.images[0]), size)[None].to(device)
     try:
         with eval_mode(checkpoint.model):
             return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
@@ -87,19 +78,12 @@ def check_split(
 ) -> LabelledSplit:
     """Reads a sample of a split and settles how its labels are stored; tells what was found.
 
-    Args:
-        dataset: opened with labels.
-        num_classes: of the network.
-        names: of the classes.
-        ignore_index: the label that is neither trained on nor scored.
-        reduce_labels: whether 0 means ignored and class c is stored as c + 1.
-
     Raises:
-        DataError: a pair that could not be trained on or scored.
+        DataError: a pair could not be trained on or scored.
     """
-    found: Preflight = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
-    notify(f"{dataset.describe()}; {found.describe()}")
-    return LabelledSplit(dataset=dataset, rule=found.rule, num_classes=num_classes, names=names)
+    rule, found = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
+    notify(f"{dataset.describe()}; {found}")
+    return LabelledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
 
 
 def names_of(
@@ -113,14 +97,10 @@ def names_of(
     if path is not None:
         names = read_class_names(path)
         if len(names) != num_classes:
-            raise DataError(
-                path, "names another number of classes than there are", got=len(names), expected=num_classes
-            )
+            what = "names another number of classes than there are"
+            raise DataError(path, what, got=len(names), expected=num_classes)
         return names
-    known = (_telling(checkpoint.classes), class_names(dataset), checkpoint.classes)
+    known = [checkpoint.classes, class_names(dataset)]
+    if checkpoint.classes and checkpoint.classes[0] == "LABEL_0":  # names that transformers makes up
+        known.reverse()
     return next((names for names in known if names and len(names) == num_classes), None)
-
-
-def _telling(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Names unless they are those that transformers makes up."""
-    return None if names and all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names

@@ -5,7 +5,7 @@ The pipeline of mmsegmentation (`RandomResize`, `RandomCrop(cat_max_ratio=0.75)`
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -38,11 +38,6 @@ class Augment:
     cat_max_ratio: float = 0.75
     flip: float = 0.5
     photometric: bool = True
-    _last_steps: v2.Transform = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        steps = [v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())]
-        object.__setattr__(self, "_last_steps", v2.Compose(steps))
 
     def __call__(self, image: Image.Image, labels_HW: Tensor, seed: int) -> tuple[Image.Image, Tensor]:
         """A picture and its labels (H, W) -> the same pair under the random draws of `seed`.
@@ -58,7 +53,8 @@ class Augment:
             picture = F.resize(tv_tensors.Image(image), size, antialias=True)
             labels = F.resize(tv_tensors.Mask(labels_HW), size)
             window = self._draw_window(labels.as_subclass(Tensor))
-            picture, labels = self._last_steps(F.crop(picture, *window), F.crop(labels, *window))
+            steps = v2.Compose([v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())])
+            picture, labels = steps(F.crop(picture, *window), F.crop(labels, *window))
         finally:
             generator.set_state(before)
         return F.to_pil_image(picture), labels.as_subclass(Tensor)
@@ -92,10 +88,5 @@ def pad(image_CHW: Tensor, labels_HW: Tensor, crop: tuple[int, int], ignore_inde
 
 def _photometric() -> list[nn.Module]:
     """mmsegmentation's ranges: brightness 32 of 255, contrast and saturation 0.5 to 1.5, hue 18 of 360 degrees."""
-    jitters = (
-        v2.ColorJitter(brightness=32 / 255),
-        v2.ColorJitter(contrast=(0.5, 1.5)),
-        v2.ColorJitter(saturation=(0.5, 1.5)),
-        v2.ColorJitter(hue=18 / 360),
-    )
-    return [v2.RandomApply([jitter], p=0.5) for jitter in jitters]
+    ranges = {"brightness": 32 / 255, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 18 / 360}
+    return [v2.RandomApply([v2.ColorJitter(**{name: by})], p=0.5) for name, by in ranges.items()]

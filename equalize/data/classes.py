@@ -1,11 +1,13 @@
 """Names of classes, from a file, from a table, or from a data set that is known by its layout."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from equalize.data.dataset import DataSet
 from equalize.data.folders import read_text
+from equalize.data.hf_datasets import hub_class_names
 from equalize.errors import DataError
 
 CITYSCAPES_CLASSES = (
@@ -26,21 +28,20 @@ _ADE20K_FILE = "objectInfo150.txt"
 def class_names(dataset: DataSet) -> tuple[str, ...] | None:
     """The names that the data set brings along, by class; None where it brings none.
 
-    A file `classes.txt`, `classes.json` or `id2label.json` in its root comes first, then what a table says of itself,
-    then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own `objectInfo150.txt`. The caller
+    A file `classes.txt`, `classes.json` or `id2label.json` in its root comes first (the last on the Hub, too), then
+    what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own `objectInfo150.txt`. The caller
     compares their number to the network's.
 
     Raises:
         DataError: such a file is there but cannot be read.
     """
-    for name in _FILES:
-        if (dataset.root / name).is_file():
-            return read_class_names(dataset.root / name)
-    if dataset.classes is not None:
-        return read_class_names(dataset.classes) if isinstance(dataset.classes, Path) else dataset.classes
+    if dataset.is_on_hub:
+        file = hub_class_names(str(dataset.place))
+        return read_class_names(file) if file else None
+    if file := _first_file(dataset.place / name for name in _FILES):
+        return read_class_names(file)
     if dataset.layout == "ade20k":
-        folders = (dataset.root, dataset.root / "ADEChallengeData2016")
-        table = next((folder / _ADE20K_FILE for folder in folders if (folder / _ADE20K_FILE).is_file()), None)
+        table = _first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
         return _read_ade20k_table(table) if table else None
     return {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}.get(dataset.layout)
 
@@ -59,21 +60,23 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
+def _first_file(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _from_json(path: Path, text: str) -> tuple[str, ...]:
     try:
         content: Any = json.loads(text)
         if isinstance(content, dict):
             content = content.get("id2label", content)
-        if isinstance(content, dict):
-            by_index = {int(index): name for index, name in content.items()}
-            content = [by_index[index] for index in range(len(by_index))]
-        if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        names = [content[str(index)] for index in range(len(content))] if isinstance(content, dict) else content
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("not a list of names")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             path, "cannot be read as class names", expected='["road", ...] or {"0": "road", ...} without gaps'
         ) from error
-    return tuple(content)
+    return tuple(names)
 
 
 def _read_ade20k_table(path: Path) -> tuple[str, ...]:

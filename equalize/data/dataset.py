@@ -3,7 +3,7 @@
 import hashlib
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +12,8 @@ from equalize.data.folders import IMAGE_SUFFIXES, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Item
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
-from equalize.data.table_columns import find_table, find_tables_in
-from equalize.errors import DataError, InputError
+from equalize.data.table_columns import find_table
+from equalize.errors import DataError
 
 _Entry = TypeVar("_Entry")
 
@@ -29,8 +29,6 @@ class DataSet:
         images: files sorted by relative path, or the cells of a table in its order.
         masks: one for each image, None where it is missing; empty where the layout has none.
         passed_over: how many images are not among `images` because they lie in folders of masks.
-        classes: their names, or the file that gives them, where a table has either.
-        identity: of a table, what its library tells it from others by.
     """
 
     root: Path
@@ -39,14 +37,21 @@ class DataSet:
     images: tuple[Item, ...]
     masks: tuple[Item | None, ...] = ()
     passed_over: int = 0
-    classes: tuple[str, ...] | Path | None = None
-    identity: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """`root` without a choice of columns."""
+        return Path(Choice.of(self.root).place)
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is a table that no path leads to."""
+        return self.layout == "table" and not self.place.exists()
 
     @property
     def name(self) -> str:
         """What may be published of its place: the last part of its path, or its Hub id."""
-        on_hub = self.layout == "table" and not os.path.exists(Choice.of(self.root).place)
-        return str(self.root) if on_hub else os.path.basename(os.path.abspath(self.root))
+        return str(self.root) if self.is_on_hub else os.path.basename(os.path.abspath(self.root))
 
     @property
     def pairs(self) -> int:
@@ -63,49 +68,43 @@ class DataSet:
         Cheap enough to take every time; a file changed without changing its size goes unnoticed. Of a table it is
         Sha256 over its own fingerprint, which for parquet and arrow files follows their place and time of change.
         """
-        if self.identity is not None:
-            return hashlib.sha256(self.identity.encode()).hexdigest()
-        digest = hashlib.sha256()
-        for path in sorted(item for item in (*self.images, *self.masks) if isinstance(item, Path)):
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        items = [item for item in (*self.images, *self.masks) if item is not None]
+        paths = sorted(item for item in items if isinstance(item, Path))
+        facts = [f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n" for path in paths]
+        facts += sorted({f"{item.column}\0{item.table._fingerprint}\n" for item in items if isinstance(item, Cell)})
+        return hashlib.sha256("".join(facts).encode(errors="surrogateescape")).hexdigest()
 
     def describe(self) -> str:
         """One line for people: what was matched, which split, how many images and pairs."""
-        split = f"split {self.split}" if self.split else "no splits"
-        facts = [f"{self.layout} layout", *self._columns(), split, _counted(len(self.images), "image")]
+        columns = list(dict.fromkeys(item.column for item in (*self.images, *self.masks) if isinstance(item, Cell)))
+        facts = [f"{self.layout} layout"]
+        if columns:
+            facts.append(f"column{'s' * (len(columns) > 1)} {' and '.join(columns)}")
+        facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
         if self.passed_over:
             facts.append(f"{self.passed_over} more passed over in folders of masks")
         return f"{self.root}: {', '.join(facts)}"
 
-    def _columns(self) -> list[str]:
-        firsts = (self.images[:1], [mask for mask in self.masks if mask][:1])
-        names = [item.column for items in firsts for item in items if isinstance(item, Cell)]
-        return [f"column{'s' * (len(names) > 1)} {' and '.join(names)}"] if names else []
-
 
 def open_data(path: str | Path, *, split: str | None = None, labels: bool = False) -> DataSet:
     """Look at a folder or a table, recognize its layout and list one split of it.
 
     Args:
-        path: a folder, a .parquet or .arrow file, or a Hub id ``org/name[@revision]`` where no such folder exists; of
-            a table, columns and configuration may follow, see `Choice`.
+        path: a folder, a .parquet or .arrow file, or a Hub id where no such folder exists; see `Choice`.
         split: the split to take; synonyms (``val``, ``validation``) are understood. By default the training split
             where no labels are asked for (calibration), else the validation split, else the test split.
         labels: whether every image must have a mask.
 
     Raises:
-        DataError: the folder is missing, empty, unreadable or without images; there is no such split; with
-            `labels`, masks are missing.
+        DataError: the place is missing, empty, unreadable or without images; a split or, with `labels`, masks are.
         ResourceError: the Hub cannot be reached, or the library `datasets` is not installed and needed.
     """
     root = Path(path)
-    choice = Choice.of(path)
-    layout = find_table(choice, labels=labels) or _find_in_folder(choice, labels)
+    layout = _find(Choice.of(path), labels)
     chosen = _choose_split(root, layout, split, labels)
-    listed = layout.read(chosen)
+    listed = layout.readers[chosen]()
     if not listed:
         raise _no_images(root, layout, chosen)
     pairs = listed if layout.has_masks else without_masks(root, listed)
@@ -116,28 +115,16 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
         images=tuple(image for image, _ in pairs),
         masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
         passed_over=len(listed) - len(pairs),
-        classes=layout.classes,
-        identity=layout.identity(chosen) if layout.identity else None,
     )
     if labels:
         require_masks(dataset)
     return dataset
 
 
-def sample(dataset: DataSet, count: int | None, seed: int) -> tuple[Item, ...]:
-    """A random subset of `count` images, the same for the same seed, in their order; all of them for None.
-
-    Raises:
-        InputError: `count` is not positive.
-    """
-    if count is not None and count < 1:
-        raise InputError("samples", "no image would be read", got=count, expected="at least 1")
-    return dataset.images if count is None else tuple(draw(dataset.images, count, seed))
-
-
-def draw(items: Sequence[_Entry], count: int, seed: int) -> list[_Entry]:
-    """A random subset of `count` items, the same for the same seed, in their order; all if there are no more."""
-    chosen = random.Random(seed).sample(range(len(items)), min(count, len(items)))
+def sample(items: Sequence[_Entry], count: int | None, seed: int) -> list[_Entry]:
+    """A random subset of `count` items, the same for the same seed, in their order; all for None or if no more."""
+    number = len(items)
+    chosen = random.Random(seed).sample(range(number), number if count is None else min(count, number))
     return [items[index] for index in sorted(chosen)]
 
 
@@ -162,59 +149,54 @@ def require_masks(dataset: DataSet) -> None:
         )
 
 
-def _find_in_folder(choice: Choice, labels: bool) -> Layout:
+def _find(choice: Choice, labels: bool) -> Layout:
     root = Path(choice.place)
-    _check_folder(root)
-    layout = find_layout(root)
-    layout = (find_tables_in(choice, labels=labels) if layout.name == "images" else None) or layout
-    if choice and layout.name != "table":
-        raise DataError(root, f"has no columns to choose from ({layout.name} layout)", remedy="name the folder alone")
+    layout = find_layout(root) if os.path.isdir(root) else None
+    if layout is None or layout.name == "images":
+        layout = find_table(choice, labels=labels) or layout
+    wanted = "a folder of images, images/ + masks/, the root of ADE20K, Pascal VOC or Cityscapes, or parquet files"
+    if layout is None:
+        try:
+            root.stat()
+            what = "is a file, not a folder"
+        except FileNotFoundError:
+            what = "no such folder"
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+        raise DataError(root, what, expected=wanted)
+    if layout.name != "table":
+        if next(walk_files(root), None) is None:
+            raise DataError(root, "is empty", expected=wanted)
+        if choice != Choice(place=choice.place):
+            what = f"has no columns to choose from ({layout.name} layout)"
+            raise DataError(root, what, remedy="name the folder alone")
     return layout
 
 
-def _check_folder(root: Path) -> None:
-    wanted = "a folder of images, images/ + masks/, the root of ADE20K, Pascal VOC or Cityscapes, or parquet files"
-    try:
-        if not root.is_dir():
-            what = "is a file, not a folder" if root.exists() else "no such folder"
-            raise DataError(root, what, expected=wanted)
-    except PermissionError as error:
-        raise DataError(root, "cannot be read (Permission denied)", expected=wanted) from error
-    if next(walk_files(root), None) is None:
-        raise DataError(root, "is empty", expected=wanted)
-
-
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
+    splits = layout.splits
+    preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
+    for name in (wanted,) if wanted else preferred:
+        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name in names), ())
+        for each in (name, *synonyms):
+            if each in splits:
+                return each
     if wanted is None:
-        preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
-        found = (_match(name, layout.splits) for name in preferred)
-        return next((name for name in found if name), layout.splits[0] if layout.splits else None)
-    if name := _match(wanted, layout.splits):
-        return name
-    there = ", ".join(layout.splits)
+        return splits[0] if splits else None
     raise DataError(
         root,
         f"has no split {wanted!r} ({layout.name} layout)",
-        expected=f"one of {there}" if there else None,
-        remedy=None if there else "it has no splits: leave --split away",
+        expected=f"one of {', '.join(splits)}" if splits else None,
+        remedy=None if splits else "it has no splits: leave --split away",
     )
-
-
-def _match(wanted: str, splits: Iterable[str]) -> str | None:
-    """The split called `wanted` or, failing that, by a synonym of it."""
-    synonyms = next((names for names in SPLIT_SYNONYMS if wanted in names), ())
-    return next((name for name in (wanted, *synonyms) if name in splits), None)
 
 
 def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
     place = f"split {split} of the {layout.name} layout" if split else f"{layout.name} layout"
     if layout.name == "table":
         return DataError(root, f"has no rows ({place})")
-    return DataError(
-        root,
-        f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})",
-        expected=f"files named {' '.join(IMAGE_SUFFIXES)}",
-    )
+    what = f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})"
+    return DataError(root, what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
 
 
 def _size(path: Path) -> int:

@@ -13,8 +13,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 def list_images(folder: Path) -> list[Path]:
     """All images under `folder`, at any depth, sorted by their relative POSIX path.
 
-    Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed, and no
-    folder is listed twice. A link to nothing is listed: reading it names it.
+    A link to nothing is listed: reading it names it.
 
     Raises:
         DataError: a folder may not be read.
@@ -27,25 +26,16 @@ def list_folders(folder: Path) -> list[str]:
     """The names of the folders directly in `folder`, sorted; none where `folder` does not exist."""
     if not folder.is_dir():
         return []
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_passed_over(entry.name))
-    except OSError as error:
-        raise _unreadable(error) from error
+    _, names, _ = next(os.walk(folder, onerror=_refuse))
+    return sorted(name for name in names if not _is_passed_over(name))
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Files of any kind under `folder`, in no particular order, without those that `list_images` passes over."""
+    """Files of any kind under `folder`, at any depth and in no particular order.
 
-    def refuse(error: OSError) -> None:
-        raise _unreadable(error) from error
-
-    visited = set()
-    for here, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(here)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
+    Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed.
+    """
+    for here, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not _is_passed_over(name))
         yield from (Path(here, name) for name in files if not _is_passed_over(name))
 
@@ -68,7 +58,5 @@ def _is_passed_over(name: str) -> bool:
     return name.startswith(".") or name in {"__MACOSX", "Thumbs.db"}
 
 
-def _unreadable(error: OSError) -> DataError:
-    return DataError(
-        error.filename, f"cannot be listed ({error.strerror})", remedy="give yourself the right to read it"
-    )
+def _refuse(error: OSError) -> None:
+    raise DataError(error.filename, f"cannot be listed ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""Tables of Hugging Face `datasets` from files, saved directories and the Hub; its errors as ours.
+"""Tables of Hugging Face `datasets` from files, folders and the Hub; its errors as ours.
 
 Arrow files are memory-mapped. Parquet files and the Hub's are first written as such into the user's cache of
 `datasets` (HF_DATASETS_CACHE), once; so memory does not grow with the data set, but that folder does.
@@ -14,22 +14,25 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+from equalize.data.folders import walk_files
 from equalize.errors import DataError, EqualizeError, ResourceError
-from equalize.hub import hub_reachable
+from equalize.hub import HUB_ID, hub_reachable
 
 Tables = Mapping[str | None, Any]
 """A `datasets.Dataset` for each split; for None where there are no splits."""
 
-_LONGEST = 200  # characters of what the library says
-_CLASSES_FILE = "id2label.json"
+_SUFFIXES = (".parquet", ".arrow")
+_SAVED = ("dataset_dict.json", "state.json")
 _CHOICE = re.compile(r":((?:config|image|label)=[^,=]+(?:,(?:config|image|label)=[^,=]+)*)$")
+_LONGEST = 200  # characters of what the library says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Choice:
     Attributes:
         place: the file, the folder or the Hub id.
         image, label: columns.
-        config: the configuration of a data set on the Hub.
+        config: the configuration of a data set on the Hub, or of a copy of it.
     """
 
     place: str
@@ -56,81 +59,73 @@ class Choice:
             return cls(place=name)
         return cls(place=name[: found.start()], **dict(pair.split("=") for pair in found[1].split(",")))
 
-    def __bool__(self) -> bool:
-        return any((self.image, self.label, self.config))
 
-
-def load_files(where: Path, files: Mapping[str | None, Sequence[Path]]) -> Tables:
-    """Parquet or arrow files, all of one kind, by split.
-
-    Args:
-        where: what the user named.
-        files: by split.
-
-    Raises:
-        DataError: they cannot be read. ResourceError: the library is not installed, or there is no room.
-    """
-    kind = next(iter(files.values()))[0].suffix.lower().removeprefix(".")
-    keys = {split or "train": split for split in files}
-    named = {key: [str(path) for path in files[split]] for key, split in keys.items()}
-    with _library(where) as datasets:
-        loaded = datasets.load_dataset(kind, data_files=named)
-        return {split: loaded[key] for key, split in keys.items()}
-
-
-def load_saved(directory: Path) -> Tables:
-    """What `save_to_disk` wrote.
-
-    Raises:
-        DataError: it cannot be read. ResourceError: the library is not installed.
-    """
-    with _library(directory) as datasets:
-        return _by_split(datasets.load_from_disk(str(directory)))
-
-
-def load_from_hub(choice: Choice) -> Tables:
-    """All splits of a data set on the Hub, from the cache where the Hub cannot be reached.
-
-    Args:
-        choice: ``org/name[@revision]`` and, where it has several, a configuration.
+def load_tables(choice: Choice) -> Tables | None:
+    """What is in a file, in a folder (at any depth, or from `save_to_disk`) or on the Hub; None where no table is.
 
     Raises:
         DataError: it cannot be read, or has several configurations and none was named.
-        ResourceError: it is not there, or the Hub is not.
+        ResourceError: `datasets` is not installed, there is no room; it is not on the Hub, or the Hub is not there.
     """
     name = choice.place
-    repository, _, revision = name.partition("@")
-    with _library(name, hub=True) as datasets, _offline_if_unreachable() as offline:
-        tables = _by_split(datasets.load_dataset(repository, choice.config, revision=revision or None))
-        if offline and revision and not _is_cached_as(tables, repository, revision):
-            raise ResourceError(
-                name, "another revision is in the cache, and the Hub cannot be reached", remedy="check the network"
-            )
-        return tables
+    is_table = os.path.splitext(name)[1].lower() in _SUFFIXES
+    if os.path.isdir(name):
+        folder = os.path.abspath(name)  # a relative name might be one of the library's own, such as "csv"
+        saved = any(os.path.isfile(os.path.join(folder, file)) for file in _SAVED)
+        tables = (path for path in walk_files(Path(name)) if path.suffix.lower() in _SUFFIXES)
+        if saved or any(path.stem != "metadata" for path in tables):  # which describes the images beside it
+            with _library(name) as datasets:
+                loaded = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder, choice.config)
+                return _by_split(loaded)
+    elif os.path.isfile(name) and is_table:
+        with _library(name) as datasets:
+            kind = os.path.splitext(name)[1].lower().removeprefix(".")
+            return {None: datasets.load_dataset(kind, data_files=name, split="train")}
+    elif HUB_ID.fullmatch(name) and not is_table and not os.path.lexists(name):
+        return _load_from_hub(name, choice.config)
+    return None
 
 
-def classes_file(name: str) -> Path | None:
+def hub_class_names(name: str) -> Path | None:
     """The file `id2label.json` of a data set on the Hub, if it has one and it can be had."""
     from huggingface_hub import hf_hub_download
 
     repository, _, revision = name.partition("@")
+    find = partial(hf_hub_download, repository, "id2label.json", repo_type="dataset", revision=revision or None)
     try:
-        with _offline_if_unreachable():
-            found = hf_hub_download(repository, _CLASSES_FILE, repo_type="dataset", revision=revision or None)
+        return Path(find(local_files_only=not hub_reachable()))
     except (OSError, ValueError):  # no such file, no network, switched off: names are optional
         return None
-    return Path(found)
 
 
-def _is_cached_as(tables: Tables, repository: str, revision: str) -> bool:
-    """Whether tables from the cache are of that revision: without the Hub, the library takes what it finds."""
+def _load_from_hub(name: str, config: str | None) -> Tables:
+    """All splits of ``org/name[@revision]``, from the cache where the Hub cannot be reached."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="dataset"))
-    branch = cache / "refs" / revision
-    commit = branch.read_text(encoding="utf-8").strip() if branch.is_file() else revision
-    return {Path(file["filename"]).parent.name for each in tables.values() for file in each.cache_files} == {commit}
+    repository, _, revision = name.partition("@")
+    before, offline = constants.HF_HUB_OFFLINE, not hub_reachable()
+    constants.HF_HUB_OFFLINE = offline  # else the client tries again for half a minute
+    try:
+        with _library(name, hub=True) as datasets:
+            tables = _by_split(datasets.load_dataset(repository, config, revision=revision or None))
+    finally:
+        constants.HF_HUB_OFFLINE = before
+    if offline and revision and not _is_of_revision(tables, repository, revision):
+        what = "another revision is in the cache, and the Hub cannot be reached"
+        raise ResourceError(name, what, remedy="check the network")
+    return tables
+
+
+def _is_of_revision(tables: Tables, repository: str, revision: str) -> bool:
+    """Whether tables from the cache are of that revision: without the Hub, the library takes what it finds."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        kept = snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
+    except FileNotFoundError:
+        return False
+    folders = {Path(file["filename"]).parent.name for table in tables.values() for file in table.cache_files}
+    return folders == {Path(kept).name}
 
 
 def _by_split(loaded: Any) -> Tables:
@@ -163,22 +158,6 @@ def _library(where: object, *, hub: bool = False) -> Iterator[ModuleType]:
             datasets.enable_progress_bars()
 
 
-@contextmanager
-def _offline_if_unreachable() -> Iterator[bool]:
-    """As with HF_HUB_OFFLINE where the Hub cannot be reached: else the client tries again for half a minute.
-
-    Gives whether that is so.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline = not hub_reachable()
-    try:
-        yield offline
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def _explained(where: object, error: Exception, *, hub: bool) -> EqualizeError:
     """An error of the library as one of ours."""
     chain: list[BaseException] = [error]
@@ -186,23 +165,18 @@ def _explained(where: object, error: Exception, *, hub: bool) -> EqualizeError:
         chain.append(chain[-1].__cause__)
     reason = " ".join(str(chain[-1]).split())[:_LONGEST] or type(error).__name__
     numbers = {each.errno for each in chain if isinstance(each, OSError)}
+    remedy = None
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "disk space" in reason:
-        return ResourceError(
-            where, "the disk with the cache of datasets is full", remedy="make room, or set HF_DATASETS_CACHE"
-        )
-    if hub and type(error).__name__ == "DatasetNotFoundError":
-        return ResourceError(
-            where,
-            "no such path, and no such data set on the Hub, or none for you",
-            remedy="check the name; private and gated ones need `hf auth login`",
-        )
-    if hub and isinstance(error, ConnectionError):
-        return ResourceError(
-            where,
-            "no such path, and the Hub cannot be reached to look for a data set of that name",
-            remedy="check the name or the network",
-        )
-    if hub and numbers:  # errors of HTTP are OSErrors as well
-        return ResourceError(where, f"cannot be downloaded from the Hub ({reason})")
-    remedy = f"name one: {where}:config=NAME" if "onfig name is missing" in reason else None
-    return DataError(where, f"cannot be read as a data set ({reason})", remedy=remedy)
+        what, remedy = "the disk with the cache of datasets is full", "make room, or set HF_DATASETS_CACHE"
+    elif hub and type(error).__name__ == "DatasetNotFoundError":
+        what = "no such path, and no such data set on the Hub, or none for you"
+        remedy = "check the name; private and gated ones need `hf auth login`"
+    elif hub and isinstance(error, ConnectionError):
+        what = "no such path, and the Hub cannot be reached to look for a data set of that name"
+        remedy = "check the name or the network"
+    elif hub and numbers:  # errors of HTTP are OSErrors as well
+        what = f"cannot be downloaded from the Hub ({reason})"
+    else:
+        remedy = f"name one: {where}:config=NAME" if "onfig name is missing" in reason else None
+        return DataError(where, f"cannot be read as a data set ({reason})", remedy=remedy)
+    return ResourceError(where, what, remedy=remedy)

@@ -12,7 +12,6 @@ What a file holds and what it becomes, as torchvision, transformers and mmsegmen
     floating point                  refused: the range of its values is not known
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,14 +69,12 @@ Item = Path | Cell
 """A picture or a mask: something with a name that can be opened."""
 
 
-def read_image(path: str | Item) -> Image.Image:
+def read_image(item: Item) -> Image.Image:
     """Read a picture as RGB, 8 bits a channel, upright.
 
     Raises:
-        DataError: the file is missing, truncated, not an image, or so large when decoded that PIL takes it for a
-            decompression bomb.
+        DataError: it is missing, truncated, not an image, or so large that PIL takes it for a decompression bomb.
     """
-    item = Path(path) if isinstance(path, str) else path
     with open_picture(item) as image:
         return _to_rgb(ImageOps.exif_transpose(image), item)
 
@@ -87,41 +84,25 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
         with item.open("rb") as file, Image.open(file) as image:
-            # PIL only warns up to twice its limit.
-            if Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
             image.load()
             yield image
     except (DataError, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(item, "is not an image of a known format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise _unreadable(item, error) from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(item, f"cannot be read as an image ({reason})") from error
 
 
 def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
     if image.mode == "F":
         raise DataError(item, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        image = _upper_8_bits(image, item)
+        values_HW = np.asarray(image)  # 16 or 32 bits
+        if values_HW.min() < 0 or values_HW.max() > 0xFFFF:
+            raise DataError(item, "has pixels outside 16 bits", got=f"{values_HW.min()} to {values_HW.max()}")
+        image = Image.fromarray((values_HW >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about the direct way
     return image.convert("RGB")
-
-
-def _upper_8_bits(image: Image.Image, item: Item) -> Image.Image:
-    values_HW = np.asarray(image)  # 16 or 32 bits
-    if values_HW.min() < 0 or values_HW.max() > 0xFFFF:
-        raise DataError(item, "has pixels outside 16 bits", got=f"{values_HW.min()} to {values_HW.max()}")
-    return Image.fromarray((values_HW >> 8).astype(np.uint8))
-
-
-def _unreadable(item: Item, error: Exception) -> DataError:
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        limit = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
-        return DataError(item, "is so large when decoded that it may be a decompression bomb", expected=limit)
-    if isinstance(error, UnidentifiedImageError):
-        with item.open("rb") as file:
-            empty = not file.read(1)
-        return DataError(item, "is an empty file" if empty else "is not an image of a known format")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-    return DataError(item, f"cannot be read as an image ({reason})")

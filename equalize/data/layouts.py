@@ -12,8 +12,9 @@ from the most specific to the least; the last, a plain folder of images, fits ev
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from equalize.data.folders import list_folders, list_images, read_text
@@ -30,34 +31,36 @@ SPLIT_SYNONYMS = (
 
 _SPLIT_NAMES = frozenset(name for names in SPLIT_SYNONYMS for name in names)
 _MASK_FOLDERS = ("masks", "annotations", "labels")
-_HOLDS_MASKS = re.compile(r"(annot|annotations?|masks?|labels?)$", re.IGNORECASE)
-"""Folders named so, beside images, are none of a plain folder's images."""
+_HOLDS_MASKS = r"(?i:annot|annotations?|masks?|labels?)$"
+"""Folders whose names end so, beside images, are none of a plain folder's images."""
 
 Pairs = Sequence[tuple[Item, Item | None]]
-"""Images, each with its mask or None, sorted by the image."""
+"""Images, each with its mask or None."""
+
+Readers = Mapping[str | None, Callable[[], Pairs]]
+"""What lists the pairs of each split; of everything, for None, where there are no splits."""
 
 _Files = list[tuple[Path, Path | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A layout that fits a folder.
+    """A layout that fits a folder or a table.
 
     Attributes:
         name: one of the names above, or `table`.
-        splits: the splits that the data set has; empty where it has none.
-        has_masks: whether the layout has a place for masks.
-        read: lists the pairs of one of `splits`, or of everything (None) where there are none.
-        identity: of a split that is not made of files, what tells it from others.
-        classes: their names, or the file that gives them, where the data set itself has either.
+        has_masks: whether it has a place for masks.
+        readers: its splits.
     """
 
     name: str
-    splits: tuple[str, ...]
     has_masks: bool
-    read: Callable[[str | None], Pairs]
-    identity: Callable[[str | None], str] | None = None
-    classes: tuple[str, ...] | Path | None = None
+    readers: Readers
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits; empty where there are none."""
+        return tuple(split for split in self.readers if split is not None)
 
 
 def find_layout(root: Path) -> Layout:
@@ -72,32 +75,20 @@ def without_masks(root: Path, pairs: Pairs) -> Pairs:
     """Those of a plain folder that lie in no folder of masks, unless all do."""
 
     def is_mask(item: Item) -> bool:
-        return isinstance(item, Path) and any(map(_HOLDS_MASKS.search, item.relative_to(root).parts[:-1]))
+        return isinstance(item, Path) and any(
+            re.search(_HOLDS_MASKS, part) for part in item.relative_to(root).parts[:-1]
+        )
 
     return [pair for pair in pairs if not is_mask(pair[0])] or pairs
 
 
 def _find_cityscapes(root: Path) -> Layout | None:
-    splits = list_folders(root / "leftImg8bit")
-    if not splits:
-        return None
-
-    def read(split: str | None) -> Pairs:
-        assert split is not None
-        images = root / "leftImg8bit" / split
-        return [
-            (image, _cityscapes_mask(root / "gtFine" / split / image.relative_to(images).parent, image.stem))
-            for image in list_images(images)
-            if image.stem.endswith("_leftImg8bit")
-        ]
-
-    return Layout(name="cityscapes", splits=tuple(splits), has_masks=True, read=read)
-
-
-def _cityscapes_mask(folder: Path, image_stem: str) -> Path | None:
-    frame = image_stem.removesuffix("_leftImg8bit")
-    candidates = (folder / f"{frame}_gtFine_{ids}.png" for ids in ("labelTrainIds", "labelIds"))
-    return next((mask for mask in candidates if mask.is_file()), None)
+    images, masks = root / "leftImg8bit", root / "gtFine"
+    endings = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
+    readers: Readers = {
+        split: partial(_pair, images / split, masks / split, "_leftImg8bit", endings) for split in list_folders(images)
+    }
+    return Layout(name="cityscapes", has_masks=True, readers=readers) if readers else None
 
 
 def _find_voc(root: Path) -> Layout | None:
@@ -105,20 +96,16 @@ def _find_voc(root: Path) -> Layout | None:
     base = next((base for base in bases if (base / "JPEGImages").is_dir()), None)
     if base is None:
         return None
-    lists = base / "ImageSets" / "Segmentation"
-    splits = tuple(sorted(path.stem for path in lists.glob("[!.]*.txt")))
-
-    def read(split: str | None) -> Pairs:
-        pairs = _pair_by_stem(base / "JPEGImages", base / "SegmentationClass")
-        return pairs if split is None else _select(pairs, lists / f"{split}.txt")
-
-    return Layout(name="voc", splits=splits, has_masks=True, read=read)
+    pair = partial(_pair, base / "JPEGImages", base / "SegmentationClass")
+    lists = sorted((base / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
+    readers: Readers = {listing.stem: partial(_select, pair, listing) for listing in lists}
+    return Layout(name="voc", has_masks=True, readers=readers or {None: pair})
 
 
-def _select(pairs: _Files, listing: Path) -> _Files:
+def _select(pair: Callable[[], _Files], listing: Path) -> _Files:
     """The pairs whose image is named in `listing`, one stem a line."""
     wanted = {line.split()[0] for line in read_text(listing).splitlines() if line.strip()}
-    by_stem = {pair[0].stem: pair for pair in pairs}
+    by_stem = {image.stem: (image, mask) for image, mask in pair()}
     missing = sorted(wanted - by_stem.keys())
     if missing:
         raise DataError(
@@ -131,9 +118,9 @@ def _select(pairs: _Files, listing: Path) -> _Files:
 
 def _find_ade20k(root: Path) -> Layout | None:
     for base in (root, root / "ADEChallengeData2016"):
-        splits = [split for split in ("training", "validation") if (base / "images" / split).is_dir()]
-        if splits and (base / "annotations").is_dir():
-            return _folder_layout("ade20k", base / "images", base / "annotations")
+        images, masks = base / "images", base / "annotations"
+        if masks.is_dir() and {"training", "validation"}.intersection(list_folders(images)):
+            return _find_folders("ade20k", images, masks)
     return None
 
 
@@ -141,51 +128,53 @@ def _find_images_and_masks(root: Path) -> Layout | None:
     masks = next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
     if masks is None or not (root / "images").is_dir():
         return None
-    return _folder_layout("images+masks", root / "images", masks)
+    return _find_folders("images+masks", root / "images", masks)
 
 
 def _find_camvid(root: Path) -> Layout | None:
     """A folder of masks for every split, or for every one but the test split."""
     folders = list_folders(root)
-    masks = {split: _mask_folder(split, folders) for split in folders if split in _SPLIT_NAMES}
-    if not any(masks.values()) or len(folders) != len(masks) + sum(map(bool, masks.values())):
+    splits = [name for name in folders if name in _SPLIT_NAMES]
+    named_so = {split: [name for name in folders if re.match(f"{split}[_-]*{_HOLDS_MASKS}", name)] for split in splits}
+    masks = {split: root / names[0] for split, names in named_so.items() if names}
+    if not masks or len(folders) != len(splits) + len(masks):
         return None
-
-    def read(split: str | None) -> Pairs:
-        assert split is not None
-        folder = masks[split]
-        return _pair_by_stem(root / split, root / folder if folder else None)
-
-    return Layout(name="camvid", splits=tuple(masks), has_masks=True, read=read)
-
-
-def _mask_folder(split: str, folders: list[str]) -> str | None:
-    named_so = (name for name in folders if name.startswith(split) and name != split)
-    return next((name for name in named_so if _HOLDS_MASKS.match(name.removeprefix(split).lstrip("_-"))), None)
+    readers: Readers = {split: partial(_pair, root / split, masks.get(split)) for split in splits}
+    return Layout(name="camvid", has_masks=True, readers=readers)
 
 
 def _find_images(root: Path) -> Layout:
     # Without masks the pictures of `images/train` are as good a training split as those of `train`.
-    inner = _folder_layout("images", root / "images", None)
-    return inner if inner.splits and list_folders(root) == ["images"] else _folder_layout("images", root, None)
+    inner = _find_folders("images", root / "images", None)
+    return inner if inner.splits and list_folders(root) == ["images"] else _find_folders("images", root, None)
 
 
-def _folder_layout(name: str, images: Path, masks: Path | None) -> Layout:
+def _find_folders(name: str, images: Path, masks: Path | None) -> Layout:
     """Splits are subfolders of `images` (and of `masks`) if all of them have the name of a split."""
     folders = list_folders(images)
-    splits = tuple(folders) if _SPLIT_NAMES.issuperset(folders) else ()
-
-    def read(split: str | None) -> Pairs:
-        return _pair_by_stem(images / (split or ""), masks and masks / (split or ""))
-
-    return Layout(name=name, splits=splits, has_masks=masks is not None, read=read)
+    readers: Readers = {None: partial(_pair, images, masks)}
+    if folders and _SPLIT_NAMES.issuperset(folders):
+        readers = {split: partial(_pair, images / split, masks and masks / split) for split in folders}
+    return Layout(name=name, has_masks=masks is not None, readers=readers)
 
 
-def _pair_by_stem(images: Path, masks: Path | None) -> _Files:
-    """Pairs `images/a/b.jpg` with `masks/a/b.png`: same relative path but for the suffix."""
+def _pair(images: Path, masks: Path | None, ending: str = "", mask_endings: Sequence[str] = ("",)) -> _Files:
+    """Pairs `images/a/b.jpg` with `masks/a/b.png`: same relative path but for the suffix.
+
+    Args:
+        images, masks: folders; no mask is found where the second does not exist.
+        ending: of the stems of images, which those of masks lack; files without it are none of the images.
+        mask_endings: what the stems of masks have in its place; the first that exists is taken.
+    """
     by_stem: dict[Path, Path] = {}
     if masks is not None and masks.is_dir():
         # Where a mask exists in two formats, PNG is the lossless one.
         for mask in sorted(list_images(masks), key=lambda path: path.suffix.lower() != ".png"):
             by_stem.setdefault(mask.relative_to(masks).with_suffix(""), mask)
-    return [(image, by_stem.get(image.relative_to(images).with_suffix(""))) for image in list_images(images)]
+    pairs: _Files = []
+    for image in list_images(images):
+        stem = image.relative_to(images).with_suffix("")
+        if stem.name.endswith(ending):
+            candidates = (stem.with_name(stem.name.removesuffix(ending) + each) for each in mask_endings)
+            pairs.append((image, next((by_stem[each] for each in candidates if each in by_stem), None)))
+    return pairs

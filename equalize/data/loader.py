@@ -3,12 +3,10 @@
 N images a batch, H x W pixels.
 """
 
-import contextlib
 import math
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from PIL import Image
@@ -16,13 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from equalize.data.images import Item, read_image
-from equalize.errors import DataError, EqualizeError, InputError, ResourceError
+from equalize.errors import DataError, EqualizeError, ResourceError
 
 Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""
 
 Preprocessor = Callable[[Image.Image, Size], Tensor]
 """What a checkpoint does to a picture: (RGB image, size) -> (3, H, W) float32."""
+
+_Loaded = tuple[list[tuple[list[int], Tensor]], list[tuple[int, EqualizeError]]]
+"""A group as it comes from a worker, batches and failures: indices into `paths`, for cells need not travel back.
+
+Errors of ours come back as values: torch cannot carry them from a worker, having only their message.
+"""
 
 _BATCHES_A_GROUP = 4
 
@@ -40,13 +44,6 @@ class Batch:
     paths: tuple[Item, ...]
 
 
-class Skipped(NamedTuple):
-    """The name of an image that could not be read, and why."""
-
-    path: str
-    reason: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A fixed run of `paths` in batches.
@@ -54,43 +51,55 @@ class Group:
     Attributes:
         index: its place among the groups.
         batches: of it alone.
-        skipped: its bad files.
+        skipped: its bad files, by name, and why each could not be read.
     """
 
     index: int
     batches: tuple[Batch, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batches:
-    """Batches of the images in `paths`; every pass reads them anew. Made by `batches`.
+@dataclass(frozen=True, slots=True)
+class Batches(Dataset[_Loaded]):
+    """Batches of the images in `paths`; every pass reads them anew.
 
     Images that come out of `preprocess` with different sizes never share a batch. So `paths` is taken in groups, whose
     bounds depend on nothing that is read: a batch long where a size is given, else four batches, within which images of
     equal size share one. So memory is bounded, and a folder of portraits and landscapes still makes full batches.
     With one size the order of `paths` is kept.
+
+    Attributes:
+        paths: files or cells, as from `sample`.
+        preprocess: with workers on a platform that does not fork, it must pickle.
+        size: (H, W) handed to `preprocess`.
+        batch_size: the most images in a batch.
+        workers: processes that read; with 0 this one does, between the batches.
+        skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 the first bad file is an error.
+        pinned: put batches into memory that a CUDA device copies from by itself.
     """
 
-    source: "_Groups"
-    workers: int
-    skip_bad: float
-    pinned: bool
+    paths: Sequence[Item]
+    preprocess: Preprocessor
+    _: KW_ONLY
+    batch_size: int
+    size: Size = None
+    workers: int = 0
+    skip_bad: float = 0.0
+    pinned: bool = False
 
     @property
-    def paths(self) -> tuple[Item, ...]:
-        """All images."""
-        return self.source.paths
+    def group_size(self) -> int:
+        """How many images a group has, but for the last."""
+        return self.batch_size if self.size is not None else _BATCHES_A_GROUP * self.batch_size
 
     def __len__(self) -> int:
         """How many groups there are."""
-        return math.ceil(len(self.paths) / self.source.group_size)
+        return math.ceil(len(self.paths) / self.group_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of all groups; raises what `groups` raises."""
-        with contextlib.closing(self.groups()) as groups:
-            for group in groups:
-                yield from group.batches
+        for group in self.groups():
+            yield from group.batches
 
     def groups(self, first: int = 0, step: int = 1) -> Generator[Group, None, None]:
         """The groups `first`, `first + step`, ...; their bad files are counted against those of this iteration alone.
@@ -99,15 +108,23 @@ class Batches:
             DataError: more files are bad than `skip_bad` allows.
             ResourceError: a worker died.
         """
-        skipped: list[Skipped] = []
+        skipped: list[tuple[str, str]] = []
         places = range(first, len(self), step)
-        with contextlib.closing(self._load(places)) as loaded:
-            for place, (stacks, errors) in zip(places, loaded, strict=True):
+        try:
+            for place, (stacks, errors) in zip(places, self._load(places), strict=True):
                 bad = tuple(self._skip(self.paths[index], error) for index, error in errors)
                 skipped += bad
                 self.check_skipped(skipped)
                 found = (Batch(images=images, paths=tuple(self.paths[i] for i in of)) for of, images in stacks)
                 yield Group(index=place, batches=tuple(found), skipped=bad)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise ResourceError(
+                "workers",
+                "a process that reads images was killed, most often for want of memory or shared memory",
+                remedy="use fewer --workers, or none, or smaller batches",
+            ) from error
 
     def check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Refuses more bad files, by name and reason, than the share that is allowed.
@@ -126,123 +143,50 @@ class Batches:
                 remedy="repair or remove them, or allow a larger share",
             )
 
-    def _skip(self, path: Item, error: EqualizeError) -> Skipped:
-        if not isinstance(error, DataError):
-            raise error
-        if self.skip_bad == 0:
-            error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
-            raise error
-        return Skipped(str(path), str(error).removeprefix(f"{path}: "))
+    def __getitem__(self, place: int) -> _Loaded:
+        """A group, read in a worker."""
+        start = place * self.group_size
+        stacks: list[tuple[list[int], Tensor]] = []
+        errors: list[tuple[int, EqualizeError]] = []
+        waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        for index, path in enumerate(self.paths[start : start + self.group_size], start):
+            try:
+                image_CHW = self.preprocess(read_image(path), self.size)
+            except EqualizeError as error:
+                errors.append((index, error))
+                continue
+            queue = waiting.setdefault(image_CHW.shape, [])
+            queue.append((index, image_CHW))
+            if len(queue) == self.batch_size:
+                stacks.append(_stack(waiting.pop(image_CHW.shape)))
+        stacks.extend(map(_stack, waiting.values()))
+        return stacks, errors
 
-    def _load(self, places: range) -> "Generator[_Loaded, None, None]":
+    def _load(self, places: range) -> "DataLoader[_Loaded]":
         """Reads these groups, in order; a worker's next one is read while the last one is computed with."""
         workers = min(self.workers, len(places))
-        loader = DataLoader(
-            self.source,
+        return DataLoader(
+            self,
             batch_size=None,
             sampler=places,
-            collate_fn=_unchanged,
             num_workers=workers,
             prefetch_factor=1 if workers else None,
             worker_init_fn=_ignore_interrupts,
             pin_memory=self.pinned,
             generator=torch.Generator(),  # else each pass would draw from the global random numbers
         )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise ResourceError(
-                "workers",
-                "a process that reads images was killed, most often for want of memory or shared memory",
-                remedy="use fewer --workers, or none, or smaller batches",
-            ) from error
 
-
-def batches(
-    paths: Sequence[Item],
-    preprocess: Preprocessor,
-    *,
-    size: Size = None,
-    batch_size: int,
-    workers: int = 0,
-    skip_bad: float = 0.0,
-    pinned: bool = False,
-) -> Batches:
-    """Batches of the images in `paths`, an iterable that can be passed over several times.
-
-    Args:
-        paths: files or cells, as from `sample`.
-        preprocess: makes a (3, H, W) tensor of an RGB picture; with workers on a platform that does not fork, it must
-            pickle.
-        size: (H, W) handed to `preprocess`.
-        batch_size: the most images in a batch; images of different sizes never share one.
-        workers: processes that read; with 0 this one does, between the batches.
-        skip_bad: share of `paths`, rounded up, that may be unreadable; they are in the groups' ``skipped``. At 0 the
-            first bad file is an error.
-        pinned: put batches into memory that a CUDA device copies from by itself.
-
-    Raises:
-        InputError: an argument is out of range.
-    """
-    if batch_size < 1:
-        raise InputError("batch_size", "out of range", got=batch_size, expected="at least 1")
-    if workers < 0:
-        raise InputError("workers", "out of range", got=workers, expected="0 or more")
-    if not 0 <= skip_bad <= 1:
-        raise InputError("skip_bad", "is not a share", got=skip_bad, expected="0 to 1")
-    source = _Groups(paths=tuple(paths), preprocess=preprocess, size=size, batch_size=batch_size)
-    return Batches(source=source, workers=workers, skip_bad=skip_bad, pinned=pinned)
-
-
-class _Loaded(NamedTuple):
-    """A group as it comes from a worker: indices into `paths`, for cells need not travel back.
-
-    Errors of ours come back as values: torch cannot carry them from a worker, having only their message.
-    """
-
-    stacks: list[tuple[list[int], Tensor]]
-    errors: list[tuple[int, EqualizeError]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Groups(Dataset[_Loaded]):
-    """The groups of `paths`, by their places."""
-
-    paths: tuple[Item, ...]
-    preprocess: Preprocessor
-    size: Size
-    batch_size: int
-
-    @property
-    def group_size(self) -> int:
-        return self.batch_size if self.size is not None else _BATCHES_A_GROUP * self.batch_size
-
-    def __getitem__(self, place: int) -> _Loaded:
-        start = place * self.group_size
-        loaded = _Loaded([], [])
-        waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-        for index, path in enumerate(self.paths[start : start + self.group_size], start):
-            try:
-                image_CHW = self.preprocess(read_image(path), self.size)
-            except EqualizeError as error:
-                loaded.errors.append((index, error))
-                continue
-            queue = waiting.setdefault(image_CHW.shape, [])
-            queue.append((index, image_CHW))
-            if len(queue) == self.batch_size:
-                loaded.stacks.append(_stack(waiting.pop(image_CHW.shape)))
-        loaded.stacks.extend(map(_stack, waiting.values()))
-        return loaded
+    def _skip(self, path: Item, error: EqualizeError) -> tuple[str, str]:
+        if not isinstance(error, DataError):
+            raise error
+        if self.skip_bad == 0:
+            error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
+            raise error
+        return str(path), str(error).removeprefix(f"{path}: ")
 
 
 def _stack(queue: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
     return [index for index, _ in queue], torch.stack([image_CHW for _, image_CHW in queue])
-
-
-def _unchanged(loaded: Any) -> Any:
-    return loaded
 
 
 def _ignore_interrupts(worker: int) -> None:

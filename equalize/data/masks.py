@@ -7,7 +7,6 @@ label 0 to the ignored one with the rest moved down by one.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,32 +50,22 @@ class LabelRule:
         return stored_HW.masked_fill(ignored_HW, self.ignore_index)
 
 
-def read_mask(path: str | Item, rule: LabelRule | None = None) -> Tensor:
-    """Read a mask as classes, (H, W) int64; without a rule 255 is ignored and nothing else changes.
+def read_mask(item: Item, rule: LabelRule) -> Tensor:
+    """Read a mask as classes, (H, W) int64.
 
     Raises:
-        DataError: the file is missing, damaged, a JPEG (whose compression invents labels), or has colors instead
-            of one label a pixel.
+        DataError: it is missing, damaged, a JPEG (whose compression invents labels), or has colors instead of labels.
     """
-    item = Path(path) if isinstance(path, str) else path
-    rule = rule or LabelRule()
     with open_picture(item) as image:
         _check_format(image, item)
-        stored = np.asarray(image).astype(np.int64)
-    stored_HW = torch.from_numpy(stored)
+        stored_HW = torch.from_numpy(np.asarray(image).astype(np.int64))
     if item.name.endswith("_gtFine_labelIds.png"):
         stored_HW = _to_train_ids(stored_HW)
     return rule(stored_HW)
 
 
 def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Item) -> None:
-    """Refuse labels that are neither one of `num_classes` classes nor ignored.
-
-    Args:
-        labels_HW: classes, (H, W), as from `read_mask` with the same rule.
-        num_classes: how many classes the network has.
-        rule: how they were made.
-        path: the mask to name.
+    """Refuse classes (H, W), made by `rule` from the mask `path`, that are neither of `num_classes` nor ignored.
 
     Raises:
         DataError: with the first value that is out of range, as stored in the file.

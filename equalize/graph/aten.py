@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from equalize.graph.graph import Kind
-
-__all__ = ["attributes_of", "kind_of", "named_arguments", "parameter_roles", "shape_of"]
 
 
 def named_arguments(node: Node) -> dict[str, Any]:
@@ -37,21 +36,16 @@ def kind_of(name: str, node: Node, arguments: Mapping[str, Any]) -> Kind:
     return kind
 
 
-def parameter_roles(kind: Kind) -> Mapping[str, str]:
-    """Which arguments of an operator of this kind are parameters, and the role each plays."""
-    return ROLES.get(kind, {})
-
-
-def attributes_of(kind: Kind, name: str, node: Node, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Op.attributes` holds for this kind."""
-    return ATTRIBUTES[kind](name, arguments, node) if kind in ATTRIBUTES else {}
-
-
 def _is_area_interpolation(node: Node, arguments: Mapping[str, Any]) -> bool:
     """interpolate(mode="area") is adaptive average pooling; a pooling module or global pooling is not meant so."""
+    return "AdaptiveAvgPool" not in module_of(node)[1] and math.prod(arguments.get("output_size") or [1]) > 1
+
+
+def module_of(node: Node) -> tuple[str, str]:
+    """Path and type of the innermost module that a node was called in."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    owner = str(stack[-1][1]) if stack else ""
-    return "AdaptiveAvgPool" not in owner and math.prod(arguments.get("output_size") or [1]) > 1
+    path, kind = stack[-1] if stack else ("", "")
+    return path.removeprefix("L['self']").removeprefix("."), str(kind)  # "L['self'].a.b" or "a.b", by version of torch
 
 
 def shape_of(node: object) -> tuple[int, ...]:
@@ -83,7 +77,7 @@ def _convolution(name: str, arguments: Mapping[str, Any], node: Node) -> dict[st
     }
 
 
-def _concat(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
+def _along(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     dim = {"vstack": 0, "hstack": 1, "column_stack": 1, "dstack": 2}.get(name, int(arguments.get("dim", 0)))
     return {"dim": dim % max(len(shape_of(node)), 1)}
 
@@ -100,39 +94,15 @@ def _pool(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]
     return {"dropped": tuple(int(dim) % rank for dim in arguments.get("dim") or range(rank))}
 
 
-def _norm(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    return {"type": name.removeprefix("native_").removeprefix("_")}
-
-
 def _pad(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     mode = str(arguments.get("mode", "constant")) if name == "pad" else name.split("_")[0]
     return {"mode": mode, "zero": mode == "constant" and not arguments.get("value")}
 
 
 def _permute(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    rank = len(shape_of(node))
-    order = list(range(rank))
-    if name == "permute":
-        order = [int(dim) % rank for dim in arguments["dims"]]
-    elif name == "movedim":
-        sources, targets = (
-            [int(dim) % rank for dim in (value if isinstance(value, list | tuple) else [value])]
-            for value in (arguments["source"], arguments["destination"])
-        )
-        order = [dim for dim in order if dim not in sources]
-        for target, source in sorted(zip(targets, sources, strict=True)):
-            order.insert(target, source)
-    else:  # transpose, swapaxes, t, mT
-        first, second = (
-            arguments.get(key, arguments.get(other)) for key, other in (("dim0", "axis0"), ("dim1", "axis1"))
-        )
-        a, b = (0, 1) if first is None or second is None else (int(first) % rank, int(second) % rank)
-        order[a], order[b] = order[b], order[a]
-    return {"order": order}
-
-
-def _crop(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    return {"dim": int(arguments.get("dim", 0)) % max(len(shape_of(node)), 1)}
+    axes = torch.empty(tuple(range(1, len(shape_of(node)) + 1)), device="meta")  # axis i has the size i + 1
+    assert callable(node.target)
+    return {"order": [size - 1 for size in node.target(axes, *node.args[1:], **node.kwargs).shape]}
 
 
 def _shuffle(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
@@ -141,13 +111,12 @@ def _shuffle(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, A
 
 ATTRIBUTES: Mapping[Kind, Callable[[str, Mapping[str, Any], Node], dict[str, Any]]] = {
     "convolution": _convolution,
-    "concat": _concat,
+    "concat": _along,
     "resample": _resample,
     "pool": _pool,
-    "norm": _norm,
     "pad": _pad,
     "permute": _permute,
-    "crop": _crop,
+    "crop": _along,
     "pixel_shuffle": _shuffle,
 }
 
@@ -158,7 +127,6 @@ ROLES: Mapping[Kind, Mapping[str, str]] = {
     "norm": {"weight": "weight", "bias": "bias", "running_mean": "running_mean", "running_var": "running_var"},
     "relu": {"weight": "weight"},
 }
-
 
 _TABLE: Mapping[Kind, str] = {
     "convolution": "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d",

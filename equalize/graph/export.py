@@ -20,9 +20,7 @@ from equalize.errors import ResourceError, SiteError
 from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph, Op
-from equalize.graph.record import Recording, record
-
-__all__ = ["export", "trace"]
+from equalize.graph.record import record
 
 _REMEDY = "give an input shape that the network takes (--size, --input-shape)"
 
@@ -35,8 +33,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         example: the positional input, such as (N, C, H, W), or a tuple of them; values matter in a recorded run only.
 
     Raises:
-        SiteError: if the network can neither be exported nor run, or refuses the example.
-        ResourceError: if there is no memory to run it.
+        SiteError: the network can neither be exported nor run. ResourceError: there is no memory to run it.
     """
     inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
     if not all(isinstance(each, Tensor) for each in inputs):
@@ -48,8 +45,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         ops = _exported(model, inputs)
     except SiteError as refusal:
         tracer = "recorder"
-        recording = _record(model, inputs, refusal)
-        ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
+        ops = _recorded(model, inputs, refusal)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     return Graph(ops=ops, shapes=shapes, tracer=tracer)
 
@@ -65,30 +61,23 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
         **signature.inputs_to_lifted_tensor_constants,
     }
     plain = frozenset(signature.inputs_to_parameters.values())
-    module = program.graph_module
-    return read_ops(module.graph, module, keys=keys, plain=plain)
+    return read_ops(program.graph_module.graph, program.graph_module, keys=keys, plain=plain)
 
 
-def _record(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -> Recording:
+def _recorded(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError) -> tuple[Op, ...]:
     try:
         with _quiet():
             return record(model, example)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the network's own code raises
+        name = type(model).__name__
         if "allocate memory" in str(error):
-            raise ResourceError(
-                type(model).__name__,
-                "must be run to be read, and there is too little memory for that",
-                remedy="use a smaller --size",
-            ) from error
+            what = "must be run to be read, and there is too little memory for that"
+            raise ResourceError(name, what, remedy="use a smaller --size") from error
         again = _line(error) in refusal.what  # as where the input does not fit
-        raise SiteError(
-            type(model).__name__,
-            refusal.what if again else f"{refusal.what}, and a run failed ({_line(error)})",
-            got=refusal.got,
-            remedy=_REMEDY,
-        ) from error
+        what = refusal.what if again else f"{refusal.what}, and a run failed ({_line(error)})"
+        raise SiteError(name, what, got=refusal.got, remedy=_REMEDY) from error
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> str:
@@ -101,11 +90,9 @@ def _line(error: Exception) -> str:
 
 
 def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = False) -> ExportedProgram:
-    """`model` in eval mode as an exported program that shares its tensors.
+    """`model` in eval mode as an exported program that shares its tensors; the values of `example` do not matter.
 
     Args:
-        model: any module; its mode is restored.
-        example: positional inputs; values are not looked at.
         any_batch: make one program for batches of any size, where the network's code allows it.
 
     Raises:
@@ -114,39 +101,29 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
     device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)
     shapes = tuple({0: Dim.AUTO} for _ in inputs) if any_batch else None
-    with eval_mode(model, attributes=True), _quiet(), _without_stack_traces():
+    with eval_mode(model, attributes=True), _quiet():
         try:
             return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
         except MemoryError:
             raise
         except Exception as error:  # whatever the network's own code raises on fake tensors
-            raise SiteError(
-                type(model).__name__,
-                f"cannot be traced ({_line(error)})",
-                got=_shapes(inputs),
-                remedy=_REMEDY,
-            ) from error
+            what = f"cannot be traced ({_line(error)})"
+            raise SiteError(type(model).__name__, what, got=_shapes(inputs), remedy=_REMEDY) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Export's own chatter is no news to someone who asked for a scan; where it refuses, it prints the whole graph."""
-    disabled = logging.root.manager.disable
+    """Without export's warnings, and the graph that it prints where it refuses.
+
+    It also keeps the source lines of every call, which nobody reads and whose search is a sixth of its time.
+    """
+    disabled, without_lines = logging.root.manager.disable, getattr(fx_config, "do_not_emit_stack_traces", False)
     logging.disable(logging.ERROR)
+    fx_config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _without_stack_traces() -> Iterator[None]:
-    """Nobody reads the source lines that export keeps of every call, and finding them is a sixth of its time."""
-    kept = getattr(fx_config, "do_not_emit_stack_traces", False)
-    fx_config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        fx_config.do_not_emit_stack_traces = kept
+        fx_config.do_not_emit_stack_traces = without_lines

@@ -9,32 +9,31 @@ from torch import Tensor, nn
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
-from equalize.graph.aten import attributes_of, kind_of, named_arguments, parameter_roles, shape_of
+from equalize.graph.aten import ATTRIBUTES, ROLES, kind_of, module_of, named_arguments, shape_of
 from equalize.graph.graph import Op
-
-__all__ = ["read_ops"]
 
 
 def read_ops(graph: FxGraph, owner: nn.Module, *, keys: Mapping[str, str], plain: frozenset[str]) -> tuple[Op, ...]:
     """The ops of a graph, in order.
 
     Args:
-        graph: its nodes carry a (meta) tensor of their shape under "val", and their modules under "nn_module_stack".
+        graph: its nodes carry a tensor of their shape under "val", and their modules under "nn_module_stack".
         owner: holds the subgraphs that its `get_attr` nodes name.
         keys: state-dict keys of the placeholders that stand for parameters and buffers.
         plain: which of these keys are parameters.
     """
-    reader = _Reader(keys=keys, plain=plain)
+    reader = _Reader(keys, plain)
     reader.read(graph, owner, env={})
     return tuple(reader.ops)
 
 
 class _Reader:
-    """Turns the nodes of a graph into `Op`s."""
+    """Turns the nodes of a graph into `Op`s; `prefix` stands before their names."""
 
-    def __init__(self, *, keys: Mapping[str, str], plain: frozenset[str]) -> None:
+    def __init__(self, keys: Mapping[str, str], plain: frozenset[str], prefix: str = "") -> None:
         self.keys = keys
         self.plain = plain
+        self.prefix = prefix
         self.ops: list[Op] = []
 
     def read(self, graph: FxGraph, module: nn.Module, env: dict[Node, str]) -> None:
@@ -74,52 +73,33 @@ class _Reader:
     def _inline(self, module: nn.Module, node: Node, body: Node, env: dict[Node, str]) -> None:
         inner = _submodule(module, body)
         assert inner is not None
-        arguments = node.args[node.args.index(body) + 1 :]
         placeholders = [each for each in inner.graph.nodes if each.op == "placeholder"]
-        inner_env = {
-            placeholder: env[argument]
-            for placeholder, argument in zip(placeholders, arguments, strict=False)
-            if isinstance(argument, Node) and argument in env
-        }
-        reader = _Reader(
-            keys={
-                placeholder.name: self.keys[argument.name]
-                for placeholder, argument in zip(placeholders, arguments, strict=False)
-                if isinstance(argument, Node) and argument.name in self.keys
-            },
-            plain=self.plain,
-        )
-        reader.read(inner.graph, inner, inner_env)
+        given = list(zip(placeholders, node.args[node.args.index(body) + 1 :], strict=False))
+        tensors = [(placeholder, argument) for placeholder, argument in given if isinstance(argument, Node)]
+        keys = {placeholder.name: self.keys[each.name] for placeholder, each in tensors if each.name in self.keys}
+        reader = _Reader(keys, self.plain, f"{self.prefix}{node.name}.")
+        reader.read(inner.graph, inner, {placeholder: env[each] for placeholder, each in tensors if each in env})
         results = reader.ops.pop()
         assert results.kind == "output"
-        prefix = f"{node.name}."
-        local = {op.name for op in reader.ops}
-
-        def rename(name: str) -> str:
-            return prefix + name if name in local else name
-
-        for op in reader.ops:
-            inputs = tuple(rename(each) for each in op.inputs)
-            self.ops.append(replace(op, name=rename(op.name), inputs=inputs))
+        self.ops += reader.ops
         for user in list(node.users):  # a region returns a tuple: its getitems are the results themselves
             if getattr(user.target, "__name__", "") == "getitem" and isinstance(user.args[1], int):
-                env[user] = rename(results.inputs[user.args[1]])
+                env[user] = results.inputs[user.args[1]]
 
     def _append(self, node: Node, op: Op) -> str:
         value = node.meta.get("val")
         if isinstance(value, list | tuple):
             value = next((each for each in value if isinstance(each, Tensor)), None)
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
         shape = tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
-        self.ops.append(replace(op, shape=shape, module=_module_path(stack[-1][0]) if stack else ""))
-        return op.name
+        self.ops.append(replace(op, name=self.prefix + op.name, shape=shape, module=module_of(node)[0]))
+        return self.ops[-1].name
 
     def _convert(self, name: str, node: Node, env: Mapping[Node, str]) -> Op:
         arguments = named_arguments(node)
         kind = kind_of(name, node, arguments)
         if kind == "linear" and self._projects_for_attention(node, arguments):
             kind, name = "other", "multi_head_attention"
-        roles = parameter_roles(kind)
+        roles = ROLES.get(kind, {})
         parameters: dict[str, str | None] = {}
         for role, argument in ((role, arguments.get(argument)) for argument, role in roles.items()):
             if isinstance(argument, Node):
@@ -133,15 +113,14 @@ class _Reader:
             target=name,
             inputs=_names(tuple(data.values()), env),
             parameters=parameters,
-            attributes=attributes_of(kind, name, node, arguments),
+            attributes=ATTRIBUTES[kind](name, arguments, node) if kind in ATTRIBUTES else {},
         )
 
     def _projects_for_attention(self, node: Node, arguments: Mapping[str, Any]) -> bool:
         """Whether a linear call is one that torch makes within its own attention: no call of a layer is seen there."""
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
         weight = arguments.get("weight")
         key = str(self.keys.get(weight.name)) if isinstance(weight, Node) else ""
-        return bool(stack) and "MultiheadAttention" in str(stack[-1][1]) and not key.endswith("out_proj.weight")
+        return "MultiheadAttention" in module_of(node)[1] and not key.endswith("out_proj.weight")
 
 
 # Operators that give slices of their first argument.
@@ -184,11 +163,6 @@ def _joined(node: Node, env: Mapping[Node, str]) -> Op | None:
         return None
     inputs = _names(stack.args[0], env)
     return Op(name=node.name, kind="concat", target="stack", inputs=inputs, attributes={"dim": _stacked_dim(stack)})
-
-
-def _module_path(path: str) -> str:
-    """Module stack entries say "L['self'].a.b", "a.b" or "" by version; only the path is wanted."""
-    return path.removeprefix("L['self']").removeprefix(".")
 
 
 def _submodule(module: nn.Module, node: Node) -> GraphModule | None:

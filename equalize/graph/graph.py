@@ -1,12 +1,10 @@
 """A network as a `Graph` of `Op`s: who reads what, with which parameters. Pure Python, no tensors."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
-
-__all__ = ["Graph", "Kind", "Op"]
 
 Kind = Literal[
     "input",  # what the network is called with
@@ -46,7 +44,7 @@ class Op:
         parameters: role ("weight", "bias", "running_mean", "running_var") to state-dict key. A role whose
             tensor is computed rather than stored maps to None.
         attributes: by kind. convolution: groups, stride, padded, transposed; concat: dim; resample: mode;
-            pool: dropped, the axes it takes away; norm: type; pad: zero, mode; permute: order; pixel_shuffle: factor;
+            pool: dropped, the axes it takes away; pad: zero, mode; permute: order; pixel_shuffle: factor;
             constant: key, if it has one.
     """
 
@@ -62,13 +60,7 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A traced network.
-
-    Attributes:
-        ops: in the order they ran.
-        shapes: of the network's parameters and buffers, by state-dict key.
-        tracer: how it was read.
-    """
+    """A traced network: its ops in the order they ran, and the shapes of its state dict by key."""
 
     ops: tuple[Op, ...]
     shapes: Mapping[str, tuple[int, ...]]
@@ -80,11 +72,6 @@ class Graph:
     @cached_property
     def _by_name(self) -> Mapping[str, Op]:
         return {op.name: op for op in self.ops}
-
-    @cached_property
-    def order(self) -> Mapping[str, int]:
-        """The place of each op, by name."""
-        return {op.name: index for index, op in enumerate(self.ops)}
 
     @cached_property
     def consumers(self) -> Mapping[str, Sequence[Op]]:
@@ -121,23 +108,17 @@ class Graph:
     @cached_property
     def norms_before(self) -> Mapping[str, frozenset[str]]:
         """For each `running_mean`, those of the BatchNorms whose output reaches that one."""
-        reaching: dict[str, frozenset[str]] = {}
+        keys = {op.name: key for op in self.ops if (key := op.parameters.get("running_mean")) is not None}
+        upstream = self.upstream(keys)
         before: dict[str, frozenset[str]] = {}
-        for op in self.ops:
-            found = frozenset[str]().union(*(reaching[name] for name in op.inputs))
-            key = op.parameters.get("running_mean")
-            if key is not None:
-                before[key] = before.get(key, frozenset()) | found
-                found |= {key}
-            reaching[op.name] = found
+        for name, key in keys.items():
+            before[key] = before.get(key, frozenset()) | {keys[each] for each in upstream[name]}
         return before
 
-    def downstream(self, name: str) -> frozenset[str]:
-        """Every op that the tensor of op `name` reaches."""
-        reached: set[str] = set()
-        stack = [name]
-        while stack:
-            new = {consumer.name for consumer in self.consumers[stack.pop()]} - reached
-            reached |= new
-            stack += new
-        return frozenset(reached)
+    def upstream(self, of: Container[str]) -> Mapping[str, frozenset[str]]:
+        """For each op, those among `of` whose tensors reach it."""
+        found: dict[str, frozenset[str]] = {}
+        for op in self.ops:
+            inputs = frozenset(name for name in op.inputs if name in of)
+            found[op.name] = inputs.union(*(found[name] for name in op.inputs))
+        return found

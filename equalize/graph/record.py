@@ -10,7 +10,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from operator import getitem
 from typing import Any
 
@@ -23,8 +23,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from equalize.eval_mode import eval_mode
-
-__all__ = ["Recording", "record"]
+from equalize.graph.fx_reader import read_ops
+from equalize.graph.graph import Op
 
 # Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
@@ -32,30 +32,10 @@ _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal",
 _MOST_DRAWN = 1 << 27  # half a gigabyte: nothing but a configuration may have asked for it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
-    """What `fx_reader.read_ops` takes.
+def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
+    """Runs `model` in eval mode and gives the ops that it calls; it is left as it was.
 
-    Attributes:
-        graph: of ATen calls, as an exported program has it.
-        keys: state-dict keys of the placeholders that stand for parameters and buffers.
-        plain: which of these keys are parameters.
-    """
-
-    graph: fx.Graph
-    keys: Mapping[str, str]
-    plain: frozenset[str]
-
-
-def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
-    """Runs `model` in eval mode and writes down what it calls; it is left as it was.
-
-    Args:
-        model: parameters and buffers that are on the meta device are drawn for the run; nothing of it is changed.
-        example: positional inputs; values are drawn for those on the meta device.
-
-    Raises:
-        Exception: whatever the network's own code raises.
+    For parameters, buffers and inputs on the meta device values are drawn. Raises whatever the network's code raises.
     """
     with eval_mode(model, attributes=True):
         torch.manual_seed(0)
@@ -69,7 +49,7 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> Recording:
         with as_written, recorder.following(model), enable_python_dispatcher(), recorder:
             output = torch.func.functional_call(model, tensors, inputs)
         recorder.graph.output(tuple(recorder.node(tensor) for tensor in _tensors(output)))
-    return Recording(graph=recorder.graph, keys=recorder.keys, plain=_plain(model))
+    return read_ops(recorder.graph, model, keys=recorder.keys, plain=_plain(model))
 
 
 def _plain(model: nn.Module) -> frozenset[str]:
@@ -84,19 +64,19 @@ def _plain(model: nn.Module) -> frozenset[str]:
 
 def _for_the_run(model: nn.Module) -> dict[str, Tensor]:
     """The model's own parameters, copies of its buffers, and draws for what is on the meta device, by name."""
-    named = (
-        *nn.Module.named_parameters(model, remove_duplicate=False),
-        *nn.Module.named_buffers(model, remove_duplicate=False),
-    )
-    missing = {id(tensor): tensor.numel() for _, tensor in named if tensor.is_meta}
+    named = {
+        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
+        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
+    }
+    missing = {id(tensor): tensor.numel() for tensor in named.values() if tensor.is_meta}
     if sum(missing.values()) > _MOST_DRAWN:
         raise ValueError("it is too large to be run on weights that are drawn for that")
     own: dict[int, Tensor] = {}  # a tensor of several names stays one
-    for name, tensor in named:
+    for name, tensor in named.items():
         if id(tensor) not in own:
             kept = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
             own[id(tensor)] = _draw(name, tensor) if tensor.is_meta else kept
-    return {name: own[id(tensor)] for name, tensor in named}
+    return {name: own[id(tensor)] for name, tensor in named.items()}
 
 
 def _draw(name: str, tensor: Tensor) -> Tensor:
@@ -118,11 +98,8 @@ def _input(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _names_of_inputs(model: nn.Module) -> Iterator[str]:
-    named = (
-        each.name
-        for each in inspect.signature(model.forward).parameters.values()
-        if each.kind is not each.VAR_POSITIONAL
-    )
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = (each.name for each in parameters if each.kind is not each.VAR_POSITIONAL)
     return itertools.chain(named, itertools.repeat("input"))
 
 

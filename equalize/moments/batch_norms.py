@@ -5,8 +5,9 @@ Population statistics over the calibration images replace the exponential averag
 in BatchNorm", arXiv 2105.07576, section 3), merged by count so that the split into batches has no say.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,6 @@ from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, rounds
 from equalize.moments.moments import merge, promote
 from equalize.moments.watch import Batch, Call, observe
-
-__all__ = ["estimate_norms", "untouched_norms"]
 
 _MOST_PASSES = 12
 
@@ -43,14 +42,14 @@ def estimate_norms(
     model: nn.Module,
     norms: Sequence[str],
     batches: Iterable[Batch] | Blocks,
-    before: Mapping[str, Collection[str]] | None = None,
+    before: Mapping[str, Collection[str]],
 ) -> dict[str, Tensor]:
     """The statistics that the named BatchNorms would have over all images.
 
     One pass over the images for all BatchNorms that have no other of them before them, another for those that have
     only these before them, and so on: each is estimated on what it will see. Where that would take more than a dozen
     passes, as in a network that was never trained, the first levels share one, in which each BatchNorm normalizes
-    with what was gathered in the rounds before and in its own block.
+    with the statistics of the batch.
 
     Args:
         model: run in eval mode; left as it was.
@@ -64,35 +63,66 @@ def estimate_norms(
     buffers = dict(nn.Module.named_buffers(model))
     values: dict[str, Tensor] = {}
     with eval_mode(model):
-        for level in _levels(norms, before or {}):
-            gathered = {key: _Gathered(buffers, key) for key in level}
-            apart = before is not None and all(not set(level) & set(before.get(key, level)) for key in level)
-            _pass(model, gathered, as_blocks(batches), apart=apart)
-            for each in gathered.values():
-                values |= each.values() if each.calls else {}
+        for level in _levels(norms, before):
+            apart = not any(set(level) & set(before.get(key, ())) for key in level)
+            for key, seen in _pass(model, buffers, level, as_blocks(batches), by_batch=not apart).items():
+                estimated = _estimated(buffers, key, seen)
+                for name, value in estimated.items():
+                    buffers[name].copy_(value)
+                values |= estimated
     return values
 
 
-def _pass(model: nn.Module, gathered: Mapping[str, "_Gathered"], blocks: Blocks, *, apart: bool) -> None:
-    """Gathers what the BatchNorms see in all images; `apart` where none of them comes before another."""
-    seen: list[Mapping[str, _Seen]] = []
-    for part in rounds(blocks, decides=not apart):
-        begun = [_observed(model, gathered, block) for block in part]  # an accelerator is waited for afterwards
-        seen += part.gather([{key: each.cpu() for key, each in found.items()} for found in begun])
-        if not apart or part.is_last:
-            for key, each in gathered.items():
-                each.adopt(_merged([found[key] for found in seen]))
+class _Seen(NamedTuple):
+    """What the BatchNorm of a `running_mean` saw in a call: numbers a channel, their mean and M2 (2, C) in float64."""
+
+    key: str
+    number: int
+    moments_2C: Tensor
 
 
-def _observed(model: nn.Module, gathered: Mapping[str, "_Gathered"], block: Block) -> dict[str, "_Seen"]:
-    """What the BatchNorms see in a block; in each call they normalize with what is gathered up to it."""
-    for each in gathered.values():
-        each.begin()
-    found: dict[str, list[_Seen]] = {key: [] for key in gathered}
-    for observed in observe(model, {key: each.see for key, each in gathered.items()}, block.batches, strict=False):
-        for key, calls in observed.results.items():
-            found[key] += calls
-    return {key: _merged(calls) for key, calls in found.items()}
+def _pass(
+    model: nn.Module, buffers: Mapping[str, Tensor], level: Sequence[str], blocks: Blocks, *, by_batch: bool
+) -> dict[str, list[_Seen]]:
+    """What each BatchNorm sees in all images; `by_batch` if it normalizes them with the statistics of their batch."""
+    observers = {key: partial(_see, key, _running(buffers, key) if by_batch else ()) for key in level}
+    found: dict[str, list[_Seen]] = {}
+    for part in rounds(blocks, decides=False):
+        begun = [_observed(model, observers, block) for block in part]  # an accelerator is waited for afterwards
+        for block in part.gather([[each._replace(moments_2C=each.moments_2C.cpu()) for each in one] for one in begun]):
+            for each in block:
+                found.setdefault(each.key, []).append(each)
+    return found
+
+
+def _observed(model: nn.Module, observers: Mapping[str, Callable[[Call], _Seen]], block: Block) -> list[_Seen]:
+    passes = observe(model, observers, block.batches, strict=False)
+    return [seen for each in passes for calls in each.results.values() for seen in calls if seen.number]
+
+
+def _running(buffers: Mapping[str, Tensor], key: str) -> tuple[Tensor, ...]:
+    """The `running_mean` and `running_var` of the BatchNorm with this `running_mean`, (C,) each."""
+    return buffers[key], buffers[key.removesuffix("mean") + "var"]
+
+
+def _see(key: str, running: Sequence[Tensor], call: Call) -> _Seen:
+    """The moments of a call's input (N, C, *); `running`, if given, becomes what the BatchNorm normalizes with."""
+    x_CL = promote(call.data.movedim(1, 0).flatten(1))
+    variance_C, mean_C = torch.var_mean(x_CL, dim=1, correction=0)
+    for buffer, value_C in zip(running, (mean_C, variance_C), strict=False):
+        buffer.copy_(value_C)
+    return _Seen(key, x_CL.shape[1], torch.stack([mean_C.double(), variance_C.double() * x_CL.shape[1]]))
+
+
+def _estimated(buffers: Mapping[str, Tensor], key: str, seen: Sequence[_Seen]) -> dict[str, Tensor]:
+    """The statistics of one BatchNorm, by key, in the types and on the device of its own."""
+    counts_P = torch.tensor([each.number for each in seen], dtype=torch.float64)
+    mean_C, q_CP = merge(counts_P, *torch.stack([each.moments_2C for each in seen], dim=-1))
+    prefix = key.removesuffix("running_mean")
+    estimated = {"running_mean": mean_C, "running_var": q_CP.sum(-1) / counts_P.sum()}
+    named = {prefix + name: value.to(buffers[prefix + name]) for name, value in estimated.items()}
+    tracked = buffers.get(f"{prefix}num_batches_tracked")
+    return named if tracked is None else named | {f"{prefix}num_batches_tracked": torch.full_like(tracked, len(seen))}
 
 
 def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list[list[str]]:
@@ -105,83 +135,3 @@ def _levels(norms: Sequence[str], before: Mapping[str, Collection[str]]) -> list
         waiting = {key: None for key in waiting if key not in levels[-1]}
     excess = len(levels) - _MOST_PASSES
     return [[key for level in levels[: excess + 1] for key in level], *levels[excess + 1 :]] if excess > 0 else levels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What a BatchNorm of C channels saw.
-
-    Attributes:
-        calls: in how many calls.
-        count: how many numbers a channel.
-        moments_2C: their mean and M2, float64; of no meaning where there are none.
-    """
-
-    calls: int
-    count: int
-    moments_2C: Tensor
-
-    def cpu(self) -> "_Seen":
-        return replace(self, moments_2C=self.moments_2C.cpu())
-
-
-def _merged(parts: Sequence[_Seen]) -> _Seen:
-    calls, some = sum(part.calls for part in parts), [part for part in parts if part.count]
-    if not some:
-        return _Seen(calls=calls, count=0, moments_2C=torch.zeros(2, 0))
-    counts_P = torch.stack([part.moments_2C.new_full((), part.count) for part in some])  # no copy to an accelerator
-    mean_C, q_CP = merge(counts_P, *torch.stack([part.moments_2C for part in some], dim=-1))
-    count = sum(part.count for part in some)
-    return _Seen(calls=calls, count=count, moments_2C=torch.stack([mean_C, q_CP.sum(-1)]))
-
-
-class _Gathered:
-    """What one BatchNorm saw in the blocks so far; its buffers hold the statistics of that.
-
-    Attributes:
-        keys: of its `running_mean`, `running_var` and `num_batches_tracked`.
-    """
-
-    def __init__(self, buffers: Mapping[str, Tensor], key: str) -> None:
-        prefix = key.removesuffix("running_mean")
-        self.keys = [prefix + name for name in ("running_mean", "running_var", "num_batches_tracked")]
-        self._running_mean, self._running_var = buffers[self.keys[0]], buffers[self.keys[1]]
-        self._tracked = buffers.get(self.keys[2])
-        self._before = self._so_far = _merged([])
-
-    @property
-    def calls(self) -> int:
-        """In how many calls it saw something."""
-        return self._before.calls
-
-    def begin(self) -> None:
-        """A block begins; what other blocks of the same round saw is not known in it."""
-        self._so_far = self._before
-
-    def see(self, call: Call) -> _Seen:
-        """The moments of a call's input (N, C, *); the BatchNorm then normalizes with those of all up to it."""
-        x_CL = promote(call.data.movedim(1, 0).flatten(1))
-        variance_C, mean_C = torch.var_mean(x_CL, dim=1, correction=0)
-        moments_2C = torch.stack([mean_C.double(), variance_C.double() * x_CL.shape[1]])
-        seen = _Seen(calls=1, count=x_CL.shape[1], moments_2C=moments_2C)
-        self._so_far = _merged([self._so_far, seen])
-        self._write(self._so_far)
-        return seen
-
-    def adopt(self, seen: _Seen) -> None:
-        """Takes this for all that was seen."""
-        self._before = replace(seen, moments_2C=seen.moments_2C.to(self._running_mean.device))
-        self._write(self._before)
-
-    def _write(self, seen: _Seen) -> None:
-        if seen.count:
-            mean_C, m2_C = seen.moments_2C
-            self._running_mean.copy_(mean_C)
-            self._running_var.copy_(m2_C / seen.count)
-
-    def values(self) -> dict[str, Tensor]:
-        """By key: running_mean and running_var (C,), num_batches_tracked ()."""
-        found = [self._running_mean.clone(), self._running_var.clone()]
-        if self._tracked is not None:
-            found.append(torch.full_like(self._tracked, self.calls))
-        return dict(zip(self.keys, found, strict=False))

@@ -1,7 +1,7 @@
 """A pass over the images in fixed blocks, which several processes can share with the same result to the last bit.
 
-Which images make a block depends on the images alone; process r of n takes the blocks r, r + n, ...; every process gets
-the results of all blocks in their order. So nothing depends on n, and no image counts twice.
+Process r of n takes the blocks r, r + n, ...; every process gets the results of all in their order. So nothing depends
+on n.
 """
 
 import contextlib
@@ -15,8 +15,6 @@ from typing import TypeVar
 from equalize.distributed import gather, rank_and_number
 from equalize.moments.watch import Batch, images_in, inputs_of
 
-__all__ = ["ROUND", "Block", "Blocks", "Round", "Skip", "as_blocks", "rounds"]
-
 ROUND = 4
 """Blocks between two decisions on what is known so far, which is then the same in all processes."""
 
@@ -28,14 +26,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some of the images.
-
-    Attributes:
-        index: its place among the blocks.
-        batches: the network's own inputs.
-        names: of the images, in the order of the batches.
-        skipped: those that could not be read.
-    """
+    """Some of the images: its place, the network's inputs, the images' names in order, and those not readable."""
 
     index: int
     batches: tuple[Batch, ...]
@@ -100,8 +91,7 @@ def as_blocks(batches: Iterable[Batch] | Blocks, names: Sequence[str] = ()) -> B
 class Round:
     """Consecutive blocks of a pass: iterating gives those of this process, `gather` the results of all.
 
-    Attributes:
-        is_last: whether the pass ends with it; known once the results are gathered.
+    Once they are gathered, `is_last` says whether the pass ends with it.
     """
 
     def __init__(self, source: Blocks, blocks: Iterator[Block], indices: range, skipped: list[Skip]) -> None:
@@ -140,10 +130,7 @@ class Round:
 def rounds(blocks: Blocks, *, decides: bool) -> Generator[Round, None, None]:
     """One pass, in rounds of a few blocks.
 
-    Args:
-        blocks: the images.
-        decides: whether the next round depends on the results so far. Rounds then end after the same blocks, however
-            many processes there are.
+    Where the next round `decides` on the results so far, rounds end after the same blocks for any number of processes.
     """
     rank, number = _sharing(blocks)
     size = ROUND if decides else ROUND * number

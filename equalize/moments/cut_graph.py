@@ -22,8 +22,6 @@ from equalize.moments.moments import ImageMoments, per_image
 from equalize.moments.watch import named_tensors
 from equalize.sites.sites import Site
 
-__all__ = ["CutGraph"]
-
 _INTERPOLATIONS = {
     "upsample_bilinear2d": "upsample_linear1d",
     "upsample_nearest2d": "upsample_nearest1d",
@@ -35,12 +33,7 @@ class CutGraph:
     """The part of a network that its branches depend on; shares the network's parameters."""
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...]) -> None:
-        """Cuts `model`, as it is called with inputs like `example`: one image, or any other number of them.
-
-        Args:
-            model: in eval mode.
-            sites: from `scan`.
-            example: inputs, such as (N, C, H, W); values are not looked at.
+        """Cuts `model`, in eval mode, for inputs like `example`, (N, C, H, W) each: one image, or any other number.
 
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
@@ -48,7 +41,7 @@ class CutGraph:
         single = all(len(tensor) == 1 for tensor in example)  # export treats one image as a case of its own
         pair = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in example)
         program = export(model, example if single else pair, any_batch=not single)
-        if _asks_for_values(program):
+        if any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in program.range_constraints):
             raise ValueError("sizes in the network depend on values")
         if not (single or _takes_any_batch(program)):
             raise ValueError("the network takes batches of one size only")
@@ -77,11 +70,6 @@ def _takes_any_batch(program: ExportedProgram) -> bool:
     """Whether the traced code asked nothing of the batch that ties it to a size."""
     ranges = program.range_constraints.values()
     return bool(ranges) and all(each.lower <= 2 and each.upper > 2**40 for each in ranges)
-
-
-def _asks_for_values(program: ExportedProgram) -> bool:
-    """Whether sizes in the network depend on what its tensors hold."""
-    return any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in program.range_constraints)
 
 
 def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:

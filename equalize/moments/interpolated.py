@@ -1,7 +1,7 @@
 """The moments of an interpolated tensor, from the tensor that was interpolated.
 
 With U = U_h (x) U_w the interpolation matrix, whose rows sum to one, and d = x - m the centered source:
-sum(U x - m) = 1'U d and sum((U x - m)^2) = d' (U'U) d. Nearest and bilinear interpolation read one or two neighbours an
+sum(U x - m) = 1'U d and sum((U x - m)^2) = d' (U'U) d. Nearest and bilinear interpolation read one or two neighbors an
 axis, so U'U is diagonal or tridiagonal along each, and the moments cost as much as a few additions of the source.
 """
 
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from equalize.moments.moments import ImageMoments, corrected, per_image, promote
-
-__all__ = ["Interpolation", "interpolated_moments"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +73,8 @@ def interpolated_moments(x: Tensor, interpolation: Interpolation) -> ImageMoment
     along_h = _gram(interpolation, 0, x.shape[2], dtype, x.device)
     along_w = _gram(interpolation, 1, x.shape[3], dtype, x.device)
     if along_h.repeats is not None and along_w.repeats is not None:
-        return per_image(x).repeated(along_h.repeats * along_w.repeats)
+        once, times = per_image(x), along_h.repeats * along_w.repeats
+        return ImageMoments(count=once.count * times, mean_N=once.mean_N, m2_N=once.m2_N * times)
     x = promote(x)
     m_N = x.mean((1, 2, 3))
     d_NChw = x - m_N.view(-1, 1, 1, 1)

@@ -18,8 +18,6 @@ from equalize.moments.moments import ImageMoments, Moments, by_image, per_image,
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
 from equalize.sites.sites import Site
 
-__all__ = ["Measurement", "channels_first", "measure", "measure_branches"]
-
 # Stopping with fewer is luck: on CamVid intervals then held the truth in 90 rather than 95 of 100 random subsets.
 FEWEST_IMAGES = 32
 # Exporting and cutting a network takes seconds: from as many pixels on, that comes back.
@@ -49,9 +47,7 @@ class Measurement:
 class _Rows(NamedTuple):
     """Moments of one batch: B branches of all sites, N images, S = mean and M2 in float64.
 
-    Attributes:
-        counts: how many numbers an image has in each branch.
-        moments_BSN: (B, 2, N), on the device that they were measured on.
+    `counts` says how many numbers an image has in each branch; `moments_BSN` (B, 2, N) is on the model's device.
     """
 
     counts: list[int]
@@ -71,9 +67,8 @@ def measure(
     Args:
         model: run in eval mode without gradients; mode, buffers and hooks are left as they were.
         sites: from `scan`.
-        batches: the network's own inputs, (N, C, H, W) each or tuples of tensors; of any sizes. With many images and a
-            length known, the network is first cut down to what the moments need (see `cut_graph.py`). `Blocks` may be
-            shared by several processes.
+        batches: the network's own inputs, (N, C, H, W) or tuples of tensors, of any sizes. If they are many and their
+            number is known, the network is first cut down (see `cut_graph.py`). Processes may share `Blocks`.
         tolerance: stop as soon as `ci95` of every branch is at most this; decided every few batches. The images
             should come in random order.
         names: what to call the images in messages, in the order of `batches`.
@@ -124,9 +119,8 @@ def measure_branches(
 class _Meter:
     """Measures batches: by the cut graph where that serves, else by hooks.
 
-    The graph is cut for the size of the first image and for that size transposed. Other sizes, and a single image left
-    over at the end, are measured by hooks. So how a batch is measured depends neither on the process nor on what came
-    before.
+    The graph is cut for the size of the first image. Other sizes, and a single image left over at the end, are measured
+    by hooks. So how a batch is measured depends neither on the process nor on what came before.
 
     Attributes:
         method: "cut graph", or "hooks (the reason)".
@@ -136,19 +130,17 @@ class _Meter:
         self._model = model
         self._sites = sites
         self._device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
-        self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph | None] = {}
+        self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph] = {}
         shapes = blocks.shapes
         if not shapes or not all(shapes) or blocks.pixels < _PAYS:
             self.method = "hooks (so few images that cutting the graph would take longer)"
             return
         self.method = "cut graph"
         try:
-            self._cuts[_key(shapes)] = self._cut(shapes)
+            example = tuple(torch.zeros(shape, device=self._device) for shape in shapes)
+            self._cuts[_key(shapes)] = CutGraph(model, sites, example)
         except (EqualizeError, ValueError) as error:  # made for one batch size only, a site inside a region of its own
             self.method = f"hooks (no cut graph: {' '.join(str(error).split())})"
-            return
-        turned = tuple((*shape[:2], *reversed(shape[2:])) for shape in shapes)
-        self._cuts.setdefault(_key(turned), None)  # cut when it comes
 
     def rows(self, block: Block) -> list[_Rows]:
         """The moments of a block's batches, without waiting for the device."""
@@ -160,27 +152,14 @@ class _Meter:
         branches = [branch for site in self._sites for branch in found[site.layer]]
         if any(len(branch.mean_N) % images for branch in branches):
             images = 1  # which rows belong to which image is not known
-        branches = [by_image(branch, images) for branch in branches]
+        branches = [by_image([branch], images) for branch in branches]
         moments_BSN = torch.stack([torch.stack([branch.mean_N, branch.m2_N]) for branch in branches])
         return _Rows([branch.count for branch in branches], moments_BSN)
 
     def _moments(self, batch: Batch) -> dict[str, list[ImageMoments]]:
         inputs = tuple(tensor.to(self._device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
-        shapes = _shapes(inputs)
-        key = _key(shapes)
-        if key not in self._cuts:
-            return self._by_hooks(inputs)
-        cut = self._cuts[key]
-        if cut is None:
-            try:
-                cut = self._cuts[key] = self._cut(shapes)
-            except (EqualizeError, ValueError):
-                del self._cuts[key]
-                return self._by_hooks(inputs)
-        return cut(*inputs)
-
-    def _cut(self, shapes: Sequence[tuple[int, ...]]) -> CutGraph:
-        return CutGraph(self._model, self._sites, tuple(torch.zeros(shape, device=self._device) for shape in shapes))
+        cut = self._cuts.get(_key(_shapes(inputs)))
+        return self._by_hooks(inputs) if cut is None else cut(*inputs)
 
     def _by_hooks(self, inputs: tuple[Tensor, ...]) -> dict[str, list[ImageMoments]]:
         """Runs the network up to the last fusion layer; moments are taken of what enters each."""
@@ -213,11 +192,7 @@ def channels_first(data: Tensor, site: Site) -> Tensor:
 
 
 def _finite(rows: Sequence[_Rows], sites: Sequence[Site], block: Block) -> list[_Rows]:
-    """The moments of a block, on the CPU.
-
-    Raises:
-        NumericsError: one is not finite; names the first image, and the first layer that it happens in.
-    """
+    """The moments of a block, on the CPU; a NumericsError names the first image and layer where one is not finite."""
     done: list[_Rows] = []
     before = 0
     for counts, moments_BSN in rows:
@@ -227,12 +202,9 @@ def _finite(rows: Sequence[_Rows], sites: Sequence[Site], block: Block) -> list[
             image, place = bad_NB.nonzero()[0].tolist()
             site, branch = [(site, branch) for site in sites for branch in site.branches][place]
             name = block.names[before + image] if before + image < len(block.names) else before + image
-            raise NumericsError(
-                site.layer,
-                f"gets non-finite values in channels {branch.start}..{branch.stop} from {branch.source}",
-                got=f"image {name}",
-                remedy="check that image and the weights before this layer, or measure in float32",
-            )
+            what = f"gets non-finite values in channels {branch.start}..{branch.stop} from {branch.source}"
+            remedy = "check that image and the weights before this layer, or measure in float32"
+            raise NumericsError(site.layer, what, got=f"image {name}", remedy=remedy)
         before += len(bad_NB)
         done.append(_Rows(counts, moments_BSN))
     return done

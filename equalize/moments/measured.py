@@ -10,8 +10,6 @@ from equalize.sites.sites import Site
 if TYPE_CHECKING:
     from equalize.moments.moments import Moments
 
-__all__ = ["MeasuredBranch", "MeasuredSite", "values_of", "with_moments"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredBranch(Branch):

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ImageMoments", "Moments", "by_image", "corrected", "merge", "per_image", "pool", "promote"]
-
 # Numbers (float32: 512 KiB) that are read from memory once and passed over several times in the processor's cache.
 _PART = 2**17
 
@@ -24,9 +22,7 @@ class Moments:
     """Population moments of a set of numbers.
 
     Attributes:
-        count: how many numbers.
-        mean: their mean.
-        m2: the sum of their squared deviations from it.
+        count, mean: how many numbers, and their mean. m2: the sum of their squared deviations from it.
         images: of how many images they come, if that is known.
         ci95: half width of the 95 % interval of `std` over images, relative to it; None if unknown.
     """
@@ -50,26 +46,18 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageMoments:
-    """One row an image: `count` numbers each, (N,) means and (N,) sums of squared deviations, float64.
-
-    They stay on the device that they were measured on, so that nothing waits for it.
-    """
+    """One row an image: `count` numbers each, (N,) means and sums of squared deviations, float64, on any device."""
 
     count: int
     mean_N: Tensor
     m2_N: Tensor
-
-    def repeated(self, times: int) -> "ImageMoments":
-        """Of images in which every number stands that many times."""
-        return ImageMoments(count=self.count * times, mean_N=self.mean_N, m2_N=self.m2_N * times)
 
 
 def per_image(x: Tensor) -> ImageMoments:
     """Moments (N,) of each row of x (N, *), of any floating dtype and any strides; on x's device."""
     if x.device.type != "cpu" or x.numel() <= _PART or x.ndim == 1:
         return _at_once(x if x.ndim > 1 else x.unsqueeze(1))
-    parts = [_at_once(part) for row in x for part in _in_memory_order(row)]
-    return _merged(parts, len(x))
+    return by_image([_at_once(part) for row in x for part in _in_memory_order(row)], len(x))
 
 
 def _at_once(x: Tensor) -> ImageMoments:
@@ -90,15 +78,6 @@ def _in_memory_order(row: Tensor) -> Iterator[Tensor]:
         yield part.unsqueeze(0)
 
 
-def _merged(parts: Sequence[ImageMoments], images: int) -> ImageMoments:
-    """The parts of each image together, image after image, as many of each."""
-    counts_P = torch.tensor([part.count for part in parts[: len(parts) // images]], dtype=torch.float64)
-    mean_NP = torch.cat([part.mean_N for part in parts]).view(images, -1)
-    m2_NP = torch.cat([part.m2_N for part in parts]).view(images, -1)
-    mean_N, q_NP = merge(counts_P, mean_NP, m2_NP)
-    return ImageMoments(count=int(counts_P.sum()), mean_N=mean_N, m2_N=q_NP.sum(1))
-
-
 def merge(counts_P: Tensor, mean_P: Tensor, m2_P: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of numbers that come in P parts, and what each part adds to the sum of squared deviations from it.
 
@@ -114,11 +93,21 @@ def merge(counts_P: Tensor, mean_P: Tensor, m2_P: Tensor) -> tuple[Tensor, Tenso
     return mean_1.squeeze(-1), m2_P + counts_P * (mean_P - mean_1).square()
 
 
-def by_image(rows: ImageMoments, images: int) -> ImageMoments:
-    """The moments of images that take several rows each, one image after the other: frames, windows, tokens."""
-    mean_NR, m2_NR = rows.mean_N.view(images, -1), rows.m2_N.view(images, -1)
-    mean_N, q_NR = merge(torch.full_like(mean_NR[0], rows.count), mean_NR, m2_NR)
-    return ImageMoments(count=rows.count * mean_NR.shape[1], mean_N=mean_N, m2_N=q_NR.sum(1))
+def by_image(parts: Sequence[ImageMoments], images: int) -> ImageMoments:
+    """The moments of images that come in as many rows each, one after the other: frames, windows, tokens."""
+    counts_NP, mean_NP, m2_NP = (each.view(images, -1) for each in _rows(parts))
+    mean_N, q_NP = merge(counts_NP[0], mean_NP, m2_NP)
+    count = sum(part.count * len(part.mean_N) for part in parts) // images
+    return ImageMoments(count=count, mean_N=mean_N, m2_N=q_NP.sum(1))
+
+
+def _rows(parts: Sequence[ImageMoments]) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, means and M2 of all rows (R,), float64."""
+    return (
+        torch.cat([torch.full_like(part.mean_N, part.count) for part in parts]),
+        torch.cat([part.mean_N for part in parts]),
+        torch.cat([part.m2_N for part in parts]),
+    )
 
 
 def promote(x: Tensor) -> Tensor:
@@ -140,9 +129,7 @@ def pool(images: Sequence[ImageMoments]) -> Moments:
     is that of a ratio estimator (Cochran, "Sampling Techniques", 3rd ed., 1977, eq. 2.46 and 6.13), and half of its
     relative size is that of the standard deviation.
     """
-    n_I = torch.cat([torch.full_like(block.mean_N, block.count) for block in images]).cpu()
-    mean_I = torch.cat([block.mean_N for block in images]).cpu()
-    m2_I = torch.cat([block.m2_N for block in images]).cpu()
+    n_I, mean_I, m2_I = (each.cpu() for each in _rows(images))
     mean, q_I = merge(n_I, mean_I, m2_I)
     count, m2 = n_I.sum(), q_I.sum()
     ci95 = None

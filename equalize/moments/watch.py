@@ -16,23 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
 
-__all__ = ["Batch", "Call", "Observed", "images_in", "inputs_of", "named_tensors", "observe"]
-
 Batch = Tensor | tuple[Tensor, ...]
 
-_READERS = frozenset(
-    [
-        "linear",
-        "batch_norm",
-        "convolution",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-    ]
-)
+_READERS = {"linear", "batch_norm", "convolution"} | {
+    f"conv{transposed}{axes}d" for transposed in ("", "_transpose") for axes in (1, 2, 3)
+}
 
 
 class Call:
@@ -71,11 +59,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed(Generic[Result]):
-    """One forward pass.
+    """One forward pass: what the observers returned for each call, by the key of the watched layer.
 
-    Attributes:
-        results: by the key of a watched layer, what its observer returned for each call, in order.
-        output: of the network; None where the pass was ended after the last watched layer.
+    `output` is the network's; None where the pass was ended after the last watched layer.
     """
 
     results: Mapping[str, list[Result]]
@@ -148,13 +134,7 @@ def observe(
         observers: by the state-dict key of a fusion weight, or of a BatchNorm's `running_mean`.
         batches: what the network takes, (N, C, H, W) or tuples of tensors, moved to its device.
         stop: end each forward pass at the last watched layer.
-        strict: whether every watched layer must be called.
-
-    Yields:
-        What was observed in each batch.
-
-    Raises:
-        SiteError: if `strict` and a watched layer was not called.
+        strict: whether every watched layer must be called; a SiteError says which was not.
     """
     tensors = named_tensors(model)
     watched = {id(tensors[key]): observer for key, observer in observers.items()}
@@ -166,15 +146,14 @@ def observe(
             output = model(*(tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch)))
         missed = [key for key in observers if id(tensors[key]) not in watch.results]
         if missed and strict:
-            raise SiteError(
-                missed[0], "was not called when the network ran", remedy="trace it with an input like the data"
-            )
+            what = "was not called when the network ran"
+            raise SiteError(missed[0], what, remedy="trace it with an input like the data")
         results = {key: watch.results.get(id(tensors[key]), []) for key in observers}
         yield Observed(results=results, output=output)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by state-dict key, those that are not saved included; a tensor of several keys by each."""
+    """Parameters and buffers, also those that are not saved, by each of their state-dict keys."""
     return {
         **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
         **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
@@ -182,11 +161,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
-    """A batch as the network's positional arguments.
-
-    Raises:
-        SiteError: if it holds anything but tensors.
-    """
+    """A batch as the network's positional arguments; a SiteError if it holds anything but tensors."""
     inputs = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
     if not all(isinstance(each, Tensor) for each in inputs):
         raise SiteError("batches", "must be tensors or tuples of tensors", got=type(batch).__name__)

@@ -13,8 +13,6 @@ from equalize.plan.equation import Geometry, per_channel, scale_inputs
 from equalize.plan.plan import Add, Draw, Edit, Plan, Scale, ScaleInputs, Set
 from equalize.sites.sites import Site
 
-__all__ = ["apply", "apply_edits", "demand_fit", "demand_weight", "with_aliases"]
-
 _PART = 1 << 21  # elements that are held in float64 at a time
 
 
@@ -30,11 +28,7 @@ def apply(plan: Plan, model: nn.Module) -> None:
 
 
 def demand_fit(plan: Plan, model: nn.Module) -> None:
-    """Refuses a plan that names what a model has not.
-
-    Raises:
-        SiteError: names it.
-    """
+    """Refuses a plan that names what a model has not, by a SiteError that names it."""
     tensors = named_tensors(model)
     for site in plan.sites:
         demand_weight(site, tensors)
@@ -64,11 +58,11 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
 def with_aliases(edits: Iterable[Edit], model: nn.Module) -> tuple[Edit, ...]:
     """The edits with all the names that `model` has for their tensors."""
     tensors = named_tensors(model)
-    names: dict[int, list[str]] = {}
-    for key, tensor in tensors.items():
-        names.setdefault(id(tensor), []).append(key)
-    of = {key: tuple(each for each in names[id(tensor)] if each != key) for key, tensor in tensors.items()}
-    return tuple(replace(edit, aliases=of.get(edit.tensor, ())) for edit in edits)
+
+    def aliases(key: str) -> tuple[str, ...]:
+        return tuple(other for other, tensor in tensors.items() if tensor is tensors.get(key) and other != key)
+
+    return tuple(replace(edit, aliases=aliases(edit.tensor)) for edit in edits)
 
 
 def _independent(edit: Edit, tensor: Tensor) -> Sequence[Tensor]:
@@ -103,11 +97,7 @@ def _inputs(edit: ScaleInputs, weight: Tensor) -> int:
 
 
 def demand_weight(site: Site, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The fusion weight of a planned site, of the shape that its layer has.
-
-    Raises:
-        SiteError: if it is not among `tensors`, or has not the shape that the site says.
-    """
+    """The fusion weight of a planned site; a SiteError if it is not among `tensors`, or of another shape."""
     weight = tensors.get(site.weight)
     if weight is None:
         raise SiteError(site.weight, "is in the plan but not in this model", remedy="use the plan's own model")
@@ -126,9 +116,8 @@ def demand_weight(site: Site, tensors: Mapping[str, Tensor]) -> Tensor:
 def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
     tensor = tensors.get(edit.tensor)
     if tensor is None:
-        raise SiteError(
-            edit.tensor, "is changed by the plan but is not in this model", remedy="use the plan's own model"
-        )
+        what = "is changed by the plan but is not in this model"
+        raise SiteError(edit.tensor, what, remedy="use the plan's own model")
     expected = tensor.numel()
     if isinstance(edit, Add | Set) and len(edit.values) != expected:
         raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))

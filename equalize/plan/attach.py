@@ -13,8 +13,6 @@ from equalize.plan.apply import demand_weight
 from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
 from equalize.plan.plan import Plan
 
-__all__ = ["attach", "fold"]
-
 
 def attach(plan: Plan, model: nn.Module) -> None:
     """Shows the optimizer the equalized weights of every site. Build the optimizer afterwards.
@@ -22,8 +20,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
     Raises:
-        SiteError: if a layer is not in the model, has another shape, or is already parametrized; the model is then
-            unchanged.
+        SiteError: a layer is not in the model, of another shape or parametrized already; nothing is changed then.
     """
     tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
     attached = {path for path, layer in nn.Module.named_modules(model) if parametrize.is_parametrized(layer)}
@@ -40,8 +37,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
         gain = 1.0
         if plan.keep_norm:  # V with the norm that W has
             gain = float(weight.detach().norm() / scale_inputs(weight.detach(), std_I, geometry).norm())
-        order = list(layer._parameters)
-        folded = _FoldedWeight(weight, mean_I, std_I * gain, geometry, order)
+        folded = _FoldedWeight(weight, mean_I, std_I * gain, geometry, list(layer._parameters))
         parametrize.register_parametrization(layer, name, folded)
         if site.shift == "bias" and site.bias is not None:
             bias = site.bias.rpartition(".")[2]

@@ -21,8 +21,6 @@ from equalize.plan.plan import Edit, Plan, Set, Strategy
 from equalize.plan.strategies import Choice, Decision, choose, decide
 from equalize.sites.scan import Scan, scan
 
-__all__ = ["calibrate", "norms_behind", "re_estimate", "stages"]
-
 # Without a tolerance asked for, the moments count as converged when every sigma is known this well.
 CONVERGED = 0.05
 
@@ -43,14 +41,12 @@ def calibrate(
 
     Args:
         model: any module; only the tensors in the plan's `changed` are rewritten.
-        batches: the network's own inputs, (N, C, H, W) or tuples. Iterated once for `preserve` and `migrate`, several
-            times for the others (a one-shot iterator is then kept in memory).
-        strategy, seed, keep_norm, newly_initialized: see `make_plan`.
+        batches: the network's own inputs, (N, C, H, W) or tuples; iterated once for `preserve` and `migrate`, several
+            times for the others. An iterator is kept in memory.
+        strategy, seed, keep_norm, newly_initialized, tolerance, names: see `make_plan` and `measure`.
         found: the sites to equalize; by default all resampled ones.
-        tolerance, names: see `measure`.
 
-    Returns:
-        The plan, applied; with it `apply` does the same to another copy of the model, without data.
+    Returns the plan; with it `apply` does the same to another copy of the model, without data.
 
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
@@ -129,18 +125,13 @@ def norms_behind(stage: Sequence[Choice], choices: Sequence[Choice]) -> list[str
 
 
 def re_estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:
-    """Re-estimates BatchNorms, each on what it will see, and writes their statistics into the model.
-
-    Args:
-        model: holds the norms.
-        norms: their `running_mean` keys.
-        batches: the network's own inputs, (N, C, H, W) or tuples.
-        found: says which norms come before which.
-    """
+    """Re-estimates BatchNorms, by `running_mean` key, each on what it will see, and writes that into the model."""
     values = estimate_norms(model, norms, batches, found.norms)
-    edits = [Set(tensor=key, values=tuple(value.double().flatten().tolist())) for key, value in values.items()]
+    edits: list[Edit] = [
+        Set(tensor=key, values=tuple(value.double().flatten().tolist())) for key, value in values.items()
+    ]
     apply_edits(edits, model)
-    return [*edits]
+    return edits
 
 
 def _without_superseded(edits: Sequence[Edit]) -> list[Edit]:

@@ -9,15 +9,9 @@ from equalize.errors import SiteError
 from equalize.plan.plan import Draw
 from equalize.sites.sites import Site
 
-__all__ = ["draw_site", "redraw"]
-
 
 def draw_site(model: nn.Module, site: Site, seed: int) -> tuple[nn.Module, list[Draw]]:
-    """A fusion layer freshly drawn, and the edits that draw its weight and bias; the model stays as it is.
-
-    Raises:
-        SiteError: if its layer cannot be drawn.
-    """
+    """A fusion layer freshly drawn, and the edits that draw its weight and bias; a SiteError if it cannot be drawn."""
     try:
         fresh = redraw(model.get_submodule(site.weight.rpartition(".")[0]), seed)
     except AttributeError as error:
@@ -27,11 +21,7 @@ def draw_site(model: nn.Module, site: Site, seed: int) -> tuple[nn.Module, list[
 
 
 def redraw(layer: nn.Module, seed: int) -> nn.Module:
-    """A copy of `layer`, on the CPU, freshly drawn by its own `reset_parameters` under `seed`.
-
-    Raises:
-        SiteError: if the layer has no such method.
-    """
+    """A copy of `layer`, on the CPU, freshly drawn by its own `reset_parameters` under `seed`."""
     fresh = copy.deepcopy(layer).cpu()
     reset = getattr(fresh, "reset_parameters", None)
     if not callable(reset):

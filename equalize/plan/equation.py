@@ -23,8 +23,6 @@ from torch import Tensor
 from equalize.moments.measured import MeasuredSite
 from equalize.sites.sites import Site
 
-__all__ = ["Geometry", "branch_vectors", "fold_weight", "per_channel", "scale_inputs", "shift_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:

@@ -11,24 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from equalize.errors import InputError
 from equalize.moments.measured import MeasuredBranch, MeasuredSite
-from equalize.sites.branches import Branch
-from equalize.sites.sites import Refusal, Site
-
-__all__ = [
-    "CHANGES_FUNCTION",
-    "SCHEMA",
-    "Add",
-    "Draw",
-    "Edit",
-    "Plan",
-    "PlannedSite",
-    "Scale",
-    "ScaleInputs",
-    "Set",
-    "SiteStrategy",
-    "Strategy",
-    "site_json",
-]
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site
 
 SCHEMA = 1
 
@@ -40,11 +24,7 @@ _UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # of us
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSite(MeasuredSite):
-    """A measured fusion layer and what was decided for it.
-
-    Attributes:
-        strategy: see `equalize.plan.strategies`.
-    """
+    """A measured fusion layer and what was decided for it, see `equalize.plan.strategies`."""
 
     strategy: SiteStrategy
 
@@ -55,16 +35,18 @@ class PlannedSite(MeasuredSite):
 
 
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
+MEANING: dict[SiteStrategy, str] = {
+    "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
+    "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of scale 1",
+    "rescale": "fusion weights divided by each sigma: they act on branches of scale 1",
+    "reinit": "fusion weights drawn anew, then divided by each sigma: they act on branches of scale 1",
+}
+"""For people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """One change to one tensor of a checkpoint. Edits are carried out in order.
-
-    Attributes:
-        tensor: state-dict key.
-        aliases: the same tensor's other state-dict keys, where a network has it under several.
-    """
+    """One change to one tensor of a checkpoint, by its state-dict key; `aliases` are its other keys, if any."""
 
     action: ClassVar[str]
 
@@ -92,12 +74,7 @@ class Scale(Edit):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleInputs(Edit):
-    """Multiplies what reads a layer's input channels `start` to `stop` by `factor`.
-
-    Attributes:
-        axis: of the weight's input channels.
-        groups: of a grouped or depthwise convolution; what its input channels are found by.
-    """
+    """Multiplies what reads a layer's input channels `start` to `stop`, on `axis` and in `groups`, by `factor`."""
 
     action: ClassVar[str] = "scale"
 
@@ -178,15 +155,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: object = "plan") -> Self:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            InputError: if `content` is no plan, or of another schema.
-        """
+        """Reads what `to_json` wrote; an InputError if `content` is no plan, or of another schema."""
         if content.get("schema") != SCHEMA:
-            raise InputError(
-                where, "is no plan of this version", got=f"schema {content.get('schema')}", expected=SCHEMA
-            )
+            got = f"schema {content.get('schema')}"
+            raise InputError(where, "is no plan of this version", got=got, expected=SCHEMA)
         try:
             return cls(
                 strategy=content["strategy"],
@@ -198,9 +170,8 @@ class Plan:
                 facts={key: value for key, value in content.items() if key not in _DERIVED},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                where, f"is no plan ({type(error).__name__}: {error})", remedy="use an equalize.json"
-            ) from error
+            what = f"is no plan ({type(error).__name__}: {error})"
+            raise InputError(where, what, remedy="use an equalize.json") from error
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -221,12 +192,8 @@ _DERIVED = {"schema", "strategy", "seed", "keep_norm", "sites", "refusals", "cha
 
 def site_json(site: Site) -> dict[str, Any]:
     """A site as it stands in JSON: found, measured or planned, with what is known of it then."""
-    content = {key: value for key, value in asdict(site).items() if key not in _UNWRITTEN}
-    return _lists(content) | {"branches": [_branch_json(branch) for branch in site.branches]}
-
-
-def _branch_json(branch: Branch) -> dict[str, Any]:
-    return _lists({key: value for key, value in asdict(branch).items() if key not in _UNWRITTEN})
+    content = asdict(site)
+    return _lists(content) | {"branches": [_lists(branch) for branch in content["branches"]]}
 
 
 def _site(content: Mapping[str, Any]) -> PlannedSite:
@@ -248,7 +215,8 @@ def _edit(content: Mapping[str, Any]) -> Edit:
 
 
 def _lists(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+    written = {key: value for key, value in content.items() if key not in _UNWRITTEN}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in written.items()}
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,9 +31,8 @@ from equalize.plan.plan import (
     SiteStrategy,
     Strategy,
 )
-from equalize.sites.sites import Refusal, Site
-
-__all__ = ["Choice", "Decision", "choose", "decide", "make_plan"]
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site
 
 # A branch whose scale is below this share of the largest, or of its own mean, is constant to float32.
 _NEAR_ZERO = 1e-6
@@ -41,11 +40,7 @@ _NEAR_ZERO = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A site and what is to be done with it once it is measured.
-
-    Attributes:
-        seed: of `reinit`.
-    """
+    """A site and what is to be done with it once it is measured; `seed` is of `reinit`."""
 
     site: Site
     strategy: SiteStrategy
@@ -59,12 +54,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided for some measured sites.
-
-    Attributes:
-        sites: those that are equalized. refusals: why the others are not.
-        edits: the changes that the sites take, in order.
-    """
+    """The measured sites that are equalized, why the others are not, and the edits that it takes, in order."""
 
     sites: tuple[PlannedSite, ...]
     refusals: tuple[Refusal, ...]
@@ -137,11 +127,7 @@ def _automatic(site: Site, newly_initialized: Collection[str]) -> SiteStrategy:
 def decide(
     model: nn.Module, choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], *, keep_norm: bool
 ) -> Decision:
-    """The edits for measured sites, computed from the weights that `model` has; it is not changed.
-
-    Raises:
-        SiteError: for a site without moments.
-    """
+    """The edits for measured sites, computed from the weights that `model` has; it is not changed."""
     sites: list[PlannedSite] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []

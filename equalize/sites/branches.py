@@ -6,8 +6,6 @@ from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
 
-__all__ = ["Branch", "Resampling", "find_branches", "place", "resampling_of", "scales_through"]
-
 Resampling = Literal["bilinear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"]
 
 # What a branch may pass through between being resampled and being concatenated.
@@ -46,15 +44,9 @@ class Branch:
     fixed: str | None = None
 
 
-def find_branches(graph: Graph, concat: Op, way: Sequence[str], rank: int) -> Iterator[Branch]:
-    """The branches of a concat, in order.
-
-    Args:
-        graph: holds them. concat: the last one before the fusion layer.
-        way: names of the ops between it and the fusion layer.
-        rank: how many spatial axes there are.
-    """
-    shared = next((name for name in (concat.name, *way) if len(graph.consumers[name]) != 1), None)
+def find_branches(graph: Graph, concat: Op, way: Sequence[Op], rank: int) -> Iterator[Branch]:
+    """The branches of a concat, in order; `way` leads to the fusion layer, with `rank` spatial axes."""
+    shared = next((op.name for op in (concat, *way) if len(graph.consumers[op.name]) != 1), None)
     start = 0
     for leaf, inner in _leaves(graph, concat):
         resample = _find_resampling(graph, leaf)

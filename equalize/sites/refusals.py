@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from equalize.graph.graph import Graph, Op
 from equalize.sites.branches import place, resampling_of
 
-__all__ = ["Refusal", "explain_nothing"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:

@@ -7,9 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from equalize.graph.export import trace
-from equalize.sites.sites import Refusal, Site, SiteKind, find_sites
-
-__all__ = ["Scan", "scan"]
+from equalize.sites.refusals import Refusal
+from equalize.sites.sites import Site, SiteKind, find_sites
 
 _RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
 
@@ -42,7 +41,7 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
         kinds: "resampled" where a branch was resampled, "plain" where none was.
 
     Raises:
-        SiteError: if the network cannot be traced with such an input. ResourceError: if there is no memory to run it.
+        SiteError: the network cannot be traced with such an input. ResourceError: there is no memory to run it.
     """
     graph = trace(model, example)
     sites, refusals = find_sites(graph)

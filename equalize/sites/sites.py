@@ -13,8 +13,6 @@ from equalize.graph.graph import Graph, Kind, Op
 from equalize.sites.branches import Branch, find_branches, place, scales_through
 from equalize.sites.refusals import Refusal, explain_nothing
 
-__all__ = ["Refusal", "Site", "SiteKind", "find_sites"]
-
 SiteKind = Literal["resampled", "plain"]
 
 
@@ -52,16 +50,6 @@ class Site:
     pads_itself: bool = field(default=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reading:
-    """One way from a concat to a layer that may sum over its channels."""
-
-    layer: Op
-    way: tuple[str, ...]  # ops passed between the two
-    scale_only: bool
-    zero_padded: bool
-
-
 def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
     """All sites of a network in graph order, resampled and plain, and a refusal for every other concat."""
     sites: list[Site] = []
@@ -74,7 +62,8 @@ def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
         if reasons:
             refusals.append(Refusal(at=place(concat), reason="; ".join(dict.fromkeys(reasons))))
     refusals += _filled(graph)
-    sites.sort(key=lambda site: graph.order[graph.readers[site.weight].name])
+    order = {op.name: place for place, op in enumerate(graph.ops)}
+    sites.sort(key=lambda site: order[graph.readers[site.weight].name])
     if not sites:
         refusals += explain_nothing(graph, refusals)
     return tuple(_with_surroundings(graph, sites)), tuple(dict.fromkeys(refusals))
@@ -82,14 +71,14 @@ def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
 
 def _with_surroundings(graph: Graph, sites: Sequence[Site]) -> Iterator[Site]:
     """The sites, each with the sites before and the BatchNorms behind it."""
-    reached = {site.layer: graph.downstream(graph.readers[site.weight].name) for site in sites}
-    for site in sites:
-        norms = (op.parameters.get("running_mean") for op in graph.ops if op.name in reached[site.layer])
-        name = graph.readers[site.weight].name
+    names = {graph.readers[site.weight].name: site.layer for site in sites}
+    upstream = graph.upstream(names)
+    for name, site in zip(names, sites, strict=True):
+        behind = (op.parameters.get("running_mean") for op in graph.ops if name in upstream[op.name])
         yield replace(
             site,
-            upstream=tuple(other.layer for other in sites if name in reached[other.layer]),
-            norms=tuple(dict.fromkeys(key for key in norms if key is not None)),
+            upstream=tuple(layer for other, layer in names.items() if other in upstream[name]),
+            norms=tuple(dict.fromkeys(key for key in behind if key is not None)),
         )
 
 
@@ -103,9 +92,10 @@ def _sites_of(graph: Graph, concat: Op) -> tuple[list[Site], list[str]]:
             nested = nested or found == _NESTED
             reasons += [found] if found != _NESTED else []
             continue
-        reason = _refuse_weight(graph, found.layer)
+        layer, way = found
+        reason = _refuse_weight(graph, layer)
         if reason is None:
-            sites.append(_site(graph, concat, found))
+            sites.append(_site(graph, concat, layer, way))
         else:
             reasons.append(reason)
     if not sites and not reasons and not nested:
@@ -116,12 +106,12 @@ def _sites_of(graph: Graph, concat: Op) -> tuple[list[Site], list[str]]:
 _NESTED = "part of another concat"
 
 
-def _readings(graph: Graph, concat: Op) -> Iterator[_Reading | str]:
-    """Walks forward from a concat: the layers that read it, and a reason for every other end."""
-    stack: list[tuple[Op, int, tuple[str, ...], bool, bool]] = [(concat, concat.attributes["dim"], (), False, False)]
+def _readings(graph: Graph, concat: Op) -> Iterator[tuple[Op, Sequence[Op]] | str]:
+    """Walks forward from a concat: the layers that read it and the ops on the way, and a reason for every other end."""
+    stack: list[tuple[Op, int, tuple[Op, ...]]] = [(concat, concat.attributes["dim"], ())]
     seen: set[str] = set()
     while stack:
-        op, axis, way, scale_only, zero_padded = stack.pop()
+        op, axis, way = stack.pop()
         for consumer in graph.consumers[op.name]:
             if consumer.name in seen:
                 continue
@@ -134,9 +124,9 @@ def _readings(graph: Graph, concat: Op) -> Iterator[_Reading | str]:
                     where = f"axis {axis} of {list(op.shape)}"
                     yield f"concatenated along {where}, which {place(consumer)} does not sum over"
                 else:
-                    yield _Reading(layer=consumer, way=way, scale_only=scale_only, zero_padded=zero_padded)
+                    yield consumer, way
             elif consumer.kind == "norm":
-                yield f"already normalised by {consumer.target} {place(consumer)}"
+                yield f"already normalized by {consumer.target} {place(consumer)}"
             elif consumer.kind == "output":
                 yield "returned as an output of the network"
             elif consumer.kind not in _FORWARD or not scales_through(consumer):
@@ -144,9 +134,7 @@ def _readings(graph: Graph, concat: Op) -> Iterator[_Reading | str]:
             elif onward is None:
                 yield f"its channels do not stay whole in {consumer.target} of {place(consumer)}"
             else:
-                scaled = scale_only or consumer.kind in {"relu", "pool"}
-                padded = zero_padded or bool(consumer.attributes.get("zero", False))
-                stack.append((consumer, onward, (*way, consumer.name), scaled, padded))
+                stack.append((consumer, onward, (*way, consumer)))
 
 
 # What the channels of a concat may pass through on their way to the fusion layer. A per-channel affine map commutes
@@ -185,35 +173,31 @@ def _carry_axis(op: Op, consumer: Op, axis: int) -> int | None:
 
 
 def _refuse_weight(graph: Graph, layer: Op) -> str | None:
-    weight = layer.parameters.get("weight")
-    if weight is None:
-        return f"the weight of {place(layer)} is not a plain parameter"
-    if graph.uses[weight] > 1:
-        return f"{weight} is used {graph.uses[weight]} times"
-    bias = layer.parameters.get("bias", "")
-    if bias is None:
-        return f"the bias of {place(layer)} is not a plain parameter"
-    if bias and graph.uses[bias] > 1:
-        return f"{bias} is used {graph.uses[bias]} times"
+    for role, key in ({"weight": None} | dict(layer.parameters)).items():
+        if key is None:
+            return f"the {role} of {place(layer)} is not a plain parameter"
+        if graph.uses[key] > 1:
+            return f"{key} is used {graph.uses[key]} times"
     return None
 
 
-def _site(graph: Graph, concat: Op, reading: _Reading) -> Site:
-    layer = reading.layer
+def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
     weight = str(layer.parameters["weight"])
+    path = weight.removesuffix(".weight")
     shape = graph.shapes[weight]
     groups = int(layer.attributes.get("groups", 1))
     transposed = bool(layer.attributes.get("transposed", False))
     bias = layer.parameters.get("bias")
     rank = len(shape if layer.kind == "convolution" else concat.shape) - 2
-    branches = tuple(find_branches(graph, concat, reading.way, rank))
+    branches = tuple(find_branches(graph, concat, way, rank))
     norm, running_mean = _norm_behind(graph, layer)
     phases = transposed and any(stride > 1 for stride in layer.attributes["stride"])
     shift: Literal["bias", "running_mean"] | None = None
-    if not reading.scale_only and not phases:  # a strided transposed kernel spreads a mean unevenly
+    scale_only = any(op.kind in {"relu", "pool"} for op in way)
+    if not scale_only and not phases:  # a strided transposed kernel spreads a mean unevenly
         shift = "bias" if bias else "running_mean" if running_mean else None
     return Site(
-        layer=weight.removesuffix(".weight"),
+        layer=path,
         weight=weight,
         bias=bias or None,
         norm=norm,
@@ -222,17 +206,11 @@ def _site(graph: Graph, concat: Op, reading: _Reading) -> Site:
         axis=0 if transposed or (groups > 1 and shape[1] == 1) else 1,
         groups=groups,
         kind="resampled" if any(branch.resampling for branch in branches) else "plain",
-        exact_border=not (layer.attributes.get("padded", False) or reading.zero_padded),
+        exact_border=not (layer.attributes.get("padded", False) or any(op.attributes.get("zero") for op in way)),
         shift=shift,
         branches=branches,
-        pads_itself=_pads_itself(graph, layer, reading),
+        pads_itself=bool(way) and way[-1].kind == "pad" and way[-1].module == layer.module == path,
     )
-
-
-def _pads_itself(graph: Graph, layer: Op, reading: _Reading) -> bool:
-    last = graph[reading.way[-1]] if reading.way else None
-    owner = str(layer.parameters["weight"]).removesuffix(".weight")
-    return last is not None and last.kind == "pad" and last.module == layer.module == owner
 
 
 def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:

@@ -21,8 +21,6 @@ from equalize.plan.draw import redraw
 from equalize.plan.equation import branch_vectors
 from equalize.plan.plan import Draw, Plan, PlannedSite, Scale
 
-__all__ = ["Check", "check_function"]
-
 # Of the range of what is compared, where weights are stored in float32; other dtypes get as many times their epsilon.
 _TOLERANCE = 1e-5
 _CROP = 32  # pixels a spatial axis: a linear layer is the same function everywhere
@@ -59,8 +57,7 @@ def check_function(
     """Compares two models, in float32 on one device, over a few images.
 
     Args:
-        original: as it was before the plan.
-        written: as its library's own loader gives it.
+        original, written: as it was before the plan, and as its library's own loader gives it.
         plan: what should lie between the two.
         batches: inputs of the network.
         logits: picks (N, classes, h, w) from what a model returns.

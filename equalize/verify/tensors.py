@@ -10,8 +10,6 @@ from equalize.messages import first_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
-__all__ = ["check_planned", "check_tensors"]
-
 
 def check_tensors(original: Mapping[str, Tensor], written: Mapping[str, Tensor], listed: Iterable[str]) -> None:
     """Demands the same keys, dtypes and shapes, and the same bits in every tensor that is not listed.
@@ -27,21 +25,16 @@ def check_tensors(original: Mapping[str, Tensor], written: Mapping[str, Tensor],
     _demand("are missing", sorted(set(original) - set(written)))
     _demand("were added", sorted(set(written) - set(original) - free))
     both = [key for key in original if key in written]
-    _demand("have another dtype or shape", [key for key in both if not _same_layout(original[key], written[key])])
+    other = [k for k in both if (original[k].dtype, original[k].shape) != (written[k].dtype, written[k].shape)]
+    _demand("have another dtype or shape", other)
     fixed = [key for key in both if key not in free]
-    _demand(
-        "changed but are not in the plan",
-        [k for k in fixed if not torch.equal(_bytes(original[k]), _bytes(written[k]))],
-    )
+    changed = [key for key in fixed if not torch.equal(_bytes(original[key]), _bytes(written[key]))]
+    _demand("changed but are not in the plan", changed)
 
 
 def _demand(what: str, keys: Sequence[str]) -> None:
     if keys:
         raise NumericsError(first_of(keys), f"{what} in what was written", remedy="calibrate again from the original")
-
-
-def _same_layout(first: Tensor, second: Tensor) -> bool:
-    return first.dtype == second.dtype and first.shape == second.shape
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -52,8 +45,7 @@ def check_planned(original: nn.Module, written: nn.Module, plan: Plan, *, stored
     """Demands that every tensor of the plan is what the plan makes of the original, to rounding.
 
     Args:
-        original: as it was before the plan; afterwards the plan is applied to it.
-        written: as its library's own loader gives it.
+        original, written: as it was before the plan, which is applied to it; and as its library's own loader gives it.
         plan: what should lie between the two.
         stored: the dtype that the weights are stored in; the coarsest, if there are several.
 

@@ -147,7 +147,7 @@ def test_torchvision_networks_are_recognised_by_keys_and_shapes(name, arguments,
     with torch.device("meta"):
         model = get_model_builder(name)(weights=None, weights_backbone=None, **arguments)
     shapes = {prefix + key: tensor.shape for key, tensor in model.state_dict().items()}
-    assert recognize(shapes, "file.pth", init_missing=False) == (name, arguments)
+    assert recognize(shapes, "file.pth") == name
     assert arguments_from(name, shapes) == arguments
 
 
@@ -213,7 +213,7 @@ def test_keys_that_do_not_fit(lraspp_state, tmp_path):
     assert "1 missing (backbone.0.0.weight)" in sentence
     assert "1 unexpected (backbone.zzz.weight)" in sentence
     assert "1 of another shape (classifier.cbr.0.weight (7, 960, 1, 1) for (128, 960, 1, 1))" in sentence
-    assert "fits no known" in refusal(tmp_path / "in.pth")
+    assert "does not fit lraspp_mobilenet_v3_large" in refusal(tmp_path / "in.pth")  # the closest
 
 
 def test_only_the_first_three_keys_are_listed(lraspp_state, tmp_path):
@@ -301,7 +301,7 @@ def test_a_factory_in_a_file(network_file, tmp_path):
     ("arch", "what"),
     [
         ("absent.py:Net", "no such file"),
-        ("{file}:Missing", "Net"),
+        ("{file}:Missing", "no factory 'Missing'"),
         ("{file}:broken", "no luck"),
         ("{file}:ends", "usage: train.py"),
         ("{file}:nn", "no factory"),
@@ -325,13 +325,6 @@ def test_a_training_script_that_parses_its_command_line_is_no_architecture(tmp_p
     assert "SystemExit" in refusal(tmp_path / "in.pth", arch=f"{tmp_path}/train.py:Net")
 
 
-def test_adapters_are_no_network(tmp_path):
-    save_file({"base_model.model.fuse.lora_A.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
-        assert "merge_and_unload" in refusal(path)
-
-
 def test_a_record_cannot_name_code_or_downloads(lraspp_state, tmp_path):
     save_file(lraspp_state, tmp_path / "model.safetensors")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
@@ -351,7 +344,6 @@ def test_a_record_cannot_name_code_or_downloads(lraspp_state, tmp_path):
 
 def test_arguments_without_their_flag():
     assert "--arch" in refusal("x.pth", arch_args={"classes": 3})
-    assert "positive" in refusal("x.pth", num_classes=0)
 
 
 def test_torchvision_by_name():

@@ -70,7 +70,7 @@ SCAN = [
     ("scan module.pth", 2, "module.pth: its pickle asks for 'torch.nn.modules.conv.Conv2d'"),
     ("scan odd.pth", 2, "odd.pth: state dict fits no known architecture"),
     ("scan remote", 2, "remote/config.json: asks for code"),
-    ("scan type", 2, "type/config.json: has the unknown model_type 'x'"),
+    ("scan type", 2, "type/config.json: is not a valid config ("),
     ("scan no_files", 2, "no_files: holds no weights"),
     ("scan torchvision:nothing", 2, "torchvision:nothing: "),
     ("scan segformer --size 7", 2, "--size: is too small"),

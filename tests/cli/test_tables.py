@@ -75,7 +75,7 @@ def test_calibrate_measures_the_same(run_cli, segformer_dir, folder, tables, tmp
 def test_evaluate_scores_the_same(run_cli, segformer_dir, folder, tables):
     ran = run_cli("evaluate", segformer_dir, "--data", tables, *CPU, "--json")
     assert answer(ran) == answer(run_cli("evaluate", segformer_dir, "--data", folder, *CPU, "--json"))
-    assert "table layout, columns image and label, split val, 2 images, 2 pairs" in " ".join(ran.err.split())
+    assert "table layout, columns image and label, split validation, 2 images, 2 pairs" in " ".join(ran.err.split())
 
 
 def test_finetune_comes_to_the_same_weights_and_resumes(run_cli, segformer_dir, folder, tables, tmp_path):

@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint import ModelName
-from equalize.commands.evaluate import EvalConfig, confusion, evaluate, image_confusions, sliding
+from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split, sliding
 from equalize.commands.labels import check_split
 from equalize.data import open_data
 from equalize.distributed import is_main, leave
 from equalize.errors import DataError, InputError, NumericsError
+from equalize.metrics import score_of
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import in_two_processes
 from tests.support.tolerance import TIE, assert_same_score
@@ -83,11 +84,10 @@ def test_each_image_is_counted_once_and_adds_up(segformer_dir, scenes):
     labelled = check_split(open_data(scenes, split="val", labels=True), 5, None)
     config, cpu = EvalConfig(batch_size=3), torch.device("cpu")
     with torch.no_grad():
-        each = dict(image_confusions(checkpoint, labelled, config, cpu))
-        total = confusion(checkpoint, labelled, config, cpu)
-    assert {path.name for path in each} == {path.name for path in (scenes / "images/val").iterdir()}
-    assert torch.equal(sum(counted.counts_KK for counted in each.values()), total.counts_KK)  # the same passes twice
-    assert total.images == 7
+        each = list(count_images(checkpoint, labelled, config, cpu))
+        total = score_split(checkpoint, labelled, config, cpu)
+    assert len(each) == len(list((scenes / "images/val").iterdir())) == 7
+    assert score_of(sum(each), 7) == total  # the same passes twice
 
 
 def test_a_single_output_is_that_of_class_1(tmp_path):

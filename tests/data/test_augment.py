@@ -104,7 +104,14 @@ def make_pairs(root, seed=0):
         assert size == (image.height, image.width)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
-    return TrainingPairs(dataset, LabelRule(), 3, Augment(crop=(32, 32)), preprocess, seed=seed)
+    return TrainingPairs(
+        pairs=dataset.with_masks(),
+        rule=LabelRule(),
+        num_classes=3,
+        augment=Augment(crop=(32, 32)),
+        preprocess=preprocess,
+        seed=seed,
+    )
 
 
 def test_pairs_are_those_of_their_epoch(tmp_path):

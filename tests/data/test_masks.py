@@ -40,24 +40,26 @@ def test_grayscale_palette_and_16_bit_keep_their_indices(tmp_path: Path) -> None
         save(STORED.astype(np.uint16), tmp_path / "deep.png"),
         save(STORED.astype(np.int32), tmp_path / "wide.tif"),
     ):
-        labels_HW = read_mask(path)
+        labels_HW = read_mask(path, LabelRule())
         assert labels_HW.dtype == torch.int64
         assert labels_HW.tolist() == STORED.tolist()
-    assert read_mask(save(STORED > 100, tmp_path / "two.png")).tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert read_mask(save(np.array([[300, 65535]], np.uint16), tmp_path / "many.png")).tolist() == [[300, 65535]]
+    assert read_mask(save(STORED > 100, tmp_path / "two.png"), LabelRule()).tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert read_mask(save(np.array([[300, 65535]], np.uint16), tmp_path / "many.png"), LabelRule()).tolist() == [
+        [300, 65535]
+    ]
 
 
 def test_what_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png: has 3 channels \(RGB\), expected one label a pixel"):
-        read_mask(save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png"))
+        read_mask(save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png"), LabelRule())
     with pytest.raises(DataError, match=r"has 4 channels \(RGBA\)"):
-        read_mask(save(np.zeros((2, 2, 4), np.uint8), tmp_path / "b.png"))
+        read_mask(save(np.zeros((2, 2, 4), np.uint8), tmp_path / "b.png"), LabelRule())
     with pytest.raises(DataError, match=r"c\.jpg: is a JPEG, whose compression changes labels"):
-        read_mask(save(STORED, tmp_path / "c.jpg"))
+        read_mask(save(STORED, tmp_path / "c.jpg"), LabelRule())
     with pytest.raises(DataError, match="floating-point pixels"):
-        read_mask(save(np.zeros((2, 2), np.float32), tmp_path / "d.tif"))
+        read_mask(save(np.zeros((2, 2), np.float32), tmp_path / "d.tif"), LabelRule())
     with pytest.raises(DataError, match=r"e\.png: cannot be read"):
-        read_mask(tmp_path / "e.png")
+        read_mask(tmp_path / "e.png", LabelRule())
 
 
 def test_rules(tmp_path: Path) -> None:
@@ -93,25 +95,22 @@ def test_check_labels_names_the_stored_value() -> None:
 
 
 def test_preflight_of_good_pairs(tmp_path: Path) -> None:
-    data = open_data(plant_pairs(tmp_path, [[[0, 1], [255, 2]], [[1, 1], [1, 1]]]), labels=True)
-    found = preflight(data, 3)
-    assert (found.rule, found.classes, found.checked) == (LabelRule(), (0, 1, 2), 2)
-    assert found.describe() == "2 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
-    assert preflight(data, 3, samples=1).checked == 1
+    data = open_data(plant_pairs(tmp_path, [[[0, 1], [255, 2]], [[1, 1], [255, 255]], [[255, 255]]]), labels=True)
+    rule, found = preflight(data, 3)
+    assert rule == LabelRule()
+    assert found == "3 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
+    assert preflight(data, 3, samples=1)[1].startswith("1 pairs checked")
 
 
 def test_preflight_reduces_where_labels_start_at_one(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path, [[[1, 2, 255]], [[2, 3, 1]]]))
-    found = preflight(data, 3)
-    assert found.rule.reduce
-    assert found.reason == "labels are 1 to 3"
-    assert found.classes == (0, 1, 2)
+    rule, found = preflight(data, 3)
+    assert rule.reduce
+    assert found == "2 pairs checked, 3 classes seen, 0 ignored, the rest moved down by one (labels are 1 to 3)"
     with pytest.raises(DataError, match="has label 3, expected 0 to 2"):
         preflight(data, 3, reduce_labels="no")
     with pytest.raises(InputError, match="would be class 2 once labels are reduced"):
         preflight(data, 3, reduce_labels="yes", ignore_index=2)
-    with pytest.raises(InputError, match="reduce_labels: unknown choice, got maybe"):
-        preflight(data, 3, reduce_labels="maybe")  # type: ignore[arg-type]
 
 
 def test_preflight_leaves_one_label_too_many_to_the_user(tmp_path: Path) -> None:
@@ -119,18 +118,22 @@ def test_preflight_leaves_one_label_too_many_to_the_user(tmp_path: Path) -> None
     data = open_data(plant_pairs(tmp_path, [[[0, 1]], [[2, 3]]]))
     with pytest.raises(DataError, match=r"1\.png: has label 3, expected 0 to 2 .*--ignore-index and --reduce-labels"):
         preflight(data, 3)
-    assert preflight(data, 3, ignore_index=3).classes == (0, 1, 2)
-    assert preflight(data, 3, reduce_labels="yes").classes == (0, 1, 2)
+    assert preflight(data, 3, ignore_index=3) == (
+        LabelRule(ignore_index=3),
+        "2 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)",
+    )
+    assert preflight(data, 3, reduce_labels="yes")[0].reduce
 
 
 def test_preflight_knows_ade20k(tmp_path: Path) -> None:
     save(np.array([[0, 5]], np.uint8), tmp_path / "annotations/training/a.png")
     save(np.zeros((1, 2, 3), np.uint8), tmp_path / "images/training/a.jpg")
-    found = preflight(open_data(tmp_path, labels=True), 150)
-    assert (found.rule.reduce, found.reason, found.classes) == (True, "ADE20K stores class c as c + 1", (4,))
-    assert not preflight(open_data(tmp_path), 151).rule.reduce
+    rule, found = preflight(open_data(tmp_path, labels=True), 150)
+    assert rule.reduce
+    assert found.endswith("1 classes seen, 0 ignored, the rest moved down by one (ADE20K stores class c as c + 1)")
+    assert not preflight(open_data(tmp_path), 151)[0].reduce
     save(np.array([[255, 5]], np.uint8), tmp_path / "annotations/training/a.png")  # reduced by somebody before
-    assert not preflight(open_data(tmp_path), 150).rule.reduce
+    assert not preflight(open_data(tmp_path), 150)[0].reduce
 
 
 def test_preflight_ignores_the_borders_of_voc(tmp_path: Path) -> None:
@@ -138,7 +141,9 @@ def test_preflight_ignores_the_borders_of_voc(tmp_path: Path) -> None:
     save(np.zeros((1, 3, 3), np.uint8), tmp_path / "JPEGImages/a.jpg")
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("a\n")
-    assert preflight(open_data(tmp_path, labels=True), 21, ignore_index=0).classes == (20,)
+    rule, found = preflight(open_data(tmp_path, labels=True), 21, ignore_index=0)
+    assert rule == LabelRule(ignore_index=0, has_void=True)
+    assert "1 classes seen, labels as stored (labels are 20 to 20)" in found
 
 
 def test_preflight_refuses_bad_pairs(tmp_path: Path) -> None:
@@ -146,8 +151,8 @@ def test_preflight_refuses_bad_pairs(tmp_path: Path) -> None:
     save(np.zeros((4, 6), np.uint8), tmp_path / "size/masks/0.png")
     with pytest.raises(DataError, match=r"masks/0\.png: has another size than its image .* got 4x6, expected 1x2"):
         preflight(data, 2)
-    data = open_data(plant_pairs(tmp_path / "void", [[[0, 1]], [[255, 255]]]))
-    with pytest.raises(DataError, match=r"1\.png: has no label that counts"):
+    data = open_data(plant_pairs(tmp_path / "void", [[[255]], [[255, 255]]]))
+    with pytest.raises(DataError, match=r"void: has no label that counts, every pixel of 2 masks is ignored"):
         preflight(data, 2)
     data = open_data(plant_pairs(tmp_path / "missing", [[[0, 1]], [[1, 0]]]))
     (tmp_path / "missing/masks/1.png").unlink()

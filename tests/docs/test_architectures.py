@@ -8,7 +8,6 @@ import architectures
 import pytest
 from torch import Tensor, nn
 
-from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph
 from equalize.graph.record import record
 from equalize.sites.scan import Scan
@@ -19,9 +18,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 def look(model: nn.Module, example: tuple[Tensor, ...]) -> Scan:
     """As a recorded run says, which costs a tenth of export and says the same: see test_networks.py."""
-    recording = record(model, example)
+    ops = record(model, example)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
     sites, refusals = find_sites(Graph(ops=ops, shapes=shapes, tracer="recorder"))
     assert sites or refusals
     return Scan(sites=sites, refusals=refusals, tracer="recorder")

@@ -10,7 +10,6 @@ from torch.nn.utils import parametrizations
 
 from equalize.errors import SiteError
 from equalize.graph.export import trace
-from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph
 from equalize.graph.record import record
 from equalize.moments import measure as measurement
@@ -57,9 +56,9 @@ def scanned(model: nn.Module, x: torch.Tensor = X) -> Scan:
     """Scans, and demands that a recorded run says the same, and that `migrate` keeps the function."""
     found = scan(model, x, kinds=("resampled", "plain"))
     model.eval()
-    recording = record(model, (x,))
-    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
-    recorded = find_sites(Graph(ops=ops, shapes={key: tuple(value.shape) for key, value in model.state_dict().items()}))
+    recorded = find_sites(
+        Graph(ops=record(model, (x,)), shapes={key: tuple(value.shape) for key, value in model.state_dict().items()})
+    )
     assert recorded == (found.sites, found.refusals)
     with torch.no_grad():
         expected = model(x)
@@ -249,7 +248,7 @@ def test_branches_that_cannot_move(net):
 
 
 class Dense(nn.Module):
-    """Every layer reads all that came before, as in DenseNet, but for the normalisations that would refuse them."""
+    """Every layer reads all that came before, as in DenseNet, but for the normalizations that would refuse them."""
 
     def __init__(self):
         super().__init__()
@@ -313,7 +312,7 @@ def test_weights_that_are_used_twice_are_refused():
     assert len(found.refusals) == 2
 
 
-class Standardised(Net):
+class Standardized(Net):
     def forward(self, x):
         return F.conv2d(self.cat(x), self.fuse.weight - self.fuse.weight.mean())
 
@@ -349,7 +348,7 @@ class Flattened(nn.Module):
 @pytest.mark.parametrize(
     ("net", "reason"),
     [
-        (Standardised, "weight of"),
+        (Standardized, "weight of"),
         (StillDropping, "its consumer dropout"),
         (Attention, "is not linear"),
         (PadByOnes, "its consumer pad"),
@@ -418,10 +417,10 @@ def test_means_over_channels_are_refused():
     assert refusal(found).startswith("its channels do not stay whole in mean")
 
 
-@pytest.mark.parametrize("normalise", [parametrizations.weight_norm, parametrizations.spectral_norm])
-def test_parametrized_weights_are_refused(normalise):
+@pytest.mark.parametrize("normalize", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrized_weights_are_refused(normalize):
     model = Net()
-    normalise(model.fuse)
+    normalize(model.fuse)
     assert refusal(scanned(model)) == "the weight of fuse is not a plain parameter"
 
 

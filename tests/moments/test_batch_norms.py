@@ -18,7 +18,7 @@ def test_direct_variance_over_the_concatenation(split, offset):
     x = torch.randn(11, 3, 6, 5) * torch.rand(11, 3, 1, 1) * 4 + offset
     model = nn.Sequential(nn.Identity(), batch_norm(3)).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    values = estimate_norms(model, ["1.running_mean"], x.split(split))
+    values = estimate_norms(model, ["1.running_mean"], x.split(split), {})
     rows = x.double().movedim(1, 0).flatten(1)
     torch.testing.assert_close(values["1.running_mean"].double(), rows.mean(1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(values["1.running_var"].double(), rows.var(1, correction=0), rtol=1e-5, atol=0)
@@ -31,7 +31,7 @@ def test_direct_variance_over_the_concatenation(split, offset):
 def test_images_of_other_sizes_count_by_their_pixels():
     torch.manual_seed(1)
     parts = [torch.randn(2, 2, 8, 8), 5 + torch.randn(1, 2, 2, 3)]
-    values = estimate_norms(nn.Sequential(batch_norm(2)), ["0.running_mean"], parts)
+    values = estimate_norms(nn.Sequential(batch_norm(2)), ["0.running_mean"], parts, {})
     rows = torch.cat([part.movedim(1, 0).flatten(1) for part in parts], 1).double()
     torch.testing.assert_close(values["0.running_mean"].double(), rows.mean(1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(values["0.running_var"].double(), rows.var(1, correction=0), rtol=1e-5, atol=0)
@@ -41,7 +41,7 @@ def test_images_of_other_sizes_count_by_their_pixels():
 def test_other_ranks(norm, shape):
     torch.manual_seed(2)
     x = torch.randn(shape)
-    values = estimate_norms(nn.Sequential(norm(3)), ["0.running_mean"], x.split(3))
+    values = estimate_norms(nn.Sequential(norm(3)), ["0.running_mean"], x.split(3), {})
     rows = x.movedim(1, 0).flatten(1)
     torch.testing.assert_close(values["0.running_var"], rows.var(1, correction=0))
 
@@ -55,9 +55,9 @@ def test_norms_that_are_not_asked_for_or_not_called_stay():
         def forward(self, x):
             return self.kept(self.used(x))
 
-    values = estimate_norms(Some(), ["used.running_mean", "unused.running_mean"], [torch.randn(2, 2, 3, 3)])
+    values = estimate_norms(Some(), ["used.running_mean", "unused.running_mean"], [torch.randn(2, 2, 3, 3)], {})
     assert set(values) == {"used.running_mean", "used.running_var", "used.num_batches_tracked"}
-    assert estimate_norms(Some(), [], [torch.randn(2, 2, 3, 3)]) == {}
+    assert estimate_norms(Some(), [], [torch.randn(2, 2, 3, 3)], {}) == {}
 
 
 def test_which_norms_never_saw_data():
@@ -122,4 +122,4 @@ def test_a_network_that_was_never_trained_takes_a_dozen_passes_at_most():
     values = estimate_norms(model, norms, Counted([torch.randn(4, 2, 8, 8) * 3 + 1]), before)
     assert passes == 12
     for key in norms[1:]:
-        assert values[key].abs().max() < 1e-3  # what comes out of a BatchNorm is centred
+        assert values[key].abs().max() < 1e-3  # what comes out of a BatchNorm is centered

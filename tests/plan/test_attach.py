@@ -17,7 +17,7 @@ from equalize.plan.strategies import make_plan
 from equalize.sites.scan import scan
 from tests.support.networks import BRANCHES, Equalizer, Fusion, batch_norm
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01),
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1),
 }
@@ -60,13 +60,13 @@ def planned(model, x, strategy="preserve", **options) -> Plan:
     return make_plan(model, sites, measure(model, sites, [x]), strategy, **options)
 
 
-def train(model, optimiser, x, y, steps=6):
+def train(model, optimizer, x, y, steps=6):
     model.train()
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = model(x.roll(step, 0)[:4])
         F.cross_entropy(logits, y.roll(step, 0)[:4, : logits.shape[2], : logits.shape[3]]).backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def by_channel(values, weight, axis):
@@ -77,7 +77,7 @@ def by_channel(values, weight, axis):
     return torch.repeat_interleave(torch.tensor(values, dtype=torch.float64), widths).view(shape)
 
 
-def unfolded(name, model, means, stds, *, centred=True):
+def unfolded(name, model, means, stds, *, centered=True):
     """The explicit network that starts at the same function: equalizers, then V = sigma W and a' = a + mu W."""
     twin = copy.deepcopy(model)
     fuse = twin.body.fuse
@@ -95,9 +95,9 @@ def unfolded(name, model, means, stds, *, centred=True):
     shift = response.sum((0, 2, 3)) if name == "bias, transposed" else response.flatten(1).sum(1)
     with torch.no_grad():
         fuse.weight.copy_(w * factor)
-        if fuse.bias is not None and centred:
+        if fuse.bias is not None and centered:
             fuse.bias += shift
-    means = means if centred else [0.0, 0.0]
+    means = means if centered else [0.0, 0.0]
     if isinstance(fuse, nn.Linear):
         equalizer, body = Equalizer(means, stds, axis=-1), twin.body
         body.forward = lambda x: body.after(fuse(equalizer(body.features(x).movedim(1, -1))).movedim(-1, 1))
@@ -106,22 +106,22 @@ def unfolded(name, model, means, stds, *, centred=True):
     return twin, fuse, factor, shift
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_training_equals_training_explicit_equalizers(name, optimiser):
+def test_training_equals_training_explicit_equalizers(name, optimizer):
     model, x, y = drawn(name)
     plan = planned(model, x)
     means, stds = ([getattr(branch, each) for branch in plan.sites[0].branches] for each in ("mean", "std"))
-    # without a bias the mean is the BatchNorm's business: its gradients are those of the centred input
+    # without a bias the mean is the BatchNorm's business: its gradients are those of the centered input
     twin, fuse, factor, shift = unfolded(name, model, means, stds)
     if name == "BatchNorm":
         twin.body.after.running_mean -= shift
     model.eval(), twin.eval()
     torch.testing.assert_close(model(x), twin(x), rtol=1e-5, atol=1e-5)
     folded_only = copy.deepcopy(model)
-    train(twin, OPTIMISERS[optimiser]([each for each in twin.parameters() if each.requires_grad]), x, y)
+    train(twin, OPTIMIZERS[optimizer]([each for each in twin.parameters() if each.requires_grad]), x, y)
     attach(plan, model)
-    train(model, OPTIMISERS[optimiser]([each for each in model.parameters() if each.requires_grad]), x, y)
+    train(model, OPTIMIZERS[optimizer]([each for each in model.parameters() if each.requires_grad]), x, y)
     fold(model)
     expected = (fuse.weight.double() / factor).float()
     scale = expected.abs().max()
@@ -131,13 +131,13 @@ def test_training_equals_training_explicit_equalizers(name, optimiser):
         model.eval(), twin.eval()
         torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=2e-5)
     # and none of this is what training the folded weights themselves would give
-    train(folded_only, OPTIMISERS[optimiser]([each for each in folded_only.parameters() if each.requires_grad]), x, y)
+    train(folded_only, OPTIMIZERS[optimizer]([each for each in folded_only.parameters() if each.requires_grad]), x, y)
     assert (folded_only.body.fuse.weight - expected).abs().max() > 1e-2 * scale
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("strategy", ["migrate", "rescale"])
-def test_training_after_the_weights_were_rewritten(strategy, optimiser):
+def test_training_after_the_weights_were_rewritten(strategy, optimizer):
     """After `migrate` and `rescale` the equalizers in front divide by what the branches have then."""
     model, x, y = drawn("bias")
     plan = planned(model, x, strategy)
@@ -146,16 +146,16 @@ def test_training_after_the_weights_were_rewritten(strategy, optimiser):
     after = measure(model, [site], [x])[site.layer]
     means, stds = [each.mean for each in after], [each.std for each in after]
     twin, fuse, factor, _ = unfolded("bias", model, means, stds)
-    train(twin, OPTIMISERS[optimiser]([each for each in twin.parameters() if each.requires_grad]), x, y)
+    train(twin, OPTIMIZERS[optimizer]([each for each in twin.parameters() if each.requires_grad]), x, y)
     attach(plan, model)
-    train(model, OPTIMISERS[optimiser]([each for each in model.parameters() if each.requires_grad]), x, y)
+    train(model, OPTIMIZERS[optimizer]([each for each in model.parameters() if each.requires_grad]), x, y)
     fold(model)
     expected = (fuse.weight.double() / factor).float()
     assert (model.body.fuse.weight - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_rescaled_weights_are_seen_as_they_were_drawn():
-    """The paper's case: W = V/sigma on disk, the optimiser sees V."""
+    """The paper's case: W = V/sigma on disk, the optimizer sees V."""
     model, x, _ = drawn("BatchNorm")
     v = model.body.fuse.weight.detach().clone()
     plan = planned(model, x, "rescale")
@@ -253,7 +253,7 @@ def test_copies_of_attached_networks_are_independent():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     attach(plan, model)
     average = copy.deepcopy(model)
-    train(model, OPTIMISERS["AdamW"](model.parameters()), x, y)
+    train(model, OPTIMIZERS["AdamW"](model.parameters()), x, y)
     trained = model.eval()(x).detach()
     fold(average)
     assert_same_state(average, before)
@@ -268,7 +268,7 @@ def test_a_state_dict_of_an_attached_network_goes_back_into_one():
     plan = planned(model, x)
     other = copy.deepcopy(model)
     attach(plan, model)
-    train(model, OPTIMISERS["AdamW"](model.parameters()), x, y)
+    train(model, OPTIMIZERS["AdamW"](model.parameters()), x, y)
     attach(plan, other)
     other.load_state_dict(model.state_dict())
     fold(model)

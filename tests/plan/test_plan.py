@@ -103,7 +103,7 @@ def test_edits_come_back_as_they_were():
         ({"schema": 1}, "KeyError: 'strategy'"),
         ({"schema": 1, "strategy": "rescale", "seed": 0, "sites": [{}], "refusals": [], "edits": []}, "is no plan"),
         (
-            {"schema": 1, "strategy": "rescale", "seed": 0, "sites": [], "refusals": [], "edits": [{"colour": 1}]},
+            {"schema": 1, "strategy": "rescale", "seed": 0, "sites": [], "refusals": [], "edits": [{"color": 1}]},
             "is no plan",
         ),
         ({"schema": 1, "strategy": "rescale", "seed": 0, "sites": [], "refusals": [], "edits": ["a"]}, "is no plan"),

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from equalize.graph.export import trace
-from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph
 from equalize.graph.record import record
 from equalize.sites.scan import Scan
@@ -229,7 +228,7 @@ NETWORKS = {
     ),
     "smp UnetPlusPlus": Network(
         build=lambda: smp_network("UnetPlusPlus"),
-        sites=[  # up(left neighbour), then every node below at the same level, then the encoder's
+        sites=[  # up(left neighbor), then every node below at the same level, then the encoder's
             (UNET_PLUS_PLUS.format("0_0"), [(512, "nearest", 2), (256, None, 1)]),
             (UNET_PLUS_PLUS.format("1_1"), [(256, "nearest", 2), (128, None, 1)]),
             (UNET_PLUS_PLUS.format("2_2"), [(128, "nearest", 2), (64, None, 1)]),
@@ -396,9 +395,8 @@ def built(name: str) -> tuple[nn.Module, torch.Tensor]:
 def graphs(name: str) -> tuple[Graph, Graph]:
     """Of one network, by both tracers."""
     model, example = built(name)
-    recording = record(model, (example,))
+    ops = record(model, (example,))
     exported = trace(model, example)
-    ops = read_ops(recording.graph, model, keys=recording.keys, plain=recording.plain)
     return exported, replace(exported, ops=ops, tracer="recorder")
 
 
@@ -498,7 +496,7 @@ def test_patch_merging_is_refused_because_a_norm_follows():
     refusals = scanned("transformers UPerNet over Swin").refusals
     merging = [refusal for refusal in refusals if "downsample" in refusal.at]
     assert len(merging) == 3
-    assert all("already normalised by layer_norm" in refusal.reason for refusal in merging)
+    assert all("already normalized by layer_norm" in refusal.reason for refusal in merging)
 
 
 def test_auxiliary_concat_of_input_and_output_is_plain():
@@ -530,11 +528,11 @@ def test_mask2former_concatenates_tokens_not_channels():
     assert any("does not sum over" in refusal.reason for refusal in found.refusals)
 
 
-def test_densenets_concats_are_normalised_before_every_layer():
+def test_densenets_concats_are_normalized_before_every_layer():
     found = scanned("torchvision densenet")
     assert found.sites == ()
     assert len(found.refusals) == 2 + 3 + 2  # every dense layer reads a concat, and so does what follows each block
-    assert {refusal.reason.split(" batch_norm")[0] for refusal in found.refusals} == {"already normalised by"}
+    assert {refusal.reason.split(" batch_norm")[0] for refusal in found.refusals} == {"already normalized by"}
 
 
 def test_squeezenets_fires_feed_each_other():

@@ -131,7 +131,7 @@ def test_ways_from_the_concat_to_the_layer(way):
 
 
 ENDS = {
-    "a norm": (op("end", "norm", "cat", module="norm", target="layer_norm"), "already normalised by layer_norm norm"),
+    "a norm": (op("end", "norm", "cat", module="norm", target="layer_norm"), "already normalized by layer_norm norm"),
     "an activation": (op("end", "activation", "cat", target="gelu", module="act"), "gelu in act is not linear"),
     "an addition": (op("end", "add", "cat", "x", target="add", module="sum"), "add in sum is not linear"),
     "a pad by ones": (op("end", "pad", "cat", target="pad", zero=False, mode="constant"), "is not linear"),

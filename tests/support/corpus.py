@@ -213,11 +213,9 @@ def config_bombs(segformer: dict[str, Any], smp: dict[str, Any]) -> dict[str, di
         "depths": {"config.json": dumps(segformer | {"depths": [900] * 4})},
         "many_blocks": {"config.json": dumps(segformer | {"num_encoder_blocks": 100_000})},
         "nested_config": {"config.json": '{"model_type":' + "[" * 1_000_000 + "]" * 1_000_000 + "}"},
-        "wide_config": {"config.json": '{"a":[' + "{}," * 10_000_000 + "{}]}"},
         "smp_channels": {"config.json": dumps(smp | {"decoder_channels": [1 << 24] * 5})},
         "smp_classes": {"config.json": dumps(smp | {"classes": 1 << 40})},
         "record": {"architecture.json": dumps(record)},
-        "index": {"model.safetensors.index.json": '{"weight_map":{' + '"a":"b",' * 4_000_000 + '"a":"b"}}'},
         "preprocessor": {
             "config.json": dumps(segformer),
             "preprocessor_config.json": dumps({"image_processor_type": "SegformerImageProcessor", "size": 1 << 40}),

@@ -8,24 +8,16 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["CLASS_NAMES_FILE", "atomic_directory", "copy_side_files", "take_place"]
 
 CLASS_NAMES_FILE = "class_names.json"
 """Lies beside weights whose format has no place for names: {"0": name of class 0, ...}."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-_SETTLED = 1.0  # seconds
-_WINDOWS = os.name == "nt"
+_STALE = 3600.0  # seconds: what a killed process left, not what another is about to write
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 
@@ -34,7 +26,8 @@ _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Path | None = None) -> Iterator[Path]:
     """Give a temporary sibling of ``target`` to fill; on leaving, flush it and give it its name.
 
-    Whatever interrupts leaves nothing behind and what was there before untouched.
+    Whatever interrupts leaves what was there before untouched, and nothing behind; of what a kill leaves, the next
+    attempt at the same directory removes what is older than an hour.
 
     Args:
         target: the directory to make.
@@ -48,12 +41,12 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     out = Path(target).expanduser().absolute()
     check_target(out, overwrite, source)
     work = out.with_name(f".{out.name}.tmp-{secrets.token_hex(4)}")
-    lock = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.tmp-????????"):
+            if time.time() - left.lstat().st_mtime > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
         work.mkdir()
-        lock = _claim(work)
         yield work
         _flush(work)
         take_place(work, out)
@@ -61,35 +54,10 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         raise _resource_error(out, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _claim(work: Path) -> int | None:
-    """Lock a temporary directory for as long as this process lives; None where there are no locks for directories."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(work, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed processes left of earlier attempts at the same directory: what nobody has locked."""
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.tmp-????????"):
-        with suppress(FileNotFoundError):  # its owner has just finished
-            if stale.is_symlink() or time.time() - stale.stat().st_mtime < _SETTLED:
-                continue  # its owner may be between making and locking it
-            if (lock := _claim(stale)) is not None:
-                shutil.rmtree(stale, ignore_errors=True)
-                os.close(lock)
 
 
 def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
+    """Refuse a directory that cannot or must not be written, before any work is done for it."""
     if not out.name:
         raise OutputError(out, "is no name for a directory")
     resolved = out.resolve()
@@ -108,8 +76,7 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
     above = next((place for place in out.parents if place.exists()), out.parent)
     if not above.is_dir():
         raise OutputError(out, f"cannot be made: {above} is not a directory")
-    read_only = hasattr(os, "statvfs") and os.statvfs(above).f_flag & os.ST_RDONLY
-    if read_only or not os.access(above, os.W_OK | os.X_OK):
+    if not os.access(above, os.W_OK | os.X_OK):
         raise ResourceError(out, f"cannot be written: {above} is read-only or not yours")
 
 
@@ -141,16 +108,15 @@ def _exchange(one: Path, other: Path) -> bool:
 def _flush(directory: Path) -> None:
     readable = directory.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
     for folder, _, names in os.walk(directory):
-        for name in names:
-            with open(os.path.join(folder, name), "r+b" if _WINDOWS else "rb") as file:
-                if not _WINDOWS:
-                    os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | readable)
+        for path in (Path(folder, name) for name in names):
+            path.chmod(path.stat().st_mode | readable)
+            with path.open("r+b") as file:
                 os.fsync(file.fileno())
         _flush_directory(Path(folder))
 
 
 def _flush_directory(directory: Path) -> None:
-    if _WINDOWS:  # which opens no directories
+    if os.name == "nt":  # which opens no directories
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -171,14 +137,11 @@ def copy_side_files(source: Path, directory: Path, *, leave_out: set[Path]) -> N
     """Copy a checkpoint's other files. Links that lead out of it are not followed (but into a Hub cache they are)."""
     root = source.resolve()
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    for folder, folders, names in os.walk(source):
-        folders[:] = [n for n in folders if n not in _NEVER_COPIED and not os.path.islink(os.path.join(folder, n))]
-        for name in names:
-            path = Path(folder, name)
-            real = Path(os.path.realpath(path))  # of a link to itself, too
-            inside = any(place in real.parents for place in allowed)
-            if path in leave_out or name in _NEVER_COPIED or not inside or not real.is_file():
-                continue
-            copy = directory / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(real, copy)
+    for path in source.rglob("*"):
+        inner = path.relative_to(source)
+        real = Path(os.path.realpath(path))  # of a link to itself, too
+        inside = any(place in real.parents for place in allowed)
+        if path in leave_out or not _NEVER_COPIED.isdisjoint(inner.parts) or not inside or not real.is_file():
+            continue
+        (directory / inner).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(real, directory / inner)

@@ -1,21 +1,14 @@
-"""What a training leaves beside the weights, from its arguments to mmengine's histories of losses, held as notes.
+"""Stand-ins for what a training leaves beside the weights, from its arguments to mmengine's histories of losses.
 
-A pickle makes such objects by naming functions. Under `INERT` these names stand for classes that only note what they
-were called with: no function of numpy, no `getattr` and nothing of mmengine runs on what a stranger wrote. When a
+A pickle makes such objects by naming functions. Under `SAFE_GLOBALS` these names stand for classes that only note what
+they were called with: no function of numpy, no `getattr` and nothing of mmengine runs on what a stranger wrote. When a
 checkpoint is saved again, the note is pickled as the call that it was read from.
 """
 
 import importlib
-import pickle
-import re
 from typing import Any, ClassVar, Self
 
 from equalize.errors import ResourceError
-
-__all__ = ["INERT"]
-
-_PLAIN_DTYPE = re.compile(r"[<>=|]?([biuf][1248]|c(8|16)|b1|\?)")
-_STATISTICS = ("min", "max", "current", "mean")
 
 
 class _Note:
@@ -39,76 +32,25 @@ class _Note:
         return _real(type(self)), tuple(map(_real, self.args)), self.state
 
 
-class _Arguments(_Note):
-    home = ("argparse", "Namespace")
-
-
-class _Path(_Note):
-    home = ("pathlib", "PosixPath")
-
-
-class _NoBytes(_Note):
-    """How a pickle of protocol 2 spells ``b""``, as in an empty array."""
-
-    home = ("builtins", "bytes")
-
-    def __new__(cls, *args: Any) -> Self:
-        if args:
-            raise pickle.UnpicklingError("GLOBAL builtins.bytes")
-        return super().__new__(cls)
-
-
-class _Array(_Note):
-    home = ("numpy", "ndarray")
-
-
-class _Reconstruct(_Note):
-    home = ("numpy._core.multiarray", "_reconstruct")
-
-
-class _Scalar(_Note):
-    home = ("numpy._core.multiarray", "scalar")
-
-
-class _Dtype(_Note):
-    """Of plain numbers only: others can make numpy take bytes for objects, wherever the checkpoint goes from here."""
-
-    home = ("numpy", "dtype")
-
-    def __new__(cls, *args: Any) -> Self:
-        if not args or not isinstance(args[0], str) or not _PLAIN_DTYPE.fullmatch(args[0]):
-            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
-        return super().__new__(cls, *args)
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or state[2:] != (None, None, None, -1, -1, 0):
-            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
-        super().__setstate__(state)
-
-
-class _History(_Note):
-    home = ("mmengine.logging.history_buffer", "HistoryBuffer")
-
-
-class _Getattr(_Note):
-    """How a pickle of protocol 2 names a method; those of a history that it always has are the only ones let pass."""
-
-    home = ("builtins", "getattr")
-
-    def __new__(cls, *args: Any) -> Self:
-        if len(args) != 2 or args[0] is not _History or args[1] not in _STATISTICS:
-            raise pickle.UnpicklingError("GLOBAL builtins.getattr")
-        return super().__new__(cls, *args)
-
-
-_NOTES = (_Arguments, _Path, _NoBytes, _Array, _Reconstruct, _Scalar, _Dtype, _History, _Getattr)
+_HOMES = (
+    ("argparse", "Namespace"),
+    ("pathlib", "PosixPath"),
+    ("builtins", "bytes"),  # how a pickle of protocol 2 spells b"", as in an empty array
+    ("builtins", "getattr"),  # and a method, as in the histories of mmengine
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("mmengine.logging.history_buffer", "HistoryBuffer"),
+)
 _OTHER_HOMES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "pathlib._local"}
 """Of numpy 1, and of Python 3.13 alone."""
-INERT: list[Any] = [
-    (note, f"{home}.{note.home[1]}")
-    for note in _NOTES
-    for home in (note.home[0], _OTHER_HOMES.get(note.home[0]))
-    if home is not None
+SAFE_GLOBALS: list[Any] = [
+    (note, f"{place}.{name}")
+    for module, name in _HOMES
+    for note in [type(name, (_Note,), {"home": (module, name)})]
+    for place in (module, _OTHER_HOMES.get(module))
+    if place is not None
 ]
 """For `torch.serialization.safe_globals`: what stands in for which name."""
 

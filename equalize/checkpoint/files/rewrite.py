@@ -5,21 +5,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from equalize.checkpoint.files.safetensors_file import read_metadata, read_safetensors
-from equalize.checkpoint.files.torch_file import TorchFile, read_torch
+from equalize.checkpoint.files.safetensors_file import read_metadata
+from equalize.checkpoint.files.torch_file import read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
-
-__all__ = ["changed_tensors", "is_other_copy", "write_flat", "write_weights"]
 
 _COPIES = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)([-.].*)?\.(bin|safetensors|h5|msgpack|onnx|(bin|safetensors)\.index\.json)"
@@ -78,110 +77,78 @@ def write_weights(
         meta: what changes under ``meta`` of torch files; None takes an entry away.
         nest: where torch files shall have their state dict, with ``meta`` beside it; None leaves it where it is.
     """
-    last = weights.files[-1]
+    home = {**dict.fromkeys(changed, weights.files[-1]), **weights.home}
     for path in weights.files:
-        mine = {key: tensor for key, tensor in changed.items() if weights.home.get(key, last) == path}
         torch_file = path.suffix != ".safetensors"
-        if not mine and weights.renamed is None and not (meta and torch_file):
+        mine = {key: tensor for key, tensor in changed.items() if home[key] == path}
+        if not mine and not weights.renamed and not (meta and torch_file):
             shutil.copyfile(path, names[path])
-        elif torch_file:
-            _rewrite_torch(weights, path, names[path], mine, meta, nest)
+            continue
+        kept = {key: tensor for key, tensor in weights.tensors.items() if home[key] == path}
+        if torch_file:
+            _rewrite_torch(path, names[path], kept if weights.renamed else None, mine, meta, nest)
         else:
-            _rewrite_safetensors(weights, path, names[path], mine)
+            _save_safetensors({**kept, **mine}, names[path], read_metadata(path))
     if weights.index is not None:
-        _rewrite_index(weights, changed, names[weights.index])
-
-
-def _rewrite_safetensors(weights: Weights, path: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
-    _save({**weights.as_named(read_safetensors(path)), **_unshared(changed)}, target, read_metadata(path))
+        _rewrite_index(weights, changed, home, names[weights.index])
 
 
 def _rewrite_torch(
-    weights: Weights,
     path: Path,
     target: Path,
+    renamed: Mapping[str, Tensor] | None,
     changed: Mapping[str, Tensor],
     meta: Mapping[str, object],
     nest: str | None,
 ) -> None:
     file = read_torch(path)
-    if weights.renamed is not None:
-        tensors = weights.as_named(file.state)
-        others = {key: value for key, value in file.mapping.items() if not isinstance(value, Tensor)}
-        file.mapping.clear()
-        file.mapping.update(others | tensors)
-    file.mapping.update({key: _as_was(file.mapping.get(key), tensor) for key, tensor in changed.items()})
-    size = sum(tensor.nbytes for tensor in file.state.values())
-    content = file.content if nest is None else _nested(file, nest)
+    if renamed is not None:
+        for key in file.state:
+            del file.mapping[key]
+        file.mapping.update(renamed)
+    file.mapping.update(changed)
+    content = file.content if nest is None or file.nest == (nest,) else {nest: file.state}
     if file.meta or nest is not None:
-        told = content.get("meta")
-        merged = {**(told if isinstance(told, dict) else {}), **meta}
+        merged = {**file.meta, **meta}
         content["meta"] = {key: value for key, value in merged.items() if meta.get(key, ...) is not None}
-    try:
+    with _os_errors(target):
         torch.save(content, target)
-    except RuntimeError as error:  # all that torch says of a failed write
-        number = errno.ENOSPC if shutil.disk_usage(target.parent).free < size else errno.EIO
-        raise OSError(number, os.strerror(number)) from error
 
 
-def _as_was(old: object, tensor: Tensor) -> Tensor:
-    """A tensor in the memory layout of the one that it replaces, and a parameter if that was one."""
-    if not isinstance(old, Tensor) or old.shape != tensor.shape:
-        return tensor
-    if old.stride() != tensor.stride():  # channels last
-        tensor = torch.empty_like(old, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _nested(file: TorchFile, nest: str) -> dict[str, Any]:
-    """The content of a file with its state dict under one key, wherever it was."""
-    state = file.mapping
-    if file.nest == (nest,):
-        return dict(file.content)
-    if not file.nest:
-        return {**{key: value for key, value in state.items() if not isinstance(value, Tensor)}, nest: file.state}
-    *way, last = file.nest
-    around = file.content
-    for key in way:
-        around = around[key]
-    del around[last]
-    return {**file.content, nest: state}
-
-
-def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], target: Path) -> None:
+def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], home: Mapping[str, Path], target: Path) -> None:
     assert weights.index is not None
     content: Any = read_json(weights.index)
-    homes = {**dict.fromkeys(changed, weights.files[-1]), **weights.home}
-    content["weight_map"] = {key: path.name for key, path in homes.items()}
+    content["weight_map"] = {key: path.name for key, path in home.items()}
     metadata = content.get("metadata")
-    changes = changed or weights.renamed is not None
-    if changes and isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+    if (changed or weights.renamed) and isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
         metadata["total_size"] = sum(tensor.nbytes for tensor in {**weights.tensors, **changed}.values())
     target.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
     """A plain safetensors file of a model's state dict."""
-    _save(_unshared({key: tensor.contiguous() for key, tensor in tensors.items()}), target, {"format": "pt"})
+    _save_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()}, target, {"format": "pt"})
 
 
-def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:
-    """Write safetensors; what the operating system says comes out as an OSError."""
-    try:
-        save_file(tensors, target, metadata=metadata)
-    except SafetensorError as error:
-        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
-            raise
-        number = int(found.group(1))
-        raise OSError(number, os.strerror(number)) from error
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses tensors that share memory: give each of them its own."""
+def _save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:
+    """Write tensors, each with memory of its own: safetensors refuses those that share some."""
     seen: set[int] = set()
     alone: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
         alone[key] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    return alone
+    with _os_errors(target):
+        save_file(alone, target, metadata=metadata)
+
+
+@contextmanager
+def _os_errors(target: Path) -> Iterator[None]:
+    """A failed write as an OSError: safetensors tells its number, torch not even that the disk is full."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))
+        full = shutil.disk_usage(target.parent).free < 1 << 20
+        number = int(told[1]) if told else errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number)) from error

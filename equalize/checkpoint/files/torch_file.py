@@ -1,7 +1,7 @@
 """One ``torch.save`` file -> tensors, by torch's restricted unpickler: nothing in the file is ever run.
 
 ``weights_only=True`` is passed explicitly, so TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off. A file can still
-cost time and memory in proportion to the size of its pickle, which `archive` limits.
+cost time and memory in proportion to the size of its pickle, which `zip_archive` limits.
 """
 
 import pickle
@@ -15,38 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equalize.checkpoint.files.pickle_guard import asks_for_code, foreign_global
-from equalize.checkpoint.files.pickle_stubs import INERT
-from equalize.checkpoint.files.zip_archive import read_pickle
+from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
+from equalize.checkpoint.files.zip_archive import check_archive
 from equalize.errors import CheckpointError
-
-__all__ = ["NESTS", "TorchFile", "read_torch"]
 
 NESTS = (
     *("state_dict", "model", "model_state_dict", "net", "network", "module", "params", "weights", "student"),
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "teacher"),
 )
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
+_DEEPEST_NEST = 4
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_LEGACY_HEAD = 1 << 24
-_LEGACY_MAGIC, _LEGACY_BEGINNING = (0x1950A86A20F9469CFC6C).to_bytes(10, "little"), 32
-_UNPACK, _CONVERT = "unpack it first", "convert it to PyTorch first"
-_OTHERS = (
-    (8, b'{"', "a safetensors file", "give it the suffix .safetensors"),
-    (0, b"\x89HDF", "an HDF5 file (.h5)", _CONVERT),
-    (0, b"\x93NUMPY", "a NumPy array (.npy)", "save tensors by key with torch.save"),
-    (0, b"GGUF", "a GGUF file", _CONVERT),
-    (4, b"pytorch", "an ONNX model", "name the checkpoint that it was exported from"),
-    (0, b"\x1f\x8b", "compressed (gzip)", _UNPACK),
-    (0, b"BZh", "compressed (bzip2)", _UNPACK),
-    (0, b"\xfd7zXZ", "compressed (xz)", _UNPACK),
-    (0, b"\x28\xb5\x2f\xfd", "compressed (zstd)", _UNPACK),
-    (0, b"7z\xbc\xaf", "an archive (7z)", _UNPACK),
-    (0, b"Rar!", "an archive (rar)", _UNPACK),
-    (257, b"ustar", "an archive (tar)", _UNPACK),
-)
-"""Where a file of another kind has which bytes, what it is, and what to do."""
-_MOST_NESTS = 100  # dicts in dicts; the search recurses
+_LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+_REMEDY = "save the state dict alone: torch.save(model.state_dict(), 'weights.pth')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +54,7 @@ class TorchFile:
     def meta(self) -> dict[str, Any]:
         """What stands beside the state dict under ``meta``; nothing where that is something else."""
         meta = self.content.get("meta") if self.nest else None
-        if not isinstance(meta, dict) or _hides_methods(meta):
-            return {}
-        return {key: value for key, value in meta.items() if isinstance(key, str)}
+        return {key: value for key, value in meta.items() if isinstance(key, str)} if isinstance(meta, dict) else {}
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -98,47 +77,39 @@ def read_torch(path: Path) -> TorchFile:
 
 def _unpickled(path: Path) -> Any:
     with path.open("rb") as file:
-        start = file.read(len(_ZIP))
-        zipped = start == _ZIP
-        start = read_pickle(path) if zipped else start + file.read(_LEGACY_HEAD)
-    if not zipped and _LEGACY_MAGIC not in start[:_LEGACY_BEGINNING]:
+        start = file.read(32)
+    zipped = start.startswith(_ZIP)
+    if zipped:
+        check_archive(path)
+    elif _LEGACY_MAGIC not in start:
         raise _other_kind(path, start)
     try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error, start) from error
     except Exception as error:  # a hostile pickle can raise anything from inside torch.load
-        raise _damaged(path, error) from error
+        raise _refusal(path, error) from error
 
 
 def _other_kind(path: Path, start: bytes) -> CheckpointError:
-    for at, mark, kind, remedy in _OTHERS:
-        if start.startswith(mark, at):
-            return CheckpointError(path, f"is {kind}, not a PyTorch file", remedy=remedy)
-    if (name := foreign_global(start)) is not None:
-        return asks_for_code(path, name)
-    what = "is a pickle that torch.save did not write" if start.startswith(_PICKLE) else "is not a PyTorch file"
-    return CheckpointError(path, what, expected="what torch.save writes, or safetensors")
+    if start.startswith(b'{"', 8):
+        what, remedy = "is a safetensors file, not a PyTorch file", "give it the suffix .safetensors"
+    elif start.startswith(_PICKLE):
+        what, remedy = "is a pickle that torch.save did not write", _REMEDY
+    else:
+        what, remedy = "is not a PyTorch file", "give what torch.save writes, or safetensors"
+    return CheckpointError(path, what, remedy=remedy)
 
 
-def _refusal(path: Path, error: Exception, start: bytes) -> CheckpointError:
-    """A pickle the restricted unpickler stopped: by the name of a global, or because it is broken."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    unsupported = "Unsupported operand" in str(error)
-    name = named.group(1) if named else foreign_global(start) if unsupported else None
-    if name is not None:
-        return asks_for_code(path, name)
-    if unsupported:
-        return CheckpointError(
-            path, "is a pickle that PyTorch cannot read safely", remedy="save it again with torch.save and its defaults"
-        )
-    return _damaged(path, error)
-
-
-def _damaged(path: Path, error: BaseException) -> CheckpointError:
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """For a pickle that the restricted unpickler stopped: by the name of a global, or because it is broken."""
+    if isinstance(error, pickle.UnpicklingError):
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            what = f"its pickle asks for {named[1]!r}, which is code and not weights; nothing was run"
+            return CheckpointError(path, what, remedy=_REMEDY)
+        if "Unsupported operand" in str(error):
+            return CheckpointError(path, "is a pickle that PyTorch cannot read safely", remedy=_REMEDY)
     found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
-    line = found.group(1) if found else next(iter(str(error).splitlines()), "")
+    line = found[1] if found else next(iter(str(error).splitlines()), "")
     return CheckpointError(
         path, f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})", remedy="download it again"
     )
@@ -148,22 +119,16 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
     """Refuse tensors that are larger than the file they came from, or no plain tensors at all."""
     size = path.stat().st_size
     for key, tensor in file.state.items():
-        plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or _hides_methods(tensor):
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
-        if tensor.numel() * tensor.element_size() > size:
+        if tensor.nbytes > size:
             raise CheckpointError(
                 path, f"tensor {key!r} is larger than the file", got=f"shape {tuple(tensor.shape)} in {size} bytes"
             )
 
 
-def _hides_methods(value: object) -> bool:
-    """Whether a pickle gave an object attributes in the place of its methods, as it can to OrderedDicts and tensors."""
-    return any(hasattr(type(value), str(name)) for name in getattr(value, "__dict__", ()))
-
-
 def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
-    found = list(_states(content, set()))
+    found = list(_states(content, _DEEPEST_NEST))
     if found:
         return found
     got = f"a {type(content).__name__}"
@@ -174,15 +139,12 @@ def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
     )
 
 
-def _states(mapping: object, seen: set[int]) -> Iterator[tuple[str, ...]]:
-    """The ways to the state dicts in ``mapping``, innermost first: a dict with one in it is none itself."""
-    if not isinstance(mapping, MutableMapping) or id(mapping) in seen or len(seen) > _MOST_NESTS:
+def _states(content: object, depth: int) -> Iterator[tuple[str, ...]]:
+    """The ways to the state dicts in ``content``, innermost first: a dict with one in it is none itself."""
+    if not isinstance(content, MutableMapping) or not depth:
         return
-    if _hides_methods(mapping):
-        return
-    seen.add(id(mapping))
-    inner = [(key, *way) for key in NESTS for way in _states(mapping.get(key), seen)]
+    inner = [(key, *way) for key in NESTS for way in _states(content.get(key), depth - 1)]
     if inner:
         yield from inner
-    elif any(isinstance(value, Tensor) for value in mapping.values()):
+    elif any(isinstance(value, Tensor) for value in content.values()):
         yield ()

@@ -6,43 +6,21 @@ says of a broken file comes out as a `CheckpointError`.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from equalize.checkpoint.files.pickle_guard import asks_for_code, foreign_global
 from equalize.checkpoint.files.safetensors_file import read_safetensors
-from equalize.checkpoint.files.torch_file import TorchFile, read_torch
+from equalize.checkpoint.files.torch_file import read_torch
 from equalize.errors import CheckpointError, ResourceError
-
-__all__ = [
-    "ARCHITECTURE_FILE",
-    "WEIGHT_SUFFIXES",
-    "Weights",
-    "read_json",
-    "read_weights",
-    "safetensors_copy",
-    "shards",
-    "state_on_disk",
-    "weight_files",
-]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
 """Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
-_LONGEST_JSON = 1 << 23
-_LONGEST_NAME = 200
-_LONGEST_KEY, _MOST_DOTS = 500, 24  # the prefixes of wrappers are looked for dot by dot
-_MOST_AXES = 64  # no operator takes more
 _LFS_POINTER = b"version https://git-lfs"
-_STANDARD_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_STANDARD_NAMES = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +39,14 @@ class Weights:
     """What a torch file holds under ``meta``: frameworks note there what the weights belong to."""
     notes: tuple[str, ...] = ()
     """What was chosen where a file left a choice."""
-    renamed: Mapping[str, str] | None = None
-    """Key in the files -> key here, and in what is written from here; None where the files' own keys stay."""
+    renamed: bool = False
+    """Whether the keys here, and in what is written from here, are others than those in the files."""
 
     def under(self, names: Mapping[str, str]) -> "Weights":
-        """The same tensors under other keys.
-
-        Args:
-            names: key -> other key; what it lacks is left out.
-        """
+        """The same tensors under other keys, of which ``names`` is the mapping; what it lacks is left out."""
+        tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
         home = {names[key]: path for key, path in self.home.items() if key in names}
-        renamed = replace(self, renamed=names)
-        return replace(renamed, tensors=renamed.as_named(self.tensors), home=home)
-
-    def as_named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the files by the keys that they have here."""
-        if self.renamed is None:
-            return dict(tensors)
-        return {self.renamed[key]: tensor for key, tensor in tensors.items() if key in self.renamed}
+        return replace(self, tensors=tensors, home=home, renamed=True)
 
     def clones(self) -> dict[str, Tensor]:
         """Copies for a model to own: writing to them leaves ``tensors`` as they are on disk."""
@@ -87,8 +55,9 @@ class Weights:
     def sha256(self) -> str:
         """Over the bytes of all files, in order."""
         digest = hashlib.sha256()
-        for block in _blocks(self.files):
-            digest.update(block)
+        for path in self.files:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
 
@@ -109,33 +78,21 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
         else:
             file = read_torch(path)
             found, meta = file.state, {**meta, **file.meta}
-            notes += _choice(path, file)
-        for key, tensor in found.items():
-            if len(key) > _LONGEST_KEY or key.count(".") > _MOST_DOTS:
-                raise CheckpointError(path, f"has a key of {len(key)} characters", got=f"{key[:60]}…")
-            if tensor.ndim > _MOST_AXES:
-                raise CheckpointError(path, f"holds {key!r}, which has {tensor.ndim} axes")
-            if key in home:
-                raise CheckpointError(path, f"holds {key!r}, which {home[key].name} holds as well")
-            tensors[key], home[key] = tensor, path
+            if file.others:
+                read, *left = ["/".join(way) for way in (file.nest, *file.others)]
+                notes.append(f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}")
+        tensors |= found
+        home |= dict.fromkeys(found, path)
     if not tensors:
         raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
     return Weights(files=files, index=index, tensors=tensors, home=home, meta=meta, notes=tuple(notes))
 
 
-def _choice(path: Path, file: TorchFile) -> list[str]:
-    if not file.others:
-        return []
-    read, *left = ["/".join(way) for way in (file.nest, *file.others)]
-    return [f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}"]
-
-
 def state_on_disk(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weight file or of a checkpoint directory, flat, by the key they have on disk."""
     place = Path(path)
-    if place.is_dir():
-        return dict(read_weights(*weight_files(place)).tensors)
-    return dict(read_weights((place,)).tensors)
+    weights = read_weights(*weight_files(place)) if place.is_dir() else read_weights((place,))
+    return dict(weights.tensors)
 
 
 def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
@@ -149,7 +106,7 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     """The weight files of a checkpoint directory and their index, by the libraries' own order of preference.
 
     Raises:
-        CheckpointError: no weights, several to choose from, a missing shard, or an index that leaves the directory.
+        CheckpointError: no weights, several to choose from, or a missing shard.
     """
     if (directory / ARCHITECTURE_FILE).is_file() and (nested := directory / "model.pth").is_file():
         return (nested,), None
@@ -161,33 +118,26 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     if len(loose) == 1:
         return (loose[0],), None
     if loose:
-        raise CheckpointError(
-            directory,
-            f"holds {len(loose)} weight files and none has a standard name",
-            got=", ".join(path.name for path in loose[:3]),
-            remedy="name the file itself",
-        )
-    raise CheckpointError(
-        directory, "holds no weights", expected="model.safetensors, pytorch_model.bin or a state dict"
-    )
+        what, got = f"holds {len(loose)} weight files", ", ".join(path.name for path in loose[:3])
+        raise CheckpointError(directory, what, got=got, remedy="name the file itself")
+    expected = "model.safetensors, pytorch_model.bin or a state dict"
+    raise CheckpointError(directory, "holds no weights", expected=expected)
 
 
 def shards(index: Path) -> tuple[Path, ...]:
     """The files that an index names.
 
     Raises:
-        CheckpointError: it is no index, a file is missing, or a name leads elsewhere.
+        CheckpointError: it is no index, or a file is missing or lies elsewhere.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(index, "has no weight_map from keys to file names")
     names = sorted(set(weight_map.values()))
     for name in names:
-        plain = name.isprintable() and len(name) < _LONGEST_NAME and "\\" not in name
-        if not plain or Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(index, f"names the shard {name[:80]!r}", expected="plain names beside the index")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(index, f"names the shard {name}, which is missing", remedy="download it again")
+        if Path(name).name != name or not (index.parent / name).is_file():
+            what = f"names the shard {name[:80]!r}, which is missing beside it"
+            raise CheckpointError(index, what, remedy="download it again")
     return tuple(index.parent / name for name in names)
 
 
@@ -195,13 +145,11 @@ def check_readable(path: Path) -> None:
     """Refuse what cannot be a weight file, before any library sees it.
 
     Raises:
-        CheckpointError: missing, not a regular file, empty, a Git-LFS pointer, or text.
+        CheckpointError: not a regular file, empty, a Git-LFS pointer, or text.
         ResourceError: the operating system denies reading.
     """
-    if not path.exists():
-        raise CheckpointError(path, "no such file or directory")
     if not path.is_file():
-        raise CheckpointError(path, "is not a regular file")
+        raise CheckpointError(path, "is not a regular file" if path.exists() else "no such file or directory")
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -211,12 +159,9 @@ def check_readable(path: Path) -> None:
         raise CheckpointError(path, "is empty")
     if head.startswith(_LFS_POINTER):
         raise CheckpointError(path, "is a Git-LFS pointer, not the weights", remedy="run `git lfs pull`")
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise CheckpointError(path, "is an HTML page, not weights", remedy="download the file itself")
     if all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
-        if (name := foreign_global(head)) is not None:  # a pickle of protocol 0 is text
-            raise asks_for_code(path, name)
         raise CheckpointError(path, "is text, not weights")
 
 
@@ -225,33 +170,20 @@ def read_json(path: Path) -> dict[str, object]:
 
     Raises:
         CheckpointError: it is missing, not JSON, or not an object.
+        ResourceError: the operating system denies reading.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise CheckpointError(path, "is not a regular file")
-        size = path.stat().st_size
-        raw = path.read_bytes() if size <= _LONGEST_JSON else b""
+        raw = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(path, "no such file") from error
     except OSError as error:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
-    if size > _LONGEST_JSON:
-        raise CheckpointError(
-            path, "is too long for what it is", got=f"{size} bytes", expected=f"at most {_LONGEST_JSON}"
-        )
     if raw.startswith(_LFS_POINTER):
         raise CheckpointError(path, "is a Git-LFS pointer, not the file itself", remedy="run `git lfs pull`")
     try:
-        content = json.loads(raw.decode("utf-8"))
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, "is not valid JSON") from error
     if not isinstance(content, dict):
         raise CheckpointError(path, "is not a JSON object")
     return content
-
-
-def _blocks(files: tuple[Path, ...]) -> Iterator[bytes]:
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                yield block

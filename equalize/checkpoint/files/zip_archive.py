@@ -1,7 +1,6 @@
-"""A zip file that torch.save wrote -> the pickle in it, its directory checked before anything is unpickled."""
+"""The directory of a zip file that torch.save wrote, checked before anything is unpickled."""
 
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,67 +8,55 @@ import torch
 
 from equalize.errors import CheckpointError
 
-__all__ = ["read_pickle"]
-
 _LARGEST_PICKLE = 1 << 26  # 64 MiB; that of 30,000 tensors with the state of their optimizer has 20
 
 
-def read_pickle(path: Path) -> bytes:
-    """The pickle of a file, as torch itself finds it.
+def check_archive(path: Path) -> None:
+    """Refuse an archive of another kind, and one whose members are larger than the file.
 
     Raises:
-        CheckpointError: truncated, an archive of another kind or of compressed members, or its pickle is too large.
+        CheckpointError: truncated, of another kind, of compressed members, or its pickle is too large.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(path, "is truncated or damaged (no zip directory)", remedy="download it again") from error
-    _check_kind(path, [member.filename for member in members])
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise CheckpointError(path, "is a zip file with compressed members, which torch.save never writes")
-    return _read(path)
-
-
-def _check_kind(path: Path, names: Sequence[str]) -> None:
-    """Tell torch's archives apart by what lies in their one folder."""
-    inner = {name.partition("/")[2] for name in names}
+    inner = {member.filename.partition("/")[2] for member in members}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise CheckpointError(
             path,
             "is a TorchScript archive, which holds code",
             remedy="save its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
         )
-    if "data.pkl" in inner:
-        return
-    if any("exported_program" in name or name.endswith("archive_format") for name in {*names, *inner}):
+    if "data.pkl" not in inner:
+        first = ", ".join(repr(member.filename[:60]) for member in members[:3])
         raise CheckpointError(
             path,
-            "is an exported program (.pt2), which holds code",
-            remedy="save its weights instead: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')",
+            "is a zip file but no checkpoint of torch.save (no data.pkl)",
+            got=first or "no members",
+            remedy="save its tensors by key with torch.save",
         )
-    if names and all(name.endswith(".npy") for name in names):
-        raise CheckpointError(path, "is a NumPy archive (.npz)", remedy="save its arrays as tensors with torch.save")
-    first = ", ".join(repr(name[:60]) for name in names[:3])
-    raise CheckpointError(path, "is a zip file but not a PyTorch file (no data.pkl)", got=first or "no members")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointError(path, "is a zip file with compressed members, which torch.save never writes")
+    _check_sizes(path)
 
 
-def _read(path: Path) -> bytes:
-    """Read the pickle by torch's own reader, and check the sizes which that reader found: it is what loads the file."""
+def _check_sizes(path: Path) -> None:
+    """By torch's own reader, as it is what loads the file."""
     try:
         reader: Any = torch._C.PyTorchFileReader(str(path))  # whose stub lacks methods
-        sizes = {record: reader.get_record_size(record) for record in reader.get_all_records()}
-        if sum(sizes.values()) > path.stat().st_size:
-            raise CheckpointError(path, "promises more bytes than it has", remedy="download it again")
-        if (size := reader.get_record_size("data.pkl")) > _LARGEST_PICKLE:
-            raise CheckpointError(
-                path,
-                f"holds a pickle of {size} bytes beside its tensors",
-                expected=f"at most {_LARGEST_PICKLE}",
-                remedy="save the state dict alone: torch.save(model.state_dict(), 'weights.pth')",
-            )
-        pickled: bytes = reader.get_record("data.pkl")
+        total = sum(map(reader.get_record_size, reader.get_all_records()))
+        pickled = reader.get_record_size("data.pkl")
     except (RuntimeError, UnicodeDecodeError) as error:  # the reader's message may quote the file's own bytes
         line = next(iter(str(error).splitlines()), "")[:120]
         raise CheckpointError(path, f"is truncated or damaged ({line})", remedy="download it again") from error
-    return pickled
+    if total > path.stat().st_size:
+        raise CheckpointError(path, "promises more bytes than it has", remedy="download it again")
+    if pickled > _LARGEST_PICKLE:
+        raise CheckpointError(
+            path,
+            f"holds a pickle of {pickled} bytes beside its tensors",
+            expected=f"at most {_LARGEST_PICKLE}",
+            remedy="save the state dict alone: torch.save(model.state_dict(), 'weights.pth')",
+        )

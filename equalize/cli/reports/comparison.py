@@ -1,6 +1,6 @@
 """A comparison for people: a table and the answers, on a terminal and as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
 from rich.console import ConsoleRenderable
@@ -16,7 +16,7 @@ __all__ = ["comparison_report", "markdown"]
 _HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % images", "early", "early difference")
 
 
-def comparison_report(found: Comparison) -> list[ConsoleRenderable]:
+def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     """What ran, a row for each arm and rate, and three lines for each arm."""
     table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
     table.add_column()  # indents
@@ -24,20 +24,15 @@ def comparison_report(found: Comparison) -> list[ConsoleRenderable]:
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for cells in _table(found):
         table.add_row(*map(Text, ("", *cells)))
-    parts: list[ConsoleRenderable] = [Text(), table, Text(), Text(_legend(found))]
+    yield from (Text(), table, Text(), Text(_legend(found)))
     for verdict in found.verdicts:
-        parts += [Text(), Text(f"{verdict.arm} against {verdict.baseline}", style="bold")]
-        parts += [Padding(Text(f"{question}: {said}"), (0, 0, 0, 2)) for question, said in _sentences(verdict)]
-    return parts
+        yield Text(f"\n{verdict.arm} against {verdict.baseline}", style="bold")
+        for question, said in _sentences(verdict):
+            yield Padding(Text(f"{question}: {said}"), (0, 0, 0, 2))
 
 
 def markdown(found: Comparison, curves: str | None = None) -> str:
-    """The same as a Markdown file.
-
-    Args:
-        found: the comparison.
-        curves: the picture's file name, if there is one.
-    """
+    """The same as a Markdown file; `curves` is the picture's file name, if there is one."""
     setup = found.setup
     rows = [_HEADINGS, ["---", *["---:"] * (len(_HEADINGS) - 1)], *_table(found)]
     lines = [f"# Comparison of {', '.join(arm.name for arm in setup.arms)}", ""]

@@ -1,5 +1,7 @@
 """A push as text for people."""
 
+from collections.abc import Iterator
+
 from rich.console import ConsoleRenderable
 from rich.filesize import decimal
 from rich.padding import Padding
@@ -11,22 +13,22 @@ from equalize.commands.push.push import Push
 __all__ = ["push_report"]
 
 
-def push_report(pushed: Push) -> list[ConsoleRenderable]:
+def push_report(pushed: Push) -> Iterator[ConsoleRenderable]:
     """What went or would go, what stayed and why, and where to look at it."""
     total = decimal(sum(file.size for file in pushed.files))
     verb = "would go" if pushed.dry_run else "went"
     head = f"{len(pushed.files)} files of {total} {verb} to {pushed.repo}, revision {pushed.revision}"
+    yield Text(head, style="bold")
     files = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     files.add_column(overflow="fold")
     files.add_column(justify="right", no_wrap=True)
     for file in pushed.files:
         files.add_row(Text(file.path), decimal(file.size))
-    parts: list[ConsoleRenderable] = [Text(head, style="bold"), Padding(files, (0, 0, 0, 2), expand=False)]
-    parts += [Text(f"  {path} stays: {reason}") for path, reason in pushed.left_out.items()]
+    yield Padding(files, (0, 0, 0, 2), expand=False)
+    for path, reason in pushed.left_out.items():
+        yield Text(f"  {path} stays: {reason}")
+    visibility = {True: "private", False: "public", None: "as it was"}[pushed.private]
     if pushed.dry_run:
-        made = "private" if pushed.private else "public"
-        parts.append(Text(f"Nothing was sent. If {pushed.repo} does not exist, it will be made, {made}."))
+        yield Text(f"Nothing was sent. If {pushed.repo} does not exist, it will be made, {visibility}.")
     else:
-        visible = {True: " (private)", False: " (public)", None: ""}[pushed.private]
-        parts.append(Text(f"{pushed.url}{visible}"))
-    return parts
+        yield Text(f"{pushed.url} ({visibility})")

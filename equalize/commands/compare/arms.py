@@ -35,26 +35,20 @@ from equalize.plan.plan import Edit, Plan, Strategy
 from equalize.plan.strategies import choose
 from equalize.sites.scan import Scan
 
-__all__ = ["ARMS", "Arm", "baselines", "prepare_arm", "read_arm", "read_arms", "scales"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One starting point of a training.
-
-    Attributes:
-        name: as typed, its endings in one order.
-        strategy: of the equalization; None where there is none.
-        redrawn: whether the fusion layers are drawn anew without being equalized.
-        keep_norm: whether equalized weights keep their norm.
-        train_as: what the optimizer sees; None leaves the choice to `finetune`.
-    """
+    """One starting point of a training."""
 
     name: str
+    """As typed, its endings in one order."""
     strategy: Strategy | None = None
+    """Of the equalization; None where there is none."""
     redrawn: bool = False
+    """Whether the fusion layers are drawn anew without being equalized."""
     keep_norm: bool = False
     train_as: TrainAs | None = None
+    """What the optimizer sees; None leaves the choice to `finetune`."""
 
 
 ARMS = (
@@ -76,11 +70,7 @@ ARMS = (
 
 
 def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
-    """At least two arms, no two the same.
-
-    Raises:
-        InputError: there are fewer, or one twice.
-    """
+    """At least two arms, no two the same; see `read_arm`."""
     arms = tuple(read_arm(text) for text in texts)
     names = [arm.name for arm in arms]
     if len(arms) < 2 or len(set(names)) < len(names):
@@ -89,11 +79,7 @@ def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
 
 
 def read_arm(text: str) -> Arm:
-    """Such as `rescale+keep-norm+explicit`; endings in any order.
-
-    Raises:
-        InputError: there is no such arm.
-    """
+    """Such as `rescale+keep-norm+explicit`; endings in any order."""
     words = sorted(text.strip().split("+"))
     for arm in ARMS:
         if sorted(arm.name.split("+")) == words:
@@ -122,13 +108,7 @@ def baselines(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
-    """Does to the model, in place, what the arm is about.
-
-    Args:
-        checkpoint: whose model is prepared.
-        images: that the branches and norms are measured on.
-        arm: which.
-        seed: of weights that are drawn anew.
+    """Does to the model, in place, what the arm is about, measured on the images.
 
     Returns:
         Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
@@ -170,19 +150,13 @@ def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Ed
 
 
 def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any]]:
-    """For each site the ratio of its largest sigma to its smallest, as measured, and as training sees it.
-
-    Args:
-        plan: from `prepare_arm`.
-        arm: which; without a strategy the plan is not in effect.
-        train_as: see `TrainConfig`.
-    """
+    """For each site the ratio of its largest sigma to its smallest, as measured, and as training sees it."""
     rows = []
     for site in plan.sites:
         sigmas = [branch.std for branch in site.branches]
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
         explicit = train_as == "explicit" or (train_as is None and site.strategy == "preserve")
-        if arm.strategy and (explicit or site.changes_function):
+        if arm.strategy and (explicit or site.changes_function):  # without one the plan is not in effect
             seen = [1.0] * len(sigmas)
         ratios = {"ratio": max(sigmas) / min(sigmas), "ratio_after": max(seen) / min(seen)}
         rows.append({"layer": site.layer, "strategy": site.strategy if arm.strategy else None, **ratios})

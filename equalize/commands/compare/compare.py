@@ -1,6 +1,7 @@
 """`equalize compare`: every run that is missing, then what all of them say."""
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,36 +12,26 @@ import numpy as np
 
 from equalize.commands.compare.arms import baselines
 from equalize.commands.compare.runs import Runs
-from equalize.commands.compare.setup import Setup
+from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.compare.statistics import Cell, Cells, Row, Verdict, compare_arms
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.version import __version__
 
-__all__ = ["SCHEMA", "Comparison", "compare"]
-
-SCHEMA = 1
-
 _ONLY_IN_RUNS = {"start", "loss", "IoU"}  # of a run: left out of compare.json, as they stand in the run's own file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What the runs came to.
-
-    Attributes:
-        setup: what was compared.
-        results: the content of each run's file, in the order of `setup.runs`.
-        cells: the same by arm and rate.
-        rows: every arm against its baseline, at every rate.
-        verdicts: three answers for each of them.
-    """
+    """What the runs came to."""
 
     setup: Setup
     results: tuple[Mapping[str, Any], ...]
+    """The content of each run's file, in the order of `setup.runs`."""
     cells: Cells
     rows: tuple[Row, ...]
+    """Every arm against its baseline, at every rate."""
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -56,7 +47,7 @@ class Comparison:
         """The content of compare.json."""
         settings = self.setup.settings()
         return {
-            "schema": SCHEMA,
+            "schema": 1,
             "equalize": __version__,
             "source": self.setup.name.source,
             "data": self.setup.data,
@@ -81,12 +72,8 @@ def compare(
 ) -> Comparison:
     """Trains what is not yet trained, writes OUT/compare.json.
 
-    Args:
-        setup: what is compared.
-        out: the directory; what is finished there is not trained again.
-        progress: called with the pairs trained on and to be trained on, over all runs that are missing.
-        notify: called with what a user should know, a line at a time.
-        warn: called with what a user may want to act on, once for each line.
+    What is finished in OUT is not trained again. `progress` is called with the pairs trained on and to be trained on,
+    over all runs that are missing; `warn` once for each line.
 
     Raises:
         InputError: `out` holds a comparison with other settings; or a network that cannot be compared.
@@ -110,33 +97,27 @@ def _train_missing(runs: Runs, progress: Progress, notify: Notify, warn: Notify)
     if len(missing) < len(every):
         notify(f"{len(every) - len(missing)} of {len(every)} runs are there already")
     for number, run in enumerate(missing):
-        runs.train(
-            run,
-            progress=_nth(number, len(missing), progress),
-            notify=notify if number == 0 else ignore,
-            warn=warn_once,
-        )
+
+        def report(done: int, of: int, before: int = number) -> None:
+            progress(before * of + done, len(missing) * of)
+
+        runs.train(run, progress=report, notify=notify if number == 0 else ignore, warn=warn_once)
         done = runs.result(run)
         notify(f"{run.name}: mIoU {done['mIoU']:.2f} after {done['steps']} steps, {done['seconds']:.0f} s")
         for refusal in done["refusals"]:
             warn_once(f"{run.arm.name} leaves {refusal['at']} as it is: {refusal['reason']}")
 
 
-def _nth(number: int, runs: int, progress: Progress) -> Progress:
-    return lambda done, of: progress(number * of + done, runs * of)
-
-
 def _gather(setup: Setup, runs: Runs) -> Comparison:
-    results = {run.name: runs.result(run) for run in setup.runs}
+    results = {run: runs.result(run) for run in setup.runs}
     cells: dict[tuple[str, float], Cell] = {}
-    for arm in setup.arms:
-        for rate in setup.rates:
-            same = [run for run in setup.runs if (run.arm, run.rate) == (arm, rate)]
-            cells[arm.name, rate] = Cell(
-                final=tuple(results[run.name]["mIoU"] for run in same),
-                early=tuple(results[run.name]["early"]["mIoU"] for run in same),
-                counts_S2NK=np.stack([runs.counts(run) for run in same]),
-            )
+    for arm, rate in itertools.product(setup.arms, setup.rates):
+        same = [Run(arm=arm, rate=rate, seed=seed) for seed in setup.seeds]
+        cells[arm.name, rate] = Cell(
+            final=tuple(results[run]["mIoU"] for run in same),
+            early=tuple(results[run]["early"]["mIoU"] for run in same),
+            counts_S2NK=np.stack([runs.counts(run) for run in same]),
+        )
     early = f"{setup.config.eval_first} of {setup.config.max_steps} steps"
     rows, verdicts = compare_arms(cells, baselines(setup.arms), setup.rates, early=early, seed=setup.config.seed)
     return Comparison(

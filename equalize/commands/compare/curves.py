@@ -7,8 +7,6 @@ import numpy as np
 
 from equalize.commands.compare.compare import Comparison
 
-__all__ = ["can_draw", "draw_curves"]
-
 
 def can_draw() -> bool:
     """Whether matplotlib is installed."""

@@ -23,32 +23,24 @@ from torch import nn
 from equalize.checkpoint import Checkpoint
 from equalize.commands.compare.arms import prepare_arm, scales
 from equalize.commands.compare.setup import Run, Setup
-from equalize.commands.evaluate import image_confusions
+from equalize.commands.evaluate import count_images
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
-from equalize.commands.finetune.splits import OpenedSplits, check_splits
+from equalize.commands.finetune.splits import Task
 from equalize.commands.images import Images
-from equalize.device import device_of
-from equalize.errors import InputError, OutputError, ResourceError
+from equalize.errors import InputError, OutputError
 from equalize.eval_mode import eval_mode
-from equalize.messages import Notify, Progress, ignore
-from equalize.metrics import ConfusionMatrix
+from equalize.messages import Notify, Progress
+from equalize.metrics import score_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
-__all__ = ["Runs", "digest"]
-
 
 class Runs:
-    """The directory of a comparison, and how its runs come into it.
-
-    Args:
-        out: the directory; made, or gone on with.
-        setup: what is compared.
+    """The directory of a comparison, made or gone on with, and how its runs come into it.
 
     Raises:
         OutputError: it holds something else. InputError: it holds a comparison with other settings.
-        ResourceError: it cannot be written.
     """
 
     def __init__(self, out: str | Path, setup: Setup) -> None:
@@ -60,12 +52,9 @@ class Runs:
             setup.demand_same(settings)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputError(self.path, "exists and holds no comparison", remedy="name another directory")
-        try:
-            (self.path / "runs").mkdir(parents=True, exist_ok=True)
-            (self.path / "plans").mkdir(exist_ok=True)
-            write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
-        except OSError as error:
-            raise ResourceError(self.path, f"cannot be written ({error.strerror})") from error
+        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        (self.path / "plans").mkdir(exist_ok=True)
+        write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
 
     def finished(self, run: Run) -> bool:
         """Whether it need not be trained."""
@@ -82,21 +71,17 @@ class Runs:
             return np.stack([file["intersection"], file["union"]]).astype(np.int64)
 
     def train(self, run: Run, *, progress: Progress, notify: Notify, warn: Notify) -> None:
-        """Trains one from its first step, or from where it was interrupted, and files its result.
-
-        Raises:
-            InputError: it would not start from the weights that the other arms of its seed started from.
-        """
+        """Trains one from its first step, or from where it was interrupted, and files its result."""
         started = time.monotonic()
         directory = self.path / "runs" / run.name
         config = self.setup.config_of(run)
-        prepared: list[tuple[Checkpoint, str, Plan]] = []
+        prepared: list[tuple[Task, str, Plan]] = []
 
-        def prepare(checkpoint: Checkpoint) -> Plan | None:
-            start = digest(checkpoint.model)
+        def prepare(task: Task) -> Plan | None:
+            start = digest(task.checkpoint.model)
             self._demand_same_start(run, start)
-            plan = self._prepare(checkpoint, run)
-            prepared.append((checkpoint, start, plan))
+            plan = self._prepare(task.checkpoint, run)
+            prepared.append((task, start, plan))
             return plan if run.arm.strategy else None
 
         done = finetune(
@@ -110,7 +95,7 @@ class Runs:
             notify=notify,
             warn=warn,
         )
-        ((checkpoint, start, plan),) = prepared
+        ((task, start, plan),) = prepared
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         curve = [[line["step"], line["mIoU"]] for line in lines if "mIoU" in line]
         content = {
@@ -119,7 +104,7 @@ class Runs:
             "seed": run.seed,
             "train_as": done.train_as,
             "steps": done.steps,
-            **self._score(checkpoint, run),
+            **_score(task, self._result(run).with_suffix(".npz")),
             "early": {"step": curve[0][0], "mIoU": curve[0][1]},
             "curve": curve,
             "loss": [list(pair) for pair in done.losses],
@@ -157,23 +142,19 @@ class Runs:
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 
-    def _score(self, checkpoint: Checkpoint, run: Run) -> dict[str, Any]:
-        """Scores the model of the last step, image by image: no step is chosen by what it is then scored on."""
-        config = self.setup.config
-        device = device_of(config.device)
-        found = OpenedSplits(train=self.setup.train, val=self.setup.val, named_classes=None)
-        labelled = check_splits(checkpoint, found, config, device, ignore)[1].val
-        assert labelled is not None
-        with eval_mode(checkpoint.model):
-            each = [counted for _, counted in image_confusions(checkpoint, labelled, config.scoring(), device)]
-        total = sum(each, ConfusionMatrix(labelled.num_classes, ignore_index=labelled.rule.ignore_index))
-        counts_NKK = torch.stack([matrix.counts_KK for matrix in each]).numpy()
-        intersection_NK = np.diagonal(counts_NKK, axis1=1, axis2=2)
-        union_NK = counts_NKK.sum(axis=1) + counts_NKK.sum(axis=2) - intersection_NK
-        np.savez_compressed(self._result(run).with_suffix(".npz"), intersection=intersection_NK, union=union_NK)
-        score = total.score(labelled.names)
-        by_class = {row.name: row.IoU for row in score.classes}
-        return {"mIoU": score.mIoU, "mAcc": score.mAcc, "aAcc": score.aAcc, "IoU": by_class}
+
+def _score(task: Task, counts: Path) -> dict[str, Any]:
+    """Scores the model of the last step, image by image: no step is chosen by what it is then scored on."""
+    assert task.val is not None
+    with eval_mode(task.checkpoint.model):
+        found = count_images(task.checkpoint, task.val, task.config.scoring(), task.device)
+        counts_NKK = torch.stack(list(found))
+    intersection_NK = counts_NKK.diagonal(dim1=1, dim2=2)
+    union_NK = counts_NKK.sum(dim=1) + counts_NKK.sum(dim=2) - intersection_NK
+    np.savez_compressed(counts, intersection=intersection_NK.numpy(), union=union_NK.numpy())
+    score = score_of(counts_NKK.sum(dim=0), len(counts_NKK), task.val.names)
+    by_class = {row.name: row.IoU for row in score.classes}
+    return {"mIoU": score.mIoU, "mAcc": score.mAcc, "aAcc": score.aAcc, "IoU": by_class}
 
 
 def digest(model: nn.Module) -> str:

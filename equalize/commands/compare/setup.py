@@ -8,12 +8,11 @@ from typing import Any, Self
 from equalize.checkpoint.load import ModelName
 from equalize.commands.compare.arms import Arm
 from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.run_directory import demand_same
 from equalize.commands.finetune.splits import open_splits
 from equalize.data import DataSet
 from equalize.errors import DataError, InputError
 from equalize.messages import Notify, ignore
-
-__all__ = ["Run", "Setup"]
 
 _OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate", "keep_norm"}
@@ -37,19 +36,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """A comparison.
-
-    Attributes:
-        name: the model; its seed is that of the run.
-        data: a data set with masks.
-        config: of every run, but for its rate, its seed and its equalization; counts steps.
-        train, val: the splits.
-        arms, rates, seeds: one training for each combination.
-    """
+    """A comparison: one training for each arm, rate and seed."""
 
     name: ModelName
+    """Its seed is that of the run."""
     data: str
     config: TrainConfig
+    """Of every run, but for its rate, its seed and its equalization; counts steps."""
     train: DataSet
     val: DataSet
     arms: tuple[Arm, ...]
@@ -72,12 +65,11 @@ class Setup:
         """Opens the data, counts the steps, and settles when they are scored.
 
         Args:
-            name, data, config: see `finetune`.
+            name, data, config, notify: see `finetune`.
             arms: from `read_arms`.
             rates: of the sweep; the config's own if empty.
             seeds: how many, from the config's own on.
             evaluations: of each run, evenly spaced; one more after the first tenth where it is not among them.
-            notify: called with a line for the user.
 
         Raises:
             DataError: there is no validation split. InputError: a setting that a comparison cannot have.
@@ -89,19 +81,19 @@ class Setup:
             raise InputError("--lrs", "are no different learning rates", got=rates, expected="such as 1e-4,3e-4,1e-3")
         if seeds < 1 or evaluations < 1:
             raise InputError("--seeds" if seeds < 1 else "--evaluations", "is too small", expected="at least 1")
-        found = open_splits(data, config, notify)
-        if found.val is None:
+        train, val = open_splits(data, config, notify)
+        if val is None:
             raise DataError(data, "has no validation split: runs could not be compared", remedy="add one")
         config = config.resolved()
-        batches = max(1, found.train.pairs // config.batch_size)  # as `trainer.arguments` has them
+        batches = max(1, train.pairs // config.batch_size)  # as `trainer.arguments` has them
         steps = config.max_steps or (config.epochs or 1) * -(-batches // config.accumulate)
         every, first = max(1, round(steps / evaluations)), max(1, round(steps / 10))
         return cls(
             name=name,
             data=data,
             config=replace(config, epochs=None, max_steps=steps, eval_every=every, eval_first=first),
-            train=found.train,
-            val=found.val,
+            train=train,
+            val=val,
             arms=arms,
             rates=rates or (config.peak_lr,),
             seeds=tuple(range(config.seed, config.seed + seeds)),
@@ -124,7 +116,7 @@ class Setup:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What a comparison that goes on must have in common with this one; more arms, rates and seeds may come."""
+        """What a comparison that goes on must have in common with this one."""
         return {
             **{key: getattr(self.name, key) for key in _OF_NAME},
             **{key: value for key, value in asdict(self.config).items() if key not in _SET_BY_RUN | _MAY_CHANGE},
@@ -136,16 +128,8 @@ class Setup:
         }
 
     def demand_same(self, place: Path) -> None:
-        """Compares with the settings that were written there.
-
-        Raises:
-            InputError: they differ, or an arm, a rate or a seed of theirs is no longer among these.
-        """
-        before = json.loads(place.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(self.settings()))
-        differing = [key for key in now if key not in _MAY_GROW and before.get(key) != now[key]]
-        differing += [key for key in _MAY_GROW if not set(before.get(key, ())) <= set(now[key])]
-        if differing:
-            facts = "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in differing[:3])
-            remedy = "repeat them, or name another OUT"
-            raise InputError(place.parent, f"holds a comparison with other settings: {facts}", remedy=remedy)
+        """Refuses settings other than those that were written there; arms, rates and seeds may have become more."""
+        before, now = json.loads(place.read_text(encoding="utf-8")), self.settings()
+        more = {key: now[key] for key in _MAY_GROW if set(before[key]) <= set(now[key])}
+        what, remedy = "holds a comparison with other settings", "repeat them, or name another OUT"
+        demand_same({**before, **more}, now, place.parent, what, remedy=remedy)

@@ -24,8 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["Answer", "Cell", "Cells", "Difference", "Row", "Verdict", "bootstrap", "compare_arms", "difference"]
-
 _RESAMPLES = 2000
 _BATCH = 250  # resamples that are in memory at a time
 
@@ -34,31 +32,23 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """An arm less its baseline, in percentage points of mIoU.
-
-    Attributes:
-        mean: over seeds.
-        pairs: of each seed.
-        low, high: 95 % interval of the mean over seeds; None for one seed.
-        images: 95 % interval of the mean over images; None for one image, or where images were not counted.
-        measurable: whether 0 lies outside of every interval; never with one seed, which says nothing of another.
-    """
+    """An arm less its baseline, in percentage points of mIoU."""
 
     mean: float
+    """Over seeds."""
     pairs: tuple[float, ...]
+    """Of each seed."""
     low: float | None = None
     high: float | None = None
+    """95 % interval of the mean over seeds; None for one seed."""
     images: Interval | None = None
+    """95 % interval of the mean over images; None for one image, or where images were not counted."""
     measurable: bool = False
+    """Whether 0 lies outside of every interval; never with one seed, which says nothing of another."""
 
 
 def difference(arm: Sequence[float], baseline: Sequence[float], images: Interval | None = None) -> Difference:
-    """The difference of scores that are paired by seed.
-
-    Args:
-        arm, baseline: mIoU, a value a seed, in the same order.
-        images: from `bootstrap`.
-    """
+    """The difference of mIoUs, a value a seed in the same order; `images` is from `bootstrap`."""
     pairs = tuple(one - other for one, other in zip(arm, baseline, strict=True))
     mean = math.fsum(pairs) / len(pairs)
     if len(pairs) == 1:
@@ -78,15 +68,12 @@ def mean_iou(counts_2K: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def bootstrap(
-    arm_S2NK: NDArray[np.int64], baseline_S2NK: NDArray[np.int64], *, seed: int = 0, resamples: int = _RESAMPLES
-) -> Interval | None:
+def bootstrap(arm_S2NK: NDArray[np.int64], baseline_S2NK: NDArray[np.int64], *, seed: int = 0) -> Interval | None:
     """95 % interval over images of the mean over seeds of mIoU(arm) - mIoU(baseline); None for one image.
 
     Args:
         arm_S2NK, baseline_S2NK: counts on the same images, paired by seed.
-        seed: of the images drawn.
-        resamples: how many sets of N images are drawn, with repetition.
+        seed: of the sets of N images that are drawn, with repetition.
     """
     images = arm_S2NK.shape[2]
     if images < 2:
@@ -102,7 +89,7 @@ def bootstrap(
     low, high = stats.bootstrap(
         (np.arange(images),),
         mean_difference,
-        n_resamples=resamples,
+        n_resamples=_RESAMPLES,
         batch=_BATCH,
         vectorized=True,
         method="percentile",
@@ -113,16 +100,13 @@ def bootstrap(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The runs of one arm at one rate.
-
-    Attributes:
-        final, early: mIoU after the last step, and after the first tenth, a value a seed.
-        counts_S2NK: of the final scores.
-    """
+    """The runs of one arm at one rate."""
 
     final: tuple[float, ...]
+    """mIoU after the last step, a value a seed; `early` after the first tenth."""
     early: tuple[float, ...]
     counts_S2NK: NDArray[np.int64]
+    """Of the final scores."""
 
     @property
     def mean(self) -> float:
@@ -147,17 +131,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """To one of the questions.
-
-    Attributes:
-        sentence: in words; "no measurable difference" unless it is measurable.
-        difference: None where the question cannot be asked.
-        lr, baseline_lr: the arm's rate and the baseline's; for the sweep the worst ones.
-    """
+    """To one of the questions."""
 
     sentence: str
+    """Ends with "no measurable difference" unless it is measurable."""
     difference: Difference | None = None
+    """None where the question cannot be asked."""
     lr: float | None = None
+    """The arm's rate, as `baseline_lr` the baseline's; for the sweep the worst ones."""
     baseline_lr: float | None = None
 
 
@@ -178,9 +159,8 @@ def compare_arms(
     """Every difference, and the verdict on every arm.
 
     Args:
-        cells: the runs.
+        cells, rates: the runs, and the rates of their sweep.
         pairs: (arm, baseline).
-        rates: of the sweep.
         early: what the first tenth was, such as "10 of 100 steps".
         seed: of the bootstrap.
     """

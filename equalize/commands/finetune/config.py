@@ -1,5 +1,6 @@
 """How a network is trained: every choice under one name, from flags, from a YAML file, and back to one."""
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -15,11 +16,10 @@ from equalize.commands.images import CalibrationConfig
 from equalize.errors import InputError
 from equalize.plan.plan import Strategy
 
-__all__ = ["TrainAs", "TrainConfig"]
-
 TrainAs = Literal["explicit", "folded"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
-_DEFAULTS = {"adamw": {"lr": 1e-4, "weight_decay": 0.01}, "sgd": {"lr": 0.01, "weight_decay": 5e-4}}
+_DEFAULTS = {"adamw": (1e-4, 0.01), "sgd": (0.01, 5e-4)}  # learning rate, weight decay
 _EPOCHS = 20
 
 
@@ -53,7 +53,7 @@ class TrainConfig:
     """Share of the steps over which the learning rate rises linearly."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: Precision | None = None
     """That of Accelerate's configuration, else fp32, if None."""
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
@@ -126,12 +126,12 @@ class TrainConfig:
     @property
     def peak_lr(self) -> float:
         """`lr`, or the optimizer's default."""
-        return _DEFAULTS[self.optimizer]["lr"] if self.lr is None else self.lr
+        return _DEFAULTS[self.optimizer][0] if self.lr is None else self.lr
 
     @property
     def decay(self) -> float:
         """`weight_decay`, or the optimizer's default."""
-        return _DEFAULTS[self.optimizer]["weight_decay"] if self.weight_decay is None else self.weight_decay
+        return _DEFAULTS[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
     def resolved(self) -> Self:
         """The same with numbers where defaults depend on other fields: rate, weight decay, precision, length."""
@@ -169,15 +169,14 @@ class TrainConfig:
             InputError: the file cannot be read, has unknown keys, or a value of another type.
         """
         written = {} if config is None else _read_yaml(Path(config))
-        for length, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
-            if length in flags:
-                written.pop(other, None)
+        if flags.keys() & {"epochs", "max_steps"}:  # either stands for the length
+            written = {key: value for key, value in written.items() if key not in ("epochs", "max_steps")}
         return cls(**{**written, **flags})
 
     def to_yaml(self) -> str:
         """What `make` reads, without the fields that are None."""
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        text: str = yaml.safe_dump({key: value for key, value in plain.items() if value is not None}, sort_keys=False)
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        text: str = yaml.safe_dump(json.loads(json.dumps(given)), sort_keys=False)  # tuples as lists
         return text
 
 
@@ -188,10 +187,10 @@ _SMALLEST: dict[str, float] = {
 }
 
 
-def _launched_precision() -> Literal["fp32", "bf16", "fp16"]:
+def _launched_precision() -> Precision:
     """What `accelerate launch` was configured with."""
     name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    known: dict[str, Literal["fp32", "bf16", "fp16"]] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    known: dict[str, Precision] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
     if name not in known:
         raise InputError("mixed_precision", "is not served", got=name, expected=", ".join(known))
     return known[name]
@@ -205,23 +204,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(path, f"cannot be read as YAML ({reason})") from error
+        raise InputError(path, f"cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
     content = {key.replace("-", "_"): value for key, value in content.items()}
     types = get_type_hints(TrainConfig)
     if unknown := sorted(content.keys() - types.keys()):
-        raise InputError(
-            path, f"has unknown keys: {', '.join(unknown)}", expected=f"some of {', '.join(sorted(types))}"
-        )
+        what, expected = f"has unknown keys: {', '.join(unknown)}", f"some of {', '.join(sorted(types))}"
+        raise InputError(path, what, expected=expected)
     return {key: _typed(value, types[key], f"{path}: {key}") for key, value in content.items()}
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
     """A YAML value as its field has it: a list is a tuple, and 1e-4, which YAML reads as text, is a number."""
     plain = tuple(value) if isinstance(value, list) else value
-    for read in (lambda: plain, lambda: tuple(map(_number, plain)) if isinstance(plain, tuple) else _number(plain)):
+    for read in (lambda: plain, lambda: tuple(map(float, plain)) if isinstance(plain, tuple) else float(plain)):
         try:
             found = read()
             type_validator(where, found, kind)
@@ -229,9 +226,3 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
             continue
         return found
     raise InputError(where, "has a value of another kind", got=repr(value), expected=str(kind).replace("typing.", ""))
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError(value)
-    return float(value)

@@ -13,52 +13,47 @@ from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
-from equalize.commands.finetune.callbacks import CheckpointWriter
+from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
-from equalize.commands.finetune.loss import Criterion, ModelWithLoss, backbone_of
+from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
 from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.finetune.trainer import check_trackers, train
 from equalize.device import device_of
-from equalize.distributed import fail_together, from_main, gather, is_main, join
+from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
 from equalize.errors import InputError, ResourceError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
 
-__all__ = ["Finetuned", "finetune"]
-
 _ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetuned:
-    """What a training came to.
-
-    Attributes:
-        output: holds the best model, or the last where nothing was scored.
-        steps, epochs: done in all, earlier sittings included.
-        strategy: of the equalization, if there is one.
-        train_as: what the optimizer saw of it.
-        drawn: state-dict keys that were drawn before the training.
-        best, last: lines of metrics.jsonl: the evaluations with the highest mIoU and of the last step.
-        losses: (step, loss) as logged.
-        seconds: of this sitting.
-    """
+    """What a training came to."""
 
     output: str
+    """Holds the best model, or the last where nothing was scored."""
     steps: int
     epochs: float
+    """Done in all, earlier sittings included, as `steps`."""
     strategy: str | None
+    """Of the equalization, if there is one."""
     train_as: TrainAs | None
     drawn: tuple[str, ...]
+    """State-dict keys that were drawn before the training."""
     best: dict[str, Any] | None
+    """The line of metrics.jsonl with the highest mIoU."""
     last: dict[str, Any] | None
+    """That of the last evaluation."""
     losses: tuple[tuple[int, float], ...]
+    """(step, loss) as logged."""
     seconds: float
+    """Of this sitting."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `equalize finetune --json` prints."""
@@ -75,7 +70,7 @@ def finetune(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    prepare: Callable[[Checkpoint], Plan | None] | None = None,
+    prepare: Callable[[Task], Plan | None] | None = None,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -86,7 +81,7 @@ def finetune(
         name, data: the model, and a data set with masks.
         out, overwrite: the directory to write, see `run_directory`, and whether it may exist.
         config: how to train.
-        resume: go on where an interrupted run with the same arguments stopped: same weights, same optimizer state.
+        resume: go on where an interrupted run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
         progress: called with the pairs trained on and to be trained on.
         notify, warn: called with a line that a user should know, or may want to act on.
@@ -100,26 +95,28 @@ def finetune(
     device = join(_device(config))
     if not is_main():
         notify = warn = ignore
-    check_launch(device, warn)
+    check_launch()
     task = open_task(name, data, config, device, notify)
     _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     identity = _identity(task)
-    run.begin(identity, config.to_yaml())
-    plan = prepare(task.checkpoint) if prepare else _equalize(task, run, notify, warn)
+    if is_main():
+        run.begin(identity, config.to_yaml())
+    wait()
+    plan = prepare(task) if prepare else _equalize(task, run, notify, warn)
     train_as = _attach(plan, config.train_as, task.checkpoint, notify)
     writer = CheckpointWriter(
         checkpoint=replace(task.checkpoint, model=copy.deepcopy(task.checkpoint.model).cpu()),
         run=run,
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
-        reduced_labels=task.splits.train.rule.reduce,
+        reduced_labels=task.train.rule.reduce,
     )
     state = train(task, writer, progress, notify)
     return _result(str(out), state, writer, seconds=time.monotonic() - started)
 
 
 def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, seconds: float) -> Finetuned:
-    lines = writer.run.lines()
+    lines = lines_of(state)
     scored = [line for line in lines if "mIoU" in line]
     return Finetuned(
         output=output,
@@ -136,11 +133,7 @@ def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, secon
 
 
 def _device(config: TrainConfig) -> torch.device:
-    """Where to train: one device for each process, which Accelerate numbers.
-
-    Raises:
-        InputError: a numbered device. ResourceError: it is not there, or not able to.
-    """
+    """Where to train: one device for each process, which Accelerate numbers."""
     device = device_of(config.device)
     if device.index:
         raise InputError("--device", "has a number", got=config.device, remedy="set CUDA_VISIBLE_DEVICES instead")
@@ -150,35 +143,30 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
-    """What would fail only once the training has begun.
-
-    Raises:
-        InputError: names the setting.
-    """
-    config, weights, classes = task.config, task.config.class_weights, task.splits.train.num_classes
+    """What would fail only once the training has begun."""
+    config, weights, classes = task.config, task.config.class_weights, task.train.num_classes
     if weights is not None and len(weights) != classes:
         raise InputError("--class-weights", "is not one a class", got=len(weights), expected=classes)
-    if config.patience is not None and task.splits.val is None:
+    if config.patience is not None and task.val is None:
         raise InputError("--patience", "needs a validation split", remedy="leave it away, or name one with --val-split")
     if config.train_as == "explicit" and not will_have_plan and task.checkpoint.plan_json is None:
         raise InputError(
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )
     check_trackers(config.report_to)
-    ModelWithLoss(task.checkpoint, Criterion())
+    ModelWithLoss(task.checkpoint, TrainConfig())
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 
 def _identity(task: Task) -> dict[str, Any]:
     """What a run that is resumed must have in common with this one."""
-    val = task.splits.val
     return {
         "source": task.name.source,
         "revision": task.checkpoint.revision,
         "sha256": task.checkpoint.sha256,
         "seed of drawn weights": task.name.seed,
-        "train": task.splits.train.dataset.fingerprint(),
-        "val": val.dataset.fingerprint() if val else None,
+        "train": task.train.dataset.fingerprint(),
+        "val": task.val.dataset.fingerprint() if task.val else None,
         "recipe": {key: value for key, value in asdict(task.config).items() if key not in _ANY_VALUE_RESUMES},
     }
 
@@ -195,7 +183,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
         return plan
     kept = run.last / "equalize.json"
     if not from_main(kept.is_file()):
-        dataset = task.splits.train.dataset
+        dataset = task.train.dataset
         with fail_together(_exit_code):
             plan = calibrate_checkpoint(
                 task.name,

@@ -9,17 +9,11 @@ from transformers import get_polynomial_decay_schedule_with_warmup
 from equalize.commands.finetune.config import TrainConfig
 from equalize.errors import InputError
 
-__all__ = ["freeze", "make_optimizer", "make_schedule"]
-
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def freeze(model: nn.Module, backbone: str | None, config: TrainConfig) -> tuple[nn.Module, ...]:
-    """Takes the gradient from what the configuration freezes; gives the modules that must stay in eval mode.
-
-    Raises:
-        InputError: nothing is left to train, or no backbone is known.
-    """
+    """Takes the gradient from what the configuration freezes; gives the modules that must stay in eval mode."""
     frozen: list[nn.Module] = []
     if config.freeze_backbone:
         if backbone is None:
@@ -35,11 +29,7 @@ def freeze(model: nn.Module, backbone: str | None, config: TrainConfig) -> tuple
 
 
 def make_optimizer(model: nn.Module, backbone: str | None, config: TrainConfig) -> Optimizer:
-    """AdamW or SGD over four groups: backbone and head, with weight decay and (vectors: biases, norms) without.
-
-    Raises:
-        InputError: the head shall have its own rate, and no backbone is known.
-    """
+    """AdamW or SGD over four groups: backbone and head, with weight decay and (vectors: biases, norms) without."""
     if backbone is None and config.head_lr_mult != 1:
         raise _no_backbone("--head-lr-mult")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

@@ -11,18 +11,14 @@ OUT/last/model/         the model of the last step, in its own format, where it 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
-from equalize.distributed import is_main, wait
-from equalize.errors import InputError, OutputError
+from equalize.errors import InputError
 
-__all__ = ["RunDirectory", "write_whole"]
-
-_LAST, _METRICS, _CONFIG, _RUN = "last", "metrics.jsonl", "finetune.yaml", "run.json"
-_KEPT = {_LAST, _METRICS, _CONFIG}
+_METRICS = "metrics.jsonl"
 _STATE = "trainer_state.json"  # transformers writes it last, so a state with it is whole
 
 
@@ -32,7 +28,7 @@ class RunDirectory:
     Args:
         path: OUT.
         source: MODEL; if it is a path, OUT may not touch it.
-        resume: go on with what is there, if anything is.
+        resume: go on with the training that is there, if one is.
         overwrite: throw away what is there.
 
     Raises:
@@ -41,20 +37,13 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, source: Path, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(path).expanduser().absolute()
-        self.last = self.path / _LAST
-        self._metrics = self.path / _METRICS
-        begun = (self.last / _RUN).is_file()
-        if resume and self.path.is_dir() and not begun and any(self.path.iterdir()) and not overwrite:
-            raise OutputError(self.path, "holds no training to resume", remedy="--overwrite replaces it")
-        check_target(self.path, overwrite or resume, source if source.exists() else None)
-        if self.path.is_mount():
-            raise OutputError(self.path, "is where a disk is mounted", remedy="name a directory below it")
-        self.resumed = resume and begun
+        self.last = self.path / "last"
+        self._run = self.last / "run.json"
+        self.resumed = resume and self._run.is_file()
+        check_target(self.path, overwrite or self.resumed, source if source.exists() else None)
 
     def begin(self, run: Mapping[str, Any], config: str) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
-
-        Of several processes the main one does so while the others wait.
 
         Args:
             run: what the run is of, as JSON.
@@ -64,22 +53,18 @@ class RunDirectory:
             InputError: the run that is resumed had other settings, weights or data.
             ResourceError: it cannot be written.
         """
-        if is_main():
-            self._begin(run, config)
-        wait()
-
-    def _begin(self, run: Mapping[str, Any], config: str) -> None:
         if self.resumed:
-            _demand_same(json.loads((self.last / _RUN).read_text(encoding="utf-8")), run, self.path)
+            before = json.loads(self._run.read_text(encoding="utf-8"))
+            remedy = "use the same flags, model and data"
+            demand_same(before, run, self.path, "cannot be resumed as another run", remedy=remedy)
             for partial in set(self.last.glob("checkpoint-*")) - set(self._states()):
                 shutil.rmtree(partial)
-            self._cut_metrics()
             return
         with atomic_directory(self.path, overwrite=True) as new:
-            (new / _LAST).mkdir()
+            (new / self.last.name).mkdir()
             (new / _METRICS).touch()
-            (new / _CONFIG).write_text(config, encoding="utf-8")
-            (new / _LAST / _RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+            (new / "finetune.yaml").write_text(config, encoding="utf-8")
+            (new / self._run.relative_to(self.path)).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
     def newest_state(self) -> Path | None:
         """The newest state that is whole."""
@@ -89,25 +74,9 @@ class RunDirectory:
         """Where the state after a step lies."""
         return self.last / f"checkpoint-{step}"
 
-    def record(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl says; a line that was cut off while it was written does not count."""
-        found = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
-
-    def score_of(self, step: int) -> dict[str, Any] | None:
-        """What was recorded of the evaluation after a step, if there was one."""
-        scored = (line for line in self.lines() if line["step"] == step and "mIoU" in line)
-        return next(({key: line[key] for key in line if key not in ("step", "epoch")} for line in scored), None)
+    def write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Writes metrics.jsonl."""
+        write_whole(self.path / _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
     def put_model(self, save: Callable[[Path], None]) -> None:
         """Has a model saved in place of the one that is there: OUT holds the old or the new one, whole, at any moment.
@@ -122,28 +91,19 @@ class RunDirectory:
                 entry.rename(new / entry.name)
             model.rmdir()
             for entry in self.path.iterdir():
-                if entry.name in _KEPT or not (new / entry.name).exists():
-                    _share(entry, new / entry.name)
+                if (new / entry.name).exists():
+                    continue
+                if entry.is_dir():
+                    shutil.copytree(entry, new / entry.name, copy_function=_link)
+                else:
+                    _link(entry, new / entry.name)
 
     def _states(self) -> list[Path]:
         return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
 
-    def _cut_metrics(self) -> None:
-        """Drops what was recorded after the state that is resumed: it will be recorded again."""
-        newest = self.newest_state()
-        kept = [line for line in self.lines() if newest and line["step"] <= _step(newest)]
-        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _share(source: Path, place: Path) -> None:
-    """Gives files, which nobody writes to at this moment, a second name; copies them where a disk has no such thing."""
-    if source.is_dir():
-        shutil.copytree(source, place, copy_function=_link)
-    else:
-        _link(source, place)
-
 
 def _link(source: str | Path, place: str | Path) -> None:
+    """Gives a file a second name: nobody writes to it at this moment. A copy where a disk has no such thing."""
     try:
         os.link(source, place)
     except OSError:
@@ -157,14 +117,17 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
-def _demand_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+def demand_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path, what: str, *, remedy: str) -> None:
+    """Refuses facts that differ from those that were written, as JSON, when something began.
+
+    Raises:
+        InputError: says `what` is wrong with `where`, and the first facts that differ.
+    """
     now = json.loads(json.dumps(now))
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
         facts = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:3])
-        raise InputError(
-            where, f"cannot be resumed as another run: {facts}", remedy="use the same flags, model and data"
-        )
+        raise InputError(where, f"{what}: {facts}", remedy=remedy)
 
 
 def _is_json(path: Path) -> bool:

@@ -24,20 +24,18 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
 from equalize.checkpoint.families.transformers.config import quiet
-from equalize.commands.evaluate import confusion
-from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, read_weights
-from equalize.commands.finetune.loss import Criterion, ModelWithLoss, backbone_of
+from equalize.commands.evaluate import score_split
+from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, lines_of, read_weights
+from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import freeze, make_optimizer, make_schedule
-from equalize.commands.finetune.sharding import check_deepspeed, explain_fsdp
+from equalize.commands.finetune.sharding import check_deepspeed
 from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.labels import LabelledSplit
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
-from equalize.errors import InputError, ResourceError
+from equalize.errors import InputError, NumericsError, ResourceError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
-
-__all__ = ["SegmentationTrainer", "check_trackers", "train"]
 
 
 def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> TrainerState:
@@ -51,10 +49,11 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
     newest = writer.run.newest_state() if writer.run.resumed else None
     before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None
     if before and is_main():
-        writer.write_best(before)  # the last sitting may have ended between saving its state and writing the model
+        writer.run.write_metrics(lines_of(before))  # the last sitting may have ended after saving this state
+        writer.write_best(before)
     with _unchanged_globals(), quiet():
         trainer = SegmentationTrainer(task, writer, progress)
-        if newest and before and _is_over(before):
+        if newest and before and before.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             notify(f"the training was complete after step {before.global_step}")
             task.checkpoint.model.load_state_dict(read_weights(newest))
             state = before
@@ -70,10 +69,6 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
     return state
 
 
-def _is_over(state: TrainerState) -> bool:
-    return bool(state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"])
-
-
 @contextmanager
 def _unchanged_globals() -> Iterator[None]:
     """Restores the random numbers of Python, NumPy and torch that transformers seeds."""
@@ -87,29 +82,18 @@ def _unchanged_globals() -> Iterator[None]:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Demands that transformers can report to each.
-
-    Raises:
-        InputError: it knows no such tracker. ResourceError: the tracker is not installed.
-    """
-    for name in names:
-        try:
-            for tracker in get_reporting_integration_callbacks([name]):
-                tracker()
-        except ValueError as error:
-            raise InputError("--report-to", "is unknown", got=name, expected="tensorboard, trackio") from error
-        except (RuntimeError, ImportError) as error:
-            raise ResourceError("--report-to", f"{name} is not installed", remedy=f"pip install {name}") from error
+    """Demands that transformers knows each, and that it is installed."""
+    try:
+        for tracker in get_reporting_integration_callbacks(list(names)):
+            tracker()
+    except ValueError as error:
+        raise InputError("--report-to", str(error)) from error
+    except (RuntimeError, ImportError) as error:
+        raise ResourceError("--report-to", str(error)) from error
 
 
 class SegmentationTrainer(Trainer):  # type: ignore[misc]
-    """Trains a network of any family; resumes bit for bit.
-
-    Args:
-        task: what is trained.
-        writer: of the model, into the directory where the state goes.
-        progress: called with the pairs done and in all, repetitions included.
-    """
+    """Trains a network of any family; resumes bit for bit."""
 
     optimizer: Optimizer | None
     lr_scheduler: LambdaLR | None
@@ -118,28 +102,23 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, task: Task, writer: CheckpointWriter, progress: Progress) -> None:
         self._task = task
         self._config = config = task.config
-        self._run = writer.run
+        self._writer = writer
         self._backbone = backbone_of(task.checkpoint)
-        criterion = Criterion(
-            ignore_index=config.ignore_index,
-            class_weights=config.class_weights,
-            label_smoothing=config.label_smoothing,
-            aux_weight=config.aux_weight,
-        )
         pairs = training_pairs(task)
         frozen = freeze(task.checkpoint.model, self._backbone, config)
         super().__init__(
-            model=ModelWithLoss(task.checkpoint, criterion, frozen),
-            args=_arguments(task, str(self._run.last), pairs=len(pairs)),
+            model=ModelWithLoss(task.checkpoint, config, frozen),
+            args=_arguments(task, str(writer.run.last), pairs=len(pairs)),
             data_collator=collate,
             train_dataset=pairs,
-            eval_dataset=task.splits.val,
-            callbacks=[EvalSaveCallback(config, writer, progress)],
+            eval_dataset=task.val,
+            callbacks=[EvalSaveCallback(config, progress)],
         )
         if config.patience:
             self.add_callback(EarlyStoppingCallback(config.patience))
         self.model_accepts_loss_kwargs = False
-        check_deepspeed(self.accelerator.state)
+        if self.is_deepspeed_enabled:
+            check_deepspeed(self.accelerator.state.deepspeed_plugin)
         self.remove_callback(PrinterCallback)  # stdout is the command's
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
@@ -147,29 +126,29 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         return EpochOrder(len(self.train_dataset), self._config.seed)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        with explain_fsdp(self.is_fsdp_enabled):
+        try:
             return super()._prepare_for_training(*args, **kwargs)
+        except (ValueError, KeyError) as error:
+            if not self.is_fsdp_enabled:
+                raise
+            what = f"FSDP does not take this network ({' '.join(str(error).split())[:160]})"
+            raise InputError("accelerate", what, remedy="try fsdp_auto_wrap_policy: NO_WRAP") from error
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """See `make_optimizer`."""
+        """Ours; see `make_optimizer`."""
         if self.optimizer is None:
             prefix = f"network.{self._backbone}" if self._backbone else None
             self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
-        """See `make_schedule`."""
+        """Ours; see `make_schedule`."""
         if self.lr_scheduler is None:
             self.lr_scheduler = make_schedule(optimizer or self.create_optimizer(), num_training_steps, self._config)
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One batch.
-
-        Raises:
-            EqualizeError: a pair could not be read.
-            InputError: the batch is too small for the network.
-        """
+        """One batch; raises what a process that reads pairs could only hand over."""
         if "failure" in inputs:
             raise inputs["failure"]
         try:
@@ -178,11 +157,8 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         except ValueError as error:
             if not str(error).startswith("Expected more than 1 value per channel"):
                 raise
-            raise InputError(
-                "--batch-size",
-                "is too small for a normalization of this network",
-                remedy="use 2 or more, or --freeze-norms",
-            ) from error
+            what, remedy = "is too small for a normalization of this network", "use 2 or more, or --freeze-norms"
+            raise InputError("--batch-size", what, remedy=remedy) from error
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores the validation split by its confusion matrix; every process scores its share."""
@@ -190,16 +166,30 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         together = self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
         broadcast_buffers(self.model)
         with eval_mode(self.model):
-            matrix = confusion(self._task.checkpoint, val, self._config.scoring(), self._task.device, together=together)
-        score = matrix.score(val.names)
-        if is_main():
-            line = {"step": self.state.global_step, "epoch": self.state.epoch}
-            self._run.record({**line, "data": val.dataset.name, "split": val.dataset.split, **score.to_json()})
+            score = score_split(
+                self._task.checkpoint, val, self._config.scoring(), self._task.device, together=together
+            )
         found = {"eval_mIoU": score.mIoU, "eval_mAcc": score.mAcc, "eval_aAcc": score.aAcc}
         metrics = {key: math.nan if value is None else value for key, value in found.items()}  # nan is never better
-        self.log(dict(metrics))
+        self.log({**metrics, "score": {"data": val.dataset.name, "split": val.dataset.split, **score.to_json()}})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Also writes metrics.jsonl.
+
+        Raises:
+            NumericsError: the loss is not finite.
+        """
+        if not math.isfinite(logs.get("loss", 0)):
+            where, remedy = f"step {self.state.global_step}", "use a smaller --lr, or --precision fp32"
+            raise NumericsError(where, "the loss is not finite", got=logs["loss"], remedy=remedy)
+        score = logs.pop("score", None)  # in the state alone: trackers take numbers
+        super().log(logs, start_time)
+        if score is not None:
+            self.state.log_history[-1]["score"] = score
+        if is_main():
+            self._writer.run.write_metrics(lines_of(self.state))
 
     def _logits(self, images_NCHW: Tensor) -> Tensor:
         """Of the network as it is spread over the processes."""
@@ -209,14 +199,13 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
+            if is_main():
+                self._writer.write_best(self.state)
         except RuntimeError as error:  # what torch makes of a full disk
             if "PytorchStreamWriter" not in str(error):
                 raise
-            raise ResourceError(
-                self._run.last,
-                "the state cannot be written, most often for want of space",
-                remedy="make room, --resume",
-            ) from error
+            what = "the state cannot be written, most often for want of space"
+            raise ResourceError(self._writer.run.last, what, remedy="make room, --resume") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The weights as the optimizer sees them; not as safetensors, which refuses weights that are shared."""
@@ -245,7 +234,7 @@ def _arguments(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
         dataloader_pin_memory=device.type == "cuda",
         dataloader_drop_last=pairs >= config.batch_size,  # a batch of one is too small for some BatchNorms
         ddp_find_unused_parameters=True,
-        eval_strategy=interval if task.splits.val else "no",
+        eval_strategy=interval if task.val else "no",
         save_strategy=interval,
         eval_steps=config.eval_every,
         save_steps=config.eval_every or 1,

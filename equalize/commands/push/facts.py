@@ -1,8 +1,8 @@
 """What is known about a written checkpoint, read from its files: the facts that a model card may state."""
 
+import contextlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from equalize.commands.push.files import without_paths
 from equalize.errors import InputError
 from equalize.plan.plan import Plan
 
-__all__ = ["Facts", "read_facts"]
+__all__ = ["METRICS", "Facts", "read_facts"]
 
-_METRICS = ("mIoU", "mAcc", "aAcc")
-_LOGGED = ("step", "epoch", "loss")
+METRICS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "accuracy"}
+"""Our names -> the Hub's."""
+
 _RUN = "last/run.json"  # of a training, with or without a plan
 
 
@@ -31,8 +32,8 @@ class Facts:
         base_model: its id, if it came from the Hub.
         trained: the plan's record of a training.
         logged: the last line of `metrics.jsonl` with a loss.
-        score: what was scored: data, split, images, step, classes. metrics: those of mIoU, mAcc and aAcc, in percent.
-        settings, license_file: names of files.
+        score: of these weights: what the plan tells of the training's last save, else the best line of `metrics.jsonl`.
+        metrics: the score's mIoU, mAcc and aAcc, in percent.
         readme: the card that lies in the directory already. base_readme: that of the base model, where it is at hand.
     """
 
@@ -43,8 +44,6 @@ class Facts:
     logged: Mapping[str, Any]
     score: Mapping[str, Any]
     metrics: Mapping[str, float]
-    settings: str | None
-    license_file: str | None
     readme: str
     base_readme: str
 
@@ -55,33 +54,28 @@ def read_facts(out: Path) -> Facts:
     Raises:
         InputError: `out` is no directory, holds no weights, or holds a damaged file.
     """
-    if not out.exists():
-        raise InputError(out, "no such directory")
     if not out.is_dir():
-        raise InputError(out, "is not a directory", remedy="push what calibrate or finetune wrote")
+        raise InputError(out, "no such directory", remedy="push what calibrate or finetune wrote")
     read_weights(*weight_files(out))
-    name = _first(out, PLAN_FILE, _RUN)
-    record = read_json(out / name) if name else {}
-    plan = Plan.from_json(without_paths(record), out / PLAN_FILE) if name == PLAN_FILE else None
-    trained = plan.facts.get("finetuned") if plan else None
-    trained = trained if isinstance(trained, Mapping) else {}
-    source = str(record.get("source") or "")
-    revision = record.get("revision")
-    base_model = source.partition("@")[0] if isinstance(revision, str) else None
+    file = next((path for name in (PLAN_FILE, _RUN) if (path := out / name).is_file()), None)
+    record = read_json(file) if file else {}
+    origin = without_paths(record)
+    plan = Plan.from_json(origin, file) if file and file.name == PLAN_FILE else None
+    trained = (plan.facts.get("finetuned") if plan else None) or {}
+    source, revision = str(record.get("source") or ""), record.get("revision")
+    base_model = source.partition("@")[0] if revision else None
     lines = _lines(out / "metrics.jsonl")
-    losses = [line for line in lines if "mIoU" not in line and all(map(_is_number, map(line.get, _LOGGED)))]
-    score = _score(out / "evaluation.json", lines, trained)
+    scored = [line for line in lines if line.get("mIoU") is not None]
+    score = trained.get("score") or max(scored, key=lambda line: float(line["mIoU"]), default={})
     return Facts(
         plan=plan,
-        origin=without_paths(record),
+        origin=origin,
         base_model=base_model,
         trained=trained,
-        logged=losses[-1] if losses else {},
+        logged=next((line for line in reversed(lines) if "loss" in line), {}),
         score=score,
-        metrics={name: score[name] for name in _METRICS if _is_number(score.get(name))},
-        settings=_first(out, "finetune.yaml"),
-        license_file=_first(out, "LICENSE", "LICENSE.md", "LICENSE.txt"),
-        readme=_text(out / "README.md"),
+        metrics={name: score[name] for name in METRICS if score.get(name) is not None},
+        readme="" if (out / "README.md").is_symlink() else _text(out / "README.md"),
         base_readme=_base_readme(source, base_model, str(revision)),
     )
 
@@ -94,46 +88,14 @@ def _base_readme(source: str, base_model: str | None, revision: str) -> str:
     return _text(Path(cached)) if isinstance(cached, str) else ""
 
 
-def _score(file: Path, lines: Sequence[Mapping[str, Any]], trained: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The score of these weights, `{}` if there is none.
-
-    That is `evaluation.json` if the user put it there; else what the plan tells of the training's last save; else the
-    best line of `metrics.jsonl`, as a training leaves its best model.
-    """
-    if file.is_file():
-        found: Mapping[str, Any] = without_paths(read_json(file))
-    elif isinstance(trained.get("score"), Mapping):
-        found = {"step": trained.get("step"), **trained["score"]}
-    else:
-        scored = [line for line in lines if _is_number(line.get("mIoU"))]
-        found = max(scored, key=lambda line: float(line["mIoU"]), default={})
-    data = found.get("data")
-    return {**found, "data": data.get("path"), "split": data.get("split")} if isinstance(data, Mapping) else found
-
-
 def _lines(path: Path) -> list[Mapping[str, Any]]:
     """The objects of `metrics.jsonl`; a line that a crash cut short is passed over."""
     found: list[Mapping[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            found.append(content)
+    for line in _text(path).splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
     return found
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _first(out: Path, *names: str) -> str | None:
-    return next((name for name in names if (out / name).is_file()), None)
-
-
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig") if path.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise InputError(path, "is not UTF-8 text", remedy="save it as UTF-8") from error
+    return path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""

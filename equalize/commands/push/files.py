@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
-from equalize.data.hf_datasets import Choice
 from equalize.errors import InputError
 from equalize.hub import HUB_ID
 
@@ -32,63 +31,56 @@ _TOKEN = re.compile(rb"(?<![A-Za-z0-9_])(hf|api_org)_[A-Za-z0-9]{30,}")
 _NOT_SCANNED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _LONGEST_TEXT = 1 << 24  # bytes
 
-_RECORDS = ("equalize.json", ARCHITECTURE_FILE, "evaluation.json", "finetune.yaml")
+_RECORDS = ("equalize.json", ARCHITECTURE_FILE, "finetune.yaml")
 _PLACES = ("source", "data", "path", "output", "arch", "class_names")
-_SCHEMES = ("torchvision:", "smp:", "transformers:", "mmseg:")
+_FOLDERS = re.compile(r"^([a-z]+:)?.*[/\\](?=.)")  # behind a scheme such as that of `transformers:DIR`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutgoingFile:
-    """A file as it will stand in the repository.
-
-    Attributes:
-        path: relative, with forward slashes.
-        size: in bytes.
-        source: where it lies, or its content.
-    """
+    """A file as it will stand in the repository: its path there, and where it lies, or its content."""
 
     path: str
-    size: int
     source: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
     def read(self) -> bytes:
         """The content."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
-def choose_files(directory: Path) -> tuple[list[OutgoingFile], dict[str, str]]:
+def choose_files(directory: Path, prefix: str = "") -> tuple[list[OutgoingFile], dict[str, str]]:
     """Walks a directory. Symbolic links are neither followed nor sent, wherever they lead.
 
     Returns:
         The files that go, and why each other file or folder stays.
     """
-    found = dict(sorted(_walk(directory, "")))
-    going = {path: entry for path, entry in found.items() if isinstance(entry, Path)}
-    files = [OutgoingFile(path=path, size=entry.stat().st_size, source=entry) for path, entry in going.items()]
-    return files, {path: reason for path, reason in found.items() if isinstance(reason, str)}
-
-
-def _walk(directory: Path, prefix: str) -> Iterator[tuple[str, Path | str]]:
-    """Pairs of a relative path and the file, or the reason why it stays."""
-    for entry in directory.iterdir():
+    files: list[OutgoingFile] = []
+    left_out: dict[str, str] = {}
+    for entry in sorted(directory.iterdir()):
         path = prefix + entry.name
         if reason := _reason_to_stay(entry):
-            yield path if path.isprintable() else ascii(path), reason
+            left_out[path] = reason
         elif entry.is_dir():
-            yield from _walk(entry, f"{path}/")
+            inside, left_inside = choose_files(entry, f"{path}/")
+            files += inside
+            left_out |= left_inside
         else:
-            yield path, entry
+            files.append(OutgoingFile(path=path, source=entry))
+    return files, left_out
 
 
 def _reason_to_stay(entry: Path) -> str | None:
     if entry.is_symlink():
         return "symbolic link"
-    if not entry.name.isprintable():
-        return "unprintable name"
     for reason, patterns in _STAYS.items():
         if any(fnmatchcase(entry.name.lower(), pattern) for pattern in patterns):
             return reason
-    return None if entry.is_dir() or entry.is_file() else "not a plain file"
+    return None
 
 
 def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
@@ -106,23 +98,16 @@ def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
 
 
 def without_local_paths(file: OutgoingFile) -> OutgoingFile:
-    """The file as it is, or rewritten if it is one of ours that records paths of this machine.
-
-    Raises:
-        InputError: it is damaged.
-    """
+    """The file as it is, or rewritten if it is one of ours that records paths of this machine."""
     if file.path not in _RECORDS:
         return file
     is_yaml = file.path.endswith(".yaml")
-    try:
-        before = yaml.safe_load(file.read()) if is_yaml else json.loads(file.read())
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(file.path, "is damaged", remedy="write the directory again") from error
+    before = yaml.safe_load(file.read()) if is_yaml else json.loads(file.read())
     after = without_paths(before)
     if after == before:
         return file
     text = yaml.safe_dump(after, sort_keys=False) if is_yaml else json.dumps(after, indent=2, ensure_ascii=False) + "\n"
-    return replace(file, size=len(text.encode()), source=text.encode())
+    return replace(file, source=text.encode())
 
 
 def without_paths(content: Any) -> Any:
@@ -139,10 +124,8 @@ def without_paths(content: Any) -> Any:
 
 def _public(key: str, value: str, record: Mapping[str, Any]) -> str:
     if key == "source":
-        on_hub = isinstance(record.get("revision"), str)  # only an id on the Hub resolves to a commit
+        on_hub = bool(record.get("revision"))  # only an id on the Hub resolves to a commit
     else:
-        place = Choice.of(value).place
+        place = value.partition(":")[0]
         on_hub = key in ("data", "path") and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
-    scheme = next((scheme for scheme in _SCHEMES if value.startswith(scheme)), "")
-    path = value.removeprefix(scheme)
-    return value if on_hub else scheme + (PurePath(path).name or path)
+    return value if on_hub else _FOLDERS.sub(r"\1", value)

@@ -1,15 +1,12 @@
 """Failures of the Hub's client as one line that says what to do. No line holds the access token."""
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from json import JSONDecodeError
 
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
-from huggingface_hub.utils import logging as client_logging
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from equalize.errors import EqualizeError, InputError, ResourceError
 from equalize.messages import Notify
@@ -36,13 +33,9 @@ _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, a
 def hub_errors(repository: str, token: str, warn: Notify) -> Iterator[None]:
     """Turns what the client raises into an `EqualizeError` about `repository`, and passes on what it warns of.
 
-    The client's log is silenced meanwhile: its retries name signed addresses.
-
     Raises:
         ResourceError: the Hub, the network or the access token. InputError: the Hub refuses the card's metadata.
     """
-    verbosity = client_logging.get_verbosity()
-    client_logging.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
@@ -52,38 +45,28 @@ def hub_errors(repository: str, token: str, warn: Notify) -> Iterator[None]:
         raise
     except (_HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise _explain(error, repository, token) from None  # the client's messages may repeat the token
-    finally:
-        client_logging.set_verbosity(verbosity)
     for warning in caught:
         warn(" ".join(str(warning.message).split()))
 
 
 def _explain(error: BaseException, repository: str, token: str) -> EqualizeError:
-    chain = list(_chain(error))
-    refusal = next((each for each in chain if isinstance(each, HfHubHTTPError)), None)
-    network = next((each for each in chain if isinstance(each, _HTTPError)), None)
-    told = _line(network or chain[-1], token) or type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
         return ResourceError(repository, "the Hub is switched off", remedy="unset HF_HUB_OFFLINE")
     if str(error).startswith("Invalid metadata in README.md"):
         reason = _line(str(error).partition(".md.")[2], token)
         return InputError("README.md", f"the Hub refuses its metadata ({reason})")
-    if isinstance(refusal, RevisionNotFoundError):
-        return ResourceError(repository, "the Hub has no such revision of it", remedy="check --revision")
+    chain = list(_chain(error))
+    refusal = next((each for each in chain if isinstance(each, HfHubHTTPError)), None)
     if refusal is not None:
-        return _refused(refusal, repository, token)
-    if network is not None or any(isinstance(each, ConnectionError | TimeoutError) for each in chain):
+        status, said = refusal.response.status_code, _line(refusal.server_message or "", token)
+        what, remedy = _BY_STATUS.get(status, _TROUBLE if status >= 500 else ("the Hub refuses the request", None))
+        return ResourceError(repository, f"{what} (HTTP {status}{': ' + said if said else ''})", remedy=remedy)
+    network = next((each for each in chain if isinstance(each, _HTTPError | ConnectionError | TimeoutError)), None)
+    told = _line(network or chain[-1], token) or type(error).__name__
+    if network is not None:
         what = f"the connection to {constants.ENDPOINT} failed ({told})"
         return ResourceError(repository, what, remedy=f"check the network and {_AGAIN}")
-    if isinstance(error, JSONDecodeError | KeyError):  # from another server, such as the login page of a network
-        return ResourceError(repository, f"the Hub gave an answer that its client cannot use ({told})")
     return ResourceError(repository, f"the upload failed ({told})", remedy=_AGAIN)
-
-
-def _refused(error: HfHubHTTPError, repository: str, token: str) -> ResourceError:
-    status, said = error.response.status_code, _line(error.server_message or "", token)
-    what, remedy = _BY_STATUS.get(status, _TROUBLE if status >= 500 else ("the Hub refuses the request", None))
-    return ResourceError(repository, f"{what} (HTTP {status}{': ' + said if said else ''})", remedy=remedy)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

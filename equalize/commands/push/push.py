@@ -1,33 +1,28 @@
 """From a written checkpoint to a repository on the Hugging Face Hub.
 
 In this order: what is asked for is checked, the files are chosen, the card is written; the repository is found or
-made; then everything goes in one commit, which `HfApi.upload_folder` does not promise: whatever fails, no half of a
-checkpoint is visible.
+made; then everything goes in one commit: whatever fails, no half of a checkpoint is visible.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from equalize.checkpoint.files.weights import weight_files
-from equalize.commands.push.card import describe_loading, model_card
-from equalize.commands.push.facts import read_facts
+from equalize.commands.push.card import model_card
 from equalize.commands.push.files import OutgoingFile, choose_files, refuse_tokens, without_local_paths
 from equalize.commands.push.hub_errors import LOG_IN, hub_errors
 from equalize.errors import InputError, ResourceError
+from equalize.hub import HUB_ID
 from equalize.messages import Notify, ignore
 from equalize.version import __version__
 
 __all__ = ["Push", "push"]
 
 _CARD = "README.md"
-_REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +88,11 @@ def push(
         notify, warn: called with what a user should know, or may want to act on, a line at a time.
 
     Raises:
-        InputError: `out` is no model, the names are malformed, or a file holds an access token.
+        InputError: `out` is no model, the name is malformed, or a file holds an access token.
         ResourceError: the Hub, the network or the access token.
     """
-    _check_names(repository, revision)
+    if not HUB_ID.fullmatch(repository) or "@" in repository:
+        raise InputError(repr(repository), "is no name of a repository", expected="ORG/NAME")
     token = get_token()
     branch = None if revision == constants.DEFAULT_REVISION else revision
     files, left_out = _files(Path(out).expanduser(), repository, branch, token)
@@ -119,51 +115,30 @@ def push(
         return _commit(api, chosen, branch, create_pr)
 
 
-def _check_names(repository: str, revision: str | None) -> None:
-    try:
-        validate_repo_id(repository)
-        is_name = repository.count("/") == 1 and all(repository.split("/"))
-    except HFValidationError:
-        is_name = False
-    if not is_name:
-        rule = "ORG/NAME of letters, digits and single - _ ."
-        raise InputError(repr(repository), "is no name of a repository", expected=rule)
-    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise InputError("--revision", "is no name of a branch", got=repr(revision))
-
-
 def _files(
     out: Path, repository: str, branch: str | None, token: str | None
 ) -> tuple[list[OutgoingFile], dict[str, str]]:
-    facts = read_facts(out)
+    card = OutgoingFile(path=_CARD, source=model_card(out, repository, branch).encode())
     files, left_out = choose_files(out)
-    there = {file.path for file in files}
     weights, index = weight_files(out)
     for path in (*weights, *([index] if index else [])):
-        if path.name not in there:
-            what = "is a symbolic link or has the name of a training state"
-            raise InputError(path, what, remedy="put the file itself there")
-    if _CARD not in there:  # its text is not taken from behind a link
-        facts = replace(facts, readme="")
-    where = f'"{repository}"' + (f', revision="{branch}"' if branch else "")
-    card = model_card(facts, describe_loading(out, where), repository).encode()
-    files = [without_local_paths(file) for file in files if file.path != _CARD]
-    files.append(OutgoingFile(path=_CARD, size=len(card), source=card))
+        if path.name in left_out:
+            remedy = "put the file itself there, under another name if it is one of a training state"
+            raise InputError(path, f"would stay behind ({left_out[path.name]})", remedy=remedy)
+    files = [card, *(without_local_paths(file) for file in files if file.path != _CARD)]
     refuse_tokens(files, token)
     return sorted(files, key=lambda file: file.path), left_out
 
 
 def _prepare(api: HfApi, repository: str, private: bool | None, notify: Notify) -> bool | None:
-    """Finds the repository, or makes it. Returns whether it is private, None if the Hub does not tell."""
-    try:
-        found = api.model_info(repository).private
-    except RepositoryNotFoundError:
-        api.create_repo(repository, private=private is not False)
-        return private is not False
-    if found is False and private is True:
-        remedy = "make it private in its settings, or drop --private"
-        raise InputError(repository, "exists and is public", remedy=remedy)
-    if found is not None and found is not private:
+    """Makes the repository if it does not exist. Returns whether it is private, None if the Hub does not tell."""
+    wanted = private is not False
+    api.create_repo(repository, private=wanted, exist_ok=True)
+    found = api.model_info(repository).private
+    if found is not None and found is not wanted:
+        if private:
+            remedy = "make it private in its settings, or drop --private"
+            raise InputError(repository, "exists and is public", remedy=remedy)
         notify(f"{repository} exists and stays {'private' if found else 'public'}")
     return found
 

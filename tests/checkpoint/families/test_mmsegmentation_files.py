@@ -10,7 +10,7 @@ import torch
 
 from equalize.checkpoint import load, reload
 from equalize.checkpoint.families.mmsegmentation.config import read_literals
-from equalize.checkpoint.files.pickle_stubs import INERT
+from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
 from equalize.checkpoint.load import ModelName
 from equalize.errors import CheckpointError
 from tests.support.mmseg_networks import config_text, saved, silent, stock
@@ -95,7 +95,7 @@ def test_what_stands_for_numpy_and_getattr_lets_nothing_else_pass(psp, tmp_path,
 
 def test_the_notes_call_nothing():
     """Each stands in for a function and holds what that would have been given."""
-    names = {name: note for note, name in INERT}
+    names = {name: note for note, name in SAFE_GLOBALS}
     note = names["numpy._core.multiarray._reconstruct"](names["numpy.ndarray"], (1 << 40,), b"b")
     note.__setstate__((1, (1 << 40,), None, False, b""))
     assert pickle.dumps(note, 2).startswith(b"\x80\x02cnumpy")

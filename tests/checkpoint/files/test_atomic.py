@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import runpy
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from safetensors.torch import save_file
 
 from equalize.checkpoint import atomic_directory, load
 from equalize.checkpoint.checkpoint import Checkpoint
-from equalize.checkpoint.files import atomic as writing
 from equalize.errors import OutputError, ResourceError
 
 
@@ -52,20 +49,6 @@ def test_parents_are_made_and_modes_are_ordinary(checkpoint, tmp_path):
     out = tmp_path / "a" / "b" / "out"
     assert out.stat().st_mode & 0o777 == 0o777 & ~umask
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask}
-
-
-def test_where_the_system_has_no_fcntl(tmp_path, monkeypatch):
-    """As on Windows: directories are written, and what a killed process left stays."""
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # the import fails
-    written = runpy.run_path(writing.__file__)
-    stale = tmp_path / ".out.tmp-00000000"
-    stale.mkdir()
-    os.utime(stale, (0, 0))
-    for text in ("first", "second"):
-        with written["atomic_directory"](tmp_path / "out", overwrite=True) as work:
-            (work / "file").write_text(text)
-        assert (tmp_path / "out" / "file").read_text() == text
-    assert leftovers(tmp_path) == [stale.name, "out"]
 
 
 def test_existing_directory_needs_overwrite(checkpoint, tmp_path):

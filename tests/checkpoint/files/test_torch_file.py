@@ -109,27 +109,6 @@ def test_what_python_2_pickled_is_read(tmp_path):
         read_torch(path)
 
 
-def with_attribute_named(name: str, value: object) -> object:
-    setattr(value, name, None)
-    return value
-
-
-@pytest.mark.parametrize(
-    ("make", "what"),
-    [
-        (lambda: with_attribute_named("get", collections.OrderedDict(weight=torch.ones(2))), "no state dict"),
-        (lambda: with_attribute_named("values", collections.OrderedDict(weight=torch.ones(2))), "no state dict"),
-        (lambda: {"weight": with_attribute_named("clone", nn.Parameter(torch.ones(2)))}, "not a plain dense tensor"),
-        (lambda: {"weight": with_attribute_named("detach", torch.ones(2))}, "not a plain dense tensor"),
-    ],
-    ids=["get", "values", "clone", "detach"],
-)
-def test_what_a_pickle_puts_in_the_place_of_a_method_is_never_called(tmp_path, make, what):
-    torch.save(make(), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=what):
-        read_torch(tmp_path / "model.pth")
-
-
 @pytest.mark.parametrize("key", ["a\nerror: b\x1b[31m", "\ud800"])
 def test_keys_may_hold_any_character(tmp_path, key):
     torch.save({key: torch.ones(2)}, tmp_path / "model.pth")

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from equalize.checkpoint.files.torch_file import read_torch
-from equalize.checkpoint.files.zip_archive import read_pickle
 from equalize.errors import CheckpointError
 
 
@@ -55,9 +54,9 @@ def program() -> bytes:
 
 REFUSED = {
     "encrypted": (encrypted, "damaged"),
-    "numpy": (numpy_archive, r"NumPy archive"),
+    "numpy": (numpy_archive, r"no data.pkl.*weight.npy"),
     "script": (script, "TorchScript"),
-    "program": (program, "exported program"),
+    "program": (program, "no data.pkl"),
     "other": (lambda: saved().replace(b"data.pkl", b"date.pkl"), "no data.pkl"),
     "no_members": (lambda: b"PK\x03\x04" + b"PK\x05\x06" + bytes(18), "damaged|no data.pkl"),
 }
@@ -92,7 +91,7 @@ def test_a_comment_and_wrong_checksums_are_no_matter(tmp_path):
     path.write_bytes(saved())
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"from the laboratory"
-    assert b"weight" in read_pickle(path)
+    assert list(read_torch(path).state) == ["weight"]
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"weight": torch.arange(4.0)}, path)

@@ -110,7 +110,7 @@ def test_refusals_for_one_reason_stand_together():
     text = words(scan_report(scan_checkpoint(Scan(sites=(), refusals=refusals, tracer="export"))))
     assert "No fusion layer of resampled branches." in text
     assert "Cannot be equalized (7):" in text
-    assert "layers.4 and 2 more (--json names them): normalised" in text
+    assert "layers.4 and 2 more: normalised" in text
 
 
 @pytest.mark.parametrize(

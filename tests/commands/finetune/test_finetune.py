@@ -71,7 +71,8 @@ def test_smp(smp_dir, tmp_path):
     finetune(named(smp_dir), root, tmp_path / "out", replace(QUICK, max_steps=1, size=(64, 64)))
     model = smp.from_pretrained(str(tmp_path / "out"))
     assert same(model.state_dict(), state(tmp_path / "out"))
-    assert not torch.equal(state(tmp_path / "out")["encoder.model.conv1.0.weight"], state(smp_dir)["encoder.model.conv1.0.weight"])
+    first = next(key for key in state(smp_dir) if key.endswith("conv1.weight"))
+    assert not torch.equal(state(tmp_path / "out")[first], state(smp_dir)[first])
     (root / "classes.txt").unlink()
     score = evaluate(named(tmp_path / "out"), root, EvalConfig(device="cpu"))
     assert [row.name for row in score.classes] == ["sky", "road"]
@@ -142,10 +143,10 @@ def test_calibrate_first_is_calibrating_before(custom, equal, five_classes, tmp_
     assert same(trained_weights(tmp_path / "one"), trained_weights(tmp_path / "two"))
 
 
-def measure_and_rescale(checkpoint):
+def measure_and_rescale(task):
     from equalize import calibrate
 
-    return calibrate(checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
+    return calibrate(task.checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
 
 
 def test_prepare_gives_the_plan(custom, five_classes, tmp_path):
@@ -195,7 +196,7 @@ def test_bad_input_is_refused_before_the_first_step(custom, five_classes, tmp_pa
         assert not (tmp_path / "never/last").exists()
 
     refuses(InputError, "--class-weights: is not one a class, got 2, expected 5", replace(QUICK, class_weights=(1, 2)))
-    refuses(InputError, "--report-to: is unknown, got nowhere", replace(QUICK, report_to=("nowhere",)))
+    refuses(InputError, "--report-to: nowhere is not supported", replace(QUICK, report_to=("nowhere",)))
     refuses(DataError, "no split 'training2'", replace(QUICK, train_split="training2"))
     refuses(ResourceError, "fp16 cannot be trained on a CPU", replace(QUICK, precision="fp16"))
     refuses(CheckpointError, "no such file", name=named(tmp_path / "missing.pth"))

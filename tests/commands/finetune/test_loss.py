@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equalize.commands.finetune.loss import Criterion, ModelWithLoss
+from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.loss import ModelWithLoss, segmentation_loss
 from equalize.errors import InputError
 
 
@@ -13,7 +14,7 @@ def test_networks_that_match_masks_are_refused():
 
     checkpoint = type("Stub", (), {"model": Matcher(3, 3, 1), "architecture": "Matcher", "family": "custom"})()
     with pytest.raises(InputError, match="Matcher: is trained by matching masks"):
-        ModelWithLoss(checkpoint, Criterion())
+        ModelWithLoss(checkpoint, TrainConfig())
 
 
 def test_loss_is_the_mean_over_labelled_pixels():
@@ -25,6 +26,7 @@ def test_loss_is_the_mean_over_labelled_pixels():
     for weight in (None, weights):
         given = None if weight is None else torch.tensor(weight)
         expected = F.cross_entropy(logits, labels, weight=given, **options)
-        found = Criterion(class_weights=weight, aux_weight=0.25, **options)([logits, logits], labels)
+        config = TrainConfig(class_weights=weight, aux_weight=0.25, **options)
+        found = segmentation_loss([logits, logits], labels, config)
         assert found == pytest.approx(1.25 * float(expected), rel=1e-5)
-    assert float(Criterion(ignore_index=11)([logits], torch.full((2, 6, 6), 11))) == 0.0
+    assert float(segmentation_loss([logits], torch.full((2, 6, 6), 11), TrainConfig(ignore_index=11))) == 0.0

@@ -110,12 +110,11 @@ def test_launches_that_are_not_served(custom, five_classes, tmp_path, monkeypatc
 
 def test_deepspeed_gets_our_optimizer_and_gives_whole_states():
     config: dict = {"zero_optimization": {"stage": 3}}
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config))
-    check_deepspeed(state)
+    plugin = SimpleNamespace(deepspeed_config=config)
+    check_deepspeed(plugin)
     assert config["zero_optimization"] == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
     for key in ("optimizer", "scheduler"):
         config[key] = {"type": "AdamW"}
         with pytest.raises(InputError, match=f"has its own {key}"):
-            check_deepspeed(state)
+            check_deepspeed(plugin)
         del config[key]
-    check_deepspeed(SimpleNamespace(deepspeed_plugin=None))

@@ -158,7 +158,7 @@ def test_another_run_is_not_resumed(custom, five_classes, tmp_path, uninterrupte
         finetune(custom, five_classes, out, STEADY)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
-    with pytest.raises(OutputError, match="holds no training to resume"):
+    with pytest.raises(OutputError, match="exists"):
         finetune(custom, five_classes, tmp_path / "other", STEADY, resume=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from equalize.commands.push.card import describe_loading, model_card
+from equalize.commands.push.card import model_card
 from equalize.commands.push.facts import read_facts
 from equalize.errors import CheckpointError, InputError
 from tests.support.planned import planned
@@ -45,8 +45,11 @@ def out(segformer_dir, tmp_path):
 
 
 def card_of(out, repository="acme/streets", revision=None) -> ModelCard:
-    where = f'"{repository}"' + (f', revision="{revision}"' if revision else "")
-    return ModelCard(model_card(read_facts(out), describe_loading(out, where), repository))
+    return ModelCard(model_card(out, repository, revision))
+
+
+def write_score(out, **score) -> None:
+    (out / "metrics.jsonl").write_text(json.dumps({"step": 3, "epoch": 1.0, **SCORE, **score}))
 
 
 def metadata(out) -> dict:
@@ -91,7 +94,7 @@ def test_paths_of_the_users_machine_stay_there(segformer_dir, tmp_path):
 def test_a_network_of_the_users_own_code(out):
     (out / "architecture.json").write_text('{"arch": "/home/alice/net.py:make"}')
     card = str(card_of(out))
-    assert "A semantic segmentation `net.py:make` with scale equalization embedded in its fusion layers, by" in card
+    assert "A semantic segmentation `make` with scale equalization embedded in its fusion layers, by" in card
     assert "built by its author's own code" in card
     assert "```python" not in card
     assert "alice" not in card
@@ -99,13 +102,13 @@ def test_a_network_of_the_users_own_code(out):
 
 def test_the_code_for_mmsegmentation(out):
     (out / "architecture.json").write_text('{"arch": "mmseg", "arch_args": {}}')
+    (out / "config.py").write_text('model = dict(type="EncoderDecoder", decode_head=dict(type="UPerHead"))')
     text = card_of(out, revision="dev").text
     assert 'path = snapshot_download("acme/streets", revision="dev")\nmodel = init_model(' in text
 
 
 def test_an_evaluation_becomes_a_model_index(out):
-    data = {"path": "/data/camvid", "split": "val"}
-    (out / "evaluation.json").write_text(json.dumps({**SCORE, "data": data}))
+    write_score(out, data="camvid", split="val")
     (entry,) = metadata(out)["model-index"]
     assert entry["name"] == "streets"
     (result,) = entry["results"]
@@ -117,7 +120,7 @@ def test_an_evaluation_becomes_a_model_index(out):
         ("accuracy", "aAcc", 80.125),
     ]
     text = card_of(out).text
-    assert "mIoU 41.25 %, mAcc 50.50 %, aAcc 80.12 % on `camvid`, split `val`, 20 images." in text
+    assert "mIoU 41.25 %, mAcc 50.50 %, aAcc 80.12 % on `camvid`, split `val`, 20 images, at step 3." in text
     assert "| road\\|way | 80.00 | 90.00 |" in text
     assert "| pole | - | - |" in text
 
@@ -141,25 +144,21 @@ def test_of_a_training_the_score_of_the_best_model_counts_as_that_is_what_it_lea
     assert card.data.eval_results[0].dataset_name == "unknown"
     assert "According to `metrics.jsonl`: 10 steps, 1 epochs, last loss 1.5.\n" in card.text
     assert ", at step 5." in card.text
-    (out / "evaluation.json").write_text(json.dumps(SCORE))  # it goes before
-    assert card_of(out).data.eval_results[0].metric_value == 41.25
 
 
 def test_the_plan_knows_best_which_weights_a_training_kept(segformer_dir, tmp_path):
     trained = {"step": 8, "train_as": "folded", "score": {**SCORE, "data": "streets", "split": "valid"}}
     out = planned(segformer_dir, tmp_path / "out", finetuned=trained)
     (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, LINES)))
-    (out / "finetune.yaml").write_text("lr: 0.1\n")
     card = card_of(out)
     first = card.data.eval_results[0]
     assert (first.metric_value, first.dataset_name, first.dataset_split) == (41.25, "streets", "valid")
     assert "The weights are those after step 8.\n" in card.text
     assert "The optimizer saw the fusion weights as they are stored.\n" in card.text
-    assert "[finetune.yaml](finetune.yaml)" in card.text
 
 
 def test_numbers_that_are_none_are_left_out(out):
-    (out / "evaluation.json").write_text('{"mIoU": NaN, "mAcc": null, "aAcc": "good"}')
+    write_score(out, mIoU=None, mAcc=None, aAcc=None)
     assert "model-index" not in metadata(out)
     assert "## Evaluation" not in card_of(out).text
 
@@ -183,7 +182,7 @@ def test_a_second_push_renews_our_part_and_leaves_theirs(out):
     (out / "README.md").write_text("Before.\n")
     once = str(card_of(out))
     (out / "README.md").write_text(once + "\nAfter.\n")
-    (out / "evaluation.json").write_text(json.dumps(SCORE))
+    write_score(out)
     twice = card_of(out)
     assert twice.text.count("## Scale equalization") == 1
     assert "mIoU 41.25" in twice.text
@@ -194,12 +193,12 @@ def test_a_second_push_renews_our_part_and_leaves_theirs(out):
 
 
 def test_a_new_score_replaces_the_old_one_of_the_same_measurement(out):
-    (out / "evaluation.json").write_text(json.dumps({**SCORE, "data": "camvid"}))
+    write_score(out, data="camvid")
     (out / "README.md").write_text(str(card_of(out)))
-    (out / "evaluation.json").write_text(json.dumps({**SCORE, "data": "camvid", "mIoU": 55.5}))
+    write_score(out, data="camvid", mIoU=55.5)
     values = {result.metric_name: result.metric_value for result in card_of(out).data.eval_results}
     assert values == {"mIoU": 55.5, "mAcc": 50.5, "aAcc": 80.125}
-    (out / "evaluation.json").write_text(json.dumps({**SCORE, "data": "other"}))
+    write_score(out, data="other")
     assert len(card_of(out).data.eval_results) == 6
 
 
@@ -212,9 +211,7 @@ def test_a_training_without_equalization_names_its_base_and_license(segformer_di
     assert metadata(out)["base_model"] == "acme/street"
     (out / "last/run.json").write_text(json.dumps({"source": "/home/me/street", "revision": None}))
     assert "base_model" not in metadata(out)
-    (out / "LICENSE").write_text("Do what you like.")
     assert "- Base model: `street`" in str(card_of(out))
-    assert "See [LICENSE](LICENSE)." in str(card_of(out))
     assert "/home/me" not in str(card_of(out))
 
 
@@ -244,9 +241,6 @@ def test_metadata_that_are_no_yaml_are_refused(out):
     (out / "README.md").write_text("---\nlicense: [mit\n---\nHello\n")
     with pytest.raises(InputError, match=r"README.md: has metadata that cannot be read .*; mend or remove it"):
         card_of(out)
-    (out / "README.md").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="is not UTF-8 text"):
-        card_of(out)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +260,7 @@ def test_what_is_no_model_is_refused(tmp_path, content, error):
 
 def test_an_unknown_library_and_what_is_no_plan_are_refused(out):
     (out / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="is no model that can be pushed"):
+    with pytest.raises(CheckpointError, match="holds no record of an architecture"):
         card_of(out)
     (out / "equalize.json").write_text('{"schema": 1}')
     with pytest.raises(InputError, match="is no plan"):
@@ -277,5 +271,5 @@ def test_what_is_no_directory_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         read_facts(tmp_path / "nothing")
     (tmp_path / "model.pth").write_text("x")
-    with pytest.raises(InputError, match="is not a directory"):
+    with pytest.raises(InputError, match="no such directory"):
         read_facts(tmp_path / "model.pth")

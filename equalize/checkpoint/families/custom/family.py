@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -18,8 +19,6 @@ from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
-
-__all__ = ["Custom", "load_factory"]
 
 
 class Custom(Family[Spec]):
@@ -71,46 +70,34 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         CheckpointError: no such file, module or name, or the file raises when it is run.
     """
     place, _, name = arch.rpartition(":")
+    path = Path(place) if place.endswith(".py") else None
+    if path is not None and not path.is_file():
+        raise CheckpointError(place, "no such file")
     try:
-        module = _run_file(Path(place)) if place.endswith(".py") else _import(place)
-    except CheckpointError:
-        raise
+        with _importable(Path.cwd() if path is None else path.resolve().parent):
+            found: Any = importlib.import_module(place) if path is None else _run_file(path)
     except (Exception, SystemExit) as error:  # a training script may parse its own command line, and end
         raise CheckpointError(arch, f"cannot be imported ({type(error).__name__}: {error})") from error
-    found = module
     for part in name.split("."):
-        found = getattr(found, part, None)  # type: ignore[assignment]
+        found = getattr(found, part, None)
     if not callable(found):
-        names = ", ".join(sorted(key for key, value in vars(module).items() if _is_factory(value, module))[:5])
-        raise CheckpointError(arch, f"{place} has no factory {name!r}", expected=names or None)
-    return found
-
-
-def _is_factory(value: object, module: ModuleType) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
+        raise CheckpointError(arch, f"{place} has no factory {name!r}")
+    return found  # type: ignore[no-any-return]
 
 
 def _run_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise CheckpointError(path, "no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _importable(path.resolve().parent):
-        previous = sys.modules.get(path.stem)
-        sys.modules[path.stem] = module  # dataclasses and pickling look a module up by name while it runs
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            if previous is not None:
-                sys.modules[path.stem] = previous
+    previous = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses and pickling look a module up by name while it runs
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if previous is not None:
+            sys.modules[path.stem] = previous
     return module
-
-
-def _import(name: str) -> ModuleType:
-    with _importable(Path.cwd()):
-        return importlib.import_module(name)
 
 
 @contextmanager

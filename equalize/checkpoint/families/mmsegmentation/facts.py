@@ -4,10 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from equalize.checkpoint.families.mmsegmentation.config import Config
+from equalize.checkpoint.families.mmsegmentation.config import Config, leaves
 from equalize.checkpoint.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-
-__all__ = ["class_names", "config_text", "meta_with_classes", "preprocessing"]
 
 _MODEL = re.compile(r"^model\s*=", re.MULTILINE)
 
@@ -39,14 +37,11 @@ def preprocessing(config: Config) -> Preprocess:
     mmsegmentation reads images as BGR, so that order is what a network sees that does not ask for the other.
     Its test pipelines keep the aspect ratio, so no size is taken from them.
     """
-    model = config.get("model")
-    told = model.get("data_preprocessor") if isinstance(model, Mapping) else None
-    told = told or config.get("data_preprocessor")
-    reduce = next((found["reduce_zero_label"] for found in _mappings(config) if "reduce_zero_label" in found), None)
+    reduce = next((value for key, value in leaves(config) if key == "reduce_zero_label"), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
-    if not isinstance(told, Mapping):
+    told = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
+    if told is None:  # mmcv's, where ``to_rgb`` speaks of the same flip
         told = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
-        told = told or config.get("img_norm_cfg")  # mmcv's, where ``to_rgb`` speaks of the same flip
     if not isinstance(told, Mapping):
         mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return Preprocess(mean=mean, std=std, origin="ImageNet defaults, the config does not say", **common)

@@ -8,16 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from equalize.checkpoint.families.mmsegmentation import registry
-from equalize.checkpoint.families.mmsegmentation.config import bare_model, read_literals, trusted_model, with_classes
+from equalize.checkpoint.families.mmsegmentation.config import Config, bare_model, read_literals, with_classes
 from equalize.checkpoint.families.mmsegmentation.facts import class_names, config_text, meta_with_classes, preprocessing
-from equalize.checkpoint.families.mmsegmentation.heads import heads
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
-
-__all__ = ["MMSegmentation"]
 
 _SCHEME = "mmseg"  # alone, the config that comes with the checkpoint; with ``:config.py`` behind it, that file, run
 _CONFIG_FILE = "config.py"
@@ -30,19 +28,6 @@ class _Spec(Spec):
     """The config as it shall lie beside the weights; None if it cannot be read without being run."""
     meta: Mapping[str, object]
     """What has to change under ``meta`` because another number of classes was asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Described:
-    """A config, read or run."""
-
-    config: Mapping[str, Any]
-    model: dict[str, Any]
-    """What is built of it."""
-    text: str | None
-    arch: str
-    run: bool
-    """Whether `model` may name whatever it likes, because the user named its file."""
 
 
 class MMSegmentation(Family[_Spec]):
@@ -61,23 +46,27 @@ class MMSegmentation(Family[_Spec]):
 
     def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
         """Read the config that came with the weights as data, or run the one that the user names."""
-        described = _run(Path(request.arch_name)) if request.arch_name else _read(place.path, weights, request)
-        number, arguments = _num_classes(request, described)
-        meta: dict[str, object] = {}
-        if number is not None and (changed := _with_classes(described, number)) is not described:
-            described, meta = changed, meta_with_classes(None)
-            meta |= {key: described.text for key in ("cfg", "config") if described.text and key in weights.meta}
+        config, text = _run(Path(request.arch_name)) if request.arch_name else _read(place.path, weights, request)
+        trusted = text is None
+        model = bare_model(config, request.source, trusted=trusted)
+        number, meta = _num_classes(request), {}
+        if number is not None and with_classes(model, number) != model:
+            model = with_classes(model, number)
+            meta = meta_with_classes(None)
+            if text is not None:
+                text = registry.dump({**config, "model": with_classes(config["model"], number)})
+                meta |= {key: text for key in ("cfg", "config") if key in weights.meta}
         names = class_names(weights.meta)
         return _Spec(
-            architecture=_architecture(described.model),
-            make=registry.builder(described.model, draw=request.init_missing, trusted=described.run),
-            preprocess=preprocessing(described.config),
-            classes=names if names and len(names) == _head(described.model).get("num_classes") else None,
+            architecture=_architecture(model),
+            make=registry.builder(model, draw=request.init_missing, trusted=trusted),
+            preprocess=preprocessing(config),
+            classes=names if names and len(names) == _head(model).get("num_classes") else None,
             num_classes=number,
-            arch=described.arch,
-            arguments=arguments,
-            limited=not described.run,
-            text=described.text,
+            arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
+            arguments={"num_classes": number} if trusted and number is not None else {},  # else the text tells
+            limited=not trusted,
+            text=text,
             meta=meta,
         )
 
@@ -102,8 +91,21 @@ class MMSegmentation(Family[_Spec]):
         return replace(save, meta={**save.meta, **meta_with_classes(names)})
 
     def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """Of all heads, as in mmsegmentation's own training."""
-        return heads(model, x_NCHW)
+        """Of the last decode head, of those before it in a cascade, and of auxiliary ones.
+
+        The network's own forward gives the last head's alone. In a cascade each head takes the features and the
+        logits of the one before.
+        """
+        network: Any = model
+        architecture = type(model).__name__
+        features = network.extract_feat(x_NCHW)
+        cascade = network.decode_head if isinstance(network.decode_head, nn.ModuleList) else [network.decode_head]
+        found = [main_output(cascade[0](features), architecture)]
+        for head in cascade[1:]:
+            found.insert(0, main_output(head(features, found[0]), architecture))
+        auxiliary = getattr(network, "auxiliary_head", None) or []
+        several = auxiliary if isinstance(auxiliary, (nn.ModuleList, list)) else [auxiliary]
+        return found + [main_output(head(features), architecture) for head in several]
 
     def architecture(self, out: Path) -> str:
         """The segmentor, if its config lies there."""
@@ -135,8 +137,8 @@ class MMSegmentation(Family[_Spec]):
         return arch != self.scheme
 
 
-def _read(path: Path, weights: Weights, request: Request) -> _Described:
-    """The config that came with the weights, as data."""
+def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str | None]:
+    """The config that came with the weights, as data, and its text."""
     beside = path / _CONFIG_FILE
     if request.arch is not None and path.is_dir() and beside.is_file():
         text: str | None = beside.read_text(encoding="utf-8", errors="replace")
@@ -146,47 +148,33 @@ def _read(path: Path, weights: Weights, request: Request) -> _Described:
         raise CheckpointError(
             request.source, "holds no config of mmsegmentation", remedy="name the config: --arch mmseg:config.py"
         )
-    return _from_text(text, request.source)
+    return _checked(text, request.source), text
 
 
-def _from_text(text: str, where: object) -> _Described:
-    config = read_literals(text, where)
-    model = bare_model(config, where)
-    registry.check_types(model, where)
-    return _Described(config=config, model=model, text=text, arch=_SCHEME, run=False)
-
-
-def _run(file: Path) -> _Described:
+def _run(file: Path) -> tuple[Config, str | None]:
     """The config that the user named. Where its values say all, they are kept beside OUT, which then needs no file."""
     config = registry.run_config(file.expanduser())
+    text = registry.dump(config)
     try:
-        return _from_text(registry.dump(config), file)
+        return _checked(text, file), text
     except CheckpointError:
-        model = trusted_model(config, file)
-        return _Described(config=config, model=model, text=None, arch=f"{_SCHEME}:{file}", run=True)
+        return config, None
 
 
-def _num_classes(request: Request, described: _Described) -> tuple[int | None, dict[str, object]]:
-    """The number asked for, and what must be recorded of it because no config beside OUT will tell."""
+def _checked(text: str, where: object) -> Config:
+    config = read_literals(text, where)
+    registry.check_parts(bare_model(config, where), where)
+    return config
+
+
+def _num_classes(request: Request) -> int | None:
+    """The number asked for, or recorded of a config that was run."""
     if unknown := set(request.arch_args) - {"num_classes"}:
         raise CheckpointError(
             f"--arch-arg {sorted(unknown)[0]}", "is no argument of a config", remedy="change the config instead"
         )
-    asked = request.num_classes if request.num_classes is not None else request.arch_args.get("num_classes")
-    if asked is None:
-        return None, {}
-    if not isinstance(asked, int) or asked < 1:
-        raise CheckpointError("num_classes", "must be a positive number", got=asked)
-    return asked, {"num_classes": asked} if described.text is None else {}
-
-
-def _with_classes(described: _Described, number: int) -> _Described:
-    model = with_classes(described.model, number)
-    if model == described.model:
-        return described
-    config = {**described.config, "model": with_classes(described.config["model"], number)}
-    text = None if described.text is None else registry.dump(config)
-    return replace(described, config=config, model=model, text=text)
+    recorded: Any = request.arch_args.get("num_classes")
+    return request.num_classes or recorded
 
 
 def _head(model: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ import copy
 import importlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.families.mmsegmentation.config import REMEDY, Config, types_in
+from equalize.checkpoint.families.mmsegmentation.config import REMEDY, Config, leaves
 from equalize.errors import CheckpointError, ResourceError
 
-__all__ = ["builder", "check_types", "dump", "library", "quiet", "run_config"]
-
+_WORD = re.compile(r"[\w-]*")
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
 # Where a registered class may be defined if a stranger's config names it. TIMMBackbone, VPD and CLIPTextEncoder are
 # kept out: their constructors read files by name.
@@ -48,11 +48,7 @@ def quiet() -> Iterator[None]:
 
 
 def library() -> Any:
-    """mmsegmentation's registry of models, which is an extra.
-
-    Raises:
-        ResourceError: not installed.
-    """
+    """The registry of models of mmsegmentation, which is an extra."""
     try:
         with quiet():
             importlib.import_module("mmseg.models")
@@ -63,56 +59,52 @@ def library() -> Any:
         ) from error
 
 
-def check_types(model: Config, where: object) -> None:
-    """Let pass only a segmentor whose parts are mmsegmentation's own: looked up, not imported by name.
-
-    Raises:
-        CheckpointError: a ``type`` is none of these.
-    """
+def check_parts(model: Config, where: object) -> None:
+    """Let pass only a segmentor whose parts are mmsegmentation's own, made of plain words and numbers: no path."""
     registry = library()
     if model["type"] not in _SEGMENTORS:
         what, expected = "is no network that is supported", " or ".join(_SEGMENTORS)
         raise CheckpointError(where, what, got=str(model["type"])[:60], expected=expected)
-    for name in types_in({key: value for key, value in model.items() if key != "type"}):
-        found = _registered(registry, name)
-        home = str(getattr(found, "__module__", "")) + "."
-        if found is None or not home.startswith(_HOMES) or home.startswith(_LEFT_OUT):
-            raise CheckpointError(
-                where,
-                "its config names a part that is none of mmsegmentation's own",
-                got=repr(name)[:60],
-                remedy=REMEDY,
-            )
+    for key, value in leaves({key: inner for key, inner in model.items() if key != "type"}):
+        if key == "type" and not _is_own(registry, value):
+            what = "its config names a part that is none of mmsegmentation's own"
+            raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
+        if not (
+            value is None or isinstance(value, (int, float)) or (isinstance(value, str) and _WORD.fullmatch(value))
+        ):
+            what = f"its config's {key} is no plain word or number"
+            raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
 
 
-def _registered(registry: Any, name: object) -> object:
+def _is_own(registry: Any, name: object) -> bool:
+    """Whether a part is registered here, or in what this registry inherits from, and may be built."""
     while registry is not None:
         if isinstance(name, str) and name in registry.module_dict:
-            return registry.module_dict[name]
+            home = f"{registry.module_dict[name].__module__}."
+            return home.startswith(_HOMES) and not home.startswith(_LEFT_OUT)
         registry = registry.parent
-    return None
+    return False
 
 
 def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Module]:
     """A function that builds a network with fresh weights; nothing is downloaded.
 
     Args:
-        model: as `bare_model` gives it, or of a config that the user let run.
+        model: as `bare_model` gives it.
         draw: initialise as mmsegmentation does before a training, not only as torch does.
-        trusted: whether the user named the config, which may then have parts imported.
+        trusted: whether parts that are not registered may be imported.
     """
 
     def make() -> nn.Module:
         registry = library()
         from mmengine import ConfigDict  # some parts read their options as attributes
+        from mmengine.model import revert_sync_batchnorm
 
         guard = contextlib.nullcontext() if trusted else _only_registered()
         with quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
             network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
             if draw:
                 network.init_weights()
-            from mmengine.model import revert_sync_batchnorm
-
             reverted: nn.Module = revert_sync_batchnorm(network)
         return reverted
 
@@ -135,11 +127,7 @@ def _only_registered() -> Iterator[None]:
 
 
 def run_config(path: Path) -> dict[str, Any]:
-    """Run a config file that the user named, with its bases and imports.
-
-    Raises:
-        CheckpointError: it is missing, or raises.
-    """
+    """Run a config file that the user named, with its bases and imports."""
     library()
     if not path.is_file():
         raise CheckpointError(path, "no such file", expected="a config of mmsegmentation")

@@ -18,8 +18,6 @@ from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import ResourceError
 
-__all__ = ["Smp"]
-
 
 class Smp(Family[Spec]):
     """Directories with a config, and state dicts that are recognized where nobody says what they are."""
@@ -38,26 +36,24 @@ class Smp(Family[Spec]):
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
         """The class and its arguments; whatever the encoder's weights were taken from, here they come from the file."""
-        note = ""
-        if request.arch is not None:
-            name, arguments, note = recognize(_shapes(weights), request.source, request.arch_name, request.arch_args)
-        elif place.config:
+        described = request.arch is None and bool(place.config)
+        note, pretrained = "", None
+        if described:
             name = str(place.config["_model_class"])
             arguments = {key: value for key, value in place.config.items() if not key.startswith("_")}
+            pretrained = arguments.pop("encoder_weights", None)
         else:
-            name, arguments, note = recognize(_shapes(weights), request.source)
-        described = request.arch is None and bool(place.config)
-        pretrained = arguments.get("encoder_weights") if described else None
-        if described:
-            arguments["encoder_weights"] = None
+            name, arguments, note = recognize(
+                _shapes(weights), request.source, request.arch_name or None, request.arch_args
+            )
         make = loader.builder(name)
         if request.num_classes is not None:
             arguments[class_argument(make, f"smp:{name}")] = request.num_classes
         encoder = str(arguments.get("encoder_name", "resnet34"))
         return Spec(
-            architecture=make.__name__,
+            architecture=make.func.__name__,
             make=partial(make, **arguments),
-            preprocess=loader.preprocessing(encoder, pretrained if isinstance(pretrained, str) else None),
+            preprocess=loader.preprocessing(encoder, str(pretrained or "imagenet")),
             num_classes=request.num_classes,
             notes=(note,) if note else (),
             arch=None if described else f"{self.scheme}:{name}",
@@ -82,7 +78,7 @@ class Smp(Family[Spec]):
             return str(read_json(out / "config.json")["_model_class"])
         name = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
         with contextlib.suppress(ResourceError):  # to be told where smp is not installed, too
-            name = loader.builder(name).__name__
+            name = loader.builder(name).func.__name__
         return name
 
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:

@@ -3,11 +3,11 @@
 A candidate counts when its keys and shapes are exactly those on disk; it is built on the meta device, without memory.
 """
 
-import inspect
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from inspect import signature
 from itertools import product
 
 import torch
@@ -16,8 +16,6 @@ from equalize.checkpoint.families.smp.loader import builder, encoder_shapes, lib
 from equalize.checkpoint.keys import strippings
 from equalize.errors import CheckpointError
 
-__all__ = ["recognize", "under_smp_keys"]
-
 Shapes = Mapping[str, torch.Size]
 Arguments = dict[str, object]
 Options = dict[str, list[object]]
@@ -25,11 +23,10 @@ Options = dict[str, list[object]]
 
 _PARTS = {"encoder", "decoder", "segmentation_head"}
 _HEADS = ("segmentation_head.0.weight", "segmentation_head.head.4.weight")  # the second is DPT's
-_AUX = "classification_head.3.weight"
 _PAB, _FPA = "decoder.center.top_conv.weight", "decoder.fpa.branch1.1.conv.weight"
-_FUSE = "decoder.fusion_block"
+_NORMS = "decoder.feature_norms.{}.weight"
 _COUNTER = ".num_batches_tracked"  # old files have none
-_DEEPEST = 5
+_DEPTHS: list[object] = [5, 4, 3, 2, 1]  # of the encoder: most decoders only see how wide its last level is
 _UNTOLD = ("encoder_output_stride", "decoder_atrous_rates", "decoder_interpolation", "upsampling", "activation")
 """Arguments that change what a network computes and leave its keys and shapes as they are."""
 _TIMM: Mapping[str, str] = {
@@ -54,89 +51,63 @@ _TIMM: Mapping[str, str] = {
 is ``x/tf_x``."""
 
 
-def _told(bare: Shapes, depths: list[object], norm: str | None = None, **widths: str) -> Options:
-    """Depths of the encoder, the normalization ``norm.1`` behind a convolution, and output channels of others."""
-    options: Options = {"encoder_depth": depths, **{name: [bare[key][0]] for name, key in widths.items()}}
-    if f"{norm}.0.bias" in bare:  # a convolution has one where no normalization follows
-        return options | {"decoder_use_norm": [False]}
-    if f"{norm}.1.weight" in bare and f"{norm}.1.running_mean" not in bare:
-        untracked = {"type": "batchnorm", "track_running_stats": False}
-        return options | {"decoder_use_norm": [{"type": "instancenorm", "affine": True}, untracked]}
-    return options
-
-
-def _depths(*likely: int, least: int = 1) -> list[object]:
-    """Depths of the encoder, the likely ones first: most decoders only see how wide its last level is."""
-    return [*likely, *(depth for depth in range(_DEEPEST, least - 1, -1) if depth not in likely)]
-
-
 def _widths(bare: Shapes, pattern: str) -> list[int]:
     """Output channels of layers whose keys count upwards."""
     return [bare[key][0] for number in range(12) if (key := pattern.format(number)) in bare]
 
 
+def _told(bare: Shapes, depths: list[object], **widths: str) -> Options:
+    """Depths of the encoder, and arguments that are the output channels of a layer."""
+    return {"encoder_depth": depths, **{name: [bare[key][0]] for name, key in widths.items()}}
+
+
+def _levels(bare: Shapes, pattern: str, *, more: int = 0, **widths: str) -> Options:
+    """Where a decoder has a layer for each level of the encoder, or for all but ``more``."""
+    return _told(bare, [more + len(_widths(bare, pattern))], **widths)
+
+
 def _unet(bare: Shapes, blocks: str = "decoder.blocks.", **widths: str) -> Options:
-    channels = _widths(bare, f"{blocks}{{}}.conv1.0.weight")
+    pattern = f"{blocks}{{}}.conv1.0.weight"
     attention = any(".attention1.attention.cSE." in key for key in bare)
     attended: Options = {"decoder_attention_type": ["scse"]} if attention else {}
-    return {"decoder_channels": [channels], **attended, **_told(bare, [len(channels)], f"{blocks}0.conv1", **widths)}
+    return {"decoder_channels": [_widths(bare, pattern)], **attended, **_levels(bare, pattern, more=0, **widths)}
 
 
 def _fpn(bare: Shapes) -> Options:
     pyramid, segmentation = "decoder.p5.weight", "decoder.seg_blocks.0.block.0.block.0.weight"
     policy: Options = {"decoder_merge_policy": ["add" if bare[_HEADS[0]][1] == bare[segmentation][0] else "cat"]}
     widths = {"decoder_pyramid_channels": pyramid, "decoder_segmentation_channels": segmentation}
-    return _told(bare, _depths(least=3), **widths) | policy
+    return _told(bare, _DEPTHS, **widths) | policy
 
 
-def _deeplab(bare: Shapes, aspp: str, least: int) -> Options:
+def _deeplab(bare: Shapes, aspp: str) -> Options:
     separable: Options = {"decoder_aspp_separable": [f"{aspp}.convs.1.0.0.weight" in bare]}
-    return _told(bare, _depths(least=least), decoder_channels=f"{aspp}.convs.0.0.weight") | separable
+    return _told(bare, _DEPTHS, decoder_channels=f"{aspp}.convs.0.0.weight") | separable
 
 
 def _segformer(bare: Shapes) -> Options:
     levels = len(_widths(bare, "decoder.mlp_stage.{}.linear.weight"))  # transformers have no level of half the size
-    depths: list[object] = [depth for depth in (levels, levels + 1) if depth <= _DEEPEST]
-    return _told(bare, depths, decoder_segmentation_channels="decoder.mlp_stage.0.linear.weight")
-
-
-def _dpt(bare: Shapes) -> Options:
-    widths = _widths(bare, "decoder.reassemble_blocks.{}.project_to_out_channel.weight")
-    cat = "decoder.projection_blocks.0.project.0.weight" in bare
-    return {
-        "decoder_intermediate_channels": [widths],
-        "decoder_readout": ["cat"] if cat else ["add", "ignore"],
-        **_told(bare, [len(widths)], decoder_fusion_channels="decoder.fusion_blocks.0.project.weight"),
-    }
+    return _told(bare, [levels, levels + 1], decoder_segmentation_channels="decoder.mlp_stage.0.linear.weight")
 
 
 _DECODERS: Mapping[str, tuple[str, Callable[[Shapes], Options]]] = {
     "MAnet": (_PAB, partial(_unet, decoder_pab_channels=_PAB)),
     "Unet": ("decoder.blocks.0.conv1.0.weight", _unet),
     "UnetPlusPlus": ("decoder.blocks.x_0_0.conv1.0.weight", partial(_unet, blocks="decoder.blocks.x_0_")),
-    "Linknet": (
-        "decoder.blocks.0.block.0.0.weight",
-        lambda b: _told(b, [len(_widths(b, "decoder.blocks.{}.block.0.0.weight"))], "decoder.blocks.0.block.0"),
-    ),
+    "Linknet": ("decoder.blocks.0.block.0.0.weight", partial(_levels, pattern="decoder.blocks.{}.block.0.0.weight")),
     "FPN": ("decoder.p5.weight", _fpn),
     "PSPNet": (
         "decoder.psp.blocks.0.pool.1.0.weight",
-        lambda b: _told(b, _depths(3), "decoder.conv", psp_out_channels="decoder.conv.0.weight"),
+        partial(_told, depths=_DEPTHS, psp_out_channels="decoder.conv.0.weight"),
     ),
-    "DeepLabV3": ("decoder.aspp.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp", least=1)),
-    "DeepLabV3Plus": ("decoder.aspp.0.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp.0", least=3)),
-    "PAN": (
-        _FPA,
-        lambda b: _told(b, [2 + len(_widths(b, "decoder.gau{}.conv2.conv.weight"))], decoder_channels=_FPA),
-    ),
+    "DeepLabV3": ("decoder.aspp.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp")),
+    "DeepLabV3Plus": ("decoder.aspp.0.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp.0")),
+    "PAN": (_FPA, partial(_levels, pattern="decoder.gau{}.conv2.conv.weight", more=2, decoder_channels=_FPA)),
     "UPerNet": (
-        "decoder.feature_norms.0.weight",
-        lambda b: _told(
-            b, [1 + len(_widths(b, "decoder.feature_norms.{}.weight"))], _FUSE, decoder_channels=f"{_FUSE}.0.weight"
-        ),
+        _NORMS.format(0),
+        partial(_levels, pattern=_NORMS, more=1, decoder_channels="decoder.fusion_block.0.weight"),
     ),
     "Segformer": ("decoder.mlp_stage.0.linear.weight", _segformer),
-    "DPT": ("decoder.reassemble_blocks.0.project_to_out_channel.weight", _dpt),
 }
 """Class -> a key that it alone has (`MAnet` before `Unet`, whose blocks it shares), and how its arguments follow."""
 
@@ -151,40 +122,35 @@ def recognize(
     Args:
         shapes: key -> shape, as they lie on disk.
         where: the file, for errors.
-        named: the class.
+        named: the class, if the user gave it.
         given: its arguments as far as the user gave them.
-
-    Raises:
-        CheckpointError: no candidate fits, or several do.
-        ResourceError: smp is not installed.
     """
     known, bare = dict(given or {}), under_smp_keys(shapes) or {}
-    name = next((name for name, (mark, _) in _DECODERS.items() if mark in bare), None)
-    if named is not None and builder(named).__name__ != name:
+    name, options = _decoder(bare)
+    if named is not None and (builder(named).func.__name__ != name or _fits(name, known, bare)):
         return named, known, ""
     library()
-    if name is None:
-        what, remedy = "is of smp, but no known decoder of it", "say what: --arch smp:NAME --arch-arg encoder_name=…"
-        raise CheckpointError(where, what, expected=", ".join(_DECODERS), remedy=remedy)
-    flags = f"--arch smp:{name} --arch-arg encoder_name=…"
-    try:
-        head = next((key for key in _HEADS if key in bare), _HEADS[0])
-        auxiliary: Options = {"aux_params": [{"classes": bare[_AUX][0]}]} if _AUX in bare else {}
-        options: Options = {"classes": [bare[head][0]], **_DECODERS[name][1](bare), **auxiliary}
-    except (KeyError, IndexError) as error:
-        if named is not None:
-            return named, known, ""
-        what, got = f"has the keys of an smp:{name}, but not all of them", f"no {error}"
-        raise CheckpointError(where, what, got=got, remedy=f"say what it is: {flags}") from error
-    if named is not None and (known.keys() >= {"encoder_name", *options} or _fits(name, known, bare)):
-        return named, known, ""
-    fixed: Options = {key: [value] for key, value in known.items()}
-    found = _search(name, bare, options | fixed, where)
-    if found is not None:
-        return named or name, found, _note(where, name, found, known)
+    if name is not None:
+        found = _search(name, bare, options | {key: [value] for key, value in known.items()}, where)
+        if found is not None:
+            return named or name, found, _note(where, name, found, known)
     if named is not None:
         return named, known, ""
-    raise CheckpointError(where, f"is an smp:{name} over an encoder that is not known here", remedy=f"name it: {flags}")
+    what = (
+        "is of no known decoder of smp" if name is None else f"is an smp:{name}, but its keys do not tell of what kind"
+    )
+    remedy = f"say its encoder and what else is unusual: --arch smp:{name or 'NAME'} --arch-arg encoder_name=…"
+    raise CheckpointError(where, what, remedy=remedy)
+
+
+def _decoder(bare: Shapes) -> tuple[str | None, Options]:
+    """The class, and its arguments as its keys and shapes tell them; none if a key of its own is missing."""
+    name = next((name for name, (mark, _) in _DECODERS.items() if mark in bare), None)
+    try:
+        head = next(key for key in _HEADS if key in bare)
+        return name, {"classes": [bare[head][0]], **_DECODERS[str(name)][1](bare)}
+    except (KeyError, IndexError, StopIteration):
+        return None, {}
 
 
 def under_smp_keys(shapes: Shapes) -> Shapes | None:
@@ -196,7 +162,7 @@ def under_smp_keys(shapes: Shapes) -> Shapes | None:
 
 
 def _note(where: object, name: str, arguments: Arguments, given: Mapping[str, object]) -> str:
-    known = inspect.signature(builder(name)).parameters
+    known = signature(builder(name)).parameters
     untold = [argument for argument in _UNTOLD if argument in known and argument not in given]
     return (
         f"{where}: recognised as smp:{name} over {arguments['encoder_name']}; weights do not tell "
@@ -244,8 +210,11 @@ def _candidates(bare: Shapes) -> Iterator[list[str]]:
 
 
 def _fitting(name: str, encoder: str, options: Options, bare: Shapes) -> Iterator[Arguments]:
+    """The arguments that make a network over an encoder with these keys and shapes."""
     channels = _input_channels(encoder, bare)
-    if channels is None:
+    alone = encoder_shapes(encoder, channels)  # empty if it is not to be had without a decoder
+    there = {key.removeprefix("encoder."): shape for key, shape in bare.items() if key.startswith("encoder.")}
+    if alone and not there.items() <= alone.items():  # of timm's encoders smp keeps only the levels that are asked for
         return
     known: Options = {"encoder_name": [encoder], **({} if channels == 3 else {"in_channels": [channels]}), **options}
     for values in product(*known.values()):
@@ -259,16 +228,10 @@ def _fits(name: str, arguments: Mapping[str, object], bare: Shapes) -> bool:
     return {key: shape for key, shape in built.items() if not key.endswith(_COUNTER)} == bare
 
 
-def _input_channels(name: str, bare: Shapes) -> int | None:
-    """How many channels the input of an encoder has on disk; None if that is another encoder.
-
-    Of timm's encoders smp keeps only the levels that are asked for, of its own all.
-    """
-    built, found = encoder_shapes(name), {3}
-    for key, there in bare.items() if built else ():  # not every one is to be had without a decoder
-        here = built.get(key.removeprefix("encoder."))
-        if key.startswith("encoder.") and here != there:
-            stem = here is not None and len(here) == len(there) == 4 and here[1] == 3
-            found.add(there[1] if here and stem and (here[0], *here[2:]) == (there[0], *there[2:]) else 0)
-    channels = found - {3} or found
-    return channels.pop() if len(channels) == 1 and 0 not in channels else None
+def _input_channels(encoder: str, bare: Shapes) -> int:
+    """How many channels the first convolution of an encoder has on disk."""
+    for key, shape in encoder_shapes(encoder).items():
+        there = bare.get(f"encoder.{key}", torch.Size([]))
+        if len(shape) == len(there) == 4 and shape[1] == 3:
+            return there[1]
+    return 3

@@ -10,63 +10,55 @@ from equalize.checkpoint.files.weights import read_json
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 
-__all__ = ["labels", "named_class", "preprocessing", "quiet", "read_config", "target_class"]
-
 _ATTENTIONS = (None, "eager", "sdpa")  # others may be fetched from the Hub, as code
 
 
 def read_config(directory: Path, num_classes: int | None = None) -> Any:
-    """Read ``config.json`` without running code, and set the number of classes if another is asked for.
-
-    Raises:
-        CheckpointError: damaged, asks for remote code, or of a type that transformers does not know.
-    """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    """Read ``config.json`` without running code, and set the number of classes if another is asked for."""
+    from transformers import AutoConfig
 
     path = directory / "config.json"
     raw = read_json(path)
-    if (key := _code_asked_for(raw)) is not None:
-        raise CheckpointError(path, f"asks for code from the Hub ({key})", remedy="not supported: use --arch")
+    _check_for_code(raw, path)
     if raw.get("quantization_config"):
         raise CheckpointError(path, "is of a quantized network", remedy="use the checkpoint that it was made of")
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise CheckpointError(
-            path, f"has the unknown model_type {model_type!r}", expected="one that transformers knows"
-        )
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-            if num_classes is not None and config.num_labels != num_classes:
-                config.num_labels = num_classes
-    except Exception as error:  # configs check themselves with many exception types
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(path, f"is not a valid {model_type} config ({line})") from error
+    with _refused_as(path, "config"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        if num_classes is not None and config.num_labels != num_classes:
+            config.num_labels = num_classes
     return config
 
 
-def _code_asked_for(config: object) -> str | None:
-    """The key of a config under which code from the Hub is asked for: a module, or a kernel for attention."""
-    stack = [config]
+@contextmanager
+def _refused_as(path: Path, what: str) -> Iterator[None]:
+    """Quietly, and with one kind of error: configs check themselves with many."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(path, f"is not a valid {what} ({line})") from error
+
+
+def _check_for_code(config: Mapping[str, object], path: Path) -> None:
+    """Refuse a config under any key of which code from the Hub is asked for: a module, or a kernel for attention."""
+    stack: list[object] = [config]
     while stack:
         value = stack.pop()
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 kernel = key.endswith(("attn_implementation", "experts_implementation"))
                 if key == "auto_map" or (kernel and inner not in _ATTENTIONS):
-                    return str(key)
+                    raise CheckpointError(
+                        path, f"asks for code from the Hub ({key})", remedy="not supported: use --arch"
+                    )
             stack += value.values()
         elif isinstance(value, list):
             stack += value
-    return None
 
 
 def target_class(config: Any, where: object) -> Any:
-    """The segmentation class for a config: the one it names, else the one of its model type.
-
-    Raises:
-        CheckpointError: transformers has no segmentation class for that type of model.
-    """
+    """The segmentation class for a config: the one it names, else the one of its model type."""
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
@@ -104,19 +96,13 @@ def preprocessing(directory: Path) -> Preprocess:
     from transformers import AutoImageProcessor
 
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if not (directory / name).is_file():
-            continue
-        if (key := _code_asked_for(read_json(directory / name))) is not None:
-            raise CheckpointError(directory / name, f"asks for code from the Hub ({key})")
-        try:
-            with quiet():
+        if (directory / name).is_file():
+            _check_for_code(read_json(directory / name), directory / name)
+            with _refused_as(directory / name, "image processor config"):
                 processor = AutoImageProcessor.from_pretrained(
                     directory, trust_remote_code=False, local_files_only=True
                 )
-            return Preprocess.from_processor(processor.to_dict(), f"from {name}")
-        except Exception as error:  # as for configs
-            line = " ".join(str(error).split())[:200]
-            raise CheckpointError(directory / name, f"is not a valid image processor config ({line})") from error
+                return Preprocess.from_processor(processor.to_dict(), f"from {name}")
     return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
 
 

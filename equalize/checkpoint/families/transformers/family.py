@@ -10,15 +10,12 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.families.transformers import config as configs
 from equalize.checkpoint.families.transformers import loader
-from equalize.checkpoint.families.transformers.backbone import place_backbone
-from equalize.checkpoint.families.transformers.heads import heads
-from equalize.checkpoint.family import Family, KeyMap, Loaded, SaveSpec, Spec
-from equalize.checkpoint.files.weights import Weights, read_json, weight_files
+from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
+from equalize.checkpoint.files.weights import Weights, read_json
+from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
-
-__all__ = ["Transformers"]
 
 _CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 _ITSELF = "transformers:."  # in a record: the config lies beside the weights
@@ -26,8 +23,9 @@ _ITSELF = "transformers:."  # in a record: the config lies beside the weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Spec(Spec):
+    kind: Any
+    """The class of the network."""
     config: Any
-    """transformers' own."""
     directory: Path
     """Where the config lies."""
     state_dict: bool
@@ -62,17 +60,11 @@ class Transformers(Family[_Spec]):
             classes=configs.labels(config),
             num_classes=request.num_classes,
             arch=request.arch,
+            kind=kind,
             config=config,
             directory=directory,
             state_dict=state_dict,
         )
-
-    def fetch(self, place: Place) -> Place:
-        """Also refuses a file under whose name ``from_pretrained`` would not look."""
-        place = super().fetch(place)
-        if _is_directory(place):
-            loader.variant(*weight_files(place.path))
-        return place
 
     def needs_weights(self, place: Place, request: Request) -> bool:
         """The config tells all; a file that the user names is read nevertheless, to say what is wrong with it."""
@@ -80,32 +72,17 @@ class Transformers(Family[_Spec]):
 
     def outline(self, spec: _Spec, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """From the config alone: keys on disk are not those of the model."""
-        return loader.skeleton(spec.config, spec.directory), ()
+        return loader.skeleton(spec.kind, spec.config), ()
 
     def load(self, spec: _Spec, weights: Weights, request: Request) -> Loaded:
         """Through ``from_pretrained``."""
         notes = weights.notes
         if spec.arch is not None:
-            weights, more = place_backbone(
-                spec.config, weights, Path(request.source).name, spec.directory, state_dict=spec.state_dict
-            )
+            model = loader.skeleton(spec.kind, spec.config)
+            weights, more = loader.place_backbone(model, weights, Path(request.source).name)
             notes += more
-        loaded = loader.fill(
-            spec.config,
-            weights.clones(),
-            request.source,
-            init_missing=request.init_missing,
-            num_classes=request.num_classes,
-            seed=request.seed,
-            strip=spec.state_dict,
-        )
-        keys = KeyMap(
-            weights=weights,
-            to_disk=partial(loader.disk_state, loaded),
-            newly_initialized=loaded.newly_initialized,
-            prefix=loaded.prefix,
-        )
-        return Loaded(model=loaded.model, keys=keys, notes=notes)
+        loaded = loader.load(spec.kind, spec.config, weights, request, strip=spec.state_dict)
+        return replace(loaded, notes=notes)
 
     def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
         """The config, changed where parts were drawn or a network was put around; a record for a state dict."""
@@ -124,17 +101,24 @@ class Transformers(Family[_Spec]):
 
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
         """In the config, as ``id2label``."""
-        id2label = {str(number): name for number, name in enumerate(names)}
-        label2id = {name: number for number, name in enumerate(names)}
-        return replace(save, config={**(save.config or {}), "id2label": id2label, "label2id": label2id})
+        return replace(save, config={**(save.config or {}), **loader.class_fields(dict(enumerate(names)))})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
         """By ``from_pretrained``."""
         return loader.reload(place.path)
 
     def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """With an auxiliary head's logits, which no output has."""
-        return heads(model, x_NCHW)
+        """With an auxiliary head's logits, which no output has: they are caught as the head gives them."""
+        auxiliary: list[Tensor] = []
+        head = getattr(model, "auxiliary_head", None)
+        hooks = []
+        if isinstance(head, nn.Module):
+            hooks.append(head.register_forward_hook(lambda *call: auxiliary.append(call[-1])))
+        try:
+            return [main_output(model(x_NCHW), type(model).__name__), *auxiliary]
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def architecture(self, out: Path) -> str:
         """The class that the config names, if it does."""

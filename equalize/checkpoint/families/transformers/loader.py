@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,132 +11,107 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct, seeded
 from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
-from equalize.checkpoint.files.weights import weight_files
+from equalize.checkpoint.family import KeyMap, Loaded
+from equalize.checkpoint.files.weights import Weights, weight_files
 from equalize.checkpoint.fill import check_finite, mismatch_error, only_class_count
 from equalize.checkpoint.keys import strippings
 from equalize.checkpoint.limits import limit_construction
+from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
-
-__all__ = ["Loaded", "config_fields", "disk_state", "fill", "reload", "skeleton", "variant"]
 
 _COUNTER = "num_batches_tracked"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A transformers model with its weights."""
-
-    model: nn.Module
-    newly_initialized: tuple[str, ...]
-    """Model keys that were missing, or whose class count differed."""
-    bare: Mapping[str, str]
-    """Key without the wrapper's prefix -> key on disk."""
-
-    @property
-    def prefix(self) -> str:
-        """What wrappers put before the keys on disk."""
-        return next((disk.removesuffix(key) for key, disk in self.bare.items()), "")
-
-
-def skeleton(config: Any, where: object) -> nn.Module:
-    """The network of a config on the meta device.
-
-    Raises:
-        CheckpointError: the config cannot be built.
-    """
-    kind = target_class(config, where)
+def skeleton(kind: Any, config: Any) -> nn.Module:
+    """The network of a config on the meta device."""
     with quiet(), limit_construction(None):
-        return construct(lambda: kind(config), kind.__name__, on_meta=True)
+        return construct(partial(kind, config), kind.__name__, on_meta=True)
 
 
-def fill(
-    config: Any,
-    tensors: Mapping[str, Tensor],
-    where: object,
-    *,
-    init_missing: bool,
-    num_classes: int | None,
-    seed: int,
-    strip: bool,
-) -> Loaded:
-    """Build the network of a config and load tensors into it with transformers' own loader.
+def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: bool) -> Loaded:
+    """The network of a config with copies of its tensors.
 
     Args:
-        config: of transformers.
-        tensors: by the key on disk; the model will own them.
-        where: for errors.
-        init_missing: draw missing tensors, and a classifier of other classes, with the library's initialiser.
-        num_classes: what the config was set to have, if that was asked for.
-        seed: of the draw.
-        strip: whether keys may carry a wrapper's prefix (lone files may, directories may not).
-
-    Raises:
-        CheckpointError: keys missing or of another shape.
-        NumericsError: NaN or Inf.
+        kind: the network's class.
+        config: transformers' own.
+        weights: as read.
+        request: what the caller asked for.
+        strip: whether keys may carry a wrapper's prefix (those of a state dict may, those of a directory may not).
     """
-    kind = target_class(config, where)
-    bare = _best_reading(config, tensors, where) if strip else {key: key for key in tensors}
+    where, tensors = request.source, weights.clones()
+    bare = _best_reading(skeleton(kind, config), tensors) if strip else {key: key for key in tensors}
     check_finite(tensors, where)
-    own = {key: tensors[disk] for key, disk in bare.items()}
-    with seeded(seed), limit_construction(tensors, draw=init_missing):
-        model, info = _from_pretrained(kind, config, own, where)
+    state = {key: tensors[disk] for key, disk in bare.items()}
+    with seeded(request.seed), limit_construction(tensors, draw=request.init_missing):
+        model, told = _from_pretrained(kind, where, None, config=config, state_dict=state)
     keys = list(model.state_dict())
-    missing = [key for key in keys if key in info["missing_keys"]]
-    missing = [key for key in missing if not key.endswith(_COUNTER) or _statistics(key) in missing]
-    mismatched = {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
+    missing, mismatched = _missing(told, keys), _mismatched(told)
     drawn = tuple(key for key in keys if key in {*missing, *mismatched})
-    if len(info["unexpected_keys"]) > len(keys) - len(drawn) and drawn:  # what came along by chance was not meant
-        raise mismatch_error(where, kind.__name__, missing, sorted(info["unexpected_keys"]), mismatched)
-    if drawn and len(drawn) == len(keys):
-        raise CheckpointError(where, f"has no key in common with {kind.__name__}")
-    if drawn and not (init_missing and only_class_count(mismatched, num_classes)):
-        named = named_class(config) or config.model_type
-        architecture = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
-        raise mismatch_error(where, architecture, missing, [], mismatched, init_missing=init_missing)
-    return Loaded(model=model.eval(), newly_initialized=drawn, bare=bare)
+    if drawn:
+        unexpected = sorted(told["unexpected_keys"])
+        if len(unexpected) > len(keys) - len(drawn):  # what came along by chance was not meant
+            raise mismatch_error(where, kind.__name__, missing, unexpected, mismatched)
+        if not (request.init_missing and only_class_count(mismatched, request.num_classes)):
+            named = named_class(config) or config.model_type
+            what = kind.__name__ if named == kind.__name__ else f"{kind.__name__} (it is a {named})"
+            raise mismatch_error(where, what, missing, [], mismatched, init_missing=request.init_missing)
+    return Loaded(
+        model=model,
+        keys=KeyMap(
+            weights=weights,
+            to_disk=partial(_disk_state, model, bare, drawn),
+            newly_initialized=drawn,
+            prefix=_prefix(bare),
+        ),
+    )
 
 
-def _from_pretrained(kind: Any, config: Any, state: dict[str, Tensor], where: object) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(kind: Any, where: object, place: Path | None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model, and what its loader says of the keys."""
     try:
         with quiet():
-            found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
+            model, told = kind.from_pretrained(
+                place,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
+                **options,
             )
     except MemoryError:
         raise
     except Exception as error:  # whatever a network makes of a config from strangers
-        raise CheckpointError(
-            where, f"cannot be loaded as {kind.__name__} ({' '.join(str(error).split())[:200]})"
-        ) from error
-    return found
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(where, f"cannot be loaded as {kind.__name__} ({type(error).__name__}: {line})") from error
+    return model.eval(), told
 
 
-def _statistics(counter: str) -> str:
-    return counter.removesuffix(_COUNTER) + "running_mean"
+def _missing(told: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Keys that are missing on disk, but for counters of BatchNorms that old files never had."""
+    found = [key for key in keys if key in told["missing_keys"]]
+    return [key for key in found if not key.endswith(_COUNTER) or key.removesuffix(_COUNTER) + "running_mean" in found]
 
 
-def _best_reading(config: Any, tensors: Mapping[str, Tensor], where: object) -> dict[str, str]:
-    model = skeleton(config, where)
-    prefix = model.base_model_prefix
+def _mismatched(told: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """Key -> (shape in the model, shape on disk)."""
+    return {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in told["mismatched_keys"]}
+
+
+def _best_reading(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Key without the wrapper's prefix -> key on disk."""
     known = set(model.state_dict()) | set(revert(model, model.state_dict()))
-    known |= {key.removeprefix(f"{prefix}.") for key in known}
+    known |= {key.removeprefix(f"{model.base_model_prefix}.") for key in known}
     return max(strippings(tensors), key=lambda reading: len(reading.keys() & known))
+
+
+def _prefix(bare: Mapping[str, str]) -> str:
+    return next((disk.removesuffix(key) for key, disk in bare.items()), "")
 
 
 def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = True) -> dict[str, Tensor]:
     """Tensors of a model under the names that transformers writes to disk.
 
-    Args:
-        model: of transformers.
-        state: its state dict, or a part of it.
-        as_loaded: undo the renamings that loading applied; else all those that the type of model has.
+    Undone are the renamings that loading applied, or all those that the type of model has.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -150,77 +125,87 @@ def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = T
             model.__dict__["_weight_conversions"] = applied
 
 
-def disk_state(loaded: Loaded, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def place_backbone(model: nn.Module, weights: Weights, name: str) -> tuple[Weights, tuple[str, ...]]:
+    """Weights by the keys that a network has for them, and a note where they are others.
+
+    transformers itself finds a base model in a directory, as SegFormer's in ``nvidia/mit-b0``; it does not find what
+    UPerNet and its like are built around.
+    """
+    own = model.state_dict()
+    # By the keys of the modules, and by those that transformers writes; it reads both, but not mixed.
+    states = (own, revert(model, own, as_loaded=False))
+    readings = strippings(weights.tensors)
+    if any(2 * len(reading.keys() & (states[0].keys() | states[1].keys())) >= len(reading) for reading in readings):
+        return weights, ()
+    found = [
+        (place, _under(place, state, weights, readings))
+        for state in states
+        for place in sorted({".".join(key.split(".")[:depth]) + "." for key in state for depth in (1, 2)})
+    ]
+    place, names = max(found, key=lambda each: len(each[1]))
+    if 2 * len(names) < len(weights.tensors):
+        return weights, ()
+    note = f"{name}: {len(names)} tensors were taken as those of {place.removesuffix('.')}"
+    return weights.under(names), (note,)
+
+
+def _under(place: str, state: Mapping[str, Tensor], weights: Weights, readings: list[dict[str, str]]) -> dict[str, str]:
+    """Key on disk -> key under a place; empty where a part of what is put there would not fit.
+
+    A wrapper's name may go with some keys and not with others: networks of transformers differ in this.
+    """
+    names: dict[str, str] = {}
+    for reading in readings:
+        for key, disk in reading.items():
+            if place + key in state and state[place + key].shape == weights.tensors[disk].shape:
+                names[disk] = place + key
+    parts = {key.partition(".")[0] for key in names}
+    left = [key for key in weights.tensors if key not in names and key.partition(".")[0] in parts]
+    fits = len(set(names.values())) == len(names)
+    # Old files hold tables of positions, which are computed today.
+    return names if fits and not any(weights.tensors[key].is_floating_point() for key in left) else {}
+
+
+def _disk_state(
+    model: nn.Module, bare: Mapping[str, str], newly_initialized: Sequence[str], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The tensors of a state dict of the model by the key they have, or shall have, in the files they came from."""
-    model = loaded.model
     written = revert(model, state)
     plain = not model.__dict__.get("_weight_conversions")  # the file has the keys of the modules: so shall the rest
-    drawn = revert(model, {key: state[key] for key in loaded.newly_initialized}, as_loaded=plain)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    drawn = revert(model, {key: state[key] for key in newly_initialized}, as_loaded=plain)
+    prefix = f"{model.base_model_prefix}."
     found: dict[str, Tensor] = {}
-    for key, disk in loaded.bare.items():
+    for key, disk in bare.items():
         for name in (key, prefix + key, key.removeprefix(prefix)):
             if name in written:
                 found[disk] = written[name]
                 break
-    return {**{loaded.prefix + key: tensor for key, tensor in drawn.items()}, **found}
+    return {**{_prefix(bare) + key: tensor for key, tensor in drawn.items()}, **found}
 
 
 def config_fields(model: nn.Module) -> dict[str, object]:
     """What ``config.json`` must say for ``from_pretrained`` to build a network whose decoder was drawn."""
     config: Any = model.config
-    names = {str(number): str(name) for number, name in config.id2label.items()}
+    return {"architectures": [type(model).__name__], **class_fields(config.id2label)}
+
+
+def class_fields(names: Mapping[int, str]) -> dict[str, object]:
+    """The fields of ``config.json`` that hold the names of classes."""
     return {
-        "architectures": [type(model).__name__],
-        "id2label": names,
-        "label2id": {name: int(number) for number, name in names.items()},
+        "id2label": {str(number): str(name) for number, name in names.items()},
+        "label2id": {str(name): int(number) for number, name in names.items()},
     }
 
 
-def variant(files: Sequence[Path], index: Path | None) -> str | None:
-    """The ``variant`` that `from_pretrained` must be given to find the weights of a directory.
-
-    Raises:
-        CheckpointError: it does not look under such a name.
-    """
-    if index is not None:
-        return None
-    named = re.fullmatch(r"(pytorch_model|model)(?:\.([\w-]+))?\.(bin|safetensors)", files[0].name)
-    if named is None or (named[1] == "model") != (named[3] == "safetensors"):
-        expected = "model.safetensors or pytorch_model.bin"
-        raise CheckpointError(
-            files[0], "has a name under which from_pretrained does not look", expected=expected, remedy="rename it"
-        )
-    return named[2]
-
-
 def reload(directory: Path) -> nn.Module:
-    """Load with ``from_pretrained``, and insist on its finding every key.
-
-    Raises:
-        CheckpointError: it does not.
-    """
+    """Load with ``from_pretrained``, and insist on its finding every key."""
     kind = target_class(read_config(directory), directory)
-    try:
-        with quiet():
-            model, info = kind.from_pretrained(
-                directory,
-                variant=variant(*weight_files(directory)) if not (directory / "model.pth").exists() else None,
-                dtype=torch.float32,
-                output_loading_info=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of an index or a config that misses a field
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(directory, f"from_pretrained refuses it ({type(error).__name__}: {line})") from error
-    missing = [key for key in info["missing_keys"] if not key.endswith(_COUNTER)]
-    if missing or info["mismatched_keys"]:
-        mismatched = {key: (torch.Size(a), torch.Size(b)) for key, b, a in info["mismatched_keys"]}
+    named = re.fullmatch(r"(?:pytorch_model|model)\.([\w-]+)\.(?:bin|safetensors)", weight_files(directory)[0][0].name)
+    variant = None if named is None else named[1]
+    model, told = _from_pretrained(kind, directory, directory, variant=variant, local_files_only=True)
+    missing, mismatched = _missing(told, list(model.state_dict())), _mismatched(told)
+    if missing or mismatched:
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
-    result: nn.Module = model.eval()
-    for parameter in nn.Module.parameters(
-        result
-    ):  # unaligned addresses in a mapped file change the last bit of a product
+    for parameter in nn.Module.parameters(model):  # unaligned addresses in a mapped file change a product's last bit
         parameter.data = parameter.data.clone()
-    return result
+    return model  # type: ignore[no-any-return]
