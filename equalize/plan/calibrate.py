@@ -37,7 +37,7 @@ def calibrate(
     tolerance: float | None = None,
     names: Sequence[str] = (),
 ) -> Plan:
-    """Measures `model` on `batches` and embeds scale equalization into it, in place.
+    """Measures `model` on `batches`, embeds scale equalization into it, in place, and returns the plan to replay.
 
     Args:
         model: any module; only the tensors in the plan's `changed` are rewritten.
@@ -45,8 +45,6 @@ def calibrate(
             times for the others. An iterator is kept in memory.
         strategy, seed, keep_norm, newly_initialized, tolerance, names: see `make_plan` and `measure`.
         found: the sites to equalize; by default all resampled ones.
-
-    Returns the plan; with it `apply` does the same to another copy of the model, without data.
 
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.

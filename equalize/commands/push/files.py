@@ -97,11 +97,18 @@ def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
 
 
 def without_local_paths(file: OutgoingFile) -> OutgoingFile:
-    """The file as it is, or rewritten if it is one of ours that records paths of this machine."""
+    """The file as it is, or rewritten if it is one of ours that records paths of this machine.
+
+    Raises:
+        InputError: it is one of ours, and damaged.
+    """
     if file.path not in _RECORDS:
         return file
     is_yaml = file.path.endswith(".yaml")
-    before = yaml.safe_load(file.read()) if is_yaml else json.loads(file.read())
+    try:
+        before = yaml.safe_load(file.read()) if is_yaml else json.loads(file.read())
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(file.path, "is damaged", remedy="write the directory again") from error
     after = without_paths(before)
     if after == before:
         return file
