@@ -1,7 +1,7 @@
 """Pixels by label and prediction -> mIoU, mAcc, aAcc.
 
-K classes; counts_KK[label, prediction] in pixels. With tp = counts[k, k]: IoU = tp / (labelled k + predicted k - tp),
-Acc = tp / labelled k (Long, Shelhamer & Darrell, arXiv 1411.4038, section 5). The means leave out classes for which
+K classes; counts_KK[label, prediction] in pixels. With tp = counts[k, k]: IoU = tp / (labeled k + predicted k - tp),
+Acc = tp / labeled k (Long, Shelhamer & Darrell, arXiv 1411.4038, section 5). The means leave out classes for which
 the fraction is 0 / 0.
 """
 
@@ -21,11 +21,11 @@ class ClassScore:
     name: str
     """Its index as text where no name is known."""
     IoU: float | None
-    """Percent; None where no pixel is labelled or predicted so."""
+    """Percent; None where no pixel is labeled or predicted so."""
     Acc: float | None
-    """Percent of the labelled pixels that were found; None where there are none."""
+    """Percent of the labeled pixels that were found; None where there are none."""
     pixels: int
-    """How many are labelled so."""
+    """How many are labeled so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +60,22 @@ def count_pixels(prediction: Tensor, label: Tensor, num_classes: int, *, ignore_
 def score_of(counts_KK: Tensor, images: int, names: Sequence[str] | None = None) -> Score:
     """The fractions of what was counted over that many images; `names` are those of the K classes."""
     right = counts_KK.diagonal().tolist()
-    labelled = counts_KK.sum(dim=1).tolist()
+    labeled = counts_KK.sum(dim=1).tolist()
     predicted = counts_KK.sum(dim=0).tolist()
     rows = tuple(
         ClassScore(
             id=k,
             name=names[k] if names else str(k),
-            IoU=_percent(right[k], labelled[k] + predicted[k] - right[k]),
-            Acc=_percent(right[k], labelled[k]),
-            pixels=labelled[k],
+            IoU=_percent(right[k], labeled[k] + predicted[k] - right[k]),
+            Acc=_percent(right[k], labeled[k]),
+            pixels=labeled[k],
         )
         for k in range(len(right))
     )
     return Score(
         mIoU=_mean([row.IoU for row in rows]),
         mAcc=_mean([row.Acc for row in rows]),
-        aAcc=_percent(sum(right), sum(labelled)),
+        aAcc=_percent(sum(right), sum(labeled)),
         classes=rows,
         images=images,
     )

@@ -21,7 +21,7 @@ from transformers import ConvNextConfig, SegformerImageProcessor, UperNetConfig,
 
 CLASSES = ("sky", "grass", "road", "building", "tree", "pole", "sign", "car")
 SKY, GRASS, ROAD, BUILDING, TREE, POLE, SIGN, CAR = range(len(CLASSES))
-TEXTURE = (2, 14, 6, 8, 18, 5, 4, 5)  # standard deviation of the grain of each class, in grey levels
+TEXTURE = (2, 14, 6, 8, 18, 5, 4, 5)  # standard deviation of the grain of each class, in gray levels
 WIDTH, HEIGHT = 256, 192  # the last level of the backbone is 8 x 6, so that no pyramid pooling (1, 2, 3, 6) enlarges
 HELD_OUT = 24
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -38,33 +38,33 @@ class Scene:
         self.mask = Image.new("L", (WIDTH, HEIGHT), SKY)
         self._on_image, self._on_mask = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
 
-    def paint(self, shape: str, xy: list, colour: tuple, label: int) -> None:
+    def paint(self, shape: str, xy: list, color: tuple, label: int) -> None:
         """Draw one `ImageDraw` shape on both."""
-        getattr(self._on_image, shape)(xy, fill=tuple(int(c) for c in np.clip(colour, 0, 255)))
+        getattr(self._on_image, shape)(xy, fill=tuple(int(c) for c in np.clip(color, 0, 255)))
         getattr(self._on_mask, shape)(xy, fill=label)
 
-    def colour(self, *centre: float, spread: float = 18) -> tuple:
-        """A colour near `centre`: one step in brightness, small ones in hue."""
-        return tuple(np.array(centre) + self.rng.normal(0, spread) + self.rng.normal(0, spread / 2, 3))
+    def color(self, *center: float, spread: float = 18) -> tuple:
+        """A color near `center`: one step in brightness, small ones in hue."""
+        return tuple(np.array(center) + self.rng.normal(0, spread) + self.rng.normal(0, spread / 2, 3))
 
     def base(self, depth: float) -> float:
         """Row where a thing stands on the ground: depth 0 is the horizon, depth 1 the lower edge."""
         return self.horizon + depth * (HEIGHT - self.horizon)
 
     def sky_and_ground(self) -> None:
-        top, low = np.array(self.colour(95, 150, 220)), np.array(self.colour(190, 210, 230))
+        top, low = np.array(self.color(95, 150, 220)), np.array(self.color(190, 210, 230))
         for y in range(self.horizon):
             self.paint("line", [(0, y), (WIDTH, y)], top + (low - top) * y / self.horizon, SKY)
         for _ in range(self.rng.integers(0, 5)):
             x, y, w = self.rng.uniform(0, WIDTH), self.rng.uniform(0, self.horizon), self.rng.uniform(15, 50)
-            self.paint("ellipse", [x - w, y - w / 4, x + w, y + w / 4], self.colour(230, 232, 236, spread=8), SKY)
-        self.paint("rectangle", [0, self.horizon, WIDTH, HEIGHT], self.colour(95, 130, 60), GRASS)
+            self.paint("ellipse", [x - w, y - w / 4, x + w, y + w / 4], self.color(230, 232, 236, spread=8), SKY)
+        self.paint("rectangle", [0, self.horizon, WIDTH, HEIGHT], self.color(95, 130, 60), GRASS)
 
     def road(self) -> None:
         far, near = self.rng.uniform(0.25, 0.75) * WIDTH, self.rng.uniform(0.3, 0.7) * WIDTH
         half, y = self.rng.uniform(0.22, 0.55) * WIDTH, self.horizon
         edge = [(far - 4, y), (far + 4, y), (near + half, HEIGHT), (near - half, HEIGHT)]
-        self.paint("polygon", edge, self.colour(105, 105, 110), ROAD)
+        self.paint("polygon", edge, self.color(105, 105, 110), ROAD)
         for t in np.arange(0.1, 1.0, 0.18):  # the lane marks belong to the road
             x0, x1 = far + (near - far) * t, far + (near - far) * (t + 0.08)
             y0, y1, w = self.base(t), self.base(t + 0.08), 1 + 3 * t
@@ -74,17 +74,17 @@ class Scene:
     def building(self) -> None:
         w, x = self.rng.uniform(25, 75), self.rng.uniform(-20, WIDTH)
         low, high = self.base(self.rng.uniform(0.02, 0.15)), self.horizon * self.rng.uniform(0.1, 0.75)
-        walls = [(165, 110, 90), (175, 165, 145), (130, 130, 140)]  # the last is grey like a road: place must decide
-        self.paint("rectangle", [x, high, x + w, low], self.colour(*walls[self.rng.integers(3)]), BUILDING)
-        glass, step = self.colour(70, 85, 105), self.rng.uniform(9, 14)
+        walls = [(165, 110, 90), (175, 165, 145), (130, 130, 140)]  # the last is gray like a road: place must decide
+        self.paint("rectangle", [x, high, x + w, low], self.color(*walls[self.rng.integers(3)]), BUILDING)
+        glass, step = self.color(70, 85, 105), self.rng.uniform(9, 14)
         for wx in np.arange(x + 4, x + w - 6, step):
             for wy in np.arange(high + 5, low - 9, step):
                 self.paint("rectangle", [wx, wy, wx + step * 0.45, wy + step * 0.5], glass, BUILDING)
 
     def tree(self, depth: float) -> None:
         size, x, y = 10 + 34 * depth + self.rng.uniform(0, 10), self.rng.uniform(0, WIDTH), self.base(depth)
-        self.paint("rectangle", [x - size / 9, y - size, x + size / 9, y], self.colour(95, 70, 50, spread=8), TREE)
-        green = np.array(self.colour(60, 105, 50))
+        self.paint("rectangle", [x - size / 9, y - size, x + size / 9, y], self.color(95, 70, 50, spread=8), TREE)
+        green = np.array(self.color(60, 105, 50))
         for _ in range(9):
             cx, cy, r = x + self.rng.normal(0, size / 3), y - size * self.rng.uniform(1, 1.9), size / 2.6
             self.paint("ellipse", [cx - r, cy - r, cx + r, cy + r], green + self.rng.normal(0, 8), TREE)
@@ -92,19 +92,19 @@ class Scene:
     def pole(self, depth: float) -> None:
         tall, x, y = 25 + 75 * depth + self.rng.uniform(0, 15), self.rng.uniform(5, WIDTH - 5), self.base(depth)
         half = 1 + 1.5 * depth
-        self.paint("rectangle", [x - half, y - tall, x + half, y], self.colour(95, 95, 95), POLE)
+        self.paint("rectangle", [x - half, y - tall, x + half, y], self.color(95, 95, 95), POLE)
         if self.rng.random() < 0.7:
             r, faces = 5 + 8 * depth, [(200, 40, 40), (40, 70, 190), (225, 190, 40)]
             disc = [x - r, y - tall - r, x + r, y - tall + r]
-            self.paint("ellipse", disc, self.colour(*faces[self.rng.integers(3)]), SIGN)
+            self.paint("ellipse", disc, self.color(*faces[self.rng.integers(3)]), SIGN)
 
     def car(self, depth: float) -> None:
         w, y = 14 + 55 * depth, self.base(depth)
         x, h = self.rng.uniform(0, WIDTH - w), 0.3 * w
         paints = [(190, 30, 30), (225, 225, 225), (40, 60, 140), (45, 45, 50)]
-        body = self.colour(*paints[self.rng.integers(4)])
+        body = self.color(*paints[self.rng.integers(4)])
         roof = [(x + 0.2 * w, y - h), (x + 0.3 * w, y - 1.6 * h), (x + 0.7 * w, y - 1.6 * h), (x + 0.85 * w, y - h)]
-        self.paint("polygon", roof, self.colour(75, 90, 105, spread=8), CAR)
+        self.paint("polygon", roof, self.color(75, 90, 105, spread=8), CAR)
         self.paint("rectangle", [x, y - h, x + w, y - 0.15 * h], body, CAR)
         for cx in (x + 0.22 * w, x + 0.78 * w):
             self.paint("ellipse", [cx - 0.1 * w, y - 0.2 * w, cx + 0.1 * w, y], (25, 25, 28), CAR)
@@ -172,7 +172,7 @@ def build_model() -> UperNetForSemanticSegmentation:
     return UperNetForSemanticSegmentation(config)
 
 
-def normalise(x_NCHW: torch.Tensor) -> torch.Tensor:
+def normalize(x_NCHW: torch.Tensor) -> torch.Tensor:
     return (x_NCHW.float() / 255 - MEAN) / STD
 
 
@@ -190,7 +190,7 @@ def train(model: nn.Module, seed: int, scenes: int, epochs: int, batch_size: int
     for epoch in range(1, epochs + 1):
         start, total = time.perf_counter(), 0.0
         for index in torch.randperm(scenes)[: steps // epochs * batch_size].split(batch_size):
-            x, y = normalise(x_NCHW[index]), y_NHW[index]
+            x, y = normalize(x_NCHW[index]), y_NHW[index]
             if torch.rand(()) < 0.5:
                 x, y = x.flip(-1), y.flip(-1)
             loss = F.cross_entropy(model(pixel_values=x).logits, y)
@@ -209,7 +209,7 @@ def mean_iou(model: nn.Module, images: torch.Tensor, masks: torch.Tensor) -> tup
     n = len(CLASSES)
     confusion = torch.zeros(n * n, dtype=torch.int64)
     for x, y in zip(images.split(8), masks.split(8), strict=True):
-        predicted = model(pixel_values=normalise(x)).logits.argmax(1)
+        predicted = model(pixel_values=normalize(x)).logits.argmax(1)
         confusion += torch.bincount((y * n + predicted).flatten(), minlength=n * n)
     table = confusion.view(n, n)
     iou = 100 * table.diag() / (table.sum(0) + table.sum(1) - table.diag())
@@ -227,7 +227,7 @@ def branch_scales(model: UperNetForSemanticSegmentation, images: torch.Tensor) -
         for name, layer in layers.items()
     ]
     try:
-        model.eval()(pixel_values=normalise(images))
+        model.eval()(pixel_values=normalize(images))
     finally:
         for handle in handles:
             handle.remove()

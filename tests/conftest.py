@@ -63,7 +63,7 @@ def run_cli(capsys):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """A folder of four smooth colour images of 64x48. Read only."""
+    """A folder of four smooth color images of 64x48. Read only."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("photos")

@@ -16,10 +16,10 @@ def oracle(prediction: np.ndarray, label: np.ndarray, classes: int) -> tuple[lis
     valid = label != IGNORED
     ious, accs = [], []
     for k in range(classes):
-        predicted, labelled = valid & (prediction == k), valid & (label == k)
+        predicted, labeled = valid & (prediction == k), valid & (label == k)
         with np.errstate(invalid="ignore"):
-            ious.append(np.float64((predicted & labelled).sum()) / (predicted | labelled).sum() * 100)
-            accs.append(np.float64((predicted & labelled).sum()) / labelled.sum() * 100)
+            ious.append(np.float64((predicted & labeled).sum()) / (predicted | labeled).sum() * 100)
+            accs.append(np.float64((predicted & labeled).sum()) / labeled.sum() * 100)
     return ious, accs, (prediction == label)[valid].mean() * 100
 
 
@@ -37,7 +37,7 @@ def random_images(seed: int, classes: int, drawn_labels: list[int]) -> tuple[np.
 
 @pytest.mark.parametrize("seed", range(5))
 def test_score_equals_the_oracle(seed: int) -> None:
-    """Of 7 classes, 1 is never labelled but predicted, 5 is labelled and predicted only where right, 6 is absent."""
+    """Of 7 classes, 1 is never labeled but predicted, 5 is labeled and predicted only where right, 6 is absent."""
     prediction, label = random_images(seed, 7, [0, 2, 3, 4, 5])
     parts = ((0, 1), (1, 4), (4, 6))
     counts = [

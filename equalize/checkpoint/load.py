@@ -40,12 +40,12 @@ def load(
             three run that code.
         arch_args: arguments of the factory.
         weights: False builds the network on the meta device from its config alone.
-        init_missing: draw what the checkpoint lacks with the library's initialiser; all else stays strict.
+        init_missing: draw what the checkpoint lacks with the library's initializer; all else stays strict.
         num_classes: of the network; another number than the checkpoint's needs ``init_missing``.
         seed: of the draw.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, recognised or built.
+        CheckpointError: the checkpoint cannot be read, recognized or built.
         NumericsError: its weights hold NaN or Inf.
         ResourceError: not readable, or the Hub fails.
     """

@@ -19,7 +19,7 @@ _LONGEST_SIDE = 4096  # pixels that a file may ask for; a user may ask for more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """Resize, scale and normalise an image as the checkpoint was trained with.
+    """Resize, scale and normalize an image as the checkpoint was trained with.
 
     A pixel x in 0..255 becomes ``(x * rescale - mean) / std``, per channel in the order ``channels``.
     """
@@ -66,13 +66,13 @@ class Preprocess:
         Raises:
             ValueError: a number that no image can be prepared with.
         """
-        normalise = bool(processor.get("do_normalize")) and processor.get("image_mean") is not None
+        normalize = bool(processor.get("do_normalize")) and processor.get("image_mean") is not None
         factor = processor.get("rescale_factor")
         rescale = _floats(factor)[0] if processor.get("do_rescale", True) and factor is not None else 1.0
         reduce = processor.get("do_reduce_labels", processor.get("reduce_labels"))
         return cls(
-            mean=_floats(processor["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-            std=_floats(processor["image_std"]) if normalise else (1.0, 1.0, 1.0),
+            mean=_floats(processor["image_mean"]) if normalize else (0.0, 0.0, 0.0),
+            std=_floats(processor["image_std"]) if normalize else (1.0, 1.0, 1.0),
             rescale=rescale,
             size=_processor_size(processor),
             channels="BGR" if processor.get("do_flip_channel_order") else "RGB",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import working_size
-from equalize.commands.labels import LabelledSplit, as_classes, check_split, count_classes, names_of
+from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of
 from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
 from equalize.data.loader import Batch
 from equalize.device import device_of, precision_of
@@ -71,16 +71,16 @@ def evaluate(
     size = working_size(checkpoint, config.size) if config.sliding_window else config.size
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names)
-    labelled = check_split(
+    labeled = check_split(
         dataset, classes, names, ignore_index=config.ignore_index, reduce_labels=config.reduce_labels, notify=notify
     )
     with eval_mode(checkpoint.model):
-        return score_split(checkpoint, labelled, config, device, progress=progress)
+        return score_split(checkpoint, labeled, config, device, progress=progress)
 
 
 def score_split(
     checkpoint: Checkpoint,
-    labelled: LabelledSplit,
+    labeled: LabeledSplit,
     config: EvalConfig,
     device: torch.device,
     *,
@@ -88,17 +88,17 @@ def score_split(
     together: Logits | None = None,
 ) -> Score:
     """Scores a split, counted by all processes together; see `count_images`."""
-    total = torch.zeros(labelled.num_classes, labelled.num_classes, dtype=torch.int64)
-    mine = len(my_share(labelled.dataset.images))
-    for done, counts_KK in enumerate(count_images(checkpoint, labelled, config, device, together=together), 1):
+    total = torch.zeros(labeled.num_classes, labeled.num_classes, dtype=torch.int64)
+    mine = len(my_share(labeled.dataset.images))
+    for done, counts_KK in enumerate(count_images(checkpoint, labeled, config, device, together=together), 1):
         total += counts_KK
         progress(done, mine)
-    return score_of(summed(total, device), len(labelled.dataset.images), labelled.names)
+    return score_of(summed(total, device), len(labeled.dataset.images), labeled.names)
 
 
 def count_images(
     checkpoint: Checkpoint,
-    labelled: LabelledSplit,
+    labeled: LabeledSplit,
     config: EvalConfig,
     device: torch.device,
     *,
@@ -108,7 +108,7 @@ def count_images(
 
     Args:
         checkpoint: whose model the caller has put into eval mode on `device`.
-        labelled, config, device: what is scored, how, and where.
+        labeled, config, device: what is scored, how, and where.
         together: gives the logits in place of the checkpoint where each process holds but a part of the network, so
             that all must call it equally often.
     """
@@ -117,22 +117,22 @@ def count_images(
     if config.sliding_window:
         logits = partial(sliding, logits, working_size(checkpoint, config.size))
         preprocess, size = replace(preprocess, size=None), None
-    masks = dict(labelled.dataset.with_masks())
-    mine = my_share(labelled.dataset.images)
-    read = mine or labelled.dataset.images[:1]  # with fewer images than processes some have none to count
+    masks = dict(labeled.dataset.with_masks())
+    mine = my_share(labeled.dataset.images)
+    read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to count
     found: Iterable[Batch] = Batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
     for batch, fresh in in_step(found, device) if together else ((batch, True) for batch in found if mine):
         with torch.no_grad(), precision_of(config.precision, device):
             scores_NKhw = as_classes(logits(batch.images.to(device))).float()
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
-            yield _count(scores_Khw, path, masks[path], labelled)
+            yield _count(scores_Khw, path, masks[path], labeled)
 
 
-def _count(scores_Khw: Tensor, image: Item, mask: Item, labelled: LabelledSplit) -> Tensor:
+def _count(scores_Khw: Tensor, image: Item, mask: Item, labeled: LabeledSplit) -> Tensor:
     """One image: logits bilinearly to the mask's size, the largest wins."""
     if not scores_Khw.isfinite().all():
         raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
-    rule, classes = labelled.rule, labelled.num_classes
+    rule, classes = labeled.rule, labeled.num_classes
     label_HW = read_mask(mask, rule)
     check_labels(label_HW, classes, rule, mask)
     height, width = label_HW.shape

@@ -64,7 +64,7 @@ class Images(Blocks):
     ) -> None:
         self.dataset: DataSet = open_data(data, split=config.split)
         self.paths = sample(self.dataset.images, config.samples, config.seed)
-        if config.tolerance is not None:  # neighbours are alike: a run that stops early must have seen all kinds
+        if config.tolerance is not None:  # neighbors are alike: a run that stops early must have seen all kinds
             random.Random(config.seed).shuffle(self.paths)
         self.skipped: list[Skip] = []
         self._progress = progress

@@ -24,7 +24,7 @@ Size = tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledSplit:
+class LabeledSplit:
     """Pairs of images and masks, checked on a sample."""
 
     dataset: DataSet
@@ -75,7 +75,7 @@ def check_split(
     ignore_index: int = 255,
     reduce_labels: ReduceLabels = "auto",
     notify: Notify = ignore,
-) -> LabelledSplit:
+) -> LabeledSplit:
     """Reads a sample of a split and settles how its labels are stored; tells what was found.
 
     Raises:
@@ -83,7 +83,7 @@ def check_split(
     """
     rule, found = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
     notify(f"{dataset.describe()}; {found}")
-    return LabelledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
+    return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
 
 
 def names_of(

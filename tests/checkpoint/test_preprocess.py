@@ -17,7 +17,7 @@ def picture() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_normalisation_against_torchvision(picture):
+def test_normalization_against_torchvision(picture):
     from torchvision.transforms import v2
 
     expected = v2.Compose(

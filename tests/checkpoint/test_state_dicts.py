@@ -1,4 +1,4 @@
-"""smp directories, torchvision and other state dicts: recognised, built, written back with nesting and prefixes."""
+"""smp directories, torchvision and other state dicts: recognized, built, written back with nesting and prefixes."""
 
 import json
 import sys
@@ -139,7 +139,7 @@ def test_smp_state_dict_without_head_or_decoder(smp_dir, tmp_path):
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "module._orig_mod."])
-def test_torchvision_networks_are_recognised_by_keys_and_shapes(name, arguments, prefix):
+def test_torchvision_networks_are_recognized_by_keys_and_shapes(name, arguments, prefix):
     from torchvision.models import get_model_builder
 
     from equalize.checkpoint.families.torchvision.family import arguments_from, recognize

@@ -31,7 +31,7 @@ def scenes(tmp_path) -> Path:
 
 def by_hand(model, root, size, *, classes=5, ignored=255) -> dict:
     """Scores one image after another with NumPy sets of pixels, by the definition of IoU."""
-    intersection, union, labelled = (np.zeros(classes) for _ in range(3))
+    intersection, union, labeled = (np.zeros(classes) for _ in range(3))
     right_pixels = pixels = 0
     for path in sorted((root / "images/val").iterdir()):
         image = Image.open(path).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
@@ -45,11 +45,11 @@ def by_hand(model, root, size, *, classes=5, ignored=255) -> dict:
         for k in range(classes):
             intersection[k] += ((predicted == k) & (label == k) & keep).sum()
             union[k] += (((predicted == k) | (label == k)) & keep).sum()
-            labelled[k] += ((label == k) & keep).sum()
+            labeled[k] += ((label == k) & keep).sum()
         right_pixels += ((predicted == label) & keep).sum()
         pixels += keep.sum()
     iou = [100 * i / u if u else None for i, u in zip(intersection, union, strict=True)]
-    acc = [100 * i / n if n else None for i, n in zip(intersection, labelled, strict=True)]
+    acc = [100 * i / n if n else None for i, n in zip(intersection, labeled, strict=True)]
     mean = lambda values: np.mean([each for each in values if each is not None])  # noqa: E731
     return {"IoU": iou, "Acc": acc, "mIoU": mean(iou), "mAcc": mean(acc), "aAcc": 100 * right_pixels / pixels}
 
@@ -81,11 +81,11 @@ def test_size_of_the_user_wins_over_the_checkpoints(segformer_dir, scenes):
 
 def test_each_image_is_counted_once_and_adds_up(segformer_dir, scenes):
     checkpoint = ModelName(source=str(segformer_dir)).load()
-    labelled = check_split(open_data(scenes, split="val", labels=True), 5, None)
+    labeled = check_split(open_data(scenes, split="val", labels=True), 5, None)
     config, cpu = EvalConfig(batch_size=3), torch.device("cpu")
     with torch.no_grad():
-        each = list(count_images(checkpoint, labelled, config, cpu))
-        total = score_split(checkpoint, labelled, config, cpu)
+        each = list(count_images(checkpoint, labeled, config, cpu))
+        total = score_split(checkpoint, labeled, config, cpu)
     assert len(each) == len(list((scenes / "images/val").iterdir())) == 7
     assert score_of(sum(each), 7) == total  # the same passes twice
 

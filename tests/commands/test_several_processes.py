@@ -32,7 +32,7 @@ class Net(nn.Module):
         if type(x) is torch.Tensor and os.environ.get("RANK") == STALLS:
             pathlib.Path(MARKER).touch()
             time.sleep(60)
-        x = x / x.std((2, 3), keepdim=True)  # not a number where an image has but one colour
+        x = x / x.std((2, 3), keepdim=True)  # not a number where an image has but one color
         stem = self.stem(x).relu()
         deep = self.deep(F.max_pool2d(stem, 2))
         first = self.first(torch.cat([F.interpolate(deep, stem.shape[2:], mode="bilinear"), stem], 1))

@@ -343,7 +343,7 @@ class Tied(Net):
         return self.fuse(torch.cat([up(self.high(F.avg_pool2d(x, 2))), self.high(x)], 1))
 
 
-class Penalised(Net):
+class Penalized(Net):
     """The weight of a producer is also read as data."""
 
     moving, fixed, untouched = (0,), (1,), ("high",)
@@ -383,7 +383,7 @@ class Depthwise(Net):
 
 
 NETS = [
-    Plain, Relu, Gelu, Skip, Norms, Linears, Frozen, Nested, NestedOnce, Resized, Tied, Penalised, Transposed, Depthwise
+    Plain, Relu, Gelu, Skip, Norms, Linears, Frozen, Nested, NestedOnce, Resized, Tied, Penalized, Transposed, Depthwise
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Small data sets with labels that can be learnt: coloured rectangles, a colour a class."""
+"""Small data sets with labels that can be learned: colored rectangles, a color a class."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ def write_scenes(
 ) -> Path:
     """Writes images/[SPLIT/] and masks/[SPLIT/] with as many pairs a split; pixels on the top row are ignored (255)."""
     random = np.random.default_rng(seed)
-    colours = np.linspace(0, 255, classes).astype(np.uint8)
+    colors = np.linspace(0, 255, classes).astype(np.uint8)
     for split, count in counts.items():
         for number in range(count):
             labels = np.zeros(size, np.uint8)
             for _ in range(3):
                 top, left = random.integers(0, size[0] // 2), random.integers(0, size[1] // 2)
                 labels[top : top + size[0] // 2, left : left + size[1] // 2] = random.integers(0, classes)
-            pixels = np.stack([colours[labels], colours[::-1][labels], random.integers(0, 60, size)], axis=-1)
+            pixels = np.stack([colors[labels], colors[::-1][labels], random.integers(0, 60, size)], axis=-1)
             labels[0] = 255
             for kind, array in (("images", pixels.astype(np.uint8)), ("masks", labels)):
                 path = root / kind / (split or "") / f"{number:03}.png"

@@ -1,4 +1,4 @@
-"""A checkpoint and labelled images -> a trained checkpoint, in the format that came in.
+"""A checkpoint and labeled images -> a trained checkpoint, in the format that came in.
 
 config.py         every setting, with its default
 splits.py         the data, checked; another number of classes; the pairs that are trained on

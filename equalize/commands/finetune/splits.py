@@ -8,7 +8,7 @@ import torch
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.images import working_size
-from equalize.commands.labels import LabelledSplit, check_split, count_classes, names_of
+from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of
 from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
@@ -25,8 +25,8 @@ class Task:
     """Under which the same network loads again, with as many classes."""
     checkpoint: Checkpoint
     """Its model on `device`, its classes named."""
-    train: LabelledSplit
-    val: LabelledSplit | None
+    train: LabeledSplit
+    val: LabeledSplit | None
     """None where nothing can be scored."""
     config: TrainConfig
     """How it is trained; resolved."""
@@ -53,7 +53,7 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names)
 
-    def check(dataset: DataSet, what: str, reduce_labels: ReduceLabels) -> LabelledSplit:
+    def check(dataset: DataSet, what: str, reduce_labels: ReduceLabels) -> LabeledSplit:
         return check_split(
             dataset,
             classes,
@@ -63,12 +63,12 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
             notify=lambda line: notify(f"{what}: {line}"),
         )
 
-    labelled = check(train, "train", config.reduce_labels)
+    labeled = check(train, "train", config.reduce_labels)
     return Task(
         name=name,
         checkpoint=checkpoint.with_names(names) if names else checkpoint,
-        train=labelled,
-        val=None if val is None else check(val, "val", "yes" if labelled.rule.reduce else "no"),
+        train=labeled,
+        val=None if val is None else check(val, "val", "yes" if labeled.rule.reduce else "no"),
         config=config,
         device=device,
     )

@@ -30,7 +30,7 @@ from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import freeze, make_optimizer, make_schedule
 from equalize.commands.finetune.sharding import check_deepspeed
 from equalize.commands.finetune.splits import Task, training_pairs
-from equalize.commands.labels import LabelledSplit
+from equalize.commands.labels import LabeledSplit
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
 from equalize.errors import InputError, NumericsError, ResourceError
@@ -162,7 +162,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Scores the validation split by its confusion matrix; every process scores its share."""
-        val: LabelledSplit = self.eval_dataset
+        val: LabeledSplit = self.eval_dataset
         together = self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
         broadcast_buffers(self.model)
         with eval_mode(self.model):

@@ -1,4 +1,4 @@
-"""State dicts of smp without a word on what they are: recognised to the last argument, or refused with the flag."""
+"""State dicts of smp without a word on what they are: recognized to the last argument, or refused with the flag."""
 
 import inspect
 import shlex
@@ -91,7 +91,7 @@ def test_arguments_are_told_by_keys_and_shapes(network):
         ("tu-convnext_atto", {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}),
     ],
 )
-def test_encoders_are_recognised(encoder, arguments):
+def test_encoders_are_recognized(encoder, arguments):
     _, found, _ = recognize(shapes_of("Unet", encoder, arguments), "x.pth")
     assert found["encoder_name"] == encoder
     assert arguments.items() <= found.items()
@@ -151,7 +151,7 @@ def test_arguments_that_weights_do_not_tell_are_taken_from_the_user(run_cli, smp
     torch.save(load_file(smp_resnet_dir / "model.safetensors"), tmp_path / "in.pth")
     ran = run_cli("scan", tmp_path / "in.pth", "--size", 32, "--json")
     assert ran.code == 0, ran.err
-    assert "recognised as smp:Unet over resnet18; weights do not tell decoder_interpolation" in " ".join(
+    assert "recognized as smp:Unet over resnet18; weights do not tell decoder_interpolation" in " ".join(
         ran.err.split()
     )
     assert ran.out.count('"nearest"') == 4

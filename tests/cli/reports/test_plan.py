@@ -106,11 +106,11 @@ def test_a_constant_branch_has_no_ratio():
 
 
 def test_refusals_for_one_reason_stand_together():
-    refusals = tuple(Refusal(at=f"layers.{index}", reason="normalised") for index in range(7))
+    refusals = tuple(Refusal(at=f"layers.{index}", reason="normalized") for index in range(7))
     text = words(scan_report(scan_checkpoint(Scan(sites=(), refusals=refusals, tracer="export"))))
     assert "No fusion layer of resampled branches." in text
     assert "Cannot be equalized (7):" in text
-    assert "layers.4 and 2 more: normalised" in text
+    assert "layers.4 and 2 more: normalized" in text
 
 
 @pytest.mark.parametrize(

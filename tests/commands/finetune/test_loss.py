@@ -17,7 +17,7 @@ def test_networks_that_match_masks_are_refused():
         ModelWithLoss(checkpoint, TrainConfig())
 
 
-def test_loss_is_the_mean_over_labelled_pixels():
+def test_loss_is_the_mean_over_labeled_pixels():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 4, 6, 6), torch.randint(0, 4, (2, 6, 6))
     labels[:, :2] = 11

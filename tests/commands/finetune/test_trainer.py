@@ -233,7 +233,7 @@ def test_accumulated_batches_are_a_larger_one(calm, five_classes, tmp_path):
     small = finetune(calm, five_classes, tmp_path / "small", replace(still, batch_size=2, accumulate=2))
     large = finetune(calm, five_classes, tmp_path / "large", still)
     assert [step for step, _ in small.losses] == [1, 2]
-    # not exactly: each batch is a mean over its own labelled pixels, as in torch
+    # not exactly: each batch is a mean over its own labeled pixels, as in torch
     assert small.losses[-1][1] == pytest.approx(large.losses[-1][1], rel=0.02)
 
 

@@ -51,7 +51,7 @@ def preprocessing(config: Config) -> Preprocess:
         mean=_numbers(told.get("mean"), 0.0),
         std=_numbers(told.get("std"), 1.0),
         channels=channels,
-        origin="the config's data_preprocessor" if "bgr_to_rgb" in told else "the config's normalisation",
+        origin="the config's data_preprocessor" if "bgr_to_rgb" in told else "the config's normalization",
         **common,
     )
 

@@ -91,7 +91,7 @@ def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Modu
 
     Args:
         model: as `bare_model` gives it.
-        draw: initialise as mmsegmentation does before a training, not only as torch does.
+        draw: initialize as mmsegmentation does before a training, not only as torch does.
         trusted: whether parts that are not registered may be imported.
     """
 

@@ -165,7 +165,7 @@ def _note(where: object, name: str, arguments: Arguments, given: Mapping[str, ob
     known = signature(builder(name)).parameters
     untold = [argument for argument in _UNTOLD if argument in known and argument not in given]
     return (
-        f"{where}: recognised as smp:{name} over {arguments['encoder_name']}; weights do not tell "
+        f"{where}: recognized as smp:{name} over {arguments['encoder_name']}; weights do not tell "
         f"{', '.join(untold)}: as smp has them by default, unless --arch smp:{name} --arch-arg {untold[0]}=… says else"
     )
 
