@@ -16,7 +16,7 @@ _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw under a seed and give torch's generator back as it was."""
+    """Seed torch's generator inside the block and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -31,7 +31,7 @@ def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False
     try:
         with seeded(seed):
             model = _on_meta(make) if on_meta else make()
-    except (Exception, SystemExit) as error:  # whatever a factory raises is an answer to the arguments it was given
+    except (Exception, SystemExit) as error:  # a factory may raise anything if arguments do not suit it
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(
             name, f"cannot be built ({type(error).__name__}: {line})", remedy="check --arch and --arch-arg"
@@ -52,7 +52,7 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class _StorageOnMeta(TorchFunctionMode):
-    """Puts what is made to be filled, as parameters are, on the meta device; ranges of values stay real.
+    """Allocates tensors of the factory functions in `_FILLED` on the meta device; others, such as `linspace`, stay real.
 
     accelerate's ``init_empty_weights`` would untie parameters that a network shares.
     """

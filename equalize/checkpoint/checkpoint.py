@@ -1,4 +1,4 @@
-"""`Checkpoint`: a model, what belongs to it, and the way back to disk."""
+"""`Checkpoint`: a loaded model with its preprocessing and classes, and how it is written back to disk."""
 
 import json
 import shutil
@@ -23,18 +23,18 @@ __all__ = ["PLAN_FILE", "Checkpoint", "main_output", "read_class_names", "read_p
 PLAN_FILE = "equalize.json"
 
 
-class _Receipt(Protocol):
+class _Plan(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A segmentation network as it was found."""
+    """A loaded segmentation network, and what is needed to write it back."""
 
     source: str
-    """As typed."""
+    """MODEL as the user typed it."""
     adapter: Family[Any]
-    """What is known of its library."""
+    """The family that loaded it."""
     architecture: str
     model: nn.Module
     """In eval mode and float32; on the meta device if loaded without weights."""
@@ -45,14 +45,14 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     """What was chosen where the files left a choice: a line each, for the user."""
     sha256: str | None = None
-    """Over the input's weight files."""
+    """Over the bytes of the weight files that were read."""
     plan_json: dict[str, Any] | None = None
-    """The receipt of an earlier equalization, if there was one."""
+    """Content of ``equalize.json`` beside the weights, if it was equalized before."""
     arch: str | None = None
     """The ``--arch`` that builds it again; None for a library's own directory."""
     arch_args: Mapping[str, object] | None = None
     save_spec: SaveSpec | None = None
-    """What it takes to write it back; None if it was loaded without weights."""
+    """What is needed to write it back; None if it was loaded without weights."""
 
     @property
     def family(self) -> str:
@@ -61,18 +61,18 @@ class Checkpoint:
 
     @property
     def newly_initialized(self) -> tuple[str, ...]:
-        """The model's state-dict keys that ``init_missing`` drew."""
+        """State-dict keys of tensors that the checkpoint lacked and ``init_missing`` initialized."""
         return self.save_spec.keys.newly_initialized if self.save_spec else ()
 
     @property
     def stored(self) -> SaveSpec:
-        """What it takes to write it back; refused if it was loaded without weights."""
+        """What is needed to write it back; a CheckpointError if it was loaded without weights."""
         if self.save_spec is None:
             raise CheckpointError(self.source, "was loaded without weights and cannot be written")
         return self.save_spec
 
     def with_names(self, names: Sequence[str]) -> "Checkpoint":
-        """The checkpoint with names for its classes, which it then saves: where its format has them, or in a file."""
+        """The checkpoint with these class names, which `save` writes to the format's own field or to a file."""
         names = tuple(names)
         if names == self.classes:
             return self
@@ -97,17 +97,17 @@ class Checkpoint:
         return {by_id[id(tensor)]: disk for disk, tensor in stored.items() if id(tensor) in by_id}
 
     def safetensors_copy(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What ``model.safetensors`` beside a torch file holds: the tensors on disk by the model's own keys."""
+        """The content of ``model.safetensors`` beside a torch file: the tensors on disk under the model's own keys."""
         keys = self.stored.keys
         on_disk = keys.to_disk(self.model.state_dict())
         return {keys.model_key.get(key, key.removeprefix(keys.prefix)): stored[key] for key in on_disk}
 
-    def save(self, directory: str | Path, plan: _Receipt | None = None, *, overwrite: bool = False) -> None:
+    def save(self, directory: str | Path, plan: _Plan | None = None, *, overwrite: bool = False) -> None:
         """Write the model in the format it came in; tensors that did not change keep every bit.
 
         Args:
             directory: to be made; whole or absent afterwards.
-            plan: the receipt, written as ``equalize.json``.
+            plan: written as ``equalize.json``.
             overwrite: whether the directory may exist.
 
         Raises:
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @contextmanager
     def writing(self, directory: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-        """Like `save`, but gives what was written, so that it can be checked before it takes its place."""
+        """Like `save`, but yields the temporary directory, to be checked before it is renamed to its place."""
         spec = self.stored
         with atomic_directory(directory, overwrite=overwrite, source=spec.path) as out:
             self._write(spec, out)
@@ -156,19 +156,19 @@ def _write_json(content: Mapping[str, object], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_plan(plan: _Receipt, directory: Path) -> None:
-    """Writes the receipt of an equalization beside the weights."""
+def write_plan(plan: _Plan, directory: Path) -> None:
+    """Writes ``equalize.json`` beside the weights."""
     _write_json(plan.to_json(), directory / PLAN_FILE)
 
 
 def read_plan(directory: Path) -> dict[str, Any] | None:
-    """The receipt that an earlier equalization left in a directory."""
+    """The content of ``equalize.json`` in a directory, None if there is none."""
     path = directory / PLAN_FILE
     return read_json(path) if path.is_file() else None
 
 
 def read_class_names(directory: Path) -> tuple[str, ...] | None:
-    """The names that `Checkpoint.save` left in a file beside the weights: {"0": "road", ...}."""
+    """The class names in the file that `Checkpoint.save` wrote beside the weights: {"0": "road", ...}."""
     path = directory / CLASS_NAMES_FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The families of checkpoints: the first that claims one reads it."""
+"""The list of checkpoint families; the first whose `claims` is true loads a checkpoint."""
 
 from typing import Any
 

@@ -22,13 +22,13 @@ from equalize.errors import CheckpointError
 
 
 class Custom(Family[Spec]):
-    """What ``--arch`` names and no library knows: asked last."""
+    """Networks built by a factory in the user's own code; the last family to be tried."""
 
     name = "custom"
     arch_forms = ("file.py:Factory", "package.module:Factory")
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """Whatever the user names."""
+        """True for any ``--arch``; the other families are tried first."""
         return request.arch is not None
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
@@ -48,11 +48,11 @@ class Custom(Family[Spec]):
         )
 
     def architecture(self, out: Path) -> str:
-        """The factory, without the place of its code."""
+        """The factory's name, without its file or module."""
         return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
 
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """Through equalize, which takes the network's code; nothing for a repository, which does not have that."""
+        """Code that uses `equalize.load`; empty for a repository, which lacks the factory's code."""
         if repository is not None:
             return ""
         arch = read_json(out / ARCHITECTURE_FILE).get("arch")
@@ -76,7 +76,7 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
     try:
         with _importable(Path.cwd() if path is None else path.resolve().parent):
             found: Any = importlib.import_module(place) if path is None else _run_file(path)
-    except (Exception, SystemExit) as error:  # a training script may parse its own command line, and end
+    except (Exception, SystemExit) as error:  # a training script may parse its command line and exit
         raise CheckpointError(arch, f"cannot be imported ({type(error).__name__}: {error})") from error
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -87,11 +87,11 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
 
 def _run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
+    assert spec is not None  # it is, for a path that ends with .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     previous = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # dataclasses and pickling look a module up by name while it runs
+    sys.modules[path.stem] = module  # dataclasses and pickle look the module up by name while it runs
     try:
         spec.loader.exec_module(module)
     finally:

@@ -1,8 +1,8 @@
-"""mmsegmentation configs that come with a checkpoint: Python text from a stranger, read as data and never run.
+"""mmsegmentation configs that come with a checkpoint: Python text of unknown origin, parsed and never run.
 
-mmengine's own readers execute a config. What training writes into a checkpoint is a dump of values, though: assignments
-of literals and of ``dict(...)``. The calls are rewritten into displays and `ast.literal_eval` reads the result, which
-refuses everything else.
+mmengine's own readers execute a config. Training writes a dump of values into a checkpoint: assignments of literals and
+of ``dict(...)``. These calls are rewritten into dict displays and `ast.literal_eval` reads the result; it refuses
+everything else.
 """
 
 import ast
@@ -17,8 +17,8 @@ Config = Mapping[str, Any]
 
 REMEDY = "if you trust its config, name that file and it is run: --arch mmseg:config.py"
 _FETCHED = re.compile(r"init_cfg|pretrained|data_preprocessor")
-# Read files or addresses, or are not needed for logits: fresh weights come from the library's own rules, losses and
-# samplers from the trainer here, pixels' mean and std from `Preprocess`.
+# Keys that read files or addresses, or that logits do not need: weights are initialized by the library's rules, losses
+# and samplers come from our trainer, mean and std of pixels from `Preprocess`.
 _LEFT_OUT = re.compile(
     r"init_cfg|pretrained|checkpoint|loss_.*|class_weight|sampler|train_cfg|test_cfg|data_preprocessor|_scope_"
 )
@@ -26,10 +26,10 @@ _LIBRARIES = ("mmseg.", "mmcv.", "mmengine.", "torch.nn.")
 
 
 def read_literals(text: str, where: object) -> dict[str, Any]:
-    """The assignments of a config, nothing of it run; an error if it holds more than literals and ``dict(...)``."""
+    """The assignments of a config, which is not run; an error if it holds more than literals and ``dict(...)``."""
     config: dict[str, Any] = {}
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the parser, about backslashes
+        with warnings.catch_warnings(action="ignore"):  # the parser warns about backslashes
             statements = ast.parse(text).body
         for statement in statements:
             match statement:
@@ -52,14 +52,14 @@ def read_literals(text: str, where: object) -> dict[str, Any]:
 
 
 class _Displays(ast.NodeTransformer):
-    """Rewrites the calls that a dump holds into what they give: ``dict(a=1)`` into ``{"a": 1}``."""
+    """Rewrites ``dict`` calls into displays: ``dict(a=1)`` becomes ``{"a": 1}``."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        """``inf`` and ``nan``, as a dump spells them."""
+        """``inf`` and ``nan``, as a dump spells them, become constants."""
         return ast.Constant(value=float(node.id)) if node.id in ("inf", "nan") else node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        """``dict`` of keywords, or of a display where a key is no identifier; other calls stay, and are refused."""
+        """Rewrites ``dict(k=v)`` and ``dict({...})``; other calls stay, and `literal_eval` refuses them."""
         self.generic_visit(node)
         match node:
             case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(each.arg for each in keywords):
@@ -73,7 +73,7 @@ class _Displays(ast.NodeTransformer):
 def bare_model(config: Config, where: object, *, trusted: bool = False) -> dict[str, Any]:
     """The ``model`` of a config without the weights that it would fetch, and without what only a training needs.
 
-    Of one that is trusted, because the user let it run, all but what it would fetch stays as it is.
+    With ``trusted`` (the user let it run) only what it would fetch is removed.
     """
     model = config.get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("type"), str):
@@ -86,14 +86,14 @@ def bare_model(config: Config, where: object, *, trusted: bool = False) -> dict[
         if isinstance(value, (list, tuple, set)):
             return type(value)(bare(inner, key) for inner in value)
         if key == "type" and not trusted and isinstance(value, str) and value.startswith(_LIBRARIES):
-            return value.rpartition(".")[2]  # found by its last name in the registry, or refused
+            return value.rpartition(".")[2]  # the registry finds classes by name without module
         return value
 
     return dict(bare(model, "model"))
 
 
 def leaves(value: Any, key: object = None) -> Iterator[tuple[object, Any]]:
-    """Every value of a config that holds no others, and the key that it stands under."""
+    """Every value of a config that is no container, with the key that holds it."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from leaves(inner, name)
@@ -105,7 +105,7 @@ def leaves(value: Any, key: object = None) -> Iterator[tuple[object, Any]]:
 
 
 def with_classes(model: Config, number: int) -> dict[str, Any]:
-    """A model's config whose main and auxiliary heads tell that many classes apart, each by a channel of its own."""
+    """A model's config with ``number`` classes in its main and auxiliary heads, one output channel each."""
 
     def changed(head: Any) -> Any:
         if isinstance(head, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What an mmsegmentation config and checkpoint say beside the network: preprocessing, class names, label rules."""
+"""Reads preprocessing, class names and label rules from an mmsegmentation config and a checkpoint's ``meta``."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ def config_text(meta: Mapping[str, Any]) -> str | None:
 
 
 def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """``dataset_meta`` of mmengine, ``CLASSES`` of mmcv."""
+    """Class names from ``dataset_meta`` (mmengine) or ``CLASSES`` (mmcv), None if there are none."""
     described = meta.get("dataset_meta")
     names = described.get("classes") if isinstance(described, Mapping) else meta.get("CLASSES")
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
@@ -26,32 +26,32 @@ def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def meta_with_classes(names: Sequence[str] | None) -> dict[str, object]:
-    """What has to change in ``meta`` when the classes do; what was told of the old ones goes."""
+    """Changes to ``meta`` for new class names; None removes an entry about the old ones."""
     described = None if names is None else {"classes": tuple(names)}
     return {"dataset_meta": described, "CLASSES": None, "PALETTE": None}
 
 
 def preprocessing(config: Config) -> Preprocess:
-    """The data preprocessor's mean and std, which count pixels from 0 to 255, and its order of channels.
+    """The data preprocessor's mean and std, for pixels in 0..255, and its channel order.
 
-    mmsegmentation reads images as BGR, so that order is what a network sees that does not ask for the other.
-    Its test pipelines keep the aspect ratio, so no size is taken from them.
+    mmsegmentation reads images as BGR, so BGR is the default. Its test pipelines keep the aspect ratio, so no size is
+    taken from them.
     """
     reduce = next((value for key, value in leaves(config) if key == "reduce_zero_label"), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
-    told = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
-    if told is None:  # mmcv's, where ``to_rgb`` speaks of the same flip
-        told = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
-    if not isinstance(told, Mapping):
+    normalize = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
+    if normalize is None:  # mmcv's, whose ``to_rgb`` means the same
+        normalize = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
+    if not isinstance(normalize, Mapping):
         mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return Preprocess(mean=mean, std=std, origin="ImageNet defaults, the config does not say", **common)
-    flipped = told.get("bgr_to_rgb", told.get("to_rgb", False))
+    flipped = normalize.get("bgr_to_rgb", normalize.get("to_rgb", False))
     channels: Literal["RGB", "BGR"] = "RGB" if flipped else "BGR"
     return Preprocess(
-        mean=_numbers(told.get("mean"), 0.0),
-        std=_numbers(told.get("std"), 1.0),
+        mean=_numbers(normalize.get("mean"), 0.0),
+        std=_numbers(normalize.get("std"), 1.0),
         channels=channels,
-        origin="the config's data_preprocessor" if "bgr_to_rgb" in told else "the config's normalization",
+        origin="the config's data_preprocessor" if "bgr_to_rgb" in normalize else "the config's normalization",
         **common,
     )
 

@@ -1,4 +1,4 @@
-"""State dicts of mmsegmentation: the network is the one that a config describes, as data unless the user names it."""
+"""State dicts of mmsegmentation. The config that comes with the checkpoint is parsed; one that the user names is run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
 
-_SCHEME = "mmseg"  # alone, the config that comes with the checkpoint; with ``:config.py`` behind it, that file, run
+_SCHEME = "mmseg"  # alone: the config in or beside the checkpoint; ``mmseg:config.py``: run that file
 _CONFIG_FILE = "config.py"
-_NEST = "state_dict"  # where mmengine looks for one
+_NEST = "state_dict"  # where mmengine looks for the state dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Spec(Spec):
     text: str | None
-    """The config as it shall lie beside the weights; None if it cannot be read without being run."""
+    """The config to write beside the weights; None if it cannot be read without being run."""
     meta: Mapping[str, object]
-    """What has to change under ``meta`` because another number of classes was asked for."""
+    """Changes under ``meta`` for another number of classes."""
 
 
 class MMSegmentation(Family[_Spec]):
@@ -39,7 +39,7 @@ class MMSegmentation(Family[_Spec]):
     needs_model_keys = True
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """By name, by the config in the file, or by the key of its heads' classifiers, which others call otherwise."""
+        """By ``--arch``, by the config in the file, or by the key ``decode_head.conv_seg`` of its heads."""
         if request.arch is not None:
             return request.scheme == self.scheme
         return config_text(weights.meta) is not None or any("decode_head.conv_seg." in key for key in weights.tensors)
@@ -64,16 +64,16 @@ class MMSegmentation(Family[_Spec]):
             classes=names if names and len(names) == _head(model).get("num_classes") else None,
             num_classes=number,
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
-            arguments={"num_classes": number} if trusted and number is not None else {},  # else the text tells
+            arguments={"num_classes": number} if trusted and number is not None else {},  # else the config's text has it
             limited=not trusted,
             text=text,
             meta=meta,
         )
 
     def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
-        """With the config beside the weights; a backbone's file becomes one as mmengine's runner writes it."""
+        """Puts the config beside the weights; a backbone's file gets the layout of mmengine's runner."""
         meta = dict(spec.meta)
-        if loaded.keys.missing:  # the meta of a backbone may tell of the network that it was trained in
+        if loaded.keys.missing:  # the meta of a backbone may describe the network it was trained in
             same = config_text(loaded.keys.weights.meta) == spec.text
             meta |= {} if same else {"cfg": spec.text, "config": None}
             meta |= {} if spec.classes else meta_with_classes(None)
@@ -85,13 +85,13 @@ class MMSegmentation(Family[_Spec]):
         )
 
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
-        """In the file's own ``meta``, where it has one."""
+        """Puts the names into the file's ``meta``, where it has one."""
         if not (save.keys.weights.meta or save.nest):
             return super().with_classes(save, names)
         return replace(save, meta={**save.meta, **meta_with_classes(names)})
 
     def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """Of the last decode head, of those before it in a cascade, and of auxiliary ones.
+        """Logits (N, classes, h, w) of the last decode head, of those before it in a cascade, and of auxiliary heads.
 
         The network's own forward gives the last head's alone. In a cascade each head takes the features and the
         logits of the one before.
@@ -108,7 +108,7 @@ class MMSegmentation(Family[_Spec]):
         return found + [main_output(head(features), architecture) for head in several]
 
     def architecture(self, out: Path) -> str:
-        """The segmentor, if its config lies there."""
+        """The segmentor's type, if the config is there."""
         path = out / _CONFIG_FILE
         if not path.is_file():
             return "EncoderDecoder"
@@ -133,7 +133,7 @@ class MMSegmentation(Family[_Spec]):
         )
 
     def runs_code(self, arch: str) -> bool:
-        """Where a config file is named."""
+        """True if a config file is named."""
         return arch != self.scheme
 
 
@@ -152,7 +152,7 @@ def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str |
 
 
 def _run(file: Path) -> tuple[Config, str | None]:
-    """The config that the user named. Where its values say all, they are kept beside OUT, which then needs no file."""
+    """The config that the user named, and its text if plain values describe it: OUT then needs no other file."""
     config = registry.run_config(file.expanduser())
     text = registry.dump(config)
     try:
@@ -168,7 +168,7 @@ def _checked(text: str, where: object) -> Config:
 
 
 def _num_classes(request: Request) -> int | None:
-    """The number asked for, or recorded of a config that was run."""
+    """The number that the user gave, or that the record has for a config that was run."""
     if unknown := set(request.arch_args) - {"num_classes"}:
         raise CheckpointError(
             f"--arch-arg {sorted(unknown)[0]}", "is no argument of a config", remedy="change the config instead"
