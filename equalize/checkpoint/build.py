@@ -52,7 +52,7 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 class _StorageOnMeta(TorchFunctionMode):
-    """Allocates tensors of the factory functions in `_FILLED` on the meta device; others, such as `linspace`, stay real.
+    """Allocates the tensors of the functions in `_FILLED` on the meta device; others, such as `linspace`'s, stay real.
 
     accelerate's ``init_empty_weights`` would untie parameters that a network shares.
     """

@@ -1,7 +1,7 @@
-"""What is known of a library's checkpoints, behind one interface: a further one is a folder and an entry in FAMILIES.
+"""The interface of a checkpoint family: a library, or the user's own code.
 
-`load` asks in this order: `claims`, `open`, then `outline` (the structure alone) or `load`, and `save_spec` for the way
-back to disk. A family returns facts and a model, never a `Checkpoint`, and knows of no other family.
+`load` calls in this order: `claims`, `open`, then `outline` (the structure alone) or `load`, and `save_spec` for
+writing. A family returns facts and a model, never a `Checkpoint`, and imports no other family.
 """
 
 import json
@@ -38,7 +38,7 @@ class Spec:
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
     num_classes: int | None = None
-    """That the user asked for."""
+    """The number that the user gave."""
     notes: tuple[str, ...] = ()
     """What was chosen where the files left a choice."""
     arch: str | None = None
@@ -46,7 +46,7 @@ class Spec:
     arguments: Mapping[str, object] | None = None
     """The ``--arch-arg`` that go with it."""
     limited: bool = True
-    """Whether a checkpoint says how large it is; what users name themselves is theirs to size."""
+    """Whether the weights limit its size: true for networks that a checkpoint, not the user, describes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +56,13 @@ class KeyMap:
     weights: Weights
     """As read, under the keys that are to be written."""
     to_disk: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    """A state dict of the model -> its tensors by the key they have, or shall have, on disk."""
+    """Maps the model's state dict to its tensors by key on disk, also for keys that the disk lacks yet."""
     newly_initialized: tuple[str, ...] = ()
     """Model keys that were missing on disk, or had another number of classes there."""
     missing: bool = False
     """Whether there were keys that are missing on disk."""
     prefix: str = ""
-    """What wrappers put before the model's keys on disk."""
+    """The prefix of wrappers on the keys on disk, such as ``module.``."""
     model_key: Mapping[str, str] = field(default_factory=dict)
     """Key on disk -> model key, where they differ by more than ``prefix``."""
 
@@ -78,21 +78,21 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveSpec:
-    """What it takes to write a model back in the format it came in."""
+    """What is needed to write a model back in the format it came in."""
 
     path: Path
     """The file or directory that was read."""
     keys: KeyMap
     config: Mapping[str, object] | None = None
-    """Fields that ``config.json`` has to change to."""
+    """Fields of ``config.json`` with their new values."""
     architecture: Mapping[str, object] | None = None
-    """Content of ``architecture.json``; given for state dicts alone."""
+    """Content of ``architecture.json``; for state dicts only."""
     beside: tuple[Path, ...] = ()
     """Files from elsewhere that belong beside the weights: the config a state dict was read with."""
     meta: Mapping[str, object] = field(default_factory=dict)
-    """What has to change under ``meta`` of a torch file; None takes an entry away."""
+    """Changes under ``meta`` of a torch file; None removes an entry."""
     nest: str | None = None
-    """Where a torch file shall have its state dict, with ``meta`` beside it; None leaves it where it is."""
+    """The key for the state dict in a torch file, with ``meta`` beside it; None leaves it where it is."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Files to write beside the weights, by name."""
 
@@ -105,23 +105,23 @@ class Family(ABC, Generic[S]):
 
     name: ClassVar[str]
     library: ClassVar[str | None] = None
-    """What the Hub calls it."""
+    """Its library name on the Hub."""
     scheme: ClassVar[str | None] = None
-    """What stands before the colon of its ``--arch``; None where that is a file or module of the user's."""
+    """The part of its ``--arch`` before the colon; None where that is a file or module of the user's."""
     arch_forms: ClassVar[tuple[str, ...]]
     """How its ``--arch`` is spelled, for errors."""
     config_field: ClassVar[str | None] = None
-    """The field of ``config.json`` that its directories have and others have not."""
+    """A field of ``config.json`` that only its directories have."""
     needs_model_keys: ClassVar[bool] = False
-    """Whether its loader cannot look behind a wrapper's prefix."""
+    """Whether its loader requires keys without a wrapper's prefix."""
 
     @abstractmethod
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """Whether a checkpoint is of this family. First asked without weights; then, if nobody knew, with them."""
+        """Whether a checkpoint is of this family. Called without weights, then, if none claims it, with them."""
 
     @abstractmethod
     def open(self, place: Place, weights: Weights, request: Request) -> S:
-        """Read what the files and the user say; ``weights`` is empty where files describe the structure.
+        """Read the files and the flags; ``weights`` is empty where JSON files describe the structure.
 
         Raises:
             CheckpointError: it is damaged, or of no network that can be built.
@@ -134,7 +134,7 @@ class Family(ABC, Generic[S]):
 
     @abstractmethod
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """Lines of Python that load what was written to a directory; empty if only its author has the code it takes.
+        """Lines of Python that load what was written to a directory; empty if that needs code that only its author has.
 
         With ``repository``, ORG/NAME on the Hub, and its ``revision`` they load it from there: the files are the same.
         """
@@ -145,12 +145,12 @@ class Family(ABC, Generic[S]):
         return place
 
     def needs_weights(self, place: Place, request: Request) -> bool:
-        """Whether even the structure is told only by the weights."""
+        """Whether the structure can be known from the weights alone."""
         return request.arch is not None or not place.described
 
     def outline(self, spec: S, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """The network on the meta device, and notes; keys and shapes must fit as far as there are any."""
-        request = replace(request, init_missing=True)  # looking at a structure needs no weights
+        request = replace(request, init_missing=True)  # missing weights do not matter for the structure
         model = _build(spec, weights, request, on_meta=True)
         if not weights.tensors:
             return model, spec.notes
@@ -180,17 +180,17 @@ class Family(ABC, Generic[S]):
         """What the weights are written back with."""
         try:
             arguments = json.loads(json.dumps(dict(spec.arguments or {})))
-        except (TypeError, ValueError):  # objects that only a caller in Python can give again
+        except (TypeError, ValueError):  # objects that JSON cannot hold: a caller in Python passes them again
             arguments = None
         return SaveSpec(path=place.path, keys=loaded.keys, architecture={"arch": spec.arch, "arch_args": arguments})
 
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
-        """The same with names for the classes; by default in a file of equalize's own, as the format has no place."""
+        """The spec with class names; by default in ``class_names.json``, for formats without a field for them."""
         text = json.dumps({str(number): name for number, name in enumerate(names)}, indent=2, ensure_ascii=False)
         return replace(save, texts={**save.texts, CLASS_NAMES_FILE: f"{text}\n"})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
-        """Load what was written, strictly, by the library's own loader: the proof that it is what it should be.
+        """Load what was written, strictly, by the library's own loader, to verify it.
 
         By default that is ``load_state_dict(strict=True)`` of the flat copy beside a torch file.
         """
@@ -210,16 +210,16 @@ class Family(ABC, Generic[S]):
         return [*found, output["aux"]] if isinstance(output, Mapping) and "aux" in output else found
 
     def runs_code(self, arch: str) -> bool:
-        """Whether building what an ``--arch`` names runs code that only the user may name."""
+        """Whether building the network of an ``--arch`` runs code that only the user may name."""
         return False
 
     def recorded(self, arch: str, directory: Path) -> str | None:
-        """The ``--arch`` that a record beside a state dict may mean; None if it names code, or files elsewhere."""
+        """The ``--arch`` of an architecture.json if it may be used; None if it names code, or files elsewhere."""
         return None if self.runs_code(arch) else arch
 
 
 def _build(spec: Spec, weights: Weights, request: Request, *, on_meta: bool = False) -> nn.Module:
-    """The network of a spec; where a checkpoint says how large it is, no larger than what there is to fill it."""
+    """The network of a spec; if ``limited``, an error where it is far larger than the weights can fill."""
     limit = limit_construction(weights.tensors or None, draw=request.init_missing) if spec.limited else nullcontext()
     with limit:
         return construct(spec.make, spec.arch or spec.architecture, on_meta=on_meta, seed=request.seed)

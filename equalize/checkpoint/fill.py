@@ -1,4 +1,5 @@
-"""The tensors of a file into a model, strictly: what does not fit is refused, what is missing stays as it was drawn."""
+"""Copies a file's tensors into a model, strictly: a tensor that does not fit is an error, also a missing one unless
+``init_missing`` leaves it as initialized."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -36,7 +37,7 @@ def fit(
 
 
 def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tuple[str, ...]:
-    """Copy the paired tensors into the model, and name the keys that are left as they were drawn.
+    """Copy the paired tensors into the model; returns the keys that keep their initialization.
 
     Raises:
         NumericsError: a tensor holds NaN or Inf.
@@ -53,7 +54,7 @@ def only_class_count(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], nu
 
     Args:
         mismatched: key -> (shape in the model, shape on disk).
-        num_classes: what the model was asked to have; N + 1 also counts (a class for "nothing").
+        num_classes: of the model; N + 1 also counts (a class for "nothing").
     """
     if not mismatched:
         return True
@@ -99,10 +100,10 @@ def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
 
 
 def with_model_keys(weights: Weights, match: Match, *, drop_prefix: bool = False) -> tuple[Weights, Match]:
-    """Weights that lack a part of a network, by the keys that the network has: so its library loads what is written.
+    """Weights of a part of a network, renamed to the network's keys, so that its library loads what is written.
 
-    What the file of an encoder holds beside the encoder, such as an image classifier, is left out. With
-    ``drop_prefix`` that is also done where only a wrapper's prefix is in the way.
+    Keys beside an encoder's, such as those of an image classifier, are dropped. ``drop_prefix`` renames also where
+    the keys differ by a wrapper's prefix alone.
     """
     if not match.missing or not (match.submodule or (drop_prefix and match.prefix)):
         return weights, match
@@ -114,7 +115,7 @@ def with_model_keys(weights: Weights, match: Match, *, drop_prefix: bool = False
 
 
 def placement_notes(source: str, weights: Weights, match: Match) -> list[str]:
-    """What was taken to be what, for the user."""
+    """Notes for the user on how keys were matched."""
     name, notes = Path(source).name, []
     if any(f"{part}." not in PREFIXES for part in match.prefix.split(".")[:-1]):
         notes.append(f"{name}: the network was taken to be what lies under {match.prefix.removesuffix('.')!r}")

@@ -1,4 +1,4 @@
-"""The keys of a file against the keys of a model: what pairs up, what is missing, what must be drawn."""
+"""Matches the keys of a file to the keys of a model."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -20,31 +20,31 @@ class Match:
     missing: tuple[str, ...]
     """Model keys that the file lacks. BatchNorm counters that old files never had do not count."""
     unexpected: tuple[str, ...]
-    """Keys on disk that belong to a submodule of the model and yet fit no key of it."""
+    """Keys on disk without a counterpart, under a submodule that the model has."""
     mismatched: tuple[str, ...]
     """Model keys whose tensor on disk has another shape."""
     disk_name: Mapping[str, str]
-    """Model key -> key on disk, also for what is missing there: where a drawn tensor is to be written."""
+    """Model key -> key on disk, also for missing ones: the key under which an initialized tensor is written."""
     prefix: str
-    """What wrappers put before the model's keys on disk."""
+    """The prefix of wrappers on the keys on disk, such as ``module.``."""
     submodule: str = ""
-    """The submodule, with a dot behind, whose own keys the file has: an encoder that was saved by itself."""
+    """The path of the submodule (ending in a dot) whose own keys the file has: an encoder that was saved by itself."""
 
     @property
     def complete(self) -> bool:
-        """Whether every key found its partner."""
+        """Whether all keys were matched."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def to_disk(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a model's state dict by the key they have, or shall have, on disk."""
+        """The tensors of a model's state dict by key on disk."""
         return {disk: state[key] for key, disk in self.disk_name.items()}
 
 
 def strippings(keys: Iterable[str]) -> list[dict[str, str]]:
     """Ways to read the keys on disk: as they are, then with one more wrapper's prefix gone each.
 
-    A known prefix counts when at least half of the keys carry it: a Lightning file also holds its loss. There the
-    network is called as its author did, so that any other counts where nine in ten keys carry it.
+    A known prefix is stripped when at least half of the keys carry it (a Lightning file also holds its loss), any
+    other (the attribute's name in a Lightning module is free) when nine in ten do.
     """
     readings = [{key: key for key in keys}]
     while (prefix := _wrapper(readings[-1])) is not None:
@@ -64,8 +64,8 @@ def _wrapper(keys: Collection[str]) -> str | None:
 def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Match:
     """Pair a model's keys with those on disk, under the reading of prefixes that fits best.
 
-    An encoder that was saved by itself is found under the one submodule whose keys and shapes it has exactly; what
-    else it holds, such as an image classifier, belongs to nothing.
+    An encoder that was saved by itself is matched to the one submodule whose keys and shapes it has exactly; its
+    other keys, such as those of an image classifier, are ignored.
     """
     reading = max(strippings(disk), key=lambda bare: _affinity(model, disk, bare))
     children = {key.partition(".")[0] for key in model}
@@ -96,7 +96,7 @@ def _affinity(
 
 
 def _placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
-    """The submodules, with a dot behind, whose state dict a file holds among keys that the model itself has not."""
+    """Paths of submodules (ending in a dot) whose state dict a file holds, among keys that the model lacks."""
     foreign = {key: shape for key, shape in disk.items() if key not in model}
     groups: dict[str, dict[str, torch.Size]] = {}
     for key, shape in model.items() if foreign else ():
@@ -106,13 +106,13 @@ def _placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size])
     return [
         place
         for place, own in groups.items()
-        if 2 * len(own) >= len(foreign)  # less is chance: a single layer fits in many places
+        if 2 * len(own) >= len(foreign)  # below half it is chance: a single layer fits in many places
         and not any(place + key in disk for key in own)
         and all(foreign.get(key) == shape or _old_counter(key, foreign) for key, shape in own.items())
     ]
 
 
 def _old_counter(key: str, reading: Collection[str]) -> bool:
-    """A BatchNorm counter that the file never had, beside statistics that it has: torch's loader lets it pass."""
+    """Whether a key is a BatchNorm counter that old files lack beside their statistics; torch's loader accepts that."""
     bare = key.removesuffix(_COUNTER)
     return bare != key and key not in reading and f"{bare}.running_mean" in reading

@@ -1,7 +1,7 @@
-"""How large a network may be that a checkpoint describes: about as large as what it holds to fill it.
+"""Limits the size of a network that a checkpoint describes to about that of its weights.
 
-A few bytes of a config can ask for a million layers, or for one as large as all memory. Only what a checkpoint says of
-itself is bounded here, and by what it holds, never by a depth of its own; networks that users name are theirs to size.
+A few bytes of a config can describe a million layers, or one as large as all memory. Only networks that a checkpoint
+describes are limited, by the tensors it holds and not by depth; networks that users name are not.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-_MOST_TENSORS = 1 << 14  # of a network without weights: eight times those of HRNet-W48
-_SPARE_TENSORS, _SPARE_VALUES = 1 << 10, 1 << 24  # buffers that are not saved
-_DRAWN_VALUES = 1 << 27  # of a decoder that the file lacks: the largest have half of that
+_MOST_TENSORS = 1 << 14  # for a config without weights: eight times those of HRNet-W48
+_SPARE_TENSORS, _SPARE_VALUES = 1 << 10, 1 << 24  # for buffers that are not saved
+_DRAWN_VALUES = 1 << 27  # for a decoder that the file lacks: the largest have half of that
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""MODEL -> `Checkpoint`: its place, its weights, the family that claims it, the model."""
+"""Loads MODEL as a `Checkpoint`: locates it, reads its weights, finds its family, builds and fills the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from equalize.errors import CheckpointError
 
 __all__ = ["ModelName", "load", "reload", "written_by"]
 
-_DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that a record may not set
+_DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that architecture.json may not set
 
 
 def load(
@@ -35,14 +35,14 @@ def load(
     Args:
         source: a Hub id ``org/name[@revision]``, a directory saved by transformers, smp or equalize, a state-dict
             file, or ``torchvision:NAME``.
-        arch: what a state dict belongs to, if its keys do not tell: ``torchvision:NAME``, ``smp:NAME``,
+        arch: what a state dict belongs to, if its keys do not identify it: ``torchvision:NAME``, ``smp:NAME``,
             ``transformers:DIR``, ``mmseg:config.py``, ``file.py:Factory`` or ``package.module:Factory``. The last
             three run that code.
         arch_args: arguments of the factory.
         weights: False builds the network on the meta device from its config alone.
         init_missing: draw what the checkpoint lacks with the library's initializer; all else stays strict.
-        num_classes: of the network; another number than the checkpoint's needs ``init_missing``.
-        seed: of the draw.
+        num_classes: of the network; a number other than the checkpoint's needs ``init_missing``.
+        seed: of the initialization.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, recognized or built.
@@ -62,7 +62,7 @@ def load(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelName(Request):
-    """MODEL and the flags that go with it, to be loaded more than once."""
+    """MODEL and its flags, to be loaded more than once."""
 
     def load(self, *, weights: bool = True) -> Checkpoint:
         """Loads it; without weights on the meta device."""
@@ -99,7 +99,7 @@ class ModelName(Request):
 
 
 def _check(request: Request) -> None:
-    """What is wrong with the flags, whatever the model."""
+    """Refuses flags that are wrong for any model."""
     if request.arch_args and request.arch is None:
         raise CheckpointError("--arch-arg", "needs --arch")
     if request.arch is not None and family_of_arch(request.arch).scheme is None:
@@ -114,7 +114,7 @@ def _arch_forms() -> str:
 
 
 def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] | None:
-    """The first family that claims a checkpoint; None if its weights must be read to tell."""
+    """The first family that claims a checkpoint; None if that depends on the weights."""
     if place.kind == "published":
         family = next((each for each in FAMILIES if each.claims(place, weights, replace(request, arch=None))), None)
         if family is None:
@@ -130,7 +130,7 @@ def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] |
 
 
 def _with_weights(family: Family[Any] | None, place: Place, request: Request) -> tuple[Family[Any], Place, Weights]:
-    """The weights, and the family that claims them where nothing else tells."""
+    """The weights, and the family that claims them if none has claimed the place."""
     if family is not None:
         place = family.fetch(place)
         return family, place, weights_at(place)
@@ -148,7 +148,7 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
 
 
 def _as_recorded(place: Place, request: Request) -> Request:
-    """The request with the architecture that a record beside a state dict names, unless the caller names one."""
+    """The request with the architecture of architecture.json, unless the caller names one."""
     if place.record is None:
         return request
     named, arguments = place.record.get("arch"), place.record.get("arch_args") or {}
@@ -166,7 +166,7 @@ def _as_recorded(place: Place, request: Request) -> Request:
 
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:
-    """With the class names in a file beside it, if its format told none; those of another number no longer hold."""
+    """Adds the class names of class_names.json if the format has none and their number fits."""
     names = read_class_names(place.path) if checkpoint.classes is None else None
     if names is None or request.num_classes not in (None, len(names)):
         return checkpoint
@@ -174,7 +174,7 @@ def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request)
 
 
 def written_by(directory: Path) -> Family[Any]:
-    """The family of what was written to a directory, by the JSON files there."""
+    """The family of a written directory, by its JSON files."""
     place = locate(directory)
     named = None if place.record is None else place.record.get("arch")
     if isinstance(named, str):
@@ -186,7 +186,7 @@ def written_by(directory: Path) -> Family[Any]:
 
 
 def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
-    """Load a written directory as its own library does, strictly: the proof that it is what it should be.
+    """Load a written directory with its own library's loader, strictly, to verify it.
 
     Args:
         directory: as `Checkpoint.save` wrote it.

@@ -1,4 +1,4 @@
-"""The logits in what a segmentation network returns."""
+"""Finds the logits in the output of a segmentation network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from equalize.errors import SiteError
 
 
 def main_output(output: Any, architecture: str) -> Tensor:
-    """The (N, classes, h, w) tensor in what a segmentation network returns.
+    """The logits (N, classes, h, w) in the output of a segmentation network.
 
     Raises:
         SiteError: there is none.

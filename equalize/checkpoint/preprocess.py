@@ -1,4 +1,4 @@
-"""How a checkpoint wants its images: one frozen record, callable on a PIL image."""
+"""`Preprocess`: how a checkpoint's images are resized and normalized; callable on a PIL image."""
 
 import math
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_LONGEST_SIDE = 4096  # pixels that a file may ask for; a user may ask for more
+_LONGEST_SIDE = 4096  # pixels; the limit for a size in a file, not for --size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """Resize, scale and normalize an image as the checkpoint was trained with.
+    """Resizes, scales and normalizes an image as in the checkpoint's training.
 
     A pixel x in 0..255 becomes ``(x * rescale - mean) / std``, per channel in the order ``channels``.
     """
@@ -32,7 +32,7 @@ class Preprocess:
     """(height, width) to resize to; None leaves images as they are."""
     channels: Literal["RGB", "BGR"] = "RGB"
     reduce_labels: bool | None = None
-    """Whether label 0 is background to be ignored, as ADE20K models have it; None where nobody says."""
+    """Whether label 0 is background to be ignored, as ADE20K models have it; None if unknown."""
     origin: str = "ImageNet defaults"
     """Where the numbers come from."""
 
@@ -64,7 +64,7 @@ class Preprocess:
         """Read the fields of a transformers image processor (its ``to_dict()``).
 
         Raises:
-            ValueError: a number that no image can be prepared with.
+            ValueError: a mean, std or size that is not usable.
         """
         normalize = bool(processor.get("do_normalize")) and processor.get("image_mean") is not None
         factor = processor.get("rescale_factor")

@@ -1,4 +1,4 @@
-"""What the caller of `load` asked for, passed down unchanged."""
+"""`Request`: the arguments of `load`, passed down unchanged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """MODEL and the flags that go with it."""
+    """MODEL and its flags."""
 
     source: str
-    """As typed."""
+    """MODEL as the user typed it."""
     arch: str | None = None
-    """``--arch``; where a record lies beside the weights, what that says."""
+    """``--arch``, else the one in architecture.json beside the weights."""
     arch_args: Mapping[str, object] = field(default_factory=dict)
     init_missing: bool = False
     num_classes: int | None = None
@@ -19,10 +19,10 @@ class Request:
 
     @property
     def scheme(self) -> str | None:
-        """What stands before the colon of ``--arch``: a library, or a file or module of the user's."""
+        """The part of ``--arch`` before the colon: a library, or a file or module of the user's."""
         return None if self.arch is None else self.arch.partition(":")[0]
 
     @property
     def arch_name(self) -> str:
-        """What stands behind it."""
+        """The part of ``--arch`` after the first colon."""
         return "" if self.arch is None else self.arch.partition(":")[2]

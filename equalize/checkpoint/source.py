@@ -1,4 +1,4 @@
-"""MODEL as typed -> a place: a file, a directory, a Hub snapshot, or weights that a library publishes."""
+"""Locates MODEL: a file, a directory, a Hub snapshot, or weights that a library publishes."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from equalize.checkpoint.files.weights import (
 from equalize.errors import CheckpointError, ResourceError
 from equalize.hub import HUB_ID, hub_reachable
 
-NO_WEIGHTS = Weights(files=(), index=None, tensors={}, home={})
-"""For looking at a structure that other files describe."""
+NO_WEIGHTS = Weights(files=(), index=None, tensors={}, file_of={})
+"""Stands for the weights where JSON files describe the structure."""
 _PUBLISHED = re.compile(r"([a-z]{2,}):([\w.-]+)")
 _SIDE_FILES = ["*.json", "*.txt", "*.md", "LICENSE*"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -28,7 +28,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a checkpoint lies, and what the JSON files beside it say."""
+    """Where a checkpoint is, and the content of the JSON files beside it."""
 
     kind: Literal["file", "directory", "published"]
     path: Path
@@ -36,18 +36,18 @@ class Place:
     library: str | None = None
     """The library that publishes the weights."""
     published: str | None = None
-    """The name under which it does."""
+    """The name of the published weights."""
     repository: str | None = None
     revision: str | None = None
     """The commit that a Hub id resolved to."""
     config: Mapping[str, object] = field(default_factory=dict)
-    """Content of ``config.json``, if there is one and no record."""
+    """Content of ``config.json``, if there is one and no ``architecture.json``."""
     record: Mapping[str, object] | None = None
     """Content of ``architecture.json``, which equalize writes beside a state dict."""
 
     @property
     def described(self) -> bool:
-        """Whether a library left something beside the weights that says what they belong to."""
+        """Whether a JSON file beside the weights describes the network."""
         return bool(self.config or self.library)
 
 
@@ -55,7 +55,7 @@ def locate(source: str | Path) -> Place:
     """Find MODEL. Of a Hub id, only the small files are downloaded: see `fetch_weights`.
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: it does not exist.
         ResourceError: the Hub cannot be reached, or has no such model.
     """
     name = os.fspath(source)

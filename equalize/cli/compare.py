@@ -21,7 +21,7 @@ Arms = Annotated[
     str,
     typer.Option(
         metavar="ARM,ARM,...",
-        help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
+        help="none, redrawn (fusion layers has_plot anew), and equalized: auto, migrate, preserve, rescale, reinit "
         "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
     ),
 ]
@@ -79,15 +79,15 @@ def compare(
 
 
 def _report(found: "Comparison", out: Path, terminal: "Terminal") -> None:
-    """Writes compare.md and, where it can be drawn, compare.png; prints the rest."""
+    """Writes compare.md and, with matplotlib, compare.png; prints the report."""
     from equalize.cli.reports.comparison import comparison_report, markdown
     from equalize.commands.compare.curves import can_draw, draw_curves
 
-    drawn = can_draw()
-    if drawn:
+    has_plot = can_draw()
+    if has_plot:
         draw_curves(found, out / "compare.png")
-    (out / "compare.md").write_text(markdown(found, "compare.png" if drawn else None), encoding="utf-8")
+    (out / "compare.md").write_text(markdown(found, "compare.png" if has_plot else None), encoding="utf-8")
     terminal.result(found.to_json(), comparison_report(found))
-    terminal.hint(f"wrote compare.json, compare.md{', compare.png' if drawn else ''} to {out}")
-    if not drawn:
+    terminal.hint(f"wrote compare.json, compare.md{', compare.png' if has_plot else ''} to {out}")
+    if not has_plot:
         terminal.hint("for a picture of the learning curves: pip install 'equalize[plot]', then this command again")

@@ -1,7 +1,6 @@
-"""From an exception to the one line a user reads and the exit code a program reads.
+"""Maps an exception to one line for stderr and an exit code.
 
-One table, looked into once, in `main`. Types of heavy libraries stand in it by name: whoever raised them has imported
-them, and this file need not.
+One table, used once, in `main`. Types of heavy libraries are listed by name, so that this file need not import them.
 """
 
 import errno
@@ -15,7 +14,7 @@ from equalize.errors import EqualizeError, PeerError
 
 __all__ = ["Failure", "explain", "visible"]
 
-# What a terminal obeys instead of showing it: controls, and marks that turn the direction of writing.
+# Characters that control a terminal instead of being shown, and marks that change the direction of writing.
 _OBEYED = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _SHOWN = dict.fromkeys(_OBEYED, "\ufffd")
 
@@ -32,18 +31,18 @@ _SENTENCES = {
     "safetensors._safetensors_rust.SafetensorError": "safetensors: a file cannot be read or written ({reason}); "
     "check the disk and the file",
 }
-"""Of failed resources: exit code 3."""
+"""Exception types that mean exit code 3."""
 
 
 class Failure(NamedTuple):
-    """How a command ends that did not succeed: one line for stderr, empty where another process has said it."""
+    """How a command ends that did not succeed: one line for stderr, empty where another process has printed it."""
 
     sentence: str
     exit_code: int
 
 
 def visible(text: str) -> str:
-    """Text that may hold names from a stranger's file, harmless to a terminal; line breaks and tabs stay."""
+    """Text (possibly with names from untrusted files) without terminal controls; line breaks and tabs stay."""
     return text.translate(_SHOWN)
 
 
@@ -52,7 +51,7 @@ def explain(error: BaseException, signal_number: int | None = None) -> Failure:
 
     Args:
         error: whatever reached `main`.
-        signal_number: the signal that had arrived before, which then is the reason, whatever the exception says.
+        signal_number: a signal that arrived before; it then is the reason, for any exception.
     """
     if isinstance(error, PeerError):
         return Failure("", error.code)
@@ -66,7 +65,7 @@ def explain(error: BaseException, signal_number: int | None = None) -> Failure:
 def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, EqualizeError):
         return str(error), error.exit_code
-    if hasattr(error, "format_message"):  # what Typer refuses; the class is Click's or Typer's, by version
+    if hasattr(error, "format_message"):  # a usage error; the class is Click's or Typer's, by version
         return _usage(error), 2
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     for kind in type(error).__mro__:

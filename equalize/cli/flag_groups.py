@@ -43,7 +43,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **made)
 
-    del flat.__wrapped__  # Typer would look through it
+    del flat.__wrapped__  # Typer would unwrap it
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {each.name: each.annotation for each in parameters}
     return flat
@@ -51,13 +51,13 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchFlags:
-    """What builds the network of a state dict."""
+    """Flags that define the network of a state dict."""
 
     arch: o.Arch = None
     arch_args: o.ArchArgs = None
 
     def name(self, source: str, **others: Any) -> "ModelName":
-        """The model that `source` names, as these flags and further fields of `ModelName` have it."""
+        """A `ModelName` of `source`, these flags and further fields."""
         from equalize.checkpoint import ModelName
 
         return ModelName(source=source, **{**asdict(self), "arch_args": dict(self.arch_args or ())}, **others)
@@ -65,7 +65,7 @@ class ArchFlags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFlags(ArchFlags):
-    """What builds the network, and what is drawn where the checkpoint lacks it."""
+    """Flags that define the network, and whether missing parts are initialized."""
 
     init_missing: o.InitMissing = False
     num_classes: o.NumClasses = None
@@ -74,7 +74,7 @@ class ModelFlags(ArchFlags):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFlags:
-    """Which images are measured, and how."""
+    """Flags of the images that are measured."""
 
     samples: o.Samples = "256"
     tolerance: o.Tolerance = None
@@ -87,7 +87,7 @@ class ImageFlags:
     skip_bad: o.SkipBad = 0.0
 
     def config(self, seed: int) -> "CalibrationConfig":
-        """The same as the command takes them."""
+        """The flags as a `CalibrationConfig`."""
         from equalize.commands.images import CalibrationConfig
 
         return CalibrationConfig(**asdict(self), seed=seed)

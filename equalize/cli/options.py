@@ -68,7 +68,7 @@ def read_numbers(text: str) -> tuple[float, ...]:
 
 
 def demand_data(context: Context, *flags: str) -> None:
-    """Refuses flags of images that were given although --data was not."""
+    """Refuses flags about images without --data."""
     for name in flags:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -76,7 +76,7 @@ def demand_data(context: Context, *flags: str) -> None:
 
 
 def _integers(texts: Sequence[str]) -> tuple[int, ...]:
-    """Empty if one is none."""
+    """The texts as integers; empty if one is no integer."""
     plain = all(text.isascii() and text.isdigit() for text in texts)
     return tuple(map(int, texts)) if plain else ()
 

@@ -1,4 +1,4 @@
-"""The process around a command: signals that end it, and readers that go away."""
+"""Signals that end a command, and pipes whose reader has closed."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ class Terminated(BaseException):
 
 
 class Signals:
-    """Which signal has asked the process to end, if any."""
+    """The signal that was received, if any."""
 
     received: int | None = None
 
@@ -39,13 +39,13 @@ def interruptible() -> Iterator[Signals]:
 
 
 def open_streams() -> None:
-    """Gives a process that was started without stdout or stderr (`>&-`) ones that lead nowhere."""
+    """Replaces a missing stdout or stderr (`>&-`) by the null device."""
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def flush() -> None:
-    """Empties stdout, so that a full disk behind it is noticed here and not at exit."""
+    """Flushes stdout, so that a full disk is noticed here and not at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -53,7 +53,7 @@ def flush() -> None:
 
 
 def reader_has_gone() -> bool:
-    """Whether it was stdout's pipe that broke, and not another: one more line tells, buffered or not."""
+    """Whether stdout's pipe is the broken one: writes one more line to find out."""
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -63,7 +63,7 @@ def reader_has_gone() -> bool:
 
 
 def discard(stream: IO[str]) -> None:
-    """Points a stream whose reader has gone at the null device: else Python complains when it exits."""
+    """Redirects a stream whose reader has closed to the null device: else Python reports an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

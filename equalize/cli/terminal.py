@@ -1,4 +1,4 @@
-"""Where a command's words go.
+"""A command's output: results on stdout, everything else on stderr.
 
     stdout   the result: a report, or with --json one JSON object and nothing else
     stderr   bars (on a terminal only), warnings, errors; with --json also the notes
@@ -35,9 +35,9 @@ _WIDEST = 10_000
 
 
 class _Console(Console):
-    """A console whose reader may go away (`equalize scan ... | head`); the command then finishes unheard.
+    """A console whose reader may close the pipe (`equalize scan ... | head`); the command then finishes without output.
 
-    Names of layers and classes come from files of strangers: what a terminal would obey is not sent.
+    Names of layers and classes come from untrusted files: terminal controls are not sent.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -50,7 +50,7 @@ class _Console(Console):
 
 
 class Terminal:
-    """What a command prints with."""
+    """Prints a command's result, notes, warnings and progress."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
@@ -61,7 +61,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def among_peers(self) -> Iterator[None]:
-        """Joins the processes that a launcher started, if it did; of several only the main one prints."""
+        """Joins the group of processes that a launcher started, if any; only the main one prints."""
         from equalize.distributed import is_main, joined
 
         with joined(lambda error: explain(error).exit_code):
@@ -70,11 +70,11 @@ class Terminal:
             yield
 
     def note(self, line: str) -> None:
-        """A fact worth knowing: at once on a terminal, else with the result, so that an error stands alone."""
+        """Prints an information: at once on a terminal, else with the result, so that an error is the only line."""
         self._say(self._err if self._json else self._out, Text(line))
 
     def warn(self, line: str) -> None:
-        """Something that the user may want to act on."""
+        """Prints a warning."""
         self._say(self._err, Text(f"warning: {line}"))
 
     def _say(self, console: Console, text: Text) -> None:
@@ -87,23 +87,23 @@ class Terminal:
             _print(*self._held.pop(0))
 
     def hint(self, line: str) -> None:
-        """What could be done next; for people only."""
+        """Prints a suggestion; not with --json."""
         if not self._json:
             _print(self._err, Text(line, style="dim"))
 
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
-        """The parts of a report; dropped with --json."""
+        """Prints the parts of a report; nothing with --json."""
         if not self._json:
             self._release()
             for part in report:
                 _print(self._out, part)
 
     def step(self, heading: str, explanation: str = "") -> None:
-        """Opens a part of a command that has several."""
+        """Prints the heading of a step."""
         self.show([Text(f"\n{heading}", style="bold cyan"), Text(explanation and f"{explanation}\n", style="cyan")])
 
     def result(self, content: Mapping[str, Any], report: Iterable[ConsoleRenderable] = ()) -> None:
-        """What the command has found: the object with --json, else the report. Only the main process says it."""
+        """Prints the result: the object with --json, else the report. Only the main process prints."""
         from equalize.distributed import is_main
 
         if not is_main():
@@ -114,12 +114,12 @@ class Terminal:
                 self._stdout.flush()
             except BrokenPipeError:
                 discard(self._stdout)
-        self._release()  # not before: if the disk behind stdout is full, that error stands alone
+        self._release()  # not before: if the disk behind stdout is full, the error is the only line
         self.show(report)
 
     @contextlib.contextmanager
     def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar, where stderr is a terminal; gives what is to be called with the images done and in all."""
+        """A progress bar, where stderr is a terminal; yields a `Progress`."""
         if not self._err.is_terminal:
             yield lambda done, of: None
             return
@@ -128,7 +128,7 @@ class Terminal:
         task = bars.add_task(doing, total=None)
 
         def advance(done: int, of: int) -> None:
-            bars.start()  # not before there is something to show: notes come first
+            bars.start()  # only at the first update: notes come first
             if done < bars.tasks[0].completed:  # another pass over the same images
                 bars.reset(task)
             bars.update(task, completed=done, total=of)
@@ -143,7 +143,7 @@ class Terminal:
 def open_terminal(context: typer.Context, *, as_json: bool) -> Iterator[Terminal]:
     """A terminal around the body of a command."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that knows no "×" shows "?", and works
+        if hasattr(stream, "reconfigure"):  # an encoding without "×" prints "?" instead of failing
             stream.reconfigure(errors="replace")
     terminal = Terminal(as_json=as_json)
     debug = bool(context.find_root().params.get("debug"))

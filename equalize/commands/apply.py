@@ -14,7 +14,7 @@ __all__ = ["apply_plan"]
 
 
 def apply_plan(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False) -> Plan:
-    """Carries a plan out on another copy of its model, writes it and proves it on random inputs.
+    """Carries a plan out on another copy of its model, writes it and verifies it on random inputs.
 
     Returns:
         The plan with the provenance of this copy.

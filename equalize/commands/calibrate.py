@@ -1,6 +1,6 @@
 """`equalize calibrate`: a checkpoint and images in, a checkpoint with scale equalization out.
 
-Measured, embedded, written, reloaded and proven.
+Measures, embeds, writes, reloads and verifies.
 """
 
 from dataclasses import asdict, replace
@@ -95,7 +95,7 @@ def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
 def _facts(
     plan: Plan, name: ModelName, checkpoint: Checkpoint, found: Scan, images: Images, data: str | Path
 ) -> dict[str, Any]:
-    """What `equalize.json` says beside the plan: provenance, how it was measured, and room for the proof."""
+    """The facts in `equalize.json` beside the plan: provenance, how it was measured, and an empty "check"."""
     return {
         "equalize": __version__,
         "torch": torch.__version__,

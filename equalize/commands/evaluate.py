@@ -1,4 +1,4 @@
-"""How well a network segments: pixels counted by label and prediction, at the masks' own resolution."""
+"""Scores a segmentation network: counts pixels by label and prediction, at the masks' resolution."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -108,9 +108,9 @@ def count_images(
 
     Args:
         checkpoint: whose model the caller has put into eval mode on `device`.
-        labeled, config, device: what is scored, how, and where.
-        together: gives the logits in place of the checkpoint where each process holds but a part of the network, so
-            that all must call it equally often.
+        labeled, config, device: the split, the settings and the device.
+        together: replaces the checkpoint's logits where each process holds a part of the network, so that all must call
+            it equally often.
     """
     preprocess, size = checkpoint.preprocess, config.size or checkpoint.preprocess.size
     logits: Logits = together or checkpoint.logits
@@ -119,7 +119,7 @@ def count_images(
         preprocess, size = replace(preprocess, size=None), None
     masks = dict(labeled.dataset.with_masks())
     mine = my_share(labeled.dataset.images)
-    read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to count
+    read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to score
     found: Iterable[Batch] = Batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
     for batch, fresh in in_step(found, device) if together else ((batch, True) for batch in found if mine):
         with torch.no_grad(), precision_of(config.precision, device):
@@ -129,7 +129,7 @@ def count_images(
 
 
 def _count(scores_Khw: Tensor, image: Item, mask: Item, labeled: LabeledSplit) -> Tensor:
-    """One image: logits bilinearly to the mask's size, the largest wins."""
+    """One image, (K, K) counts: logits resized bilinearly to the mask's size, then argmax."""
     if not scores_Khw.isfinite().all():
         raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
     rule, classes = labeled.rule, labeled.num_classes
@@ -143,6 +143,8 @@ def _count(scores_Khw: Tensor, image: Item, mask: Item, labeled: LabeledSplit) -
 
 def sliding(logits: Logits, window: tuple[int, int], images_NCHW: Tensor) -> Tensor:
     """Logits of windows that overlap by a third, averaged where they do (mmsegmentation's `slide` mode).
+
+    images_NCHW (N, 3, H, W) -> (N, classes, H, W).
 
     Raises:
         InputError: an image is smaller than the window.

@@ -1,4 +1,4 @@
-"""What is run through a network: which images, at what size, on which device, in which precision."""
+"""The images that are run through a network: selection, size, device and precision."""
 
 import contextlib
 import math
@@ -64,7 +64,7 @@ class Images(Blocks):
     ) -> None:
         self.dataset: DataSet = open_data(data, split=config.split)
         self.paths = sample(self.dataset.images, config.samples, config.seed)
-        if config.tolerance is not None:  # neighbors are alike: a run that stops early must have seen all kinds
+        if config.tolerance is not None:  # neighboring images are alike: a run that stops early needs a random order
             random.Random(config.seed).shuffle(self.paths)
         self.skipped: list[Skip] = []
         self._progress = progress
@@ -85,7 +85,7 @@ class Images(Blocks):
         return (2, *self.shapes[0][1:])
 
     def number(self) -> int:
-        """Of blocks."""
+        """The number of blocks."""
         return len(self._batches)
 
     def read(self, first: int = 0, step: int = 1) -> Generator[Block, None, None]:
@@ -94,7 +94,7 @@ class Images(Blocks):
         with contextlib.closing(self._batches.groups(first, step)) as groups:
             for group in groups:
                 done += sum(len(batch.paths) for batch in group.batches)
-                self._progress(min(done * step, len(self.paths)), len(self.paths))  # the others are as far
+                self._progress(min(done * step, len(self.paths)), len(self.paths))  # the other processes are as far
                 yield Block(
                     index=group.index,
                     batches=tuple(batch.images for batch in group.batches),
@@ -103,7 +103,7 @@ class Images(Blocks):
                 )
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:
-        """Remembers images that could not be read; refuses more than the share that may be."""
+        """Records images that could not be read; a DataError if they are more than the allowed share."""
         self.skipped = list(skipped)
         self._batches.check_skipped(skipped)
 
@@ -120,12 +120,12 @@ def _first(found: Batches, dataset: DataSet) -> Tensor:
 
 
 def _batch_size(sides: Sequence[int]) -> int:
-    """The same on every machine, for it has a say in how results are rounded."""
+    """The batch size: independent of the machine, as it affects rounding."""
     return min(_MOST_IMAGES, max(1, _MOST_PIXELS // math.prod(sides)))
 
 
 def _workers(device: torch.device) -> int:
-    """On a CPU none: there reading takes a few percent of the time."""
+    """The number of reading processes; none on a CPU, where reading takes a few percent of the time."""
     if device.type != "cuda":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""A data set's split with its labels, as a given network needs them."""
+"""Checks a labeled split against a network: number of classes, names, how labels are stored."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +33,18 @@ class LabeledSplit:
     num_classes: int
     """Of the network."""
     names: tuple[str, ...] | None = None
-    """Of the classes, where somebody tells them."""
+    """Of the classes, if known."""
 
 
 def as_classes(logits_NCHW: Tensor) -> Tensor:
-    """Logits of at least two classes: a single output is that of class 1, against 0 for class 0."""
+    """Logits (N, K, H, W) with K >= 2: a single output is that of class 1, against 0 for class 0."""
     if logits_NCHW.shape[1] > 1:
         return logits_NCHW
     return torch.cat([torch.zeros_like(logits_NCHW), logits_NCHW], dim=1)
 
 
 def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device) -> int:
-    """How many classes the network tells apart; runs it on the first image.
+    """The number of classes of the network; runs it on the first image.
 
     Raises:
         InputError: it does not take images of that size.
@@ -76,7 +76,7 @@ def check_split(
     reduce_labels: ReduceLabels = "auto",
     notify: Notify = ignore,
 ) -> LabeledSplit:
-    """Reads a sample of a split and settles how its labels are stored; tells what was found.
+    """Reads a sample of a split and determines how its labels are stored; notifies of it.
 
     Raises:
         DataError: a pair could not be trained on or scored.

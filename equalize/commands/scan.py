@@ -1,4 +1,4 @@
-"""What `equalize scan` shows: a checkpoint's fusion layers and, given images, the scales of their branches."""
+"""`equalize scan`: a checkpoint's fusion layers and, given images, the scales of their branches."""
 
 import contextlib
 import fnmatch
@@ -34,7 +34,7 @@ class CheckpointScan:
         input_shape: what the network was traced with, (N, C, H, W).
         scan: its sites; their branches with moments if images were given.
         images: how many were measured; None without.
-        measured_by: how, where they were.
+        measured_by: the method of measuring; None without images.
     """
 
     source: str
@@ -143,7 +143,7 @@ def _measure_sites(
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
-    """A scan from the configuration alone, where that will do: the way of a run may depend on the weights there are."""
+    """A scan from the configuration alone if `torch.export` suffices: a recorded run may depend on the weights."""
     without = any(tensor.is_meta for tensor in nn.Module.parameters(model))
     try:
         found = scan(model, example, kinds=kinds)

@@ -1,4 +1,4 @@
-"""`equalize verify`: the proof that a directory is a model with its plan carried out; also before it is written."""
+"""Verifies that a directory is a model with its plan applied: for `equalize verify`, and before OUT appears."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ CHECKED_IMAGES = 2
 def verify_checkpoint(
     out: str | Path, name: ModelName, data: str | Path | None = None, config: CalibrationConfig | None = None
 ) -> tuple[Plan, Check]:
-    """The proof again, on demand, on a few images of `data` or on random inputs.
+    """Verifies `out` against the model, on a few images of `data` or on random inputs.
 
     Raises:
         InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
@@ -60,7 +60,7 @@ def save_proven(
         The plan with the facts "output" and "check".
     """
     with checkpoint.writing(out, overwrite=overwrite) as directory:
-        checkpoint.model.to("meta")  # it is written: its memory serves the proof
+        checkpoint.model.to("meta")  # it is written: free its memory for the verification
         check = _prove(name.load(), directory, name, plan, inputs)
         plan = replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()})
         write_plan(plan, directory)
@@ -70,12 +70,12 @@ def save_proven(
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
     plan = as_stored(plan, original)
     on_disk = original.disk_keys()
-    drawn = {
+    initialized = {
         on_disk.get(key, key) for key in original.newly_initialized
     }  # a classifier of other classes has another shape
-    stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in drawn}
+    stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in initialized}
     after = state_on_disk(directory)
-    check_tensors(stored, after, {*drawn, *(on_disk.get(key, key) for key in plan.changed)})
+    check_tensors(stored, after, {*initialized, *(on_disk.get(key, key) for key in plan.changed)})
     if (copy := safetensors_copy(directory)) is not None:
         check_tensors(original.safetensors_copy(after), copy, ())
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
@@ -94,7 +94,7 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
 
 
 def as_planned(name: ModelName, plan: Plan) -> ModelName:
-    """The name with what the plan knows of how its model was made; a plan never names code to run.
+    """The name with the arguments that the plan records; a plan never names code to run.
 
     Raises:
         InputError: the model was built by code that must be named again.

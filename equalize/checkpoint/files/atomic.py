@@ -1,4 +1,4 @@
-"""A directory that is whole or absent: written beside its place, flushed, renamed."""
+"""Writes a directory atomically: filled under a temporary name, flushed to disk, renamed."""
 
 import ctypes
 import errno
@@ -14,20 +14,20 @@ from pathlib import Path
 from equalize.errors import OutputError, ResourceError
 
 CLASS_NAMES_FILE = "class_names.json"
-"""Lies beside weights whose format has no place for names: {"0": name of class 0, ...}."""
+"""Written beside weights whose format has no field for class names: {"0": name of class 0, ...}."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-_STALE = 3600.0  # seconds: what a killed process left, not what another is about to write
+_STALE = 3600.0  # seconds: older temporary directories were left by a killed process
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 
 
 @contextmanager
 def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Path | None = None) -> Iterator[Path]:
-    """Give a temporary sibling of ``target`` to fill; on leaving, flush it and give it its name.
+    """Yield a temporary sibling of ``target`` to fill; on exit flush it and rename it to ``target``.
 
-    Whatever interrupts leaves what was there before untouched, and nothing behind; of what a kill leaves, the next
-    attempt at the same directory removes what is older than an hour.
+    An exception leaves what was there before untouched and removes the sibling. Siblings that a killed process left
+    are removed by the next call for the same directory, an hour later.
 
     Args:
         target: the directory to make.
@@ -81,7 +81,7 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
 
 
 def take_place(work: Path, out: Path) -> None:
-    """Give the finished directory its name; the one that had it goes, in one step where the system can."""
+    """Rename the finished directory to its name and remove the one that had it; in one step where the system can."""
     if not out.exists():
         os.rename(work, out)
     elif not _exchange(work, out):
@@ -97,7 +97,7 @@ def take_place(work: Path, out: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories atomically, as Linux can: at no moment is there none of that name."""
+    """Swap two directories atomically (Linux only); False where that is not supported."""
     try:
         swap = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
@@ -106,7 +106,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _flush(directory: Path) -> None:
-    readable = directory.stat().st_mode & 0o666  # what the umask leaves: safetensors writes for the owner alone
+    readable = (
+        directory.stat().st_mode & 0o666
+    )  # as the umask has it: safetensors makes files readable for the owner alone
     for folder, _, names in os.walk(directory):
         for path in (Path(folder, name) for name in names):
             path.chmod(path.stat().st_mode | readable)
@@ -116,7 +118,7 @@ def _flush(directory: Path) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    if os.name == "nt":  # which opens no directories
+    if os.name == "nt":  # Windows cannot open directories
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -139,7 +141,7 @@ def copy_side_files(source: Path, directory: Path, *, leave_out: set[Path]) -> N
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in source.rglob("*"):
         inner = path.relative_to(source)
-        real = Path(os.path.realpath(path))  # of a link to itself, too
+        real = Path(os.path.realpath(path))  # also for a link to itself
         inside = any(place in real.parents for place in allowed)
         if path in leave_out or not _NEVER_COPIED.isdisjoint(inner.parts) or not inside or not real.is_file():
             continue

@@ -1,8 +1,8 @@
-"""Stand-ins for what a training leaves beside the weights, from its arguments to mmengine's histories of losses.
+"""Inert stubs for objects that training code saves beside the weights, such as arguments and mmengine's loss histories.
 
-A pickle makes such objects by naming functions. Under `SAFE_GLOBALS` these names stand for classes that only note what
-they were called with: no function of numpy, no `getattr` and nothing of mmengine runs on what a stranger wrote. When a
-checkpoint is saved again, the note is pickled as the call that it was read from.
+A pickle makes such objects by calling named functions. `SAFE_GLOBALS` maps these names to classes that only record the
+arguments: no function of numpy, no `getattr` and no code of mmengine runs while a file is read. When a checkpoint is
+saved again, the record is pickled as the call that it was read from.
 """
 
 import importlib
@@ -12,10 +12,10 @@ from equalize.errors import ResourceError
 
 
 class _Note:
-    """A call in a pickle, not carried out."""
+    """A call in a pickle, recorded and not carried out."""
 
-    home: ClassVar[tuple[str, str]]
-    """The module and the name of what was to be called."""
+    target: ClassVar[tuple[str, str]]
+    """Module and name of the function."""
 
     args: tuple[Any, ...]
     state: Any = None
@@ -48,18 +48,18 @@ _OTHER_HOMES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "p
 SAFE_GLOBALS: list[Any] = [
     (note, f"{place}.{name}")
     for module, name in _HOMES
-    for note in [type(name, (_Note,), {"home": (module, name)})]
+    for note in [type(name, (_Note,), {"target": (module, name)})]
     for place in (module, _OTHER_HOMES.get(module))
     if place is not None
 ]
-"""For `torch.serialization.safe_globals`: what stands in for which name."""
+"""For `torch.serialization.safe_globals`: pairs of stub and name."""
 
 
 def _real(value: Any) -> Any:
-    """The function or class that a note stands for, to be named in a pickle; anything else as it is."""
+    """The function or class of a stub, to be named in a pickle; any other value as it is."""
     if not (isinstance(value, type) and issubclass(value, _Note)):
         return value
-    module, name = value.home
+    module, name = value.target
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Weights back into the containers they came from: only what changed is replaced."""
+"""Writes weights back into the kinds of files they came from, replacing only tensors that changed."""
 
 import errno
 import json
@@ -55,7 +55,9 @@ def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, 
             cast = new.to(dtype).contiguous()
             if cast.is_floating_point() and not torch.isfinite(cast).all():
                 raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
-            alone = cast.untyped_storage().nbytes() == cast.nbytes  # else torch.save would write what it is a view of
+            alone = (
+                cast.untyped_storage().nbytes() == cast.nbytes
+            )  # else torch.save would write the whole storage that it is a view of
             shared[view] = cast if alone else cast.clone()
         changed[key] = shared[view]
     return changed
@@ -73,24 +75,24 @@ def write_weights(
     Args:
         weights: as read.
         changed: by key on disk; a key that is not there yet goes to the last file.
-        names: the file to write for each file read, and for the index.
-        meta: what changes under ``meta`` of torch files; None takes an entry away.
-        nest: where torch files shall have their state dict, with ``meta`` beside it; None leaves it where it is.
+        names: file read (or index) -> file to write.
+        meta: changes under ``meta`` of torch files; None removes an entry.
+        nest: the key for the state dict in torch files, with ``meta`` beside it; None leaves it where it is.
     """
-    home = {**dict.fromkeys(changed, weights.files[-1]), **weights.home}
+    file_of = {**dict.fromkeys(changed, weights.files[-1]), **weights.file_of}
     for path in weights.files:
         torch_file = path.suffix != ".safetensors"
-        mine = {key: tensor for key, tensor in changed.items() if home[key] == path}
+        mine = {key: tensor for key, tensor in changed.items() if file_of[key] == path}
         if not mine and not weights.renamed and not (meta and torch_file):
             shutil.copyfile(path, names[path])
             continue
-        kept = {key: tensor for key, tensor in weights.tensors.items() if home[key] == path}
+        kept = {key: tensor for key, tensor in weights.tensors.items() if file_of[key] == path}
         if torch_file:
             _rewrite_torch(path, names[path], kept if weights.renamed else None, mine, meta, nest)
         else:
             _save_safetensors({**kept, **mine}, names[path], read_metadata(path))
     if weights.index is not None:
-        _rewrite_index(weights, changed, home, names[weights.index])
+        _rewrite_index(weights, changed, file_of, names[weights.index])
 
 
 def _rewrite_torch(
@@ -115,10 +117,10 @@ def _rewrite_torch(
         torch.save(content, target)
 
 
-def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], home: Mapping[str, Path], target: Path) -> None:
+def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], file_of: Mapping[str, Path], target: Path) -> None:
     assert weights.index is not None
     content: Any = read_json(weights.index)
-    content["weight_map"] = {key: path.name for key, path in home.items()}
+    content["weight_map"] = {key: path.name for key, path in file_of.items()}
     metadata = content.get("metadata")
     if (changed or weights.renamed) and isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
         metadata["total_size"] = sum(tensor.nbytes for tensor in {**weights.tensors, **changed}.values())
@@ -131,7 +133,7 @@ def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
 
 
 def _save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[str, str] | None) -> None:
-    """Write tensors, each with memory of its own: safetensors refuses those that share some."""
+    """Write tensors, copying those that share memory, which safetensors refuses."""
     seen: set[int] = set()
     alone: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -144,11 +146,11 @@ def _save_safetensors(tensors: Mapping[str, Tensor], target: Path, metadata: dic
 
 @contextmanager
 def _os_errors(target: Path) -> Iterator[None]:
-    """A failed write as an OSError: safetensors tells its number, torch not even that the disk is full."""
+    """Turns a failed write into an OSError: safetensors gives the number in its text, torch does not."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        told = re.search(r"os error (\d+)", str(error))
+        errno_text = re.search(r"os error (\d+)", str(error))
         full = shutil.disk_usage(target.parent).free < 1 << 20
-        number = int(told[1]) if told else errno.ENOSPC if full else errno.EIO
+        number = int(errno_text[1]) if errno_text else errno.ENOSPC if full else errno.EIO
         raise OSError(number, os.strerror(number)) from error

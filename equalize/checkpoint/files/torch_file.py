@@ -1,4 +1,4 @@
-"""One ``torch.save`` file -> tensors, by torch's restricted unpickler: nothing in the file is ever run.
+"""One ``torch.save`` file -> tensors, by torch's restricted unpickler: no code in the file is run.
 
 ``weights_only=True`` is passed explicitly, so TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD cannot turn it off. A file can still
 cost time and memory in proportion to the size of its pickle, which `zip_archive` limits.
@@ -39,11 +39,11 @@ class TorchFile:
     nest: tuple[str, ...]
     """The keys that lead from ``content`` to the state dict."""
     others: tuple[tuple[str, ...], ...] = ()
-    """Where further state dicts lie, which are left as they are: often the average of the weights, beside them."""
+    """Key paths of further state dicts, such as averaged weights, which are left as they are."""
 
     @property
     def mapping(self) -> MutableMapping[str, Any]:
-        """The state dict inside ``content``, itself: writing to it changes ``content``."""
+        """The state dict inside ``content`` (not a copy): writing to it changes ``content``."""
         inner = self.content
         for key in self.nest:
             inner = inner[key]
@@ -52,7 +52,7 @@ class TorchFile:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What stands beside the state dict under ``meta``; nothing where that is something else."""
+        """The mapping under ``meta`` beside the state dict; empty if there is none."""
         meta = self.content.get("meta") if self.nest else None
         return {key: value for key, value in meta.items() if isinstance(key, str)} if isinstance(meta, dict) else {}
 
@@ -66,7 +66,7 @@ def read_torch(path: Path) -> TorchFile:
     """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
 
     Raises:
-        CheckpointError: truncated, another format, or a pickle that asks for more than tensors.
+        CheckpointError: truncated, another format, or a pickle with more than tensors and known objects.
     """
     content = _unpickled(path)
     nest, *others = _find_states(path, content)
@@ -101,7 +101,7 @@ def _other_kind(path: Path, start: bytes) -> CheckpointError:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """For a pickle that the restricted unpickler stopped: by the name of a global, or because it is broken."""
+    """The error for a pickle that the restricted unpickler refused: because of a global, or because it is broken."""
     if isinstance(error, pickle.UnpicklingError):
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             what = f"its pickle asks for {named[1]!r}, which is code and not weights; nothing was run"
@@ -116,7 +116,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _check_tensors(file: TorchFile, path: Path) -> None:
-    """Refuse tensors that are larger than the file they came from, or no plain tensors at all."""
+    """Refuse tensors that are larger than the file they came from, and those that are not plain and dense."""
     size = path.stat().st_size
     for key, tensor in file.state.items():
         if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
@@ -140,7 +140,7 @@ def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
 
 
 def _states(content: object, depth: int) -> Iterator[tuple[str, ...]]:
-    """The ways to the state dicts in ``content``, innermost first: a dict with one in it is none itself."""
+    """The key paths of the state dicts in ``content``, innermost first; a dict that contains one is none itself."""
     if not isinstance(content, MutableMapping) or not depth:
         return
     inner = [(key, *way) for key in NESTS for way in _states(content.get(key), depth - 1)]

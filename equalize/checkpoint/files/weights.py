@@ -1,7 +1,7 @@
-"""Weight files -> tensors, without ever running what a file holds.
+"""Reads weight files as tensors without running code in them.
 
-A checkpoint comes from strangers: nothing in it is run, and no tensor may be larger than the file. Whatever a library
-says of a broken file comes out as a `CheckpointError`.
+Checkpoints are of unknown origin: no code in them is run, and no tensor may be larger than the file. Libraries' errors
+about broken files are raised as `CheckpointError`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from equalize.errors import CheckpointError, ResourceError
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
-"""Lies beside a state dict that was written here: the ``arch`` and ``arch_args`` it was read with."""
+"""Written beside a state dict: the ``arch`` and ``arch_args`` it was read with."""
 _LFS_POINTER = b"version https://git-lfs"
 _STANDARD_NAMES = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 
@@ -33,20 +33,20 @@ class Weights:
     """The JSON file that says which shard holds which key, if there are shards."""
     tensors: Mapping[str, Tensor]
     """By the key on disk; memory-mapped where the format allows."""
-    home: Mapping[str, Path]
+    file_of: Mapping[str, Path]
     """The file of each key."""
     meta: Mapping[str, object] = field(default_factory=dict)
-    """What a torch file holds under ``meta``: frameworks note there what the weights belong to."""
+    """The entry ``meta`` of a torch file, where frameworks describe the network."""
     notes: tuple[str, ...] = ()
     """What was chosen where a file left a choice."""
     renamed: bool = False
-    """Whether the keys here, and in what is written from here, are others than those in the files."""
+    """Whether the keys differ from those in the files; what is written has the keys here."""
 
     def under(self, names: Mapping[str, str]) -> "Weights":
-        """The same tensors under other keys, of which ``names`` is the mapping; what it lacks is left out."""
+        """The same tensors under other keys, by the mapping ``names``; keys that it lacks are dropped."""
         tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
-        home = {names[key]: path for key, path in self.home.items() if key in names}
-        return replace(self, tensors=tensors, home=home, renamed=True)
+        file_of = {names[key]: path for key, path in self.file_of.items() if key in names}
+        return replace(self, tensors=tensors, file_of=file_of, renamed=True)
 
     def clones(self) -> dict[str, Tensor]:
         """Copies for a model to own: writing to them leaves ``tensors`` as they are on disk."""
@@ -65,10 +65,10 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
     """Read and check weight files.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of another format, or asks for code.
+        CheckpointError: a file is missing, damaged, of another format, or names code to run.
     """
     tensors: dict[str, Tensor] = {}
-    home: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     meta: dict[str, object] = {}
     notes: list[str] = []
     for path in files:
@@ -82,10 +82,10 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
                 read, *left = ["/".join(way) for way in (file.nest, *file.others)]
                 notes.append(f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}")
         tensors |= found
-        home |= dict.fromkeys(found, path)
+        file_of |= dict.fromkeys(found, path)
     if not tensors:
         raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
-    return Weights(files=files, index=index, tensors=tensors, home=home, meta=meta, notes=tuple(notes))
+    return Weights(files=files, index=index, tensors=tensors, file_of=file_of, meta=meta, notes=tuple(notes))
 
 
 def state_on_disk(path: str | Path) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from equalize.errors import CheckpointError
 
-_LARGEST_PICKLE = 1 << 26  # 64 MiB; that of 30,000 tensors with the state of their optimizer has 20
+_LARGEST_PICKLE = 1 << 26  # 64 MiB; 30,000 tensors with optimizer state take 20 MiB
 
 
 def check_archive(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A comparison for people: a table and the answers, on a terminal and as Markdown."""
+"""A comparison as a table and sentences, on a terminal and as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
@@ -56,16 +56,16 @@ def _table(found: Comparison) -> list[list[str]]:
     """A row for each arm and rate; an arm with two baselines has a second one."""
     table: list[list[str]] = []
     for (arm, rate), cell in found.cells.items():
-        begin, early = [arm, f"{rate:g}", _ratios(found, arm, rate), _spread(cell.final)], _spread(cell.early)
+        first, early = [arm, f"{rate:g}", _ratios(found, arm, rate), _spread(cell.final)], _spread(cell.early)
         rows = [row for row in found.rows if (row.arm, row.lr) == (arm, rate)]
         if not rows:
-            table.append([*begin, "", "", "", early, ""])
+            table.append([*first, "", "", "", early, ""])
         for row in rows:
             if row is not rows[0]:
-                begin, early = [f"- against {row.baseline}", "", "", ""], ""
+                first, early = [f"- against {row.baseline}", "", "", ""], ""
             final = row.difference
             intervals = [_interval(final.low, final.high), _interval(*final.images or (None, None))]
-            table.append([*begin, f"{final.mean:+.2f}", *intervals, early, f"{row.early.mean:+.2f}"])
+            table.append([*first, f"{final.mean:+.2f}", *intervals, early, f"{row.early.mean:+.2f}"])
     return table
 
 

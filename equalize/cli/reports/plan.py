@@ -1,6 +1,6 @@
-"""Surveys, plans and checks as text for people: Rich renderables, readable at 80 columns.
+"""Scans, plans and checks as Rich renderables, readable at 80 columns.
 
-A fusion layer's name stands on a line of its own and module paths are never cut, so that they can be copied.
+A fusion layer's name is on its own line and module paths are never cut, so that they can be copied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +29,10 @@ _SHIFT = {"bias": "means taken out in its bias", "running_mean": "means taken ou
 
 
 def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
-    """What a network fuses, how each branch was resampled and, once measured, its scale."""
+    """Fusion layers, method each branch was resampled and, if measured, its scale."""
     shape = "x".join(map(str, found.input_shape))
-    how = "torch.export" if found.scan.tracer == "export" else "a recorded run"
-    yield Text.assemble((found.source, "bold"), f": {found.family} {found.architecture}, read by {how} at {shape}")
+    method = "torch.export" if found.scan.tracer == "export" else "a recorded run"
+    yield Text.assemble((found.source, "bold"), f": {found.family} {found.architecture}, read by {method} at {shape}")
     yield Text()
     for site in found.scan.sites:
         yield from _site_header(site)
@@ -51,7 +51,7 @@ def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
 
 
 def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRenderable]:
-    """What was measured, what changed, what was proven, and what to do next."""
+    """What was measured and changed, the verification, and what to do next."""
     yield Text()
     for site in plan.sites:
         before, after = [branch.std for branch in site.branches], _after(plan, site)
@@ -76,8 +76,8 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     yield Text.assemble("Written: ", (str(facts["output"]), "bold"))
     yield from _loading(Path(facts["output"]))
     if any(site.strategy == "preserve" for site in plan.sites):
-        how = f"equalize finetune {facts['output']} (or equalize.attach)"
-        yield Text(f"Train it:  {how}, where preserve takes effect")
+        method = f"equalize finetune {facts['output']} (or equalize.attach)"
+        yield Text(f"Train it:  {method}, where preserve takes effect")
 
 
 def verification_json(out: str, against: str, plan: Plan, check: Check) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def verification_json(out: str, against: str, plan: Plan, check: Check) -> dict[
 def verification_report(
     out: str, against: str, plan: Plan, check: Check, compared_on: str = _IMAGES
 ) -> Iterator[ConsoleRenderable]:
-    """What was proven."""
+    """The result of a verification."""
     layers = ", ".join(f"{site.layer} ({site.strategy})" for site in plan.sites)
     yield Text.assemble((out, "bold"), f" is {against} with its plan carried out: {layers}.")
     yield Text(_changes(plan))
@@ -228,8 +228,8 @@ def _proof(plan: Plan, check: Mapping[str, float], compared_on: str) -> Iterator
 
 
 def _loading(out: Path) -> Iterator[ConsoleRenderable]:
-    """The lines of Python that load what was written, where its format is at home."""
-    from equalize.checkpoint.load import written_by  # brings torch, which the work that is reported has needed
+    """The lines of Python that load what was written with its own library."""
+    from equalize.checkpoint.load import written_by  # imports torch, which the reported work has imported anyway
 
     yield Text("Load it:")
     for line in written_by(out).loading_code(out).splitlines():

@@ -1,4 +1,4 @@
-"""A push as text for people."""
+"""A push as Rich renderables."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ __all__ = ["push_report"]
 
 
 def push_report(pushed: Push) -> Iterator[ConsoleRenderable]:
-    """What went or would go, what stayed and why, and where to look at it."""
+    """The files that were or would be uploaded, those that were not and why, and the address."""
     total = decimal(sum(file.size for file in pushed.files))
     verb = "would go" if pushed.dry_run else "went"
     head = f"{len(pushed.files)} files of {total} {verb} to {pushed.repo}, revision {pushed.revision}"

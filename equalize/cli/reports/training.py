@@ -1,4 +1,4 @@
-"""Scores and trainings as text for people: Rich renderables."""
+"""Scores and trainings as Rich renderables."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def score_report(score: Score) -> Iterator[ConsoleRenderable]:
 
 
 def training_report(done: Finetuned) -> Iterator[ConsoleRenderable]:
-    """How far it went, what came out, and what to do next."""
+    """Steps, scores, the output, and what to do next."""
     yield Text(f"\n{done.steps} steps, {done.epochs:.3g} epochs, {done.seconds:.0f} s in this sitting")
     if done.losses:
         first, last = done.losses[0], done.losses[-1]

@@ -1,4 +1,4 @@
-"""The arms of a comparison: which effects each of them has, and which it shares with the others.
+"""The arms of a comparison: what is done to the model before training, and what each is compared with.
 
 none       the model as it is
 auto       \
@@ -43,7 +43,7 @@ class Arm:
     name: str
     """As typed, its endings in one order."""
     strategy: Strategy | None = None
-    """Of the equalization; None where there is none."""
+    """The strategy of the equalization; None for no equalization."""
     redrawn: bool = False
     """Whether the fusion layers are drawn anew without being equalized."""
     keep_norm: bool = False
@@ -66,7 +66,7 @@ ARMS = (
         for train_as in (None, *get_args(TrainAs))
     ),
 )
-"""Every arm there is."""
+"""Names of all arms."""
 
 
 def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
@@ -108,7 +108,7 @@ def baselines(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
-    """Does to the model, in place, what the arm is about, measured on the images.
+    """Equalizes or re-initializes the model, in place, as the arm says, measured on the images.
 
     Returns:
         Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
@@ -136,7 +136,7 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
 
 
 def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Edit]:
-    """What `reinit` does but for equalizing: the same draws, the same norms re-estimated, in the same stages."""
+    """`reinit` without equalization: the same draws, the same norms re-estimated, in the same stages."""
     choices = choose(found.sites, "reinit", seed)
     edits: list[Edit] = []
     for stage in stages(choices):
@@ -156,7 +156,7 @@ def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any
         sigmas = [branch.std for branch in site.branches]
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
         explicit = train_as == "explicit" or (train_as is None and site.strategy == "preserve")
-        if arm.strategy and (explicit or site.changes_function):  # without one the plan is not in effect
+        if arm.strategy and (explicit or site.changes_function):  # otherwise the plan is not in effect
             seen = [1.0] * len(sigmas)
         ratios = {"ratio": max(sigmas) / min(sigmas), "ratio_after": max(seen) / min(seen)}
         rows.append({"layer": site.layer, "strategy": site.strategy if arm.strategy else None, **ratios})

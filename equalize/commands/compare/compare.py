@@ -1,4 +1,4 @@
-"""`equalize compare`: every run that is missing, then what all of them say."""
+"""`equalize compare`: trains the runs that are missing and evaluates all of them."""
 
 import functools
 import itertools
@@ -19,12 +19,12 @@ from equalize.errors import InputError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.version import __version__
 
-_ONLY_IN_RUNS = {"start", "loss", "IoU"}  # of a run: left out of compare.json, as they stand in the run's own file
+_ONLY_IN_RUNS = {"start", "loss", "IoU"}  # fields of a run that only its own file has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What the runs came to."""
+    """The results of all runs."""
 
     setup: Setup
     results: tuple[Mapping[str, Any], ...]
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def images(self) -> int:
-        """How many are scored."""
+        """The number of images that are scored."""
         return int(next(iter(self.cells.values())).counts_S2NK.shape[2])
 
     def results_of(self, arm: str, rate: float) -> list[Mapping[str, Any]]:

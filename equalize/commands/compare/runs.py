@@ -1,8 +1,8 @@
 """The runs of a comparison: one training for each arm, rate and seed; each finished one a file of its own.
 
-OUT/settings.json            what all runs have in common, and which were asked for
+OUT/settings.json            what all runs have in common, and the arms, rates and seeds
 OUT/plans/ARM_seedS.json     what was done to the network before the first step, measured once for all rates
-OUT/runs/NAME/               a training that is not finished, as `finetune` leaves it
+OUT/runs/NAME/               an unfinished training, as `finetune` writes it
 OUT/runs/NAME.npz            counts of the validation images: intersection and union by image and class
 OUT/runs/NAME.json           a finished run; with it, NAME is never trained again
 """
@@ -37,7 +37,7 @@ from equalize.plan.plan import Plan
 
 
 class Runs:
-    """The directory of a comparison, made or gone on with, and how its runs come into it.
+    """The directory of a comparison, new or resumed, and the runs in it.
 
     Raises:
         OutputError: it holds something else. InputError: it holds a comparison with other settings.
@@ -57,11 +57,11 @@ class Runs:
         write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
 
     def finished(self, run: Run) -> bool:
-        """Whether it need not be trained."""
+        """Whether its result is there."""
         return self._result(run).is_file()
 
     def result(self, run: Run) -> dict[str, Any]:
-        """What a finished run came to: the content of its file."""
+        """The result of a finished run: the content of its file."""
         content: dict[str, Any] = json.loads(self._result(run).read_text(encoding="utf-8"))
         return content
 
@@ -117,7 +117,7 @@ class Runs:
         shutil.rmtree(directory)
 
     def withdraw(self) -> None:
-        """Removes a directory that was made in vain: what was asked for turned out to be impossible."""
+        """Removes the directory if the comparison turned out to be impossible."""
         if self._is_new and not any(self.finished(run) for run in self.setup.runs):
             shutil.rmtree(self.path)
 
@@ -131,7 +131,7 @@ class Runs:
                 raise InputError(self.setup.name.source, what, remedy="compare in a new OUT")
 
     def _prepare(self, checkpoint: Checkpoint, run: Run) -> Plan:
-        """What the arm does to the model, which is done to it: measured by the first run that needs it."""
+        """The plan of the arm, applied to the model; measured by the first run that needs it."""
         place = self.path / "plans" / f"{run.arm.name}_seed{run.seed}.json"
         if place.is_file():
             plan = Plan.read(place)

@@ -1,4 +1,4 @@
-"""What is compared on what, settled before the first run: arms, rates, seeds, and the settings they share."""
+"""The setup of a comparison: arms, rates, seeds, and the settings that all runs share."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         return f"{self.arm.name}_lr{self.rate:g}_seed{self.seed}"
 
 
@@ -39,10 +39,10 @@ class Setup:
     """A comparison: one training for each arm, rate and seed."""
 
     name: ModelName
-    """Its seed is that of the run."""
+    """The seed is replaced by that of each run."""
     data: str
     config: TrainConfig
-    """Of every run, but for its rate, its seed and its equalization; counts steps."""
+    """Of every run, except rate, seed and equalization; its length is in steps."""
     train: DataSet
     val: DataSet
     arms: tuple[Arm, ...]

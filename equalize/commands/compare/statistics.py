@@ -1,10 +1,10 @@
-"""Is one training better than another: paired differences with intervals. Plain numbers in, plain numbers out.
+"""Paired differences between trainings, with confidence intervals; on plain numbers and arrays.
 
-Two sources of chance are told apart. Over seeds: another draw of weights, order and augmentations; Student's t on the
+Two sources of chance are distinguished. Over seeds: another draw of weights, order and augmentations; Student's t on the
 pairs. Over images: another validation set for the networks that were trained; the percentile bootstrap (Efron &
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), with the same images for both arms and all seeds.
 
-Three questions are asked of every arm and its baseline:
+Three questions are answered for every arm and its baseline:
 
 best     each at its own best rate: how much better?
 sweep    from its best to its worst rate each loses something: how much less than the baseline?
@@ -35,16 +35,16 @@ class Difference:
     """An arm less its baseline, in percentage points of mIoU."""
 
     mean: float
-    """Over seeds."""
+    """Mean over seeds."""
     pairs: tuple[float, ...]
-    """Of each seed."""
+    """The difference for each seed."""
     low: float | None = None
     high: float | None = None
     """95 % interval of the mean over seeds; None for one seed."""
     images: Interval | None = None
     """95 % interval of the mean over images; None for one image, or where images were not counted."""
     measurable: bool = False
-    """Whether 0 lies outside of every interval; never with one seed, which says nothing of another."""
+    """Whether 0 lies outside of every interval; never with one seed, as seeds may differ."""
 
 
 def difference(arm: Sequence[float], baseline: Sequence[float], images: Interval | None = None) -> Difference:
@@ -60,7 +60,7 @@ def difference(arm: Sequence[float], baseline: Sequence[float], images: Interval
 
 
 def mean_iou(counts_2K: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2, ..., K) -> (...): mIoU in percent; a class that is in no label and no prediction does not count."""
+    """mIoU in percent, (...), of counts (2, ..., K); classes in no label and no prediction do not count."""
     intersection, union = counts_2K
     present = union > 0
     iou = np.divide(intersection, union, out=np.zeros_like(union), where=present)
@@ -136,7 +136,7 @@ class Answer:
     sentence: str
     """Ends with "no measurable difference" unless it is measurable."""
     difference: Difference | None = None
-    """None where the question cannot be asked."""
+    """None where the data do not allow an answer."""
     lr: float | None = None
     """The arm's rate, as `baseline_lr` the baseline's; for the sweep the worst ones."""
     baseline_lr: float | None = None

@@ -1,4 +1,4 @@
-"""What becomes of a training's state: lines of metrics.jsonl, the model in OUT, progress."""
+"""Writes a training's state: lines of metrics.jsonl and the model in OUT; reports progress."""
 
 import copy
 import json
@@ -48,9 +48,9 @@ class CheckpointWriter:
     run: RunDirectory
     plan: Plan | None
     facts: Mapping[str, Any]
-    """Of the training, for the receipt."""
+    """Facts about the training, for equalize.json."""
     reduced_labels: bool
-    """Whether it was trained on labels moved down by one; its image processor shall say so."""
+    """Whether labels were reduced by one; the image processor's config then records it."""
 
     def write_best(self, state: TrainerState) -> None:
         """Makes the state of this step the model of OUT if it is the best so far."""
@@ -58,7 +58,7 @@ class CheckpointWriter:
             self.run.put_model(lambda directory: self._write(directory, state))
 
     def write_last(self, state: TrainerState) -> None:
-        """Puts the model of the last step where it belongs: beside the best, or in OUT where nothing was scored."""
+        """Writes the model of the last step: to OUT/last/model beside the best, or to OUT where nothing was scored."""
         if not state.best_global_step:
             self.run.put_model(lambda directory: self._write(directory, state))
         elif state.best_global_step != state.global_step:
@@ -86,14 +86,14 @@ class CheckpointWriter:
 
 
 class EvalSaveCallback(TrainerCallback):  # type: ignore[misc]
-    """What transformers' own callbacks leave to do when a step ends."""
+    """Evaluates, saves and logs at steps that transformers' own callbacks do not cover."""
 
     def __init__(self, config: TrainConfig, progress: Progress) -> None:
         self._config = config
         self._progress = progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Reports where the training stands."""
+        """Reports the progress."""
         self._report(args, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:

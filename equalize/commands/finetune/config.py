@@ -1,4 +1,4 @@
-"""How a network is trained: every choice under one name, from flags, from a YAML file, and back to one."""
+"""`TrainConfig`: all settings of a training, read from flags and a YAML file and written to one."""
 
 import json
 import math
@@ -25,7 +25,7 @@ _EPOCHS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The settings of a training. Those that are None are chosen as said.
+    """The settings of a training. Fields that are None get the default in their description.
 
     Raises:
         InputError: a value is out of range.
@@ -70,7 +70,7 @@ class TrainConfig:
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random resize."""
     cat_max_ratio: float = 0.75
-    """Crops of which one class takes more are drawn again."""
+    """Crops in which one class has a larger share are drawn again."""
     flip: float = 0.5
     photometric: bool = True
     num_classes: int | None = None
@@ -169,7 +169,7 @@ class TrainConfig:
             InputError: the file cannot be read, has unknown keys, or a value of another type.
         """
         written = {} if config is None else _read_yaml(Path(config))
-        if flags.keys() & {"epochs", "max_steps"}:  # either stands for the length
+        if flags.keys() & {"epochs", "max_steps"}:  # both define the length
             written = {key: value for key, value in written.items() if key not in ("epochs", "max_steps")}
         return cls(**{**written, **flags})
 

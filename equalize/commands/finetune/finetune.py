@@ -34,18 +34,18 @@ _ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetuned:
-    """What a training came to."""
+    """The result of a training."""
 
     output: str
     """Holds the best model, or the last where nothing was scored."""
     steps: int
     epochs: float
-    """Done in all, earlier sittings included, as `steps`."""
+    """In all, including the runs that were resumed, as `steps`."""
     strategy: str | None
-    """Of the equalization, if there is one."""
+    """The strategy of the equalization, if there is one."""
     train_as: TrainAs | None
-    drawn: tuple[str, ...]
-    """State-dict keys that were drawn before the training."""
+    newly_initialized: tuple[str, ...]
+    """State-dict keys that the checkpoint lacked."""
     best: dict[str, Any] | None
     """The line of metrics.jsonl with the highest mIoU."""
     last: dict[str, Any] | None
@@ -53,13 +53,13 @@ class Finetuned:
     losses: tuple[tuple[int, float], ...]
     """(step, loss) as logged."""
     seconds: float
-    """Of this sitting."""
+    """Of this run alone."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `equalize finetune --json` prints."""
         content = asdict(self)
         del content["losses"]
-        return content | {"loss": self.losses[-1][1] if self.losses else None, "drawn": list(self.drawn)}
+        return content | {"loss": self.losses[-1][1] if self.losses else None, "drawn": list(self.newly_initialized)}
 
 
 def finetune(
@@ -99,7 +99,7 @@ def finetune(
     _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     identity = _identity(task)
     if is_main():
-        run.begin(identity, config.to_yaml())
+        run.prepare(identity, config.to_yaml())
     wait()
     plan = prepare(task) if prepare else _equalize(task, run, notify, warn)
     train_as = _attach(plan, config.train_as, task.checkpoint, notify)
@@ -123,7 +123,7 @@ def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, secon
         epochs=float(state.epoch or 0),
         strategy=writer.plan.strategy if writer.plan else None,
         train_as=writer.facts["train_as"],
-        drawn=writer.checkpoint.newly_initialized,
+        newly_initialized=writer.checkpoint.newly_initialized,
         best=max((line for line in scored if line["mIoU"] is not None), key=lambda line: line["mIoU"], default=None),
         last=scored[-1] if scored else None,
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
@@ -142,7 +142,7 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
-    """What would fail only once the training has begun."""
+    """Refuses settings that would fail only after the training has begun."""
     config, weights, classes = task.config, task.config.class_weights, task.train.num_classes
     if weights is not None and len(weights) != classes:
         raise InputError("--class-weights", "is not one a class", got=len(weights), expected=classes)
@@ -158,7 +158,7 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
 
 
 def _identity(task: Task) -> dict[str, Any]:
-    """What a run that is resumed must have in common with this one."""
+    """The facts that a resumed run must share with this one."""
     return {
         "source": task.name.source,
         "revision": task.checkpoint.revision,
@@ -171,7 +171,7 @@ def _identity(task: Task) -> dict[str, Any]:
 
 
 def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Plan | None:
-    """The plan in effect, carried out on the model; measured once, by all processes together, whoever resumes."""
+    """The plan in effect, applied to the model; measured by all processes together, and read again when resuming."""
     config, source = task.config, task.name.source
     if config.calibrate is None:
         if task.checkpoint.plan_json is None:
@@ -199,7 +199,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 warn(f"{source} has no fusion layer that can be equalized")
             if is_main():
                 write_whole(kept, json.dumps(plan.to_json()))
-            gather(None)  # all read it only when it is there; where it cannot be written, all learn it
+            gather(None)  # all wait until it is written; if that fails, all fail
     plan = Plan.read(kept)
     apply(plan, task.checkpoint.model)
     return plan
@@ -211,7 +211,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
-    """Lets V be trained where that is asked for, by default at the sites where V is the only effect there is."""
+    """Attaches V where `train_as` says so, by default at the sites where V is the only effect (`preserve`)."""
     if plan is None or not plan.sites:
         return None
     sites = tuple(site for site in plan.sites if train_as == "explicit" or site.strategy == "preserve")

@@ -1,4 +1,4 @@
-"""The training loss, and a network that gives it."""
+"""The training loss, and a module that computes it."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,7 +20,10 @@ def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: Train
     Args:
         heads: logits (N, classes, h, w), the main head's first.
         labels_NHW: classes or `config.ignore_index`; where every label is ignored the loss is 0.
-        config: of the loss.
+        config: class weights, weight of auxiliary heads, ignored label.
+
+    Returns:
+        A scalar ().
     """
     losses = [_cross_entropy(logits, labels_NHW, config) for logits in heads]
     return losses[0] + config.aux_weight * sum(losses[1:])
@@ -44,14 +47,14 @@ def _cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, config: TrainConfig)
 
 
 def backbone_of(checkpoint: Checkpoint) -> str | None:
-    """The module path of the network's backbone, if it has one: under the name that libraries give it."""
+    """The module path of the network's backbone, by the names that libraries use; None if there is none."""
     known = ("backbone", "encoder", getattr(checkpoint.model, "base_model_prefix", ""))
     children = dict(nn.Module.named_children(checkpoint.model))
     return next((name for name in known if name in children), None)
 
 
 class ModelWithLoss(nn.Module):
-    """A network of any family as `transformers.Trainer` takes it: pictures and labels in, loss out.
+    """A network of any family as `transformers.Trainer` takes it: images and labels in, loss out.
 
     `frozen` are modules that stay in eval mode.
 
@@ -65,7 +68,7 @@ class ModelWithLoss(nn.Module):
             what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
             raise InputError(checkpoint.architecture, what, expected=expected)
         self.network = checkpoint.model
-        self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # where FSDP shall cut
+        self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # the modules that FSDP wraps
         self._config = config
         self._heads = checkpoint.adapter.heads
         self._frozen = frozen
@@ -77,7 +80,7 @@ class ModelWithLoss(nn.Module):
         return {"loss": segmentation_loss(self._heads(self.network, pixel_values), labels, self._config)}
 
     def train(self, mode: bool = True) -> "ModelWithLoss":
-        """As ever, but for what is frozen."""
+        """Sets the mode of all modules except the frozen ones."""
         super().train(mode)
         for module in self._frozen:
             module.eval()

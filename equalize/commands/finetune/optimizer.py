@@ -1,4 +1,4 @@
-"""Which parameters are trained, at which rate, and how the rate changes."""
+"""Parameter groups, optimizer and learning-rate schedule."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -13,7 +13,7 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def freeze(model: nn.Module, backbone: str | None, config: TrainConfig) -> tuple[nn.Module, ...]:
-    """Takes the gradient from what the configuration freezes; gives the modules that must stay in eval mode."""
+    """Freezes parameters as configured; returns the modules that must stay in eval mode."""
     frozen: list[nn.Module] = []
     if config.freeze_backbone:
         if backbone is None:
@@ -52,7 +52,7 @@ def make_optimizer(model: nn.Module, backbone: str | None, config: TrainConfig) 
 
 def make_schedule(optimizer: Optimizer, steps: int, config: TrainConfig) -> LambdaLR:
     """Linear warm-up from 0, then (1 - progress) ** power."""
-    warmup = min(round(config.warmup * steps), steps - 1)  # transformers divides by the steps after it
+    warmup = min(round(config.warmup * steps), steps - 1)  # not all steps: transformers divides by the number after it
     schedule: LambdaLR = get_polynomial_decay_schedule_with_warmup(
         optimizer, warmup, steps, lr_end=0.0, power=config.power
     )

@@ -1,9 +1,9 @@
-"""OUT while and after a training: what lies where, how it is taken up again, how a model gets into it.
+"""The directory OUT of a training: its files, how it is resumed, how a model is put into it.
 
 OUT/                    the best model so far, in its own format
 OUT/metrics.jsonl       one object a line
 OUT/finetune.yaml       the resolved configuration, for --config
-OUT/last/run.json       what the run is of: refuses to be resumed as another
+OUT/last/run.json       facts that a resumed run must share
 OUT/last/checkpoint-N/  weights, optimizer, schedule, random numbers after step N: the newest one is for --resume
 OUT/last/model/         the model of the last step, in its own format, where it is not the best
 """
@@ -29,7 +29,7 @@ class RunDirectory:
         path: OUT.
         source: MODEL; if it is a path, OUT may not touch it.
         resume: go on with the training that is there, if one is.
-        overwrite: throw away what is there.
+        overwrite: replace what is there.
 
     Raises:
         OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
@@ -42,11 +42,11 @@ class RunDirectory:
         self.resumed = resume and self._run.is_file()
         check_target(self.path, overwrite or self.resumed, source if source.exists() else None)
 
-    def begin(self, run: Mapping[str, Any], config: str) -> None:
+    def prepare(self, run: Mapping[str, Any], config: str) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
 
         Args:
-            run: what the run is of, as JSON.
+            run: facts that a resumed run must share, as JSON.
             config: content of finetune.yaml.
 
         Raises:
@@ -103,7 +103,7 @@ class RunDirectory:
 
 
 def _link(source: str | Path, place: str | Path) -> None:
-    """Gives a file a second name: nobody writes to it at this moment. A copy where a disk has no such thing."""
+    """Hard-links a file that is not being written; copies it where links are not supported."""
     try:
         os.link(source, place)
     except OSError:

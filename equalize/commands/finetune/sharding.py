@@ -1,7 +1,7 @@
-"""What `accelerate launch` asks for beyond a whole network in every process: FSDP and DeepSpeed.
+"""Prepares FSDP and DeepSpeed, as `accelerate launch` configures them.
 
 Accelerate reads both from the environment. Under FSDP, and under DeepSpeed's stage 3, every process holds a part of
-each parameter, so that a forward pass, and putting the state dict together, are the work of all of them.
+each parameter, so that a forward pass, and putting the state dict together, involve all of them.
 """
 
 import os
@@ -16,19 +16,19 @@ def check_launch() -> None:
     """Makes FSDP ready for networks that every process loads whole, before any is loaded.
 
     Raises:
-        InputError: version 1 of FSDP is asked for: its flat parameters do not tell weights from biases and norms.
+        InputError: version 1 of FSDP is configured: its flat parameters mix weights with biases and norms.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise InputError("fsdp_version", "is not served", got=version, expected=2, remedy="use accelerate config")
-    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # for any number of processes to go on with
-    disable_fsdp_ram_efficient_loading()  # it leaves every process but the first without weights
+    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # so that any number of processes can resume
+    disable_fsdp_ram_efficient_loading()  # it would leave all processes but the first without weights
 
 
 def check_deepspeed(plugin: Any) -> None:
-    """Leaves the optimizer to us, and has states saved whole.
+    """Refuses an optimizer of DeepSpeed's and has full states saved.
 
     Raises:
         InputError: DeepSpeed is configured with an optimizer or a schedule of its own.

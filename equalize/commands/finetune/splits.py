@@ -1,4 +1,4 @@
-"""The data and the network of a training, checked before its first step, and the pairs that it sees."""
+"""The data and the network of a training, checked before its first step; its training pairs."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from equalize.messages import Notify, first_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is trained on what, checked against each other."""
+    """A network and its data, checked against each other."""
 
     name: ModelName
-    """Under which the same network loads again, with as many classes."""
+    """The name that loads the same network again, with the same number of classes."""
     checkpoint: Checkpoint
     """Its model on `device`, its classes named."""
     train: LabeledSplit
@@ -97,7 +97,7 @@ def _load_for(name: ModelName, num_classes: int | None) -> tuple[ModelName, Chec
     """The model for that many classes, its classifiers drawn anew if it has others; and the name that loads it again.
 
     Raises:
-        CheckpointError: more than the classifiers does not fit, and `init_missing` was not asked for.
+        CheckpointError: more than the classifiers does not fit, and `init_missing` is false.
     """
     if num_classes is None:
         return name, name.load()
@@ -107,7 +107,7 @@ def _load_for(name: ModelName, num_classes: int | None) -> tuple[ModelName, Chec
     except CheckpointError:
         if name.init_missing:
             raise
-    name.load()  # whole under its own number of classes: then only classifiers can differ
+    name.load()  # complete with its own number of classes: then only classifiers can differ
     wanted = replace(wanted, init_missing=True)
     return wanted, wanted.load()
 

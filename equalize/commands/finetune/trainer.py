@@ -49,7 +49,7 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
     newest = writer.run.newest_state() if writer.run.resumed else None
     before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None
     if before and is_main():
-        writer.run.write_metrics(lines_of(before))  # the last sitting may have ended after saving this state
+        writer.run.write_metrics(lines_of(before))  # the previous run may have ended after saving this state
         writer.write_best(before)
     with _unchanged_globals(), quiet():
         trainer = SegmentationTrainer(task, writer, progress)
@@ -82,7 +82,7 @@ def _unchanged_globals() -> Iterator[None]:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Demands that transformers knows each, and that it is installed."""
+    """Refuses trackers that transformers lacks or that are not installed."""
     try:
         for tracker in get_reporting_integration_callbacks(list(names)):
             tracker()
@@ -135,20 +135,20 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             raise InputError("accelerate", what, remedy="try fsdp_auto_wrap_policy: NO_WRAP") from error
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """Ours; see `make_optimizer`."""
+        """See `make_optimizer`."""
         if self.optimizer is None:
             prefix = f"network.{self._backbone}" if self._backbone else None
             self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
-        """Ours; see `make_schedule`."""
+        """See `make_schedule`."""
         if self.lr_scheduler is None:
             self.lr_scheduler = make_schedule(optimizer or self.create_optimizer(), num_training_steps, self._config)
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One batch; raises what a process that reads pairs could only hand over."""
+        """One batch; raises errors that a data worker returned as values."""
         if "failure" in inputs:
             raise inputs["failure"]
         try:
@@ -192,7 +192,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             self._writer.run.write_metrics(lines_of(self.state))
 
     def _logits(self, images_NCHW: Tensor) -> Tensor:
-        """Of the network as it is spread over the processes."""
+        """Logits (N, classes, h, w) of the network, possibly sharded over the processes."""
         logits: Tensor = self.model(**self._prepare_inputs({"pixel_values": images_NCHW}))["logits"]
         return logits
 
@@ -201,7 +201,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             if is_main():
                 self._writer.write_best(self.state)
-        except RuntimeError as error:  # what torch makes of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             if "PytorchStreamWriter" not in str(error):
                 raise
             what = "the state cannot be written, most often for want of space"
@@ -238,7 +238,7 @@ def _arguments(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
         save_strategy=interval,
         eval_steps=config.eval_every,
         save_steps=config.eval_every or 1,
-        save_total_limit=2,  # transformers would keep the best alone of one
+        save_total_limit=2,  # with a limit of 1 transformers would keep the best alone
         metric_for_best_model="mIoU",
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,  # early stopping counts on after --resume

@@ -73,7 +73,7 @@ def model_card(out: Path, repository: str, revision: str | None = None) -> str:
 
 
 def _read_facts(out: Path) -> dict[str, Any]:
-    """What the files say, without paths of this machine; reads the weights once, so that nothing damaged goes out."""
+    """The facts in the files, without local paths; reads the weights once, so that no damaged file is uploaded."""
     if not out.is_dir():
         raise InputError(out, "no such directory", remedy="push what calibrate or finetune wrote")
     read_weights(*weight_files(out))
@@ -101,7 +101,7 @@ def _read_facts(out: Path) -> dict[str, Any]:
 
 
 def _base_readme(source: str, base_model: str | None, revision: str) -> str:
-    """From the Hub's cache or the base's own directory; nothing is downloaded for it."""
+    """The base model's README from the Hub's cache or its directory; nothing is downloaded."""
     if base_model is None:
         return _text(Path(source).expanduser() / "README.md") if source else ""
     cached = try_to_load_from_cache(base_model, "README.md", revision=revision)
@@ -109,7 +109,7 @@ def _base_readme(source: str, base_model: str | None, revision: str) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of `metrics.jsonl`; a line that a crash cut short is passed over."""
+    """The objects of `metrics.jsonl`; a line that a crash truncated is skipped."""
     found: list[dict[str, Any]] = []
     for line in _text(path).splitlines():
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Which files of a directory go to the Hub, which stay and why; no access token and no local path goes."""
+"""Selects the files of a directory for upload, without access tokens and local paths."""
 
 import json
 import re

@@ -62,11 +62,11 @@ def _explain(error: BaseException, repository: str, token: str) -> EqualizeError
         what, remedy = _BY_STATUS.get(status, _TROUBLE if status >= 500 else ("the Hub refuses the request", None))
         return ResourceError(repository, f"{what} (HTTP {status}{': ' + said if said else ''})", remedy=remedy)
     network = next((each for each in chain if isinstance(each, _HTTPError | ConnectionError | TimeoutError)), None)
-    told = _line(network or chain[-1], token) or type(error).__name__
+    line = _line(network or chain[-1], token) or type(error).__name__
     if network is not None:
-        what = f"the connection to {constants.ENDPOINT} failed ({told})"
+        what = f"the connection to {constants.ENDPOINT} failed ({line})"
         return ResourceError(repository, what, remedy=f"check the network and {_AGAIN}")
-    return ResourceError(repository, f"the upload failed ({told})", remedy=_AGAIN)
+    return ResourceError(repository, f"the upload failed ({line})", remedy=_AGAIN)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

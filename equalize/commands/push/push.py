@@ -1,6 +1,6 @@
 """From a written checkpoint to a repository on the Hugging Face Hub.
 
-In this order: what is asked for is checked, the files are chosen, the card is written; the repository is found or
+In this order: the arguments are checked, the files are chosen, the card is written; the repository is found or
 made; then everything goes in one commit: whatever fails, no half of a checkpoint is visible.
 """
 
@@ -84,7 +84,7 @@ def push(
         private: of a repository that is made; None means private. One that exists keeps what it is.
         revision: the branch to commit to, made if it does not exist.
         create_pr: open a pull request instead of committing to the branch.
-        dry_run: list the files and ask nobody; needs no network and no access token.
+        dry_run: only list the files; needs no network and no access token.
         notify, warn: called with what a user should know, or may want to act on, a line at a time.
 
     Raises:

@@ -168,7 +168,7 @@ def test_other_classes_draw_the_classifier_and_nothing_else(segformer_dir, tmp_p
     said = []
     config = replace(QUICK, max_steps=1, lr=1e-9)
     done = finetune(named(segformer_dir), root, tmp_path / "out", config, notify=said.append)
-    assert done.drawn == ("decode_head.classifier.weight", "decode_head.classifier.bias")
+    assert done.newly_initialized == ("decode_head.classifier.weight", "decode_head.classifier.bias")
     assert any("drawn anew" in line and "decode_head.classifier.weight" in line for line in said)
     model = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "sky", 1: "road", 2: "car"}
@@ -183,7 +183,7 @@ def test_a_decoder_is_drawn_only_if_asked(segformer_encoder_dir, five_classes, t
     with pytest.raises(CheckpointError, match="--init-missing"):
         finetune(named(segformer_encoder_dir), five_classes, tmp_path / "out", config)
     done = finetune(named(segformer_encoder_dir, init_missing=True), five_classes, tmp_path / "out", config)
-    assert "decode_head.linear_fuse.weight" in done.drawn
+    assert "decode_head.linear_fuse.weight" in done.newly_initialized
 
 
 # what is refused

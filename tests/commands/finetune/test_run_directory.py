@@ -10,7 +10,7 @@ class Killed(BaseException):
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     run = RunDirectory(tmp_path / "out", tmp_path / "model", resume=False, overwrite=False)
-    run.begin({"seed": 0}, "lr: 1\n")
+    run.prepare({"seed": 0}, "lr: 1\n")
     return run
 
 
@@ -56,7 +56,7 @@ def test_killed_while_a_model_is_replaced_leaves_the_old_one_whole(run, monkeypa
     monkeypatch.undo()
     assert model(run) == {"config.json": "old", "model.bin": "old"}
     again = RunDirectory(run.path, run.path.parent / "model", resume=True, overwrite=False)
-    again.begin({"seed": 0}, "lr: 1\n")
+    again.prepare({"seed": 0}, "lr: 1\n")
     assert [path.name for path in run.path.parent.iterdir()] == ["out"]
     again.put_model(saving("newer"))
     assert model(again) == {"config.json": "newer", "model.bin": "newer"}

@@ -39,19 +39,19 @@ def preprocessing(config: Config) -> Preprocess:
     """
     reduce = next((value for key, value in leaves(config) if key == "reduce_zero_label"), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
-    normalize = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
-    if normalize is None:  # mmcv's, whose ``to_rgb`` means the same
-        normalize = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
-    if not isinstance(normalize, Mapping):
+    preprocessor = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
+    if preprocessor is None:  # mmcv's, whose ``to_rgb`` means the same
+        preprocessor = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
+    if not isinstance(preprocessor, Mapping):
         mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
         return Preprocess(mean=mean, std=std, origin="ImageNet defaults, the config does not say", **common)
-    flipped = normalize.get("bgr_to_rgb", normalize.get("to_rgb", False))
+    flipped = preprocessor.get("bgr_to_rgb", preprocessor.get("to_rgb", False))
     channels: Literal["RGB", "BGR"] = "RGB" if flipped else "BGR"
     return Preprocess(
-        mean=_numbers(normalize.get("mean"), 0.0),
-        std=_numbers(normalize.get("std"), 1.0),
+        mean=_numbers(preprocessor.get("mean"), 0.0),
+        std=_numbers(preprocessor.get("std"), 1.0),
         channels=channels,
-        origin="the config's data_preprocessor" if "bgr_to_rgb" in normalize else "the config's normalization",
+        origin="the config's data_preprocessor" if "bgr_to_rgb" in preprocessor else "the config's normalization",
         **common,
     )
 

@@ -1,4 +1,4 @@
-"""State dicts of mmsegmentation. The config that comes with the checkpoint is parsed; one that the user names is run."""
+"""State dicts of mmsegmentation. The config in a checkpoint is parsed, one that the user names is run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ class MMSegmentation(Family[_Spec]):
             classes=names if names and len(names) == _head(model).get("num_classes") else None,
             num_classes=number,
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
-            arguments={"num_classes": number} if trusted and number is not None else {},  # else the config's text has it
+            arguments={"num_classes": number} if trusted and number is not None else {},  # else in its text
             limited=not trusted,
             text=text,
             meta=meta,

@@ -1,4 +1,4 @@
-"""mmsegmentation: its networks built from a config, and nothing else that its registries can reach."""
+"""Builds mmsegmentation's networks from a config, with registered parts only unless the user trusts the config."""
 
 import contextlib
 import copy
@@ -18,9 +18,9 @@ from equalize.errors import CheckpointError, ResourceError
 
 _WORD = re.compile(r"[\w-]*")
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
-# Where a registered class may be defined if a stranger's config names it. TIMMBackbone, VPD and CLIPTextEncoder are
-# kept out: their constructors read files by name.
-_HOMES = (
+# Modules whose registered classes a config of unknown origin may name. TIMMBackbone, VPD and CLIPTextEncoder are
+# excluded: their constructors read files by name.
+_MODULES = (
     "mmseg.models.backbones.",
     "mmseg.models.decode_heads.",
     "mmseg.models.necks.",
@@ -31,13 +31,13 @@ _HOMES = (
 _LEFT_OUT = (
     "mmseg.models.backbones.timm_backbone",
     "mmseg.models.backbones.vpd",
-    "mmseg.models.decode_heads.point_head",  # gives no logits without being told where
+    "mmseg.models.decode_heads.point_head",  # gives logits only at points that a caller names
 )
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """mm libraries warn of what they lack on import and log to stdout, which is for answers alone."""
+    """Silences mm libraries, which warn about missing parts on import and log to stdout."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -80,8 +80,8 @@ def _is_own(registry: Any, name: object) -> bool:
     """Whether a part is registered here, or in what this registry inherits from, and may be built."""
     while registry is not None:
         if isinstance(name, str) and name in registry.module_dict:
-            home = f"{registry.module_dict[name].__module__}."
-            return home.startswith(_HOMES) and not home.startswith(_LEFT_OUT)
+            module = f"{registry.module_dict[name].__module__}."
+            return module.startswith(_MODULES) and not module.startswith(_LEFT_OUT)
         registry = registry.parent
     return False
 
@@ -113,7 +113,7 @@ def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Modu
 
 @contextlib.contextmanager
 def _only_registered() -> Iterator[None]:
-    """A registry that lacks a name would import it as a module; here it just lacks it."""
+    """Keeps registries from importing a name that they lack as a module."""
     from mmengine.registry import registry
 
     def refuse(name: str) -> None:
@@ -136,7 +136,7 @@ def run_config(path: Path) -> dict[str, Any]:
     try:
         with quiet():
             config: dict[str, Any] = Runnable.fromfile(path).to_dict()
-    except Exception as error:  # whatever the user's file raises
+    except Exception as error:  # the user's file may raise anything
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(path, f"cannot be run as a config ({type(error).__name__}: {line})") from error
     return config

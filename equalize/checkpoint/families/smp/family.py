@@ -20,7 +20,7 @@ from equalize.errors import ResourceError
 
 
 class Smp(Family[Spec]):
-    """Directories with a config, and state dicts that are recognized where nobody says what they are."""
+    """Directories with a config, and state dicts, which are recognized by their keys where no ``--arch`` is given."""
 
     name = "smp"
     library = "segmentation-models-pytorch"
@@ -29,13 +29,13 @@ class Smp(Family[Spec]):
     config_field = "_model_class"
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """By the config or by name; of the rest, by how the keys are divided."""
+        """By the config or ``--arch``; else by the prefixes of the keys."""
         if request.arch is not None:
             return request.scheme == self.scheme
         return "_model_class" in place.config or under_smp_keys(_shapes(weights)) is not None
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
-        """The class and its arguments; whatever the encoder's weights were taken from, here they come from the file."""
+        """The class and its arguments, without the encoder's pretrained weights: all weights come from the file."""
         described = request.arch is None and bool(place.config)
         note, pretrained = "", None
         if described:
@@ -73,11 +73,11 @@ class Smp(Family[Spec]):
         return super().reload(place, request) if place.record is not None else loader.reload(place.path)
 
     def architecture(self, out: Path) -> str:
-        """The class, whatever case the user typed it in."""
+        """The class name as smp spells it."""
         if not (out / ARCHITECTURE_FILE).is_file():
             return str(read_json(out / "config.json")["_model_class"])
         name = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
-        with contextlib.suppress(ResourceError):  # to be told where smp is not installed, too
+        with contextlib.suppress(ResourceError):  # the name is known without smp, too
             name = loader.builder(name).func.__name__
         return name
 

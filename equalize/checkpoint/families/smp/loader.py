@@ -38,9 +38,9 @@ def builder(name: str) -> "functools.partial[nn.Module]":
 
 
 def preprocessing(encoder: str, pretrained: str) -> Preprocess:
-    """What the encoder was pretrained with, where telling needs no network; else ImageNet's numbers.
+    """The encoder's preprocessing if it is known offline, else ImageNet's.
 
-    It needs none where timm's tables have it, or where the file that smp would download is in the Hub's cache.
+    It is known offline from timm's tables, or from the file that smp would download if the Hub's cache has it.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -65,7 +65,7 @@ def preprocessing(encoder: str, pretrained: str) -> Preprocess:
 
 
 def reload(directory: Path) -> nn.Module:
-    """Load a directory with ``smp.from_pretrained``, strictly, whatever it once took its encoder's weights from."""
+    """Load a directory with ``smp.from_pretrained``, strictly, without downloading the encoder's weights."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the Hub's mixin prints
             model: nn.Module = library().from_pretrained(str(directory), encoder_weights=None)
@@ -87,7 +87,7 @@ def shapes_of(make: Callable[[], nn.Module], name: str) -> Mapping[str, torch.Si
     Not every encoder goes with every decoder, depth and stride.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # smp announces the end of some encoders
+        with warnings.catch_warnings(action="ignore"):  # smp warns about deprecated encoders
             model = construct(make, name, on_meta=True)
     except CheckpointError:
         return {}

@@ -1,6 +1,6 @@
-"""State dicts of smp without a word on what they are: decoder and widths from keys and shapes, the encoder by trial.
+"""Recognizes state dicts of smp: decoder and widths from keys and shapes, the encoder by building candidates.
 
-A candidate counts when its keys and shapes are exactly those on disk; it is built on the meta device, without memory.
+A candidate, built on the meta device, matches if its keys and shapes are exactly those on disk.
 """
 
 import json
@@ -26,7 +26,7 @@ _HEADS = ("segmentation_head.0.weight", "segmentation_head.head.4.weight")  # th
 _PAB, _FPA = "decoder.center.top_conv.weight", "decoder.fpa.branch1.1.conv.weight"
 _NORMS = "decoder.feature_norms.{}.weight"
 _COUNTER = ".num_batches_tracked"  # old files have none
-_DEPTHS: list[object] = [5, 4, 3, 2, 1]  # of the encoder: most decoders only see how wide its last level is
+_DEPTHS: list[object] = [5, 4, 3, 2, 1]  # encoder depths: most decoders depend on the width of its last level alone
 _UNTOLD = ("encoder_output_stride", "decoder_atrous_rates", "decoder_interpolation", "upsampling", "activation")
 """Arguments that change what a network computes and leave its keys and shapes as they are."""
 _TIMM: Mapping[str, str] = {
@@ -56,14 +56,14 @@ def _widths(bare: Shapes, pattern: str) -> list[int]:
     return [bare[key][0] for number in range(12) if (key := pattern.format(number)) in bare]
 
 
-def _told(bare: Shapes, depths: list[object], **widths: str) -> Options:
-    """Depths of the encoder, and arguments that are the output channels of a layer."""
+def _options(bare: Shapes, depths: list[object], **widths: str) -> Options:
+    """Candidate encoder depths, and arguments that equal the output channels of a layer."""
     return {"encoder_depth": depths, **{name: [bare[key][0]] for name, key in widths.items()}}
 
 
 def _levels(bare: Shapes, pattern: str, *, more: int = 0, **widths: str) -> Options:
     """Where a decoder has a layer for each level of the encoder, or for all but ``more``."""
-    return _told(bare, [more + len(_widths(bare, pattern))], **widths)
+    return _options(bare, [more + len(_widths(bare, pattern))], **widths)
 
 
 def _unet(bare: Shapes, blocks: str = "decoder.blocks.", **widths: str) -> Options:
@@ -77,17 +77,17 @@ def _fpn(bare: Shapes) -> Options:
     pyramid, segmentation = "decoder.p5.weight", "decoder.seg_blocks.0.block.0.block.0.weight"
     policy: Options = {"decoder_merge_policy": ["add" if bare[_HEADS[0]][1] == bare[segmentation][0] else "cat"]}
     widths = {"decoder_pyramid_channels": pyramid, "decoder_segmentation_channels": segmentation}
-    return _told(bare, _DEPTHS, **widths) | policy
+    return _options(bare, _DEPTHS, **widths) | policy
 
 
 def _deeplab(bare: Shapes, aspp: str) -> Options:
     separable: Options = {"decoder_aspp_separable": [f"{aspp}.convs.1.0.0.weight" in bare]}
-    return _told(bare, _DEPTHS, decoder_channels=f"{aspp}.convs.0.0.weight") | separable
+    return _options(bare, _DEPTHS, decoder_channels=f"{aspp}.convs.0.0.weight") | separable
 
 
 def _segformer(bare: Shapes) -> Options:
     levels = len(_widths(bare, "decoder.mlp_stage.{}.linear.weight"))  # transformers have no level of half the size
-    return _told(bare, [levels, levels + 1], decoder_segmentation_channels="decoder.mlp_stage.0.linear.weight")
+    return _options(bare, [levels, levels + 1], decoder_segmentation_channels="decoder.mlp_stage.0.linear.weight")
 
 
 _DECODERS: Mapping[str, tuple[str, Callable[[Shapes], Options]]] = {
@@ -98,7 +98,7 @@ _DECODERS: Mapping[str, tuple[str, Callable[[Shapes], Options]]] = {
     "FPN": ("decoder.p5.weight", _fpn),
     "PSPNet": (
         "decoder.psp.blocks.0.pool.1.0.weight",
-        partial(_told, depths=_DEPTHS, psp_out_channels="decoder.conv.0.weight"),
+        partial(_options, depths=_DEPTHS, psp_out_channels="decoder.conv.0.weight"),
     ),
     "DeepLabV3": ("decoder.aspp.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp")),
     "DeepLabV3Plus": ("decoder.aspp.0.convs.0.0.weight", partial(_deeplab, aspp="decoder.aspp.0")),
@@ -115,9 +115,9 @@ _DECODERS: Mapping[str, tuple[str, Callable[[Shapes], Options]]] = {
 def recognize(
     shapes: Shapes, where: object, named: str | None = None, given: Mapping[str, object] | None = None
 ) -> tuple[str, Arguments, str]:
-    """The class and arguments of the network that a state dict belongs to, and a note on what shapes do not tell.
+    """The class and arguments of the network that a state dict belongs to, and a note on what shapes leave open.
 
-    Where the user named the class, smp's defaults hold as far as they fit, and comparing the keys says what does not.
+    Where the user named the class, smp's defaults hold as far as they fit; comparing the keys then reports the rest.
 
     Args:
         shapes: key -> shape, as they lie on disk.
@@ -144,7 +144,7 @@ def recognize(
 
 
 def _decoder(bare: Shapes) -> tuple[str | None, Options]:
-    """The class, and its arguments as its keys and shapes tell them; none if a key of its own is missing."""
+    """The class, and its arguments derived from keys and shapes; none if no class has its key there."""
     name = next((name for name, (mark, _) in _DECODERS.items() if mark in bare), None)
     try:
         head = next(key for key in _HEADS if key in bare)
@@ -154,7 +154,7 @@ def _decoder(bare: Shapes) -> tuple[str | None, Options]:
 
 
 def under_smp_keys(shapes: Shapes) -> Shapes | None:
-    """The shapes under the keys that smp gives them, if it does; without counters, which old files lack."""
+    """The shapes by smp's keys, if they are smp's; without BatchNorm counters, which old files lack."""
     for reading in strippings(shapes):
         if {key.partition(".")[0] for key in reading} >= _PARTS and any(head in reading for head in _HEADS):
             return {key: shapes[disk] for key, disk in reading.items() if not key.endswith(_COUNTER)}
@@ -193,7 +193,7 @@ def _text(value: object) -> str:
 
 
 def _candidates(bare: Shapes) -> Iterator[list[str]]:
-    """Names of encoders whose parts are called as those on disk; together where shapes cannot tell them apart."""
+    """Names of encoders whose modules have the names on disk, grouped where shapes cannot distinguish them."""
     parts = {key.split(".")[1] for key in bare if key.startswith("encoder.")}
     if parts == {"model"}:
         inner = {key.split(".")[2] for key in bare if key.startswith("encoder.model.")}
@@ -212,9 +212,9 @@ def _candidates(bare: Shapes) -> Iterator[list[str]]:
 def _fitting(name: str, encoder: str, options: Options, bare: Shapes) -> Iterator[Arguments]:
     """The arguments that make a network over an encoder with these keys and shapes."""
     channels = _input_channels(encoder, bare)
-    alone = encoder_shapes(encoder, channels)  # empty if it is not to be had without a decoder
+    alone = encoder_shapes(encoder, channels)  # empty if it cannot be built without a decoder
     there = {key.removeprefix("encoder."): shape for key, shape in bare.items() if key.startswith("encoder.")}
-    if alone and not there.items() <= alone.items():  # of timm's encoders smp keeps only the levels that are asked for
+    if alone and not there.items() <= alone.items():  # smp keeps only the levels of timm's encoders that it uses
         return
     known: Options = {"encoder_name": [encoder], **({} if channels == 3 else {"in_channels": [channels]}), **options}
     for values in product(*known.values()):

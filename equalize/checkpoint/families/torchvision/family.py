@@ -1,4 +1,4 @@
-"""torchvision's segmentation networks: found by their keys, built, and their published weights fetched."""
+"""torchvision's segmentation networks: state dicts, recognized by their keys, and published weights."""
 
 import functools
 import inspect
@@ -35,7 +35,7 @@ class Torchvision(Family[Spec]):
     arch_forms = ("torchvision:NAME",)
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """By name, or where half of the keys are those of one of its networks, if only of a part of one."""
+        """By name, or if half of the keys are those of one of its networks or of a part of one."""
         if request.arch is not None:
             return request.scheme == self.scheme
         shapes = _shapes(weights)
@@ -43,7 +43,7 @@ class Torchvision(Family[Spec]):
         return place.library == self.name or any(2 * count >= len(shapes) for count in found)
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
-        """The network by name or by keys and shapes, its arguments as these tell them."""
+        """The network by name or by keys and shapes, its arguments from the shapes."""
         shapes, classes = _shapes(weights), None
         if place.library == self.name:
             name = place.published or ""
@@ -64,7 +64,7 @@ class Torchvision(Family[Spec]):
         )
 
     def save_spec(self, spec: Spec, loaded: Loaded, place: Place) -> SaveSpec:
-        """With the class names of published weights, which lie in no file of theirs."""
+        """Adds the class names of published weights, whose files have none."""
         save = super().save_spec(spec, loaded, place)
         return self.with_classes(save, spec.classes) if spec.classes else save
 
@@ -110,9 +110,9 @@ def builder(name: str) -> Callable[..., nn.Module]:
 
 
 def arguments_from(name: str, shapes: Shapes) -> dict[str, object]:
-    """The number of classes and the auxiliary head, as keys and shapes on disk tell them.
+    """The number of classes and the auxiliary head, derived from keys and shapes on disk.
 
-    Without any they are those of the published weights, which all have the auxiliary head.
+    Without shapes they are those of the published weights, which all have the auxiliary head.
     """
     found: dict[str, object] = {}
     if "aux_loss" in inspect.signature(builder(name)).parameters:

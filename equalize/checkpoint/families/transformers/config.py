@@ -1,4 +1,4 @@
-"""transformers' JSON files, read as data: config, segmentation class, class names, preprocessing."""
+"""Reads transformers' JSON files without running code: config, segmentation class, class names, preprocessing."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from equalize.checkpoint.files.weights import read_json
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 
-_ATTENTIONS = (None, "eager", "sdpa")  # others may be fetched from the Hub, as code
+_ATTENTIONS = (None, "eager", "sdpa")  # other values may fetch code from the Hub
 
 
 def read_config(directory: Path, num_classes: int | None = None) -> Any:
-    """Read ``config.json`` without running code, and set the number of classes if another is asked for."""
+    """Read ``config.json`` without running code, and set the number of classes if ``num_classes`` is another."""
     from transformers import AutoConfig
 
     path = directory / "config.json"
@@ -31,7 +31,7 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
 
 @contextmanager
 def _refused_as(path: Path, what: str) -> Iterator[None]:
-    """Quietly, and with one kind of error: configs check themselves with many."""
+    """Silences transformers and turns the errors of a config's own checks into a CheckpointError."""
     try:
         with quiet():
             yield
@@ -41,7 +41,7 @@ def _refused_as(path: Path, what: str) -> Iterator[None]:
 
 
 def _check_for_code(config: Mapping[str, object], path: Path) -> None:
-    """Refuse a config under any key of which code from the Hub is asked for: a module, or a kernel for attention."""
+    """Refuse a config that names code on the Hub under any key: a module, or a kernel for attention."""
     stack: list[object] = [config]
     while stack:
         value = stack.pop()
@@ -78,7 +78,7 @@ def target_class(config: Any, where: object) -> Any:
 
 
 def named_class(config: Any) -> str | None:
-    """The first of the config's architectures, which may be anything in a config from strangers."""
+    """The first of the config's architectures, None if it is no string."""
     match config.architectures:
         case [str(name), *_]:
             return name
@@ -108,7 +108,7 @@ def preprocessing(directory: Path) -> Preprocess:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' reports and bars off the terminal: what they say, our errors and ``drawn`` say."""
+    """Suppress transformers' reports and progress bars; our errors and ``newly_initialized`` carry their content."""
     from transformers.utils import logging as library
 
     verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()

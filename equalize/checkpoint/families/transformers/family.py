@@ -18,7 +18,7 @@ from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
 
 _CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
-_ITSELF = "transformers:."  # in a record: the config lies beside the weights
+_ITSELF = "transformers:."  # in architecture.json: the config is beside the weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class _Spec(Spec):
     directory: Path
     """Where the config lies."""
     state_dict: bool
-    """Whether the weights are a state dict, under a config from elsewhere or with a record."""
+    """Whether the weights are a state dict (``--arch transformers:DIR``, architecture.json), not a directory's."""
 
 
 class Transformers(Family[_Spec]):
@@ -42,11 +42,11 @@ class Transformers(Family[_Spec]):
     config_field = "model_type"
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """By the config beside the weights, or the one that is named."""
+        """By the config beside the weights, or by ``--arch``."""
         return request.scheme == self.scheme or (request.arch is None and _is_directory(place))
 
     def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
-        """Read the config; nothing in it runs."""
+        """Read the config without running code."""
         directory = place.path if request.arch is None else Path(request.arch_name).expanduser()
         state_dict = not _is_directory(place)
         if state_dict and request.arch_args:
@@ -67,11 +67,11 @@ class Transformers(Family[_Spec]):
         )
 
     def needs_weights(self, place: Place, request: Request) -> bool:
-        """The config tells all; a file that the user names is read nevertheless, to say what is wrong with it."""
+        """False for a directory; a file that the user names is read even so, to report what is wrong with it."""
         return not _is_directory(place)
 
     def outline(self, spec: _Spec, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
-        """From the config alone: keys on disk are not those of the model."""
+        """Built from the config alone: keys on disk differ from those of the model."""
         return loader.skeleton(spec.kind, spec.config), ()
 
     def load(self, spec: _Spec, weights: Weights, request: Request) -> Loaded:
@@ -85,7 +85,7 @@ class Transformers(Family[_Spec]):
         return replace(loaded, notes=notes)
 
     def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
-        """The config, changed where parts were drawn or a network was put around; a record for a state dict."""
+        """The config, updated where parts or a network around a backbone are new; a record for a state dict."""
         config = loader.config_fields(loaded.model)
         if spec.state_dict:
             files = tuple(spec.directory / name for name in _CONFIG_FILES if (spec.directory / name).is_file())
@@ -108,7 +108,7 @@ class Transformers(Family[_Spec]):
         return loader.reload(place.path)
 
     def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """With an auxiliary head's logits, which no output has: they are caught as the head gives them."""
+        """Logits (N, classes, h, w), with those of an auxiliary head, which a hook collects as no output has them."""
         auxiliary: list[Tensor] = []
         head = getattr(model, "auxiliary_head", None)
         hooks = []
@@ -121,7 +121,7 @@ class Transformers(Family[_Spec]):
                 hook.remove()
 
     def architecture(self, out: Path) -> str:
-        """The class that the config names, if it does."""
+        """The class that the config names, if any."""
         named = read_json(out / "config.json").get("architectures")
         return str(named[0]) if isinstance(named, list) and named else ""
 

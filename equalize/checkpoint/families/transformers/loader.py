@@ -1,4 +1,4 @@
-"""transformers' models: tensors in by its own loader, and back under the keys on disk by its own conversion."""
+"""Loads transformers' models by its own loader and renames tensors to the keys on disk by its own conversion."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
         kind: the network's class.
         config: transformers' own.
         weights: as read.
-        request: what the caller asked for.
+        request: the caller's flags.
         strip: whether keys may carry a wrapper's prefix (those of a state dict may, those of a directory may not).
     """
     where, tensors = request.source, weights.clones()
@@ -43,13 +43,13 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
     check_finite(tensors, where)
     state = {key: tensors[disk] for key, disk in bare.items()}
     with seeded(request.seed), limit_construction(tensors, draw=request.init_missing):
-        model, told = _from_pretrained(kind, where, None, config=config, state_dict=state)
+        model, info = _from_pretrained(kind, where, None, config=config, state_dict=state)
     keys = list(model.state_dict())
-    missing, mismatched = _missing(told, keys), _mismatched(told)
-    drawn = tuple(key for key in keys if key in {*missing, *mismatched})
-    if drawn:
-        unexpected = sorted(told["unexpected_keys"])
-        if len(unexpected) > len(keys) - len(drawn):  # what came along by chance was not meant
+    missing, mismatched = _missing(info, keys), _mismatched(info)
+    initialized = tuple(key for key in keys if key in {*missing, *mismatched})
+    if initialized:
+        unexpected = sorted(info["unexpected_keys"])
+        if len(unexpected) > len(keys) - len(initialized):  # it is another network that shares a few keys
             raise mismatch_error(where, kind.__name__, missing, unexpected, mismatched)
         if not (request.init_missing and only_class_count(mismatched, request.num_classes)):
             named = named_class(config) or config.model_type
@@ -59,18 +59,18 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
         model=model,
         keys=KeyMap(
             weights=weights,
-            to_disk=partial(_disk_state, model, bare, drawn),
-            newly_initialized=drawn,
+            to_disk=partial(_disk_state, model, bare, initialized),
+            newly_initialized=initialized,
             prefix=_prefix(bare),
         ),
     )
 
 
 def _from_pretrained(kind: Any, where: object, place: Path | None, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The model, and what its loader says of the keys."""
+    """The model, and transformers' loading info about its keys."""
     try:
         with quiet():
-            model, told = kind.from_pretrained(
+            model, info = kind.from_pretrained(
                 place,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
@@ -80,21 +80,21 @@ def _from_pretrained(kind: Any, where: object, place: Path | None, **options: An
             )
     except MemoryError:
         raise
-    except Exception as error:  # whatever a network makes of a config from strangers
+    except Exception as error:  # a network may raise anything for a config of unknown origin
         line = " ".join(str(error).split())[:200]
         raise CheckpointError(where, f"cannot be loaded as {kind.__name__} ({type(error).__name__}: {line})") from error
-    return model.eval(), told
+    return model.eval(), info
 
 
-def _missing(told: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """Keys that are missing on disk, but for counters of BatchNorms that old files never had."""
-    found = [key for key in keys if key in told["missing_keys"]]
+def _missing(info: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Keys that are missing on disk, except BatchNorm counters that old files lack."""
+    found = [key for key in keys if key in info["missing_keys"]]
     return [key for key in found if not key.endswith(_COUNTER) or key.removesuffix(_COUNTER) + "running_mean" in found]
 
 
-def _mismatched(told: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.Size]]:
+def _mismatched(info: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.Size]]:
     """Key -> (shape in the model, shape on disk)."""
-    return {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in told["mismatched_keys"]}
+    return {key: (torch.Size(in_model), torch.Size(disk)) for key, disk, in_model in info["mismatched_keys"]}
 
 
 def _best_reading(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -111,7 +111,7 @@ def _prefix(bare: Mapping[str, str]) -> str:
 def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = True) -> dict[str, Tensor]:
     """Tensors of a model under the names that transformers writes to disk.
 
-    Undone are the renamings that loading applied, or all those that the type of model has.
+    Reverts the renamings that loading applied, or all those that the model's type has.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -126,13 +126,13 @@ def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = T
 
 
 def place_backbone(model: nn.Module, weights: Weights, name: str) -> tuple[Weights, tuple[str, ...]]:
-    """Weights by the keys that a network has for them, and a note where they are others.
+    """Weights renamed to the keys of the network, and a note if they were renamed.
 
-    transformers itself finds a base model in a directory, as SegFormer's in ``nvidia/mit-b0``; it does not find what
-    UPerNet and its like are built around.
+    transformers itself finds a base model in a directory, as SegFormer's in ``nvidia/mit-b0``; it does not
+    find the backbone of UPerNet and similar networks.
     """
     own = model.state_dict()
-    # By the keys of the modules, and by those that transformers writes; it reads both, but not mixed.
+    # The keys of the modules, and those that transformers writes; it reads either, but not a mixture.
     states = (own, revert(model, own, as_loaded=False))
     readings = strippings(weights.tensors)
     if any(2 * len(reading.keys() & (states[0].keys() | states[1].keys())) >= len(reading) for reading in readings):
@@ -150,7 +150,7 @@ def place_backbone(model: nn.Module, weights: Weights, name: str) -> tuple[Weigh
 
 
 def _under(place: str, state: Mapping[str, Tensor], weights: Weights, readings: list[dict[str, str]]) -> dict[str, str]:
-    """Key on disk -> key under a place; empty where a part of what is put there would not fit.
+    """Key on disk -> key under the prefix ``place``; empty if a part would not fit.
 
     A wrapper's name may go with some keys and not with others: networks of transformers differ in this.
     """
@@ -162,7 +162,7 @@ def _under(place: str, state: Mapping[str, Tensor], weights: Weights, readings: 
     parts = {key.partition(".")[0] for key in names}
     left = [key for key in weights.tensors if key not in names and key.partition(".")[0] in parts]
     fits = len(set(names.values())) == len(names)
-    # Old files hold tables of positions, which are computed today.
+    # Old files hold position tables, which transformers computes today.
     return names if fits and not any(weights.tensors[key].is_floating_point() for key in left) else {}
 
 
@@ -171,8 +171,8 @@ def _disk_state(
 ) -> dict[str, Tensor]:
     """The tensors of a state dict of the model by the key they have, or shall have, in the files they came from."""
     written = revert(model, state)
-    plain = not model.__dict__.get("_weight_conversions")  # the file has the keys of the modules: so shall the rest
-    drawn = revert(model, {key: state[key] for key in newly_initialized}, as_loaded=plain)
+    plain = not model.__dict__.get("_weight_conversions")  # the file has the modules' own keys: write the rest likewise
+    initialized = revert(model, {key: state[key] for key in newly_initialized}, as_loaded=plain)
     prefix = f"{model.base_model_prefix}."
     found: dict[str, Tensor] = {}
     for key, disk in bare.items():
@@ -180,11 +180,11 @@ def _disk_state(
             if name in written:
                 found[disk] = written[name]
                 break
-    return {**{_prefix(bare) + key: tensor for key, tensor in drawn.items()}, **found}
+    return {**{_prefix(bare) + key: tensor for key, tensor in initialized.items()}, **found}
 
 
 def config_fields(model: nn.Module) -> dict[str, object]:
-    """What ``config.json`` must say for ``from_pretrained`` to build a network whose decoder was drawn."""
+    """Fields of ``config.json`` with which ``from_pretrained`` builds a network whose decoder was initialized here."""
     config: Any = model.config
     return {"architectures": [type(model).__name__], **class_fields(config.id2label)}
 
@@ -198,14 +198,16 @@ def class_fields(names: Mapping[int, str]) -> dict[str, object]:
 
 
 def reload(directory: Path) -> nn.Module:
-    """Load with ``from_pretrained``, and insist on its finding every key."""
+    """Load with ``from_pretrained``; a CheckpointError if it does not find every key."""
     kind = target_class(read_config(directory), directory)
     named = re.fullmatch(r"(?:pytorch_model|model)\.([\w-]+)\.(?:bin|safetensors)", weight_files(directory)[0][0].name)
     variant = None if named is None else named[1]
-    model, told = _from_pretrained(kind, directory, directory, variant=variant, local_files_only=True)
-    missing, mismatched = _missing(told, list(model.state_dict())), _mismatched(told)
+    model, info = _from_pretrained(kind, directory, directory, variant=variant, local_files_only=True)
+    missing, mismatched = _missing(info, list(model.state_dict())), _mismatched(info)
     if missing or mismatched:
         raise mismatch_error(directory, kind.__name__, missing, [], mismatched)
-    for parameter in nn.Module.parameters(model):  # unaligned addresses in a mapped file change a product's last bit
+    for parameter in nn.Module.parameters(
+        model
+    ):  # copied: unaligned addresses in a mapped file change a product's last bit
         parameter.data = parameter.data.clone()
     return model  # type: ignore[no-any-return]
