@@ -1,4 +1,4 @@
-"""Devices and precisions by the names that users give them."""
+"""Devices and precisions by name."""
 
 import torch
 
@@ -13,7 +13,7 @@ def device_of(name: str) -> torch.device:
     """The device of that name; "auto" is the accelerator if there is one.
 
     Raises:
-        InputError: no device has that name. ResourceError: it is not there.
+        InputError: no device has that name. ResourceError: it is not available.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -28,7 +28,7 @@ def device_of(name: str) -> torch.device:
 
 
 def precision_of(name: str, device: torch.device) -> torch.autocast:
-    """The forward pass in that precision; moments are float32 and float64 whatever it is.
+    """A context for forward passes in that precision; moments are float32 and float64 in any.
 
     Raises:
         InputError: no precision has that name.

@@ -1,6 +1,6 @@
-"""Several processes that work on one thing, as `torchrun` starts them: they form torch's default process group.
+"""Several processes that share work, as `torchrun` starts them, in torch's default process group.
 
-Where one fails, the others learn it when they next gather something: it says why, and all end with its exit code.
+If one fails, the others receive that in their next `gather`; it prints the error, and all end with its exit code.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _WAITING = timedelta(days=1)  # one process may load, or read images, for long w
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the group that `torchrun` describes in the environment, if it does; gives this process's device."""
+    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return device
     from accelerate import PartialState
@@ -38,11 +38,11 @@ def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
     """Joins the group as `join` does, to exchange Python objects: over gloo, whatever the processes compute on.
 
     Raises:
-        InputError: the environment says only half of what is needed. ResourceError: the processes do not meet.
+        InputError: the environment says only half of what is needed. ResourceError: the processes cannot connect.
         PeerError: another process failed, see `fail_together`.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # as torchrun has it for two and more: how many threads there are changes last bits
+        torch.set_num_threads(1)  # torchrun's default for two and more: the number of threads changes last bits
     number = os.environ.get("WORLD_SIZE", "1")
     if number in ("", "0", "1"):
         yield
@@ -75,14 +75,14 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def fail_together(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
-    """Tells the other processes of the group if this one fails; they learn it in their next `gather`.
+    """Sends a failure of this process to the others of the group, which receive it in their next `gather`.
 
     Args:
-        exit_code_of: the exit code that an exception means, which the others shall have too.
+        exit_code_of: maps an exception to the exit code, which the others then have too.
 
     Raises:
-        PeerError: in the place of this process's own exception, if one of a lower rank failed as well: only one of
-            them says why. An interruption reaches all processes, and the main one says so.
+        PeerError: in place of this process's own exception, if one of a lower rank failed as well, so that one alone
+            reports it. An interruption reaches all processes, and the main one reports it.
     """
     try:
         yield
@@ -102,7 +102,7 @@ def fail_together(exit_code_of: Callable[[BaseException], int]) -> Iterator[None
 
 
 def gather(item: _Item) -> list[_Item]:
-    """What each process gives, in the order of their ranks, in every process; of anything that pickles.
+    """All-gathers a picklable object: the objects of all processes in rank order.
 
     Raises:
         PeerError: another process failed; the group is then dissolved. ResourceError: one is gone.
@@ -133,7 +133,7 @@ def _exchanged(answer: tuple[int, Any], number: int) -> list[tuple[int, Any]]:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The accelerator of this process, where each has one of its own and none was asked for by its index."""
+    """The accelerator of this process, if each has its own and the device has no index."""
     rank, number = rank_and_number()
     if number == 1 or device.type != "cuda" or device.index is not None:
         return device
@@ -156,7 +156,7 @@ def my_share(items: Sequence[_Item]) -> Sequence[_Item]:
 def in_step(items: Iterable[_Item], device: torch.device) -> Iterator[tuple[_Item, bool]]:
     """Items and True; then, as long as another process still has some, the last one again and False.
 
-    For work that all processes must do equally often, each with items of its own, at least one.
+    For work that all processes must do equally often, each with at least one item of its own.
     """
     mine = iter(items)
     item = next(mine)
@@ -178,7 +178,7 @@ def summed(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Gives every process the main one's buffers, such as the running statistics of BatchNorms."""
+    """Broadcasts the main process's buffers to all, such as the running statistics of BatchNorms."""
     if rank_and_number()[1] > 1:
         for buffer in nn.Module.buffers(model):
             distributed.broadcast(buffer, src=0)
@@ -193,13 +193,13 @@ def from_main(value: _Item) -> _Item:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """A barrier."""
     if rank_and_number()[1] > 1:
         distributed.barrier()
 
 
 def rank_and_number() -> tuple[int, int]:
-    """This process's place among those of the group, and how many they are; (0, 1) without a group."""
+    """Rank of this process and number of processes; (0, 1) without a group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1

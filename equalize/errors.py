@@ -1,16 +1,16 @@
-"""What can go wrong, and the exit code each kind of failure has.
+"""The error types of the package and their exit codes.
 
     EqualizeError
     ├── InputError, a ValueError    2   the user's input or usage is refused
     │   ├── CheckpointError             a model could not be read, recognized or built
     │   ├── DataError                   images or masks could not be read
-    │   ├── SiteError                   a network, site or strategy that cannot be served
+    │   ├── SiteError                   a network, site or strategy that is not supported
     │   └── OutputError                 the place to write to is refused
     ├── ResourceError               3   memory, disk, device, network, Hub
     ├── NumericsError               4   non-finite values, or a proof that failed
-    └── PeerError                       another process failed, and has said why
+    └── PeerError                       another process failed, and reports it
 
-Errors carry facts (where, what, got, expected, remedy); ``str()`` strings them into the one sentence
+Errors carry facts (where, what, got, expected, remedy); ``str()`` joins them to the one sentence
 the command line prints behind ``error: ``.
 """
 
@@ -71,7 +71,7 @@ class DataError(InputError):
 
 
 class SiteError(InputError):
-    """A network, a site or a strategy that cannot be served."""
+    """A network, a site or a strategy that is not supported."""
 
 
 class OutputError(InputError):
@@ -91,10 +91,10 @@ class NumericsError(EqualizeError):
 
 
 class PeerError(EqualizeError):
-    """Another process that shares the work failed, and says why itself.
+    """Another process that shares the work failed, and reports the error itself.
 
     Args:
-        code: its exit code, which this process shall have too.
+        code: its exit code, which this process then has too.
     """
 
     def __init__(self, code: int) -> None:

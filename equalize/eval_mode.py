@@ -1,4 +1,4 @@
-"""Running a network in eval mode and leaving it as it was found."""
+"""`eval_mode`: run a network in eval mode and restore its state afterwards."""
 
 import contextlib
 from collections import OrderedDict, defaultdict, deque
@@ -13,7 +13,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
-    """Eval mode, no gradients, full float32 matrix products; afterwards everything is as it was found.
+    """Eval mode, no gradients, full float32 matrix products; afterwards all state is restored.
 
     Restored, also after an interruption: the mode of every module, every buffer, the random state, TF32 switches.
 

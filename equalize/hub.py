@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: how its ids are spelled, and whether it may be asked."""
+"""The Hugging Face Hub: the form of its ids, and whether it can be reached."""
 
 import os
 import re
@@ -11,7 +11,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)
 
 
 def hub_reachable() -> bool:
-    """Whether asking the Hub makes sense: not switched off, and its name resolves (or a proxy will do that)."""
+    """Whether the Hub can be reached: not switched off, and its name resolves (or a proxy is set)."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -1,12 +1,12 @@
-"""What long work says while it runs, and lists that are too long to say in full."""
+"""Callbacks for messages and progress, and abbreviated lists."""
 
 from collections.abc import Callable, Sequence
 
 Notify = Callable[[str], None]
-"""Called with what a user should know, a line at a time."""
+"""Called with a line of information for the user."""
 
 Progress = Callable[[int, int], None]
-"""Called with the images, or steps, done in this pass over them, and with all that there are."""
+"""Called with the number of images or steps done, and their total."""
 
 
 def ignore(line: str) -> None:

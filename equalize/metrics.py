@@ -1,4 +1,4 @@
-"""Pixels by label and prediction -> mIoU, mAcc, aAcc.
+"""mIoU, mAcc and aAcc from pixels counted by label and prediction.
 
 K classes; counts_KK[label, prediction] in pixels. With tp = counts[k, k]: IoU = tp / (labeled k + predicted k - tp),
 Acc = tp / labeled k (Long, Shelhamer & Darrell, arXiv 1411.4038, section 5). The means leave out classes for which
@@ -21,11 +21,11 @@ class ClassScore:
     name: str
     """Its index as text where no name is known."""
     IoU: float | None
-    """Percent; None where no pixel is labeled or predicted so."""
+    """Percent; None for a class in no label and no prediction."""
     Acc: float | None
-    """Percent of the labeled pixels that were found; None where there are none."""
+    """Percent of the class's pixels that were predicted; None where there are none."""
     pixels: int
-    """How many are labeled so."""
+    """The number of pixels with this label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def count_pixels(prediction: Tensor, label: Tensor, num_classes: int, *, ignore_
 
 
 def score_of(counts_KK: Tensor, images: int, names: Sequence[str] | None = None) -> Score:
-    """The fractions of what was counted over that many images; `names` are those of the K classes."""
+    """The scores of counts (K, K) over that many images; `names` are those of the K classes."""
     right = counts_KK.diagonal().tolist()
     labeled = counts_KK.sum(dim=1).tolist()
     predicted = counts_KK.sum(dim=0).tolist()

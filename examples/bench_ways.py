@@ -32,7 +32,7 @@ class Cost:
 
 
 class Clocked:
-    """Batches that know when each was asked for, the device having done all before."""
+    """Batches that record when each was requested, after the device has finished."""
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
         self._batches = batches

@@ -19,7 +19,7 @@ def test_importing_costs_no_torch(statement):
 
 
 def test_public_names():
-    """The Python interface that others build on, and what its signatures speak of."""
+    """The public Python interface, and the types in its signatures."""
     assert equalize.__all__ == sorted(equalize.__all__)
     contract = {"load", "scan", "measure", "make_plan", "calibrate", "apply", "attach", "fold"}
     kinds = {"Branch", "Checkpoint", "Edit", "EqualizeError", "Moments", "Plan", "Refusal", "Scan", "Site"}

@@ -21,7 +21,7 @@ Arms = Annotated[
     str,
     typer.Option(
         metavar="ARM,ARM,...",
-        help="none, redrawn (fusion layers has_plot anew), and equalized: auto, migrate, preserve, rescale, reinit "
+        help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
         "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
     ),
 ]

@@ -12,7 +12,7 @@
     classes.py      names of classes
     augment.py, pairs.py  pictures and labels for training
 
-It knows nothing of models but the `preprocess` it is handed.
+It depends on models through the `preprocess` that callers pass alone.
 """
 
 from equalize.data.classes import class_names, read_class_names

@@ -1,4 +1,4 @@
-"""Pictures as training sees them: resized, cropped, flipped and changed in color at random, each time the same way.
+"""Random augmentation for training (resize, crop, flip, color), reproducible from a seed.
 
 The pipeline of mmsegmentation (`RandomResize`, `RandomCrop(cat_max_ratio=0.75)`, `RandomFlip`,
 `PhotoMetricDistortion`, padding after normalization) on torchvision.transforms.v2. H x W pixels.
@@ -19,7 +19,7 @@ _CROPS_TRIED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """What is done to a picture and its labels before training sees them.
+    """The augmentation of an image and its labels.
 
     Attributes:
         crop: (H, W) of what comes out at most; smaller pictures stay smaller, see `pad`.
@@ -40,7 +40,7 @@ class Augment:
     photometric: bool = True
 
     def __call__(self, image: Image.Image, labels_HW: Tensor, seed: int) -> tuple[Image.Image, Tensor]:
-        """A picture and its labels (H, W) -> the same pair under the random draws of `seed`.
+        """An RGB image and its labels (H, W) -> the augmented pair, labels (h, w), from the random draws of `seed`.
 
         The global random numbers are left as they were.
         """
@@ -75,12 +75,12 @@ class Augment:
 
 
 def draw_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one picture in one epoch: the same whoever asks, in whatever order."""
+    """The seed of one image in one epoch, independent of process and order."""
     return random.Random(f"{seed} {epoch} {index}").getrandbits(63)
 
 
 def pad(image_CHW: Tensor, labels_HW: Tensor, crop: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Fills up to `crop` at the right and the bottom: 0, the mean of normalized pixels, under ignored labels."""
+    """Pads (3, H, W) and (H, W) to `crop` at the right and bottom with 0 (the normalized mean) and ignored labels."""
     height, width = labels_HW.shape
     border = (0, max(0, crop[1] - width), 0, max(0, crop[0] - height))
     return nn.functional.pad(image_CHW, border), nn.functional.pad(labels_HW, border, value=ignore_index)

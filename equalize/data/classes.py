@@ -1,4 +1,4 @@
-"""Names of classes, from a file, from a table, or from a data set that is known by its layout."""
+"""Class names from a file, a table, or a well-known data set."""
 
 import json
 from collections.abc import Iterable
@@ -80,6 +80,6 @@ def _from_json(path: Path, text: str) -> tuple[str, ...]:
 
 
 def _read_ade20k_table(path: Path) -> tuple[str, ...]:
-    """The last column, behind a heading; of several synonyms the first, as everybody prints them."""
+    """The last column, behind a heading; of several synonyms the first, as is usual."""
     rows = read_text(path).splitlines()[1:]
     return tuple(row.split("\t")[-1].split(",")[0].strip() for row in rows if row.strip())

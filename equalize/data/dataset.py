@@ -1,4 +1,4 @@
-"""A folder or a table as a data set: which layout it has, which split was chosen, which images belong to it."""
+"""`open_data`: recognizes the layout of a folder or table, chooses a split, lists its images and masks."""
 
 import hashlib
 import os
@@ -45,12 +45,12 @@ class DataSet:
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether it is a table that no path leads to."""
+        """Whether it is a table on the Hub, not at a path."""
         return self.layout == "table" and not self.place.exists()
 
     @property
     def name(self) -> str:
-        """What may be published of its place: the last part of its path, or its Hub id."""
+        """Its name for publication: the last part of its path, or its Hub id."""
         return str(self.root) if self.is_on_hub else os.path.basename(os.path.abspath(self.root))
 
     @property
@@ -203,7 +203,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return -1  # a link to nothing: it counts by its name, and reading it says what is wrong
+        return -1  # a dangling link: it counts by its name, and reading it raises the error
 
 
 def _counted(count: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""What is in a folder: images, subfolders, small text files, and what is passed over."""
+"""Lists images and subfolders of a folder and reads small text files."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 def list_images(folder: Path) -> list[Path]:
     """All images under `folder`, at any depth, sorted by their relative POSIX path.
 
-    A link to nothing is listed: reading it names it.
+    A dangling link is listed: reading it raises an error with its name.
 
     Raises:
         DataError: a folder may not be read.

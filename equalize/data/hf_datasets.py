@@ -1,4 +1,4 @@
-"""Tables of Hugging Face `datasets` from files, folders and the Hub; its errors as ours.
+"""Loads tables of Hugging Face `datasets` from files, folders and the Hub; raises its errors as ours.
 
 Arrow files are memory-mapped. Parquet files and the Hub's are first written as such into the user's cache of
 `datasets` (HF_DATASETS_CACHE), once; so memory does not grow with the data set, but that folder does.
@@ -37,7 +37,7 @@ _LONGEST = 200  # characters of what the library says
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A table and what of it is meant, where that is not clear.
+    """A table, and the columns and configuration that the user chose.
 
     Attributes:
         place: the file, the folder or the Hub id.
@@ -65,7 +65,7 @@ def load_tables(choice: Choice) -> Tables | None:
 
     Raises:
         DataError: it cannot be read, or has several configurations and none was named.
-        ResourceError: `datasets` is not installed, there is no room; it is not on the Hub, or the Hub is not there.
+        ResourceError: no `datasets`, no space on disk, or the Hub does not have it or cannot be reached.
     """
     name = choice.place
     is_table = os.path.splitext(name)[1].lower() in _SUFFIXES
@@ -87,13 +87,13 @@ def load_tables(choice: Choice) -> Tables | None:
 
 
 def hub_class_names(name: str) -> Path | None:
-    """The file `id2label.json` of a data set on the Hub, if it has one and it can be had."""
+    """The file `id2label.json` of a data set on the Hub; None if there is none or it cannot be downloaded."""
     from huggingface_hub import hf_hub_download
 
     repository, _, revision = name.partition("@")
-    find = partial(hf_hub_download, repository, "id2label.json", repo_type="dataset", revision=revision or None)
+    download = partial(hf_hub_download, repository, "id2label.json", repo_type="dataset", revision=revision or None)
     try:
-        return Path(find(local_files_only=not hub_reachable()))
+        return Path(download(local_files_only=not hub_reachable()))
     except (OSError, ValueError):  # no such file, no network, switched off: names are optional
         return None
 

@@ -1,6 +1,6 @@
-"""One file, or cell of a table -> one RGB picture.
+"""Reads one file, or cell of a table, as an RGB image.
 
-What a file holds and what it becomes, as torchvision, transformers and mmsegmentation users know it:
+How formats are converted, as torchvision, transformers and mmsegmentation users know it:
 
     grayscale, black and white      the same value in R, G and B
     palette                         its colors
@@ -66,7 +66,7 @@ class Cell:
 
 
 Item = Path | Cell
-"""A picture or a mask: something with a name that can be opened."""
+"""An image or a mask: a path or a cell, with a name, that can be opened."""
 
 
 def read_image(item: Item) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Before any training: read a sample of pairs, settle how labels are stored, and refuse what would fail later."""
+"""Checks a sample of pairs before training or scoring: how labels are stored, and errors that would occur later."""
 
 from dataclasses import replace
 from typing import Literal
@@ -25,7 +25,7 @@ def preflight(
     samples: int = 64,
     seed: int = 0,
 ) -> tuple[LabelRule, str]:
-    """Read a sample of pairs and check what training and scoring take for granted.
+    """Read a sample of pairs and check what training and scoring assume.
 
     Args:
         dataset: opened with labels.

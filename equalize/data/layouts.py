@@ -1,7 +1,7 @@
 """How well-known data sets lay out images, masks and splits on disk.
 
-Each finder looks at a folder and answers with a `Layout`, or None where the folder looks different. They are asked
-from the most specific to the least; the last, a plain folder of images, fits everything.
+Each finder returns a `Layout`, or None if the folder does not have it. They are tried from the most specific to
+the least; the last, a plain folder of images, fits everything.
 
     cityscapes      leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, gtFine/SPLIT/CITY/*_gtFine_label[Train]Ids.png
     voc             JPEGImages/, SegmentationClass/, ImageSets/Segmentation/SPLIT.txt
@@ -32,7 +32,7 @@ SPLIT_SYNONYMS = (
 _SPLIT_NAMES = frozenset(name for names in SPLIT_SYNONYMS for name in names)
 _MASK_FOLDERS = ("masks", "annotations", "labels")
 _HOLDS_MASKS = r"(?i:annot|annotations?|masks?|labels?)$"
-"""Folders whose names end so, beside images, are none of a plain folder's images."""
+"""Endings of names of mask folders: a plain folder's images do not include theirs."""
 
 Pairs = Sequence[tuple[Item, Item | None]]
 """Images, each with its mask or None."""

@@ -1,4 +1,4 @@
-"""Pictures -> batches of tensors by torch's `DataLoader`, with a share of bad files allowed.
+"""Loads images as batches of tensors with torch's `DataLoader`; a share of files may be unreadable.
 
 N images a batch, H x W pixels.
 """
@@ -20,12 +20,12 @@ Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""
 
 Preprocessor = Callable[[Image.Image, Size], Tensor]
-"""What a checkpoint does to a picture: (RGB image, size) -> (3, H, W) float32."""
+"""A checkpoint's preprocessing: (RGB image, size) -> (3, H, W) float32."""
 
 _Loaded = tuple[list[tuple[list[int], Tensor]], list[tuple[int, EqualizeError]]]
 """A group as it comes from a worker, batches and failures: indices into `paths`, for cells need not travel back.
 
-Errors of ours come back as values: torch cannot carry them from a worker, having only their message.
+Our errors are returned as values: torch would carry only their message from a worker.
 """
 
 _BATCHES_A_GROUP = 4
@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         images: (N, 3, H, W) float32.
-        paths: where each of the N came from.
+        paths: files or cells of the N images.
     """
 
     images: Tensor
@@ -190,5 +190,5 @@ def _stack(queue: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent alone answers it and ends its workers."""
+    """Ctrl-C reaches every process of the terminal; only the parent handles it and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

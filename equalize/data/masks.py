@@ -1,7 +1,7 @@
-"""One mask -> one class index a pixel.
+"""Reads a mask as one class index a pixel.
 
-Three numberings meet here. *Stored* values are what the file, or the cell of a table, holds; palette and grayscale
-pictures keep theirs, colors are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and
+There are three numberings. *Stored* values are those in the file, or the cell of a table; palette and grayscale images
+keep theirs, colors are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and
 one *ignored* value, in this order: Cityscapes ids to train ids, the data set's own void value to the ignored one,
 label 0 to the ignored one with the rest moved down by one.
 """
@@ -98,7 +98,7 @@ def _check_format(image: Image.Image, item: Item) -> None:
 
 
 def _to_train_ids(ids_HW: Tensor) -> Tensor:
-    """Cityscapes ids -> train ids, 255 for what is not scored; values that are no id stay, to be found out of range."""
+    """Cityscapes ids -> train ids, 255 for what is not scored; other values stay and are refused later."""
     train_ids = torch.full((_CITYSCAPES_IDS,), _VOID)
     train_ids[list(_CITYSCAPES_CLASS_IDS)] = torch.arange(len(_CITYSCAPES_CLASS_IDS))
     is_id_HW = (ids_HW >= 0) & (ids_HW < _CITYSCAPES_IDS)

@@ -22,7 +22,7 @@ Pair = tuple[Tensor, Tensor]
 class TrainingPairs(Dataset[Pair | EqualizeError]):
     """Pairs, augmented: item `epoch * len + index` is pair `index` as that epoch sees it.
 
-    Errors of ours come back as values: torch cannot carry them from a worker, having only their message.
+    Our errors are returned as values: torch would carry only their message from a worker.
     """
 
     pairs: Sequence[tuple[Item, Item]]
@@ -59,7 +59,7 @@ class EpochOrder(Sampler[int]):
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Whose order the next iteration gives."""
+        """Sets the epoch whose order the next iteration has."""
         self.epoch = epoch
 
     def __len__(self) -> int:

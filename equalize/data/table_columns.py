@@ -1,8 +1,7 @@
 """Tables of Hugging Face `datasets` as a layout: which columns hold pictures and labels.
 
-Columns count that are declared as `datasets.Image`. Which of them are images and which are labels is told by usual
-names, or by the user; columns of plain bytes, or of structs with "bytes" and "path", are used where the user names
-them.
+Only columns declared as `datasets.Image` are considered; usual names, or the user, decide which are images and which
+labels. Columns of plain bytes, or of structs with "bytes" and "path", are used if the user names them.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What ATen's operators mean for scale and channels: the table from operator names to `Op` kinds and attributes."""
+"""Maps ATen operators to `Op` kinds and attributes."""
 
 import math
 from collections.abc import Callable, Mapping

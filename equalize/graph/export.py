@@ -1,4 +1,4 @@
-"""A model and an example input become a `Graph`, by `torch.export` or, where that refuses, by a recorded run.
+"""Traces a model and an example input to a `Graph`, by `torch.export` or, where that fails, by a recorded run.
 
 Export runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
 computed and the network is left as it was. `record.py` needs a real forward pass.
@@ -70,7 +70,7 @@ def _recorded(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError)
             return record(model, example)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever the network's own code raises
+    except Exception as error:  # the network's code may raise anything
         name = type(model).__name__
         if "allocate memory" in str(error):
             what = "must be run to be read, and there is too little memory for that"
@@ -106,7 +106,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
             return torch.export.export(model, inputs, strict=False, dynamic_shapes=shapes)
         except MemoryError:
             raise
-        except Exception as error:  # whatever the network's own code raises on fake tensors
+        except Exception as error:  # the network's code may raise anything on fake tensors
             what = f"cannot be traced ({_line(error)})"
             raise SiteError(type(model).__name__, what, got=_shapes(inputs), remedy=_REMEDY) from error
 
@@ -115,7 +115,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
 def _quiet() -> Iterator[None]:
     """Without export's warnings, and the graph that it prints where it refuses.
 
-    It also keeps the source lines of every call, which nobody reads and whose search is a sixth of its time.
+    Export would also look up the source lines of every call, a sixth of its time; they are not used.
     """
     disabled, without_lines = logging.root.manager.disable, getattr(fx_config, "do_not_emit_stack_traces", False)
     logging.disable(logging.ERROR)

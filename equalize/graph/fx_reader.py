@@ -1,4 +1,4 @@
-"""The nodes of an fx graph of ATen calls, exported or recorded, become the `Op`s of a `Graph`."""
+"""Converts the nodes of an fx graph of ATen calls, exported or recorded, to the `Op`s of a `Graph`."""
 
 import math
 from collections.abc import Mapping
@@ -134,7 +134,7 @@ def _name(node: Node) -> str:
 def _part(node: Node, source: Node, made: str) -> Op:
     """One tensor of an operator's several, where op `made` stands for all of them or for what is split."""
     name = _name(source)
-    if kind_of(name, source, {}) == "pool" and node.args[1] == 0:  # beside the values stand their places
+    if kind_of(name, source, {}) == "pool" and node.args[1] == 0:  # max pooling returns values and indices
         return Op(name=node.name, kind="identity", target=name, inputs=(made,))
     if name not in _SPLITS:
         return Op(name=node.name, kind="other", target="getitem", inputs=(made,))
@@ -157,7 +157,7 @@ def _stacked_dim(stack: Node) -> int:
 
 
 def _joined(node: Node, env: Mapping[Node, str]) -> Op | None:
-    """What flattens a stack, as the concat that it is."""
+    """The flattening of a stack as a concat op."""
     stack = node.args[0] if node.args else None
     if not isinstance(stack, Node) or _name(stack) != "stack" or _flattened(stack) is not node:
         return None

@@ -1,4 +1,4 @@
-"""A network as a `Graph` of `Op`s: who reads what, with which parameters. Pure Python, no tensors."""
+"""`Graph` and `Op`: the operations of a network, their inputs and parameters. Pure Python, no tensors."""
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -75,7 +75,7 @@ class Graph:
 
     @cached_property
     def consumers(self) -> Mapping[str, Sequence[Op]]:
-        """Who reads each op's tensor; an op that reads it twice stands twice."""
+        """The ops that read each op's tensor; an op that reads it twice is listed twice."""
         consumers: dict[str, list[Op]] = {op.name: [] for op in self.ops}
         for op in self.ops:
             for name in op.inputs:
@@ -84,7 +84,7 @@ class Graph:
 
     @cached_property
     def uses(self) -> Counter[str]:
-        """How many ops read each parameter, be it as a parameter or as data."""
+        """How many ops read each parameter, as a parameter or as data."""
         uses = Counter(key for op in self.ops for key in op.parameters.values() if key is not None)
         for op in self.ops:
             if "key" in op.attributes:

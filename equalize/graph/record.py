@@ -1,8 +1,8 @@
-"""A network that `torch.export` refuses is run once, and the ATen calls it made become the same kind of graph.
+"""Records one run of a network that `torch.export` refuses as the same kind of graph of ATen calls.
 
-What refuses export are values that reach Python: `.item()`, `.tolist()`, numpy, control flow. A run on real tensors has
-them. It is seen before autograd and autocast take the calls apart, which is where export sees it, so both give the same
-operators. What was recorded is the way that this one input took.
+Export refuses values that reach Python: `.item()`, `.tolist()`, numpy, control flow. A run on real tensors has them.
+Calls are recorded before autograd and autocast decompose them, as export does, so both give the same operators. The
+record is valid for the control flow that this input took.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from equalize.graph.graph import Op
 # Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
 
-_MOST_DRAWN = 1 << 27  # half a gigabyte: nothing but a configuration may have asked for it
+_MOST_DRAWN = 1 << 27  # half a gigabyte: a configuration alone may describe more
 
 
 def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
     """Runs `model` in eval mode and gives the ops that it calls; it is left as it was.
 
-    For parameters, buffers and inputs on the meta device values are drawn. Raises whatever the network's code raises.
+    For parameters, buffers and inputs on the meta device values are drawn. Exceptions of the network's code propagate.
     """
     with eval_mode(model, attributes=True):
         torch.manual_seed(0)
@@ -45,7 +45,7 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
         recorder = _Recorder(tensors)
         for tensor, name in zip(inputs, _names_of_inputs(model), strict=False):
             recorder.placeholder(tensor, name)
-        as_written = torch.compiler.set_stance("force_eager")  # compiled code would go unseen
+        as_written = torch.compiler.set_stance("force_eager")  # compiled code would not be recorded
         with as_written, recorder.following(model), enable_python_dispatcher(), recorder:
             output = torch.func.functional_call(model, tensors, inputs)
         recorder.graph.output(tuple(recorder.node(tensor) for tensor in _tensors(output)))
@@ -53,7 +53,7 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
 
 
 def _plain(model: nn.Module) -> frozenset[str]:
-    """The parameters that layers written in Python have; those of TorchScript can be neither watched nor replaced."""
+    """The parameters of layers written in Python; those of TorchScript can be neither observed nor replaced."""
     return frozenset(
         name
         for path, module in nn.Module.named_modules(model, remove_duplicate=False)
@@ -119,8 +119,8 @@ def _tensors(output: object) -> Iterator[Tensor]:
 class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     """Writes every ATen call into an fx graph.
 
-    Torch lets few modes see calls before autograd does; the one it means for real tensors is the schema check, so this
-    is one that checks nothing.
+    Torch passes calls to few modes before autograd; for real tensors that is the schema check, hence this base class,
+    whose checks are not made.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -186,7 +186,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         parameter = self._storages.get(tensor.untyped_storage().data_ptr()) if stored else None
         if parameter is not None:  # such as `weight.data`
             made = self.graph.call_function(torch.ops.aten.alias.default, (parameter,))
-        elif self._read:  # made by other means than torch's, of what Python has seen
+        elif self._read:  # made outside torch from values that Python has read
             made = self.graph.call_function(values_of, tuple(self._read))
         else:
             made = self.graph.create_node("get_attr", "constant", name="constant")

@@ -1,8 +1,8 @@
-"""Re-estimating the running statistics of BatchNorms.
+"""Re-estimates the running statistics of BatchNorms.
 
 Rewritten fusion weights change what the BatchNorms behind them see; BatchNorms that never saw data describe nothing.
 Population statistics over the calibration images replace the exponential average (Wu & Johnson, "Rethinking 'Batch'
-in BatchNorm", arXiv 2105.07576, section 3), merged by count so that the split into batches has no say.
+in BatchNorm", arXiv 2105.07576, section 3), merged by count, so that they do not depend on the split into batches.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ _MOST_PASSES = 12
 def untouched_norms(model: nn.Module) -> list[str]:
     """`running_mean` keys of the BatchNorms that never saw data.
 
-    A zero `num_batches_tracked` alone does not say so: checkpoints converted from other frameworks have it too.
+    A zero `num_batches_tracked` alone is not enough: checkpoints converted from other frameworks have it too.
     """
     return [
         f"{path}.running_mean" if path else "running_mean"
@@ -88,7 +88,7 @@ def _pass(
     observers = {key: partial(_see, key, _running(buffers, key) if by_batch else ()) for key in level}
     found: dict[str, list[_Seen]] = {}
     for part in rounds(blocks, decides=False):
-        begun = [_observed(model, observers, block) for block in part]  # an accelerator is waited for afterwards
+        begun = [_observed(model, observers, block) for block in part]  # without waiting for the accelerator
         for block in part.gather([[each._replace(moments_2C=each.moments_2C.cpu()) for each in one] for one in begun]):
             for each in block:
                 found.setdefault(each.key, []).append(each)

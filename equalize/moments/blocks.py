@@ -16,7 +16,7 @@ from equalize.distributed import gather, rank_and_number
 from equalize.moments.watch import Batch, images_in, inputs_of
 
 ROUND = 4
-"""Blocks between two decisions on what is known so far, which is then the same in all processes."""
+"""Blocks between two decisions whether to stop; so all processes decide on the same results."""
 
 Skip = tuple[str, str]
 """The name of an image that could not be read, and why."""
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some of the images: its place, the network's inputs, the images' names in order, and those not readable."""
+    """Some of the images: index, the network's inputs, the images' names in order, and unreadable ones."""
 
     index: int
     batches: tuple[Batch, ...]
@@ -52,11 +52,11 @@ class Blocks(ABC):
         """The blocks `first`, `first + step`, ..."""
 
     def number(self) -> float:
-        """Of blocks; infinite if not known, which is served in a single process only."""
+        """Of blocks; infinite if not known, which only a single process supports."""
         return math.inf
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:  # noqa: B027
-        """Is told which images, of all blocks that are done, could not be read; may refuse."""
+        """Receives the images that could not be read, of all blocks so far; may raise an InputError."""
 
 
 class _Batches(Blocks):
@@ -144,5 +144,5 @@ def rounds(blocks: Blocks, *, decides: bool) -> Generator[Round, None, None]:
 
 
 def _sharing(blocks: Blocks) -> tuple[int, int]:
-    """This process's place among those that share the blocks, and how many they are."""
+    """Rank and number of the processes that share the blocks."""
     return rank_and_number() if blocks.shared else (0, 1)

@@ -38,7 +38,7 @@ class CutGraph:
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
         """
-        single = all(len(tensor) == 1 for tensor in example)  # export treats one image as a case of its own
+        single = all(len(tensor) == 1 for tensor in example)  # export specializes on a batch of one
         pair = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in example)
         program = export(model, example if single else pair, any_batch=not single)
         if any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in program.range_constraints):
@@ -67,7 +67,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _takes_any_batch(program: ExportedProgram) -> bool:
-    """Whether the traced code asked nothing of the batch that ties it to a size."""
+    """Whether the exported program is not specialized to a batch size."""
     ranges = program.range_constraints.values()
     return bool(ranges) and all(each.lower <= 2 and each.upper > 2**40 for each in ranges)
 

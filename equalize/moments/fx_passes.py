@@ -55,7 +55,7 @@ def _is_shared(node: fx.Node) -> bool:
         node = node.all_input_nodes[0]
         if len(node.users) > 1:
             return True
-    return _mutates(node)  # it was left because of others
+    return _mutates(node)  # it was kept because of other readers
 
 
 def written(graph: fx.Graph) -> set[fx.Node]:

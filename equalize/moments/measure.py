@@ -18,9 +18,9 @@ from equalize.moments.moments import ImageMoments, Moments, by_image, per_image,
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
 from equalize.sites.sites import Site
 
-# Stopping with fewer is luck: on CamVid intervals then held the truth in 90 rather than 95 of 100 random subsets.
+# Fewer are not reliable: on CamVid intervals then held the truth in 90 rather than 95 of 100 random subsets.
 FEWEST_IMAGES = 32
-# Exporting and cutting a network takes seconds: from as many pixels on, that comes back.
+# Exporting and cutting a network takes seconds: it pays off from this many pixels on.
 _PAYS = 2**23
 
 
@@ -77,7 +77,7 @@ def measure(
         For each site's layer the moments of its branches, in order; the same in all processes.
 
     Raises:
-        NumericsError: at the first non-finite value; says the layer and the image.
+        NumericsError: at the first non-finite value, with the layer and the image.
         SiteError: if there is no image, or a layer is not called as it was traced.
     """
     return measure_branches(model, sites, batches, tolerance=tolerance, names=names).moments
@@ -91,7 +91,7 @@ def measure_branches(
     tolerance: float | None = None,
     names: Sequence[str] = (),
 ) -> Measurement:
-    """As `measure`, which also says how it was done."""
+    """As `measure`, with the method and the shapes."""
     if not sites:
         return Measurement(moments={}, method="", shapes=())
     if any(parameter.is_meta for parameter in nn.Module.parameters(model)):
@@ -102,7 +102,7 @@ def measure_branches(
     with eval_mode(model):
         meter = _Meter(model, sites, blocks)
         for part in rounds(blocks, decides=tolerance is not None):
-            begun = [(block, meter.rows(block)) for block in part]  # an accelerator is waited for afterwards
+            begun = [(block, meter.rows(block)) for block in part]  # without waiting for the accelerator
             if shapes is None and begun:
                 shapes = _shapes(begun[0][0].batches[0])
             rows += itertools.chain.from_iterable(part.gather([_finite(each, sites, block) for block, each in begun]))
@@ -117,7 +117,7 @@ def measure_branches(
 
 
 class _Meter:
-    """Measures batches: by the cut graph where that serves, else by hooks.
+    """Measures batches: by the cut graph where possible, else by hooks.
 
     The graph is cut for the size of the first image. Other sizes, and a single image left over at the end, are measured
     by hooks. So how a batch is measured depends neither on the process nor on what came before.

@@ -69,7 +69,7 @@ class Observed(Generic[Result]):
 
 
 class _Done(BaseException):
-    """Every watched layer has been seen: the rest of the forward pass is not needed."""
+    """Raised when every watched layer was called: the rest of the forward pass is not needed."""
 
 
 class _Watch(TorchFunctionMode, Generic[Result]):
@@ -110,7 +110,7 @@ class _Watch(TorchFunctionMode, Generic[Result]):
 
 
 def _demand_real(data: Any, parameter: Any) -> None:
-    """Tracing runs a network on fake tensors; one kept in a cache outside the modules spoils every run that follows."""
+    """Tracing runs a network on fake tensors; one in a cache outside the modules breaks later runs."""
     if isinstance(data, FakeTensor) and not isinstance(parameter, FakeTensor):
         raise SiteError(
             "the network",

@@ -15,7 +15,7 @@ from equalize.plan.plan import Plan
 
 
 def attach(plan: Plan, model: nn.Module) -> None:
-    """Shows the optimizer the equalized weights of every site. Build the optimizer afterwards.
+    """Parametrizes each site's weight W by its equalized V, of the same shape. Build the optimizer afterwards.
 
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
@@ -47,7 +47,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
 def fold(model: nn.Module) -> None:
     """Undoes `attach`: plain weights with the same function, under the keys and in the order they had.
 
-    What training did not change comes back to the last bit.
+    Tensors that training did not change keep every bit.
     """
     for layer in nn.Module.modules(model):
         if "parametrizations" not in layer._modules:  # a compiled module has those of the one that it wraps
@@ -73,7 +73,7 @@ def _parametrizations(layer: nn.Module) -> dict[str, parametrize.Parametrization
 
 
 class _FoldedWeight(nn.Module):
-    """V -> W, with W as it was where V has not moved."""
+    """V -> W, with the original bits of W where V has not changed."""
 
     def __init__(self, weight: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry, order: list[str]) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _FoldedWeight(nn.Module):
         return scale_inputs(w, self.std_I, self.geometry)
 
     def exact(self, v: Tensor) -> Tensor:
-        """W, without the rounding of a way there and back."""
+        """W, (O, I/G, *K), without the rounding of W -> V -> W."""
         start = self.start.to(v)
         return self.forward(v.detach()).where(v.detach() != self.right_inverse(start), start)
 
@@ -124,7 +124,7 @@ class _ShiftedBias(nn.Module):
         return bias + folded.shift(v.detach())
 
     def exact(self, shifted: Tensor) -> Tensor:
-        """The bias, without the rounding of a way there and back where neither it nor V has moved."""
+        """The bias (O,), with its original bits where neither it nor V has changed."""
         folded, v = self._folded()
         start = self.start.to(shifted)
         v_start = folded.right_inverse(folded.start.to(v))

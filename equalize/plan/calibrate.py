@@ -1,4 +1,4 @@
-"""All of it: find the sites, measure them level by level, make the plan, apply it.
+"""`calibrate`: finds the sites, measures them level by level, makes the plan and applies it.
 
 `preserve` and `migrate` keep the network's function, so one pass over the data serves all sites. `rescale` and
 `reinit` change what comes after them: a site behind one that was rewritten is measured once that one, and the
@@ -21,7 +21,7 @@ from equalize.plan.plan import Edit, Plan, Set, Strategy
 from equalize.plan.strategies import Choice, Decision, choose, decide
 from equalize.sites.scan import Scan, scan
 
-# Without a tolerance asked for, the moments count as converged when every sigma is known this well.
+# Without a tolerance, the moments count as converged when every sigma is known this well.
 CONVERGED = 0.05
 
 
@@ -37,7 +37,7 @@ def calibrate(
     tolerance: float | None = None,
     names: Sequence[str] = (),
 ) -> Plan:
-    """Measures `model` on `batches`, embeds scale equalization into it, in place, and returns the plan to replay.
+    """Measures `model` on `batches`, embeds scale equalization into it, in place, and returns the plan.
 
     Args:
         model: any module; only the tensors in the plan's `changed` are rewritten.
@@ -87,7 +87,7 @@ def _first(batches: Iterable[Batch] | Blocks) -> Batch:
 
 
 def _facts(measured: Sequence[Measurement], tolerance: float | None) -> Mapping[str, Any]:
-    """What the plan says of the measurements that it was made from."""
+    """The facts in the plan about its measurements."""
     shapes = measured[0].shapes if measured else ()
     intervals = [each.ci95 for one in measured for branches in one.moments.values() for each in branches]
     enough = CONVERGED if tolerance is None else tolerance

@@ -76,7 +76,7 @@ def shift_of(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> Te
 
 
 def scale_inputs(weight: Tensor, factor_I: Tensor, geometry: Geometry) -> Tensor:
-    """`weight`, of any of the shapes above, with all that reads input channel i multiplied by factor_I[i], (I,)."""
+    """`weight`, of any of the shapes above, with all entries for input channel i multiplied by factor_I[i], (I,)."""
     factor_I = factor_I.to(weight)
     tail = (1,) * (weight.ndim - 2)
     if geometry.axis == 0:  # depthwise with a channel multiplier: several rows read one channel

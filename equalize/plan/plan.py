@@ -1,6 +1,6 @@
-"""The plan: what was measured and which tensors of a checkpoint it changes how. Plain numbers and names.
+"""`Plan`: what was measured, and the edits to a checkpoint's tensors. Plain numbers and names.
 
-A plan is the receipt saved beside the weights as `equalize.json`: readable, diffable, replayable without data.
+A plan is the receipt saved beside the weights as `equalize.json`: readable, diffable, applicable without data.
 """
 
 import json
@@ -19,7 +19,7 @@ SCHEMA = 1
 SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale"]
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 
-_UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # of use while a plan is made, not after
+_UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # needed only while a plan is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ MEANING: dict[SiteStrategy, str] = {
     "rescale": "fusion weights divided by each sigma: they act on branches of scale 1",
     "reinit": "fusion weights drawn anew, then divided by each sigma: they act on branches of scale 1",
 }
-"""For people."""
+"""What each strategy does, for reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ class Plan:
     """Sites with their measured branches, and the edits that embed scale equalization.
 
     Attributes:
-        strategy: as asked for; each site says what it got.
+        strategy: as given; each site has its own.
         seed: of drawn weights.
         keep_norm: whether equalized weights were rescaled to the norm they had.
         sites: the equalized ones. refusals: what could not be, and why.
@@ -135,7 +135,7 @@ class Plan:
         return {edit.start: edit.factor for edit in edits}
 
     def input_scale(self, site: PlannedSite) -> tuple[float, ...]:
-        """By what the plan divides each branch of a site: its fusion weights grow by as much (`migrate`), else 1."""
+        """The factor by which the plan divides each branch of a site and multiplies its weights (`migrate`), else 1."""
         factors = self.scaled_inputs(site) if site.strategy == "migrate" else {}
         return tuple(factors.get(branch.start, 1.0) for branch in site.branches)
 
@@ -203,8 +203,8 @@ def _site(content: Mapping[str, Any]) -> PlannedSite:
 
 def _edit_json(edit: Edit) -> dict[str, Any]:
     content = {each.name: getattr(edit, each.name) for each in fields(edit)}
-    told = {key: value for key, value in content.items() if value != () and (key, value) != ("groups", 1)}
-    return {"tensor": edit.tensor, "action": edit.action, **_lists(told)}
+    given = {key: value for key, value in content.items() if value != () and (key, value) != ("groups", 1)}
+    return {"tensor": edit.tensor, "action": edit.action, **_lists(given)}
 
 
 def _edit(content: Mapping[str, Any]) -> Edit:

@@ -1,4 +1,4 @@
-"""Sites and moments become a plan: which strategy each site gets, and the edits it takes.
+"""Chooses the strategy of each site and computes the edits of a plan from the moments.
 
 strategy   fusion weights            elsewhere                    the network's function
 rescale    W/sigma, shift s          nothing                      changes
@@ -75,7 +75,7 @@ def make_plan(
     Args:
         model: holds the weights that the shifts and norms are computed from.
         sites: from `scan`. moments: from `measure`, by layer.
-        strategy: for all sites; "auto" takes each by itself, see `choose`.
+        strategy: for all sites; "auto" decides for each site, see `choose`.
         seed: of `reinit`; the site at place i draws under seed + i.
         keep_norm: rescale each equalized weight to the norm it had.
         newly_initialized: state-dict keys of weights that were drawn just now.
@@ -186,7 +186,7 @@ def _rescale(site: MeasuredSite, v: Tensor, *, keep_norm: bool) -> list[Edit]:
 
 
 def _migrate(site: MeasuredSite, w: Tensor, *, keep_norm: bool) -> list[Edit] | Refusal:
-    """All branches come to one scale tau: that of the fixed ones, else whatever suits."""
+    """All branches come to one scale tau: that of the fixed ones, else their mean or the one that keeps the norm."""
     moving = [branch for branch in site.branches if branch.fixed is None]
     fixed = [branch for branch in site.branches if branch.fixed is not None]
     if not moving:

@@ -1,4 +1,4 @@
-"""Back from a concat along each of its branches: how it was resampled, and which parameters set its scale."""
+"""Walks back from a concat along its branches: how each was resampled, and which parameters set its scale."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What cannot be equalized, and why a network has nothing that can. Pure Python."""
+"""Concats that cannot be equalized, and reasons for networks without sites. Pure Python."""
 
 import math
 from collections.abc import Iterator, Sequence

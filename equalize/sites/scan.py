@@ -1,4 +1,4 @@
-"""A model and an example input become a list of fusion layers."""
+"""Finds the fusion layers of a model, given an example input."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ _RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What a network's decoder fuses.
+    """The fusion layers of a network.
 
     Attributes:
-        sites: fusion layers of the kinds asked for, in graph order.
+        sites: fusion layers of the given kinds, in graph order.
         refusals: what cannot be equalized, and why.
         tracer: how the network was read.
         unlisted: how many sites of other kinds there are.

@@ -220,7 +220,7 @@ def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
         return None, None
     running_mean = readers[0].parameters.get("running_mean")
     if running_mean is not None and graph.uses[running_mean] > 1:
-        return readers[0].module, None  # what the shift would change is not this layer's alone
+        return readers[0].module, None  # the BatchNorm is shared: a shift would affect other layers
     if running_mean is not None and running_mean.endswith(".running_mean"):
         return running_mean.removesuffix(".running_mean"), running_mean
     return readers[0].module, None

@@ -1,4 +1,4 @@
-"""What was written does what the plan says.
+"""Verifies that a written model computes what the plan says.
 
 Does each fusion layer, on real features, do what explicit equalizers in front of the original layer would (`rescale`,
 `reinit`), or what the original did (`migrate`, `preserve`)? The reference is computed from the original's weights and
@@ -136,7 +136,7 @@ class _Comparison:
         self.mean_I, self.std_I = branch_vectors(site, plan.input_scale(site))
         self.scale_I = branch_vectors(site)[1] / self.std_I
         self.norm = 1.0
-        if site.changes_function and plan.keep_norm:  # V with another norm: what was divided by, tells
+        if site.changes_function and plan.keep_norm:  # the factor in the plan includes the change of norm
             self.norm = plan.scaled_inputs(site)[0] * site.branches[0].std
 
     def add(self, call: Call) -> None:

@@ -1,4 +1,4 @@
-"""What was written has the original's keys and bits but for the listed tensors, and in those what the plan makes."""
+"""Verifies written tensors: the original's keys and bits, except listed tensors, which must be what the plan makes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

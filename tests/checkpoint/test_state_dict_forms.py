@@ -204,13 +204,13 @@ def test_a_classifier_of_other_classes_is_drawn_and_proven(run_cli, photos, netw
     assert state_on_disk(tmp_path / "out")["head.weight"].shape[0] == 5
 
 
-def test_a_twin_that_was_tampered_with_is_found(run_cli, photos, network, state, tmp_path):
+def test_a_safetensors_copy_that_was_tampered_with_is_found(run_cli, photos, network, state, tmp_path):
     """Where the function may change, and where the tensor has no part in it."""
     torch.save(prefixed(state, "module.") | {"module.unused": torch.ones(2)}, tmp_path / "in.pth")
     flags = ("--arch", f"{network}:Net")
     through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags, whole=True)
-    twin = load_file(tmp_path / "out" / "model.safetensors")
-    save_file(twin | {"head.bias": twin["head.bias"] + 1e-3}, tmp_path / "out" / "model.safetensors")
+    copy = load_file(tmp_path / "out" / "model.safetensors")
+    save_file(copy | {"head.bias": copy["head.bias"] + 1e-3}, tmp_path / "out" / "model.safetensors")
     ran = run_cli("verify", tmp_path / "out", "--against", tmp_path / "in.pth", *flags)
     assert (ran.code, ran.out) == (4, "")
     assert "head.bias" in ran.err
@@ -258,9 +258,9 @@ def test_an_encoder_saved_by_itself_is_put_where_it_belongs(run_cli, photos, net
     assert set(written) == set(state)
     again = load(tmp_path / "out", arch=flags[1])
     assert again.newly_initialized == ()
-    twin = load_file(tmp_path / "out" / "model.safetensors")
-    assert again.model.state_dict().keys() == twin.keys()
-    assert all(torch.equal(tensor, twin[key]) for key, tensor in again.model.state_dict().items())
+    copy = load_file(tmp_path / "out" / "model.safetensors")
+    assert again.model.state_dict().keys() == copy.keys()
+    assert all(torch.equal(tensor, copy[key]) for key, tensor in again.model.state_dict().items())
 
 
 def test_an_encoder_that_fits_in_two_places_is_refused(network, state, tmp_path):

@@ -38,7 +38,7 @@ def test_every_known_failure_has_a_line_and_a_code(error, code, begins):
 
 
 def test_a_terminal_is_sent_nothing_to_obey():
-    """Names of keys, layers and classes come from files of strangers."""
+    """Names of keys, layers and classes come from untrusted files."""
     named = "road\x1b[31m\x9b2J\u202eevil"
     shown = "road\ufffd[31m\ufffd2J\ufffdevil"
     assert explain(InputError(named, "is bad")).sentence == f"error: {shown}: is bad"

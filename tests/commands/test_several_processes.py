@@ -67,7 +67,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 def contents(directory: Path) -> tuple[dict, bytes]:
-    """To the last bit: whoever measures a batch runs the same kernels on it, and all are merged in one order."""
+    """To the last bit: every process runs the same kernels on a batch, and results are merged in one order."""
     plan = json.loads((directory / "equalize.json").read_text())
     for key in ("seconds", "output"):
         del plan[key]

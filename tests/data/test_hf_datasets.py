@@ -1,4 +1,4 @@
-"""Data sets on the Hub, asked for by the real client: against a server on loopback, then without one."""
+"""Data sets on the Hub, loaded by the real client: against a server on loopback, then without one."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ def server(tmp_path: Path):
 
 
 def ask(home: Path, *names: str, **environment: str) -> list[str]:
-    """What another process, with a cache of its own, is told of data sets."""
+    """What another process, with a cache of its own, finds out about data sets."""
     settings = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **environment}
     done = subprocess.run(
         [sys.executable, "-c", ASK, *names],

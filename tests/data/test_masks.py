@@ -114,7 +114,7 @@ def test_preflight_reduces_where_labels_start_at_one(tmp_path: Path) -> None:
 
 
 def test_preflight_leaves_one_label_too_many_to_the_user(tmp_path: Path) -> None:
-    """0 .. K for K classes: nobody can see whether 0 (ADE20K) or K (CamVid) is the unlabeled one."""
+    """0 .. K for K classes: it cannot be known whether 0 (ADE20K) or K (CamVid) is the unlabeled one."""
     data = open_data(plant_pairs(tmp_path, [[[0, 1]], [[2, 3]]]))
     with pytest.raises(DataError, match=r"1\.png: has label 3, expected 0 to 2 .*--ignore-index and --reduce-labels"):
         preflight(data, 3)

@@ -424,7 +424,7 @@ class Moves(TorchDispatchMode):
 
 
 def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
-    """Tensors without numbers stand in for the device: whoever looks at a number fails."""
+    """Meta tensors stand in for the device: reading a value fails."""
     sites = scan(Decoder(), torch.randn(2, 3, 12, 10)).sites
     with FakeTensorMode() as fake, torch.device("cuda"):
         model = Decoder().eval()

@@ -35,7 +35,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("keep_norm", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_replay_from_the_file_is_bit_identical(strategy, keep_norm, tmp_path):
+def test_applying_the_file_is_bit_identical(strategy, keep_norm, tmp_path):
     model = network()
     fresh, untouched = copy.deepcopy(model), copy.deepcopy(model)
     plan = calibrate(model, images(), strategy, seed=5, keep_norm=keep_norm)

@@ -29,7 +29,7 @@ _SHIFT = {"bias": "means taken out in its bias", "running_mean": "means taken ou
 
 
 def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
-    """Fusion layers, method each branch was resampled and, if measured, its scale."""
+    """Fusion layers, how each branch was resampled and, if measured, its scale."""
     shape = "x".join(map(str, found.input_shape))
     method = "torch.export" if found.scan.tracer == "export" else "a recorded run"
     yield Text.assemble((found.source, "bold"), f": {found.family} {found.architecture}, read by {method} at {shape}")

@@ -1,6 +1,6 @@
 """Paired differences between trainings, with confidence intervals; on plain numbers and arrays.
 
-Two sources of chance are distinguished. Over seeds: another draw of weights, order and augmentations; Student's t on the
+There are two sources of chance. Over seeds: another draw of weights, order and augmentations; Student's t on the
 pairs. Over images: another validation set for the networks that were trained; the percentile bootstrap (Efron &
 Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), with the same images for both arms and all seeds.
 

@@ -202,7 +202,7 @@ def test_heads_are_those_that_give_logits_the_scored_one_first(example):
 
 
 def test_loading_code_loads_it_without_equalize(example, tmp_path):
-    """But for a user's network: its code is told to equalize alone."""
+    """Except a user's own network, whose code only the caller of equalize has."""
     opened(example).save(tmp_path / "out")
     code, names = written_by(tmp_path / "out").loading_code(tmp_path / "out"), {}
     assert ("equalize" in code) == (example.family == "custom")

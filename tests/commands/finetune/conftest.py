@@ -18,7 +18,7 @@ def five_classes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def custom(tmp_path_factory) -> ModelName:
-    """A network of nobody's library."""
+    """A network of no library."""
     directory = tmp_path_factory.mktemp("custom")
     (directory / "tiny_net.py").write_text(FACTORY)
     sys.path.insert(0, str(directory))
