@@ -228,15 +228,15 @@ def on_meta(build: Network) -> nn.Module:
         return build().eval()
 
 
-def table(scan: Callable[[nn.Module, tuple[Tensor, ...]], Scan]) -> str:
+def table(find_layers: Callable[[nn.Module, tuple[Tensor, ...]], Scan]) -> str:
     """The table, in Markdown.
 
     Args:
-        scan: finds the fusion layers of a network, of both kinds.
+        find_layers: finds the fusion layers of a network, of both kinds.
     """
     lines = ["| library | class | fusion layers (branches of each) |", "|---|---|---|"]
     for library, name, build in networks():
-        found = scan(on_meta(build), example_of(name))
+        found = find_layers(on_meta(build), example_of(name))
         lines.append(f"| {library} | {name} | {_found(found)} |")
     return "\n".join(lines)
 
