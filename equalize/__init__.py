@@ -45,7 +45,7 @@ __all__ = [
     "scan",
 ]
 
-_HOMES = {
+_MODULE_OF = {
     "Branch": "sites.branches",
     "Checkpoint": "checkpoint",
     "Edit": "plan.plan",
@@ -68,11 +68,11 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Finds a public name in its module (PEP 562)."""
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'equalize' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"equalize.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"equalize.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

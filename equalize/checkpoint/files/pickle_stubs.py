@@ -32,7 +32,7 @@ class _Note:
         return _real(type(self)), tuple(map(_real, self.args)), self.state
 
 
-_HOMES = (
+_FUNCTIONS = (
     ("argparse", "Namespace"),
     ("pathlib", "PosixPath"),
     ("builtins", "bytes"),  # how a pickle of protocol 2 spells b"", as in an empty array
@@ -43,13 +43,13 @@ _HOMES = (
     ("numpy._core.multiarray", "scalar"),
     ("mmengine.logging.history_buffer", "HistoryBuffer"),
 )
-_OTHER_HOMES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "pathlib._local"}
+_OTHER_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "pathlib._local"}
 """Of numpy 1, and of Python 3.13 alone."""
 SAFE_GLOBALS: list[Any] = [
     (note, f"{place}.{name}")
-    for module, name in _HOMES
+    for module, name in _FUNCTIONS
     for note in [type(name, (_Note,), {"target": (module, name)})]
-    for place in (module, _OTHER_HOMES.get(module))
+    for place in (module, _OTHER_MODULES.get(module))
     if place is not None
 ]
 """For `torch.serialization.safe_globals`: pairs of stub and name."""
