@@ -6,9 +6,14 @@ saved again, the record is pickled as the call that it was read from.
 """
 
 import importlib
+import pickle
+import re
 from typing import Any, ClassVar, Self
 
 from equalize.errors import ResourceError
+
+_PLAIN_DTYPE = re.compile(r"[<>=|]?([biuf][1248]|c(8|16)|b1|\?)")
+_STATISTICS = ("min", "max", "current", "mean")
 
 
 class _Note:
@@ -32,24 +37,63 @@ class _Note:
         return _real(type(self)), tuple(map(_real, self.args)), self.state
 
 
-_FUNCTIONS = (
+class _NoBytes(_Note):
+    """``bytes()``, which pickles of protocol 2 call for an empty array; with arguments it is refused."""
+
+    target = ("builtins", "bytes")
+
+    def __new__(cls, *args: Any) -> Self:
+        if args:
+            raise pickle.UnpicklingError("GLOBAL builtins.bytes")
+        return super().__new__(cls)
+
+
+class _Dtype(_Note):
+    """``numpy.dtype`` of plain numbers only: an object dtype can make numpy read bytes as pointers later."""
+
+    target = ("numpy", "dtype")
+
+    def __new__(cls, *args: Any) -> Self:
+        if not args or not isinstance(args[0], str) or not _PLAIN_DTYPE.fullmatch(args[0]):
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
+        return super().__new__(cls, *args)
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or state[2:] != (None, None, None, -1, -1, 0):
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
+        super().__setstate__(state)
+
+
+class _History(_Note):
+    target = ("mmengine.logging.history_buffer", "HistoryBuffer")
+
+
+class _Getattr(_Note):
+    """``getattr``, which pickles of protocol 2 call for a method; only a history's own statistics are allowed."""
+
+    target = ("builtins", "getattr")
+
+    def __new__(cls, *args: Any) -> Self:
+        if len(args) != 2 or args[0] is not _History or args[1] not in _STATISTICS:
+            raise pickle.UnpicklingError("GLOBAL builtins.getattr")
+        return super().__new__(cls, *args)
+
+
+_UNCHECKED = (
     ("argparse", "Namespace"),
     ("pathlib", "PosixPath"),
-    ("builtins", "bytes"),  # how a pickle of protocol 2 spells b"", as in an empty array
-    ("builtins", "getattr"),  # and a method, as in the histories of mmengine
     ("numpy", "ndarray"),
-    ("numpy", "dtype"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "scalar"),
-    ("mmengine.logging.history_buffer", "HistoryBuffer"),
 )
 _OTHER_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "pathlib._local"}
 """Of numpy 1, and of Python 3.13 alone."""
+_NOTES: list[Any] = [_NoBytes, _Dtype, _History, _Getattr]
+_NOTES += [type(target[1], (_Note,), {"target": target}) for target in _UNCHECKED]
 SAFE_GLOBALS: list[Any] = [
-    (note, f"{place}.{name}")
-    for module, name in _FUNCTIONS
-    for note in [type(name, (_Note,), {"target": (module, name)})]
-    for place in (module, _OTHER_MODULES.get(module))
+    (note, f"{place}.{note.target[1]}")
+    for note in _NOTES
+    for place in (note.target[0], _OTHER_MODULES.get(note.target[0]))
     if place is not None
 ]
 """For `torch.serialization.safe_globals`: pairs of stub and name."""
