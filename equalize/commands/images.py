@@ -75,14 +75,9 @@ class Images(Blocks):
         sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
         self.batch_size = config.batch_size or _batch_size(sides)
         self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
+        self.shape = (2, 3, *sides)  # (N, C, H, W) that a network is traced with: the first image's size
         self.pixels = len(self.paths) * math.prod(sides)
         self._batches = read(batch_size=self.batch_size, workers=workers, pinned=device.type == "cuda")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What a network is traced with: two images of the first one's size, (2, 3, H, W)."""
-        assert self.shapes is not None
-        return (2, *self.shapes[0][1:])
 
     def number(self) -> int:
         """The number of blocks."""

@@ -55,9 +55,8 @@ def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, 
             cast = new.to(dtype).contiguous()
             if cast.is_floating_point() and not torch.isfinite(cast).all():
                 raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
-            alone = (
-                cast.untyped_storage().nbytes() == cast.nbytes
-            )  # else torch.save would write the whole storage that it is a view of
+            # of a view torch.save would write the whole storage
+            alone = cast.untyped_storage().nbytes() == cast.nbytes
             shared[view] = cast if alone else cast.clone()
         changed[key] = shared[view]
     return changed
@@ -92,7 +91,13 @@ def write_weights(
         else:
             _save_safetensors({**kept, **mine}, names[path], read_metadata(path))
     if weights.index is not None:
-        _rewrite_index(weights, changed, file_of, names[weights.index])
+        content: Any = read_json(weights.index)
+        content["weight_map"] = {key: path.name for key, path in file_of.items()}
+        metadata = content.get("metadata")
+        if (changed or weights.renamed) and isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+            metadata["total_size"] = sum(tensor.nbytes for tensor in {**weights.tensors, **changed}.values())
+        text = json.dumps(content, indent=2, sort_keys=True)
+        names[weights.index].write_text(text + "\n", encoding="utf-8")
 
 
 def _rewrite_torch(
@@ -115,16 +120,6 @@ def _rewrite_torch(
         content["meta"] = {key: value for key, value in merged.items() if meta.get(key, ...) is not None}
     with _os_errors(target):
         torch.save(content, target)
-
-
-def _rewrite_index(weights: Weights, changed: Mapping[str, Tensor], file_of: Mapping[str, Path], target: Path) -> None:
-    assert weights.index is not None
-    content: Any = read_json(weights.index)
-    content["weight_map"] = {key: path.name for key, path in file_of.items()}
-    metadata = content.get("metadata")
-    if (changed or weights.renamed) and isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
-        metadata["total_size"] = sum(tensor.nbytes for tensor in {**weights.tensors, **changed}.values())
-    target.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_flat(tensors: Mapping[str, Tensor], target: Path) -> None:
