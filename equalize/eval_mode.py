@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
@@ -42,11 +42,18 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
         for container, content in contents:
             container.clear()
             (container.update if isinstance(container, dict | set) else container.extend)(content)
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)  # a forward pass may also have put another in its place
         for module, training in modes:
             module.training = training
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer  # a forward pass may have put another in its place
+                if not _is_expanded(buffer):
+                    buffer.copy_(value)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether elements share memory, so that the tensor cannot be written to, by a forward pass neither."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -1,4 +1,4 @@
-"""Callbacks for messages and progress, and abbreviated lists."""
+"""What long work reports while it runs, and lists that are too long to print in full."""
 
 from collections.abc import Callable, Sequence
 

@@ -61,3 +61,12 @@ def test_everything_is_as_it_was_found_also_when_interrupted(attributes):
         assert torch.equal(buffer, buffers[key][1])  # copied back
     left = not attributes
     assert (len(model.seen), model.cache["sizes"], hasattr(model, "extra")) == (left, {1, 2} if left else {1}, left)
+
+
+def test_a_buffer_whose_elements_share_memory_is_no_hindrance():
+    model = nn.Dropout()
+    model.register_buffer("zeros", torch.zeros(1).expand(4))
+    with eval_mode(model):
+        assert not model.training
+    assert model.training
+    assert torch.equal(model.zeros, torch.zeros(4))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.files.weights import Weights
-from equalize.checkpoint.keys import PREFIXES, Match, pair
+from equalize.checkpoint.keys import PREFIXES, Match, pair, placements
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError, NumericsError
 
@@ -28,6 +28,9 @@ def fit(
         return match
     where, drawn = request.source, request.init_missing
     if not match.on_disk:
+        if places := placements(shapes, {key: tensor.shape for key, tensor in tensors.items()}):
+            what = f"fits several parts of {architecture}: {' and '.join(place[:-1] for place in places)}"
+            raise CheckpointError(where, what, remedy="put the name of one before its keys")
         what, got = f"has no key in common with {architecture}", ", ".join(list(tensors)[:3])
         raise CheckpointError(where, what, got=got, remedy="check --arch and --arch-arg")
     classifier = {key: (shapes[key], tensors[match.disk_name[key]].shape) for key in match.mismatched}

@@ -70,7 +70,7 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
     reading = max(strippings(disk), key=lambda bare: _affinity(model, disk, bare))
     children = {key.partition(".")[0] for key in model}
     prefix = next((name.removesuffix(key) for key, name in reading.items()), "")
-    places = _placements(model, {key: disk[name] for key, name in reading.items()})
+    places = placements(model, {key: disk[name] for key, name in reading.items()})
     submodule = places[0] if len(places) == 1 else ""
     if submodule:
         reading = {submodule + key if submodule + key in model else key: name for key, name in reading.items()}
@@ -92,10 +92,10 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
 def _affinity(
     model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size], bare: Mapping[str, str]
 ) -> tuple[int, bool]:
-    return len(bare.keys() & model.keys()), bool(_placements(model, {key: disk[name] for key, name in bare.items()}))
+    return len(bare.keys() & model.keys()), bool(placements(model, {key: disk[name] for key, name in bare.items()}))
 
 
-def _placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
+def placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
     """Paths of submodules (ending in a dot) whose state dict a file holds, among keys that the model lacks."""
     foreign = {key: shape for key, shape in disk.items() if key not in model}
     groups: dict[str, dict[str, torch.Size]] = {}

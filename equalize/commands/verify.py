@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
 from equalize.checkpoint.checkpoint import main_output, write_plan
+from equalize.checkpoint.families import family_of_arch
 from equalize.commands.images import CalibrationConfig, Images, input_shape
 from equalize.errors import InputError, SiteError
 from equalize.graph.export import trace
@@ -101,7 +102,7 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
     """
     facts = plan.facts
     arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
-    if name.arch is None and arch is not None and not str(arch).startswith(("torchvision:", "smp:", "transformers:")):
+    if name.arch is None and arch is not None and family_of_arch(str(arch)).runs_code(str(arch)):
         raise InputError(name.source, "was built by code outside it", remedy=f"name that code again: --arch {arch}")
     return replace(
         name,
@@ -123,6 +124,8 @@ def as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:
 def random_images(plan: Plan, checkpoint: Checkpoint) -> list[Tensor]:
     """One batch (N, C, H, W) of the shape that the plan was made with; else of the channels that fit."""
     shape = tuple(plan.facts.get("input_shape") or ())
+    if not all(isinstance(side, int) and side > 0 for side in shape):
+        raise InputError("equalize.json", "has no valid input_shape", got=shape, remedy="use the plan as written")
     if not shape:
         shape = input_shape(checkpoint, None)
         try:

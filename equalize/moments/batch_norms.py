@@ -49,7 +49,7 @@ def estimate_norms(
     One pass over the images for all BatchNorms that have no other of them before them, another for those that have
     only these before them, and so on: each is estimated on what it will see. Where that would take more than a dozen
     passes, as in a network that was never trained, the first levels share one, in which each BatchNorm normalizes
-    with the statistics of the batch.
+    with the statistics of the batch: there, and only there, the split into batches has a say.
 
     Args:
         model: run in eval mode; left as it was.
@@ -60,17 +60,30 @@ def estimate_norms(
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
     """
-    buffers = dict(nn.Module.named_buffers(model))
+    buffers = dict(nn.Module.named_buffers(model, remove_duplicate=False))
+    norms, before = _under_one_name(buffers, norms, before)
     values: dict[str, Tensor] = {}
     with eval_mode(model):
         for level in _levels(norms, before):
-            apart = not any(set(level) & set(before.get(key, ())) for key in level)
+            apart = not any(set(level) & set(before.get(key, level)) for key in level)
             for key, seen in _pass(model, buffers, level, as_blocks(batches), by_batch=not apart).items():
                 estimated = _estimated(buffers, key, seen)
                 for name, value in estimated.items():
                     buffers[name].copy_(value)
                 values |= estimated
     return values
+
+
+def _under_one_name(
+    buffers: Mapping[str, Tensor], norms: Sequence[str], before: Mapping[str, Collection[str]]
+) -> tuple[list[str], dict[str, set[str]]]:
+    """Both by the first name of each BatchNorm: a network may hold one module under several."""
+    first: dict[int, str] = {}
+    name = {key: first.setdefault(id(buffer), key) for key, buffer in buffers.items()}
+    merged: dict[str, set[str]] = {}
+    for key, others in before.items():
+        merged.setdefault(name.get(key, key), set()).update(name.get(other, other) for other in others)
+    return list(dict.fromkeys(name[key] for key in norms)), merged
 
 
 class _Seen(NamedTuple):

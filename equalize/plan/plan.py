@@ -4,10 +4,11 @@ A plan is the receipt saved beside the weights as `equalize.json`: readable, dif
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from equalize.errors import InputError
 from equalize.moments.measured import MeasuredBranch, MeasuredSite
@@ -198,6 +199,8 @@ def site_json(site: Site) -> dict[str, Any]:
 
 def _site(content: Mapping[str, Any]) -> PlannedSite:
     branches = tuple(MeasuredBranch(**_tuples(branch)) for branch in content["branches"])
+    if not branches or content["strategy"] not in get_args(SiteStrategy):
+        raise ValueError(f"{content['layer']} has no branches or an unknown strategy")
     return PlannedSite(**(_tuples(content) | {"branches": branches}))
 
 
@@ -211,7 +214,12 @@ def _edit(content: Mapping[str, Any]) -> Edit:
     kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, Add, Set)}
     values = _tuples(content)
     kind = kinds[values.pop("action")]
-    return (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)
+    edit = (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)
+    if isinstance(edit, Scale | ScaleInputs) and not math.isfinite(edit.factor):
+        raise ValueError(f"{edit.tensor} has a factor that is not finite")
+    if isinstance(edit, ScaleInputs) and not 0 <= edit.start < edit.stop:
+        raise ValueError(f"{edit.tensor} has a range {edit.start}..{edit.stop}")
+    return edit
 
 
 def _lists(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,17 +73,17 @@ def check_function(
     comparisons = {site.weight: _Comparison(original, site, plan) for site in plan.sites}
     with eval_mode(written):
         passes = observe(written, {key: each.add for key, each in comparisons.items()}, batches, stop=False)
-        change = max(
-            (float((logits(each.output) - reference).abs().max()), float(reference.max() - reference.min()))
-            for each, reference in zip(passes, before, strict=True)
-        )
+        change, extent = 0.0, 0.0
+        for seen, reference in zip(passes, before, strict=True):
+            change = _largest(change, (logits(seen.output) - reference).abs())
+            extent = _largest(extent, reference.max() - reference.min())
     check = Check(
-        max_abs_change=change[0],
+        max_abs_change=change,
         interior=max((each.interior for each in comparisons.values()), default=0.0),
         border=max((each.border for each in comparisons.values()), default=0.0),
     )
     if keeps_function:
-        allowed = tolerance * change[1] if plan.changed else 0.0
+        allowed = tolerance * extent if plan.changed else 0.0
         _demand_close("logits", check.max_abs_change, allowed)
         _check_scales(original, written, plan, batches, tolerance)
     for each in comparisons.values():
@@ -91,6 +91,11 @@ def check_function(
         if each.site.exact_border or not each.site.changes_function:
             _demand_close(f"{each.site.layer} on the border", each.border, tolerance)
     return check
+
+
+def _largest(so_far: float, values: Tensor) -> float:
+    """NaN if there is one, which `max` would lose."""
+    return float(torch.maximum(torch.tensor(so_far, dtype=torch.float64), values.max().double().cpu()))
 
 
 def _demand_close(where: str, got: float, allowed: float) -> None:
@@ -165,9 +170,9 @@ class _Comparison:
         deviation = (got - reference).abs() / max(size, torch.finfo(torch.float64).tiny)
         deviation = deviation if self.site.op == "linear" else deviation.movedim(1, -1)
         if inside.any():
-            self.interior = max(self.interior, float(deviation[:, inside].max()))
+            self.interior = _largest(self.interior, deviation[:, inside])
         if not inside.all():
-            self.border = max(self.border, float(deviation[:, ~inside].max()))
+            self.border = _largest(self.border, deviation[:, ~inside])
 
     def _along(self, vector_I: Tensor, u: Tensor) -> Tensor:
         """A per-channel vector, shaped to multiply the layer's input."""

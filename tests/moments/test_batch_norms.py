@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import equalize
 import equalize.graph.export
 from equalize.moments.batch_norms import estimate_norms, untouched_norms
 from tests.support.networks import batch_norm
@@ -123,3 +124,39 @@ def test_a_network_that_was_never_trained_takes_a_dozen_passes_at_most():
     assert passes == 12
     for key in norms[1:]:
         assert values[key].abs().max() < 1e-3  # what comes out of a BatchNorm is centered
+
+
+class TwoNames(nn.Module):
+    """A BatchNorm that is an attribute and an element of a Sequential, before and behind a fusion layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.first_norm = nn.BatchNorm2d(4)
+        self.stem = nn.Sequential(self.first, self.first_norm, nn.ReLU())
+        self.fuse = nn.Conv2d(8, 4, 1, bias=False)
+        self.last_norm = nn.BatchNorm2d(4)
+        self.head = nn.Sequential(self.fuse, self.last_norm, nn.ReLU())
+
+    def forward(self, x):
+        y = self.stem(x)
+        low = nn.functional.interpolate(nn.functional.avg_pool2d(y, 2), scale_factor=2, mode="bilinear")
+        return self.head(torch.cat([y, low], 1))
+
+
+def test_a_norm_of_two_names_is_estimated_on_what_it_will_see():
+    torch.manual_seed(3)
+    model = TwoNames()
+    with torch.no_grad():
+        model.first.weight.mul_(20)  # the second norm sees another scale once the first one is estimated
+    batches = [torch.randn(3, 3, 8, 8) for _ in range(4)]
+    equalize.calibrate(model, batches, "rescale")
+    seen = []
+    model.eval()
+    handle = model.last_norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    handle.remove()
+    rows = torch.cat(seen).double().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(model.last_norm.running_var.double(), rows.var(1, correction=0), rtol=1e-4, atol=0)

@@ -203,3 +203,21 @@ def test_scales_that_a_plan_left_in_front_of_a_layer():
     ratios = [branch.std / scale for branch, scale in zip(site.branches, plan.input_scale(site), strict=True)]
     assert ratios[0] == pytest.approx(ratios[1])
     assert calibrate(network(), images(), "rescale").input_scale(site)[0] != 1.0
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("edits", {"factor": None}),
+        ("edits", {"factor": float("inf")}),
+        ("edits", {"start": 5, "stop": 2}),
+        ("sites", {"branches": []}),
+        ("sites", {"strategy": "magic"}),
+    ],
+)
+def test_plans_that_were_edited_by_hand_are_refused(place, change):
+    content = calibrate(network(), images(), "rescale").to_json()
+    part = next(each for each in content[place] if change.keys() <= each.keys())
+    part.update(change)
+    with pytest.raises(InputError, match="is no plan"):
+        Plan.from_json(content)

@@ -98,6 +98,7 @@ class Runs:
         ((task, start, plan),) = prepared
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         curve = [[line["step"], line["mIoU"]] for line in lines if "mIoU" in line]
+        early = next((point for point in curve if point[0] == config.eval_first), curve[0])
         content = {
             "arm": run.arm.name,
             "lr": run.rate,
@@ -105,7 +106,7 @@ class Runs:
             "train_as": done.train_as,
             "steps": done.steps,
             **_score(task, self._result(run).with_suffix(".npz")),
-            "early": {"step": curve[0][0], "mIoU": curve[0][1]},
+            "early": {"step": early[0], "mIoU": early[1]},
             "curve": curve,
             "loss": [list(pair) for pair in done.losses],
             "sites": scales(plan, run.arm, config.train_as),

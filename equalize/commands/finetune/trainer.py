@@ -23,7 +23,6 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
-from equalize.checkpoint.families.transformers.config import quiet
 from equalize.commands.evaluate import score_split
 from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, lines_of, read_weights
 from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
@@ -36,6 +35,7 @@ from equalize.distributed import broadcast_buffers, is_main, wait
 from equalize.errors import InputError, NumericsError, ResourceError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
+from equalize.quiet import quiet_transformers
 
 
 def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> TrainerState:
@@ -51,7 +51,7 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
     if before and is_main():
         writer.run.write_metrics(lines_of(before))  # the previous run may have ended after saving this state
         writer.write_best(before)
-    with _unchanged_globals(), quiet():
+    with _unchanged_globals(), quiet_transformers():
         trainer = SegmentationTrainer(task, writer, progress)
         if newest and before and before.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             notify(f"the training was complete after step {before.global_step}")

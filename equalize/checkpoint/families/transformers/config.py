@@ -1,6 +1,5 @@
 """Reads transformers' JSON files without running code: config, segmentation class, class names, preprocessing."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from equalize.checkpoint.files.weights import read_json
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
+from equalize.quiet import quiet_transformers
 
 _ATTENTIONS = (None, "eager", "sdpa")  # other values may fetch code from the Hub
 
@@ -33,7 +33,7 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
 def _refused_as(path: Path, what: str) -> Iterator[None]:
     """Silences transformers and turns the errors of a config's own checks into a CheckpointError."""
     try:
-        with quiet():
+        with quiet_transformers():
             yield
     except Exception as error:
         line = " ".join(str(error).split())[:200]
@@ -104,19 +104,3 @@ def preprocessing(directory: Path) -> Preprocess:
                 )
                 return Preprocess.from_processor(processor.to_dict(), f"from {name}")
     return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress transformers' reports and progress bars; our errors and ``newly_initialized`` carry their content."""
-    from transformers.utils import logging as library
-
-    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    library.set_verbosity(logging.CRITICAL)
-    library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)
-        if bars:
-            library.enable_progress_bar()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct, seeded
-from equalize.checkpoint.families.transformers.config import named_class, quiet, read_config, target_class
+from equalize.checkpoint.families.transformers.config import named_class, read_config, target_class
 from equalize.checkpoint.family import KeyMap, Loaded
 from equalize.checkpoint.files.weights import Weights, weight_files
 from equalize.checkpoint.fill import check_finite, mismatch_error, only_class_count
@@ -18,13 +18,14 @@ from equalize.checkpoint.keys import strippings
 from equalize.checkpoint.limits import limit_construction
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
+from equalize.quiet import quiet_transformers
 
 _COUNTER = "num_batches_tracked"
 
 
 def skeleton(kind: Any, config: Any) -> nn.Module:
     """The network of a config on the meta device."""
-    with quiet(), limit_construction(None):
+    with quiet_transformers(), limit_construction(None):
         return construct(partial(kind, config), kind.__name__, on_meta=True)
 
 
@@ -69,7 +70,7 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
 def _from_pretrained(kind: Any, where: object, place: Path | None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' loading info about its keys."""
     try:
-        with quiet():
+        with quiet_transformers():
             model, info = kind.from_pretrained(
                 place,
                 dtype=torch.float32,
