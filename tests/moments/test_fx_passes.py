@@ -15,7 +15,8 @@ def optimized_graph(model: nn.Module, x: torch.Tensor) -> tuple[fx.Graph, bool, 
     without_mutations(graph)
     sweep(graph)
     done = optimize_graph(graph)
-    lifted = [program.state_dict[spec.target] for spec in program.graph_signature.input_specs if spec.target]
+    tensors = {**program.state_dict, **program.constants}
+    lifted = [tensors[spec.target] for spec in program.graph_signature.input_specs if spec.target]
     with torch.no_grad():
         strided = x.contiguous(memory_format=torch.channels_last) if done else x
         outputs = fx.Interpreter(program.graph_module, graph=graph).run(*lifted, strided, enable_io_processing=False)
