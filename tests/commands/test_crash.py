@@ -3,6 +3,7 @@
 EQUALIZE_KILLS=30 kills as many times, at moments spread over the whole command; the default is a few.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -38,7 +39,8 @@ def kill_while_writing(arguments, place: Path, generator: random.Random, writing
         while command.is_running() and not set(leftovers(place)) - before:
             time.sleep(0.002)
         time.sleep(generator.uniform(0, writing))
-    command.send_signal(signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may have come to its end
+        command.send_signal(signal.SIGKILL)
     command.finish()
 
 
