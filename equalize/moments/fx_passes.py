@@ -1,8 +1,8 @@
 """Rewrites of a traced graph that keep what it computes and make it cheaper to run.
 
 For a network in eval mode: in-place operators become ones that return a new tensor, so that no tensor changes after it
-was made; then BatchNorms go into the convolutions before them, and results are written over operands that are not read
-later.
+was made; then BatchNorms go into the convolutions before them, copies go, and results are written over operands that
+are not read later.
 """
 
 from operator import getitem
@@ -14,6 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from equalize.graph.aten import named_arguments
 
 VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "narrow", "expand")
+_COPIES = ("contiguous", "clone")
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")
 _STRIDED = {"as_strided", "view_as_real", "view_as_complex"}  # what these make depends on how their input is laid out
 _ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "leaky_relu", "hardtanh", "elu")
 # Operators whose result has memory of its own, before and after `_write_over`.
@@ -76,7 +78,7 @@ def _may_share(node: fx.Node) -> bool:
     """Whether an operator may give its input's own memory."""
     schema = getattr(node.target, "_schema", None)
     views = schema is not None and not schema.is_mutable and any(each.alias_info for each in schema.returns)
-    return views or node.target is getitem or name_of(node) in ("dropout", "feature_dropout", "alpha_dropout")
+    return views or node.target is getitem or name_of(node) in _DROPOUTS
 
 
 def sweep(graph: fx.Graph) -> None:
@@ -100,9 +102,9 @@ def sweep(graph: fx.Graph) -> None:
 def optimize_graph(graph: fx.Graph) -> bool:
     """Makes a graph without mutations cheaper, whose results share no memory with the tensors they are made of.
 
-    Convolutions are fastest with channels last, so views must not depend on strides; BatchNorms behind a convolution
-    and new memory for each activation cost passes over memory. Over the networks of `examples/bench_calibration.py` all
-    of it together saves a tenth of the time.
+    Convolutions are fastest with channels last, so views must not depend on strides; BatchNorms behind a convolution,
+    copies and new memory for each activation cost passes over memory. Over the networks of
+    `examples/bench_calibration.py` all of it together saves a tenth of the time.
 
     Returns:
         Whether its inputs may now come with any strides. If not, it was left alone.
@@ -111,9 +113,7 @@ def optimize_graph(graph: fx.Graph) -> bool:
     foreign = [node for node in calls if getattr(node.target, "namespace", "aten") != "aten"]
     if foreign or any(name_of(node) in _STRIDED or _mutates(node) for node in calls):
         return False
-    for node in calls:  # reshapes accept any strides
-        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            node.target = torch.ops.aten.reshape.default
+    _without_copies(graph)
     _fold_batch_norms(graph)
     sweep(graph)
     _write_over(graph)
@@ -123,6 +123,17 @@ def optimize_graph(graph: fx.Graph) -> bool:
 def _mutates(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def _without_copies(graph: fx.Graph) -> None:
+    """Removes copies and inactive dropout; views become reshapes, which accept any strides."""
+    for node in list(graph.nodes):
+        name = name_of(node)
+        if name in _COPIES or (name in _DROPOUTS and not named_arguments(node)["train"]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
 
 
 def _fold_batch_norms(graph: fx.Graph) -> None:
