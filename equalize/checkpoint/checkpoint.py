@@ -4,26 +4,39 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, MAPS_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
+from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
 from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 
-__all__ = ["PLAN_FILE", "Checkpoint", "main_output", "read_class_names", "read_plan", "write_plan"]
+__all__ = [
+    "PLAN_FILE",
+    "Checkpoint",
+    "main_output",
+    "read_class_names",
+    "read_maps",
+    "read_plan",
+    "write_maps",
+    "write_plan",
+]
 
 PLAN_FILE = "equalize.json"
 
 
 class _Plan(Protocol):
+    @property
+    def maps(self) -> Mapping[str, Tensor]: ...
+
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -48,6 +61,8 @@ class Checkpoint:
     """Over the bytes of the weight files that were read."""
     plan_json: dict[str, Any] | None = None
     """Content of ``equalize.json`` beside the weights, if it was equalized before."""
+    plan_maps: Mapping[str, Tensor] = field(default_factory=dict)
+    """Content of ``equalize.safetensors`` beside it: the matrices of that plan, by layer."""
     arch: str | None = None
     """The ``--arch`` that builds it again; None for a library's own directory."""
     arch_args: Mapping[str, object] | None = None
@@ -107,7 +122,7 @@ class Checkpoint:
 
         Args:
             directory: to be made; whole or absent afterwards.
-            plan: written as ``equalize.json``.
+            plan: written as ``equalize.json``, its matrices as ``equalize.safetensors``.
             overwrite: whether the directory may exist.
 
         Raises:
@@ -157,7 +172,8 @@ def _write_json(content: Mapping[str, object], path: Path) -> None:
 
 
 def write_plan(plan: _Plan, directory: Path) -> None:
-    """Writes ``equalize.json`` beside the weights."""
+    """Writes ``equalize.json`` beside the weights, and ``equalize.safetensors`` before it if the plan has matrices."""
+    write_maps(plan.maps, directory)
     _write_json(plan.to_json(), directory / PLAN_FILE)
 
 
@@ -165,6 +181,18 @@ def read_plan(directory: Path) -> dict[str, Any] | None:
     """The content of ``equalize.json`` in a directory, None if there is none."""
     path = directory / PLAN_FILE
     return read_json(path) if path.is_file() else None
+
+
+def write_maps(maps: Mapping[str, Tensor], directory: Path) -> None:
+    """Writes a plan's matrices, by layer, as ``equalize.safetensors``; no file for none."""
+    if maps:
+        write_flat(maps, directory / MAPS_FILE)
+
+
+def read_maps(directory: Path) -> dict[str, Tensor]:
+    """What `write_maps` wrote in a directory, empty if it wrote nothing."""
+    path = directory / MAPS_FILE
+    return read_safetensors(path) if path.is_file() else {}
 
 
 def read_class_names(directory: Path) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from equalize.checkpoint.files.atomic import MAPS_FILE
 from equalize.checkpoint.files.weights import (
     ARCHITECTURE_FILE,
     WEIGHT_SUFFIXES,
@@ -104,7 +105,7 @@ def fetch_weights(place: Place) -> None:
             wanted = sorted({str(v) for v in weight_map.values()}) if isinstance(weight_map, dict) else []
         else:
             wanted = [name]
-        _download(place.repository, place.revision, wanted, place.repository)
+        _download(place.repository, place.revision, [*wanted, MAPS_FILE], place.repository)
         if all((place.path / file).is_file() for file in wanted):
             return
     raise CheckpointError(place.repository, "has no weights", expected=" or ".join(_WEIGHTS))

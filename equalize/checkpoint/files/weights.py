@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from equalize.checkpoint.files.atomic import MAPS_FILE
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.torch_file import read_torch
 from equalize.errors import CheckpointError, ResourceError
@@ -114,7 +115,8 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
         path = directory / name
         if path.is_file():
             return (shards(path), path) if name.endswith(".json") else ((path,), None)
-    loose = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+    files = (path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.name != MAPS_FILE)
+    loose = sorted(path for path in files if path.is_file())
     if len(loose) == 1:
         return (loose[0],), None
     if loose:
