@@ -95,7 +95,7 @@ def _integers(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
+StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
 ScaleName = Literal["step", "paper"]
 SCALE_HELP = (
     "step: equalize to the root mean square of a layer's sigmas, under which a learning rate means what it meant; "

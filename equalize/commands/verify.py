@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
-from equalize.checkpoint.checkpoint import main_output, write_plan
+from equalize.checkpoint.checkpoint import main_output, read_maps, write_plan
 from equalize.checkpoint.families import family_of_arch
 from equalize.commands.images import CalibrationConfig, Images, input_shape
 from equalize.errors import InputError, SiteError
@@ -18,9 +18,24 @@ from equalize.plan.plan import Plan
 from equalize.verify.function import Check, check_function
 from equalize.verify.tensors import check_planned, check_tensors
 
-__all__ = ["CHECKED_IMAGES", "as_planned", "as_stored", "random_images", "save_proven", "verify_checkpoint"]
+__all__ = [
+    "CHECKED_IMAGES",
+    "as_planned",
+    "as_stored",
+    "random_images",
+    "read_plan",
+    "save_proven",
+    "verify_checkpoint",
+]
 
 CHECKED_IMAGES = 2
+
+
+def read_plan(path: str | Path) -> Plan:
+    """A plan and its matrices, from a directory or an `equalize.json` in one."""
+    path = Path(path)
+    plan = Plan.read(path)
+    return replace(plan, maps=read_maps(path if path.is_dir() else path.parent))
 
 
 def verify_checkpoint(
@@ -31,7 +46,7 @@ def verify_checkpoint(
     Raises:
         InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
     """
-    plan = Plan.read(out)
+    plan = read_plan(out)
     name = as_planned(name, plan)
     original = name.load()
     demand_fit(plan, original.model)

@@ -10,7 +10,8 @@ from equalize.errors import NumericsError, SiteError
 from equalize.moments.watch import named_tensors
 from equalize.plan.draw import redraw
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
-from equalize.plan.plan import Add, Draw, Edit, Plan, Scale, ScaleInputs, Set
+from equalize.plan.plan import Add, Draw, Edit, MapInputs, Plan, Scale, ScaleInputs, Set
+from equalize.plan.whiten import demand_map, fold_map
 from equalize.sites.sites import Site
 
 _PART = 1 << 21  # elements that are held in float64 at a time
@@ -24,7 +25,7 @@ def apply(plan: Plan, model: nn.Module) -> None:
         NumericsError: if a rewritten tensor is not finite in its dtype.
     """
     demand_fit(plan, model)
-    apply_edits(plan.edits, model)
+    apply_edits(plan.edits, model, plan.maps)
 
 
 def demand_fit(plan: Plan, model: nn.Module) -> None:
@@ -34,10 +35,12 @@ def demand_fit(plan: Plan, model: nn.Module) -> None:
         demand_weight(site, tensors)
     for edit in plan.edits:
         _demand_fit(edit, tensors)
+        if isinstance(edit, MapInputs):
+            demand_map(edit.layer, plan.map_of(edit.layer), tensors[edit.tensor])
 
 
-def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
-    """Carries out edits in order, each computed in float64 and cast back once."""
+def apply_edits(edits: Sequence[Edit], model: nn.Module, maps: Mapping[str, Tensor] | None = None) -> None:
+    """Carries out edits in order, each computed in float64 and cast back once; `maps` are those of the plan."""
     tensors = named_tensors(model)
     layers: dict[tuple[str, int], nn.Module] = {}
     with torch.no_grad():
@@ -48,6 +51,8 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
                 if (path, edit.seed) not in layers:
                     layers[path, edit.seed] = redraw(model.get_submodule(path), edit.seed)
                 tensor.copy_(getattr(layers[path, edit.seed], name))
+            elif isinstance(edit, MapInputs):
+                tensor.copy_(fold_map(tensor.double(), (maps or {})[edit.layer]))
             else:
                 for rows in _independent(edit, tensor):
                     rows.copy_(_edited(edit, rows))

@@ -12,6 +12,7 @@ from equalize.errors import SiteError
 from equalize.plan.apply import demand_weight
 from equalize.plan.equation import DiagonalMap, Geometry, InputMap, branch_vectors, shift_of
 from equalize.plan.plan import Plan, PlannedSite, target_scale
+from equalize.plan.whiten import WhiteningMap, demand_map
 
 
 def attach(plan: Plan, model: nn.Module) -> None:
@@ -29,7 +30,9 @@ def attach(plan: Plan, model: nn.Module) -> None:
     for site in plan.sites:
         if site.weight.rpartition(".")[0] in attached:
             raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
-        demand_weight(site, tensors)
+        weight = demand_weight(site, tensors)
+        if site.strategy == "whiten":
+            demand_map(site.layer, plan.map_of(site.layer), weight)
     for site in plan.sites:
         path, _, name = site.weight.rpartition(".")
         layer = model.get_submodule(path)
@@ -56,6 +59,8 @@ def _input_map(plan: Plan, site: PlannedSite, weight: Tensor) -> InputMap:
     It aims at what the site's scale was when it was measured: after `migrate`, which brings all branches to a scale of
     its own, the factor is one number for all of them, and the layer still steps as far as it did before.
     """
+    if site.strategy == "whiten":
+        return WhiteningMap(map_CC=plan.map_of(site.layer).to(weight))
     _, std_I = branch_vectors(site, plan.input_scale(site))
     return DiagonalMap(factor_I=(target_scale(site, plan.scale) / std_I).to(weight), geometry=Geometry.of(site))
 
@@ -106,7 +111,10 @@ class _FoldedWeight(nn.Module):
     def exact(self, v: Tensor) -> Tensor:
         """W, (O, I/G, *K), without the rounding of W -> V -> W."""
         start = self.start.to(v)
-        return self.forward(v.detach()).where(v.detach() != self.right_inverse(start), start)
+        changed = v.detach() != self.right_inverse(start)
+        if isinstance(self.input_map, WhiteningMap):  # one entry of V has a part in all that an output channel reads
+            changed = changed.any(1, keepdim=True)
+        return self.forward(v.detach()).where(changed, start)
 
 
 class _ShiftedBias(nn.Module):

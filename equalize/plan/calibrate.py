@@ -60,10 +60,15 @@ def calibrate(
     decided: list[Decision] = []
     for stage in stages(choices):
         measured.append(
-            measure_branches(model, [each.site for each in stage], batches, tolerance=tolerance, names=names)
+            measure_branches(
+                *(model, [each.site for each in stage], batches),
+                tolerance=tolerance,
+                names=names,
+                statistics=strategy == "whiten",
+            )
         )
-        decided.append(decide(model, stage, measured[-1].moments, scale=scale))
-        apply_edits(decided[-1].edits, model)
+        decided.append(decide(model, stage, measured[-1].moments, scale=scale, statistics=measured[-1].statistics))
+        apply_edits(decided[-1].edits, model, decided[-1].maps)
         edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
     planned = {site.layer: site for decision in decided for site in decision.sites}
     return Plan(
@@ -74,6 +79,7 @@ def calibrate(
         refusals=(*found.refusals, *(refusal for decision in decided for refusal in decision.refusals)),
         edits=with_aliases(_without_superseded(edits), model),
         facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
+        maps={layer: each for decision in decided for layer, each in decision.maps.items()},
     )
 
 

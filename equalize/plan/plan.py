@@ -8,17 +8,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from equalize.errors import InputError
+from equalize.errors import InputError, SiteError
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SCHEMA = 1
 
-SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale"]
-Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
+SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale", "whiten"]
+Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
 ScaleTo = Literal["step", "paper"]
 
 _UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # needed only while a plan is made
@@ -31,15 +34,22 @@ class PlannedSite(MeasuredSite):
     Attributes:
         strategy: how its branches are equalized.
         tau: the scale that they are equalized to.
+        newly_initialized: whether its weights were drawn just now: `whiten` then changes them.
     """
 
     strategy: SiteStrategy
     tau: float
+    newly_initialized: bool = False
 
     @property
     def changes_function(self) -> bool:
         """Whether the layer computes something else afterwards."""
-        return self.strategy in CHANGES_FUNCTION
+        return changes_function(self.strategy, self.newly_initialized)
+
+
+def changes_function(strategy: SiteStrategy, newly_initialized: bool) -> bool:
+    """Whether a layer computes something else afterwards."""
+    return strategy in CHANGES_FUNCTION or (strategy == "whiten" and newly_initialized)
 
 
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
@@ -48,6 +58,7 @@ MEANING: dict[SiteStrategy, str] = {
     "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of one scale",
     "rescale": "fusion weights times tau/sigma of each branch: they act on branches of one scale",
     "reinit": "fusion weights drawn anew, then times tau/sigma of each branch: they act on branches of one scale",
+    "whiten": "equalize.attach trains the layer on uncorrelated channels of one scale, where drawn weights start too",
 }
 """What each strategy does, for reports."""
 
@@ -99,6 +110,15 @@ class ScaleInputs(Edit):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MapInputs(Edit):
+    """Multiplies what reads a layer's input channels by the layer's matrix in `Plan.maps`."""
+
+    action: ClassVar[str] = "map"
+
+    layer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Add(Edit):
     """Adds `values`, one for each element."""
 
@@ -127,6 +147,8 @@ class Plan:
         sites: the equalized ones. refusals: what could not be, and why.
         edits: the changes to the checkpoint, in order.
         facts: provenance and results, as they stand in `equalize.json`.
+        maps: the matrices of `whiten`, by layer, see `equalize.plan.whiten`; they stand in `equalize.safetensors`
+            beside the plan, and whoever reads that hands them in.
     """
 
     strategy: Strategy
@@ -136,6 +158,14 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
     edits: tuple[Edit, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    maps: Mapping[str, "Tensor"] = field(default_factory=dict, repr=False, compare=False)
+
+    def map_of(self, layer: str) -> "Tensor":
+        """The matrix of a layer; a SiteError where it was not handed in."""
+        if layer not in self.maps:
+            what, remedy = "has no matrix", "hand in those of equalize.safetensors: Checkpoint.plan_maps, as Plan.maps"
+            raise SiteError(layer, what, remedy=remedy)
+        return self.maps[layer]
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -164,6 +194,7 @@ class Plan:
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "changed": list(self.changed),
             "edits": [_edit_json(edit) for edit in self.edits],
+            **({"maps": "equalize.safetensors"} if any(site.strategy == "whiten" for site in self.sites) else {}),
         }
 
     @classmethod
@@ -200,7 +231,7 @@ class Plan:
         return cls.from_json(content if isinstance(content, dict) else {}, path)
 
 
-_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "edits"}
+_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "edits", "maps"}
 
 
 def site_json(site: Site) -> dict[str, Any]:
@@ -244,7 +275,7 @@ def _edit_json(edit: Edit) -> dict[str, Any]:
 
 
 def _edit(content: Mapping[str, Any]) -> Edit:
-    kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, Add, Set)}
+    kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, MapInputs, Add, Set)}
     values = _tuples(content)
     kind = kinds[values.pop("action")]
     edit = (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)

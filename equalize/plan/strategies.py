@@ -5,28 +5,32 @@ rescale    W_b * tau/sigma_b         shift s in the bias          changes
 reinit     drawn anew, then rescale  likewise                     changes
 migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
 preserve   unchanged (see attach)    nothing                      stays, to the last bit
+whiten     if drawn just now W A     shift s in the bias          changes
+           else as preserve                                       stays, to the last bit
 
+A whitens the layer's input, see `equalize.plan.whiten`.
 tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that cannot
 move, the geometric mean of their sigmas, or sigma_rms where all move.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import geometric_mean
 from typing import get_args
 
 from torch import Tensor, nn
 
 from equalize.errors import SiteError
+from equalize.moments.covariance import SplitStatistics
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms, values_of, with_moments
 from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
 from equalize.plan.draw import draw_site
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.plan import (
-    CHANGES_FUNCTION,
     Add,
     Edit,
+    MapInputs,
     Plan,
     PlannedSite,
     Scale,
@@ -34,8 +38,10 @@ from equalize.plan.plan import (
     ScaleTo,
     SiteStrategy,
     Strategy,
+    changes_function,
     target_scale,
 )
+from equalize.plan.whiten import fold_map, whitening_of
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
@@ -45,25 +51,33 @@ _NEAR_ZERO = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A site and what is to be done with it once it is measured; `seed` is of `reinit`."""
+    """A site and what is to be done with it once it is measured; `seed` is of `reinit`.
+
+    `newly_initialized` says whether its weights were drawn just now.
+    """
 
     site: Site
     strategy: SiteStrategy
     seed: int
+    newly_initialized: bool = False
 
     @property
     def changes_function(self) -> bool:
         """Whether the layer will compute something else."""
-        return self.strategy in CHANGES_FUNCTION
+        return changes_function(self.strategy, self.newly_initialized)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The measured sites that are equalized, why the others are not, and the edits that it takes, in order."""
+    """The measured sites that are equalized, why the others are not, and the edits that it takes, in order.
+
+    `maps` are the matrices of `whiten`, by layer.
+    """
 
     sites: tuple[PlannedSite, ...]
     refusals: tuple[Refusal, ...]
     edits: tuple[Edit, ...]
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def make_plan(
@@ -74,6 +88,7 @@ def make_plan(
     seed: int = 0,
     scale: ScaleTo = "step",
     newly_initialized: Collection[str] = (),
+    statistics: Mapping[str, SplitStatistics] | None = None,
 ) -> Plan:
     """The edits that embed scale equalization into `model`, which is not changed.
 
@@ -84,11 +99,13 @@ def make_plan(
         seed: of `reinit`; the site at place i draws under seed + i.
         scale: what to equalize to, "step" or "paper", see `target_scale`.
         newly_initialized: state-dict keys of weights that were drawn just now.
+        statistics: of the input channels, by layer, from `measure_branches`; only `whiten` needs them.
 
     Raises:
         SiteError: for an unknown strategy or scale, or a site without moments.
     """
-    decision = decide(model, choose(sites, strategy, seed, newly_initialized), moments, scale=scale)
+    choices = choose(sites, strategy, seed, newly_initialized)
+    decision = decide(model, choices, moments, scale=scale, statistics=statistics or {})
     return Plan(
         strategy=strategy,
         seed=seed,
@@ -96,6 +113,7 @@ def make_plan(
         sites=decision.sites,
         edits=with_aliases(decision.edits, model),
         refusals=decision.refusals,
+        maps=decision.maps,
     )
 
 
@@ -117,6 +135,7 @@ def choose(
             site=site,
             strategy=_automatic(site, newly_initialized) if strategy == "auto" else strategy,
             seed=seed + place,
+            newly_initialized=site.weight in newly_initialized,
         )
         for place, site in enumerate(sites)
     ]
@@ -130,14 +149,22 @@ def _automatic(site: Site, newly_initialized: Collection[str]) -> SiteStrategy:
 
 
 def decide(
-    model: nn.Module, choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], *, scale: ScaleTo
+    model: nn.Module,
+    choices: Sequence[Choice],
+    moments: Mapping[str, Sequence[Moments]],
+    *,
+    scale: ScaleTo,
+    statistics: Mapping[str, SplitStatistics],
 ) -> Decision:
     """The edits for measured sites, computed from the weights that `model` has; it is not changed."""
     if scale not in get_args(ScaleTo):
         raise SiteError("scale", "is unknown", got=scale, expected=" or ".join(get_args(ScaleTo)))
+    if scale == "paper" and any(choice.strategy == "whiten" for choice in choices):
+        raise SiteError("scale", "does not go with whiten", got=scale, remedy="leave it away")
     sites: list[PlannedSite] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
+    maps: dict[str, Tensor] = {}
     for choice in choices:
         layer = choice.site.layer
         if layer not in moments:
@@ -148,15 +175,25 @@ def decide(
             where = f"channels {constant.start}..{constant.stop} ({constant.source})"
             refusals.append(Refusal(at=layer, reason=f"sigma of {where} is near zero: {constant.std:.3g}"))
             continue
-        tau = _tau(measured, choice.strategy, scale)
-        site = PlannedSite(**values_of(measured, MeasuredSite), strategy=choice.strategy, tau=tau)
-        result = _edits(model, site, choice.seed)
+        site = PlannedSite(
+            **values_of(measured, MeasuredSite),
+            strategy=choice.strategy,
+            tau=_tau(measured, choice.strategy, scale),
+            newly_initialized=choice.newly_initialized,
+        )
+        if choice.strategy == "whiten":
+            found = whitening_of(site, statistics.get(layer))
+            if isinstance(found, Refusal):
+                refusals.append(found)
+                continue
+            maps[layer] = found
+        result = _edits(model, site, choice.seed, maps.get(layer))
         if isinstance(result, Refusal):
             refusals.append(result)
         else:
             sites.append(site)
             edits += result
-    return Decision(sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits))
+    return Decision(sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits), maps=maps)
 
 
 def _is_constant(branch: MeasuredBranch, site: MeasuredSite) -> bool:
@@ -171,13 +208,19 @@ def _tau(site: MeasuredSite, strategy: SiteStrategy, scale: ScaleTo) -> float:
     return geometric_mean(fixed) if fixed else sigma_rms(site.branches)
 
 
-def _edits(model: nn.Module, site: PlannedSite, seed: int) -> Sequence[Edit] | Refusal:
-    """The edits for one site, or why there are none."""
+def _edits(model: nn.Module, site: PlannedSite, seed: int, map_CC: Tensor | None) -> Sequence[Edit] | Refusal:
+    """The edits for one site, or why there are none; the map is that of `whiten`."""
     match site.strategy:
         case "preserve":
             return ()
         case "migrate":
             return _migrate(site)
+        case "whiten":
+            assert map_CC is not None
+            if not site.newly_initialized:
+                return ()
+            w = fold_map(model.get_parameter(site.weight).detach().cpu().double(), map_CC)
+            return [MapInputs(tensor=site.weight, layer=site.layer), *_shift(site, w)]
         case "rescale":
             return _rescale(site, model.get_parameter(site.weight).detach().cpu())
         case "reinit":
@@ -190,13 +233,17 @@ def _edits(model: nn.Module, site: PlannedSite, seed: int) -> Sequence[Edit] | R
 
 
 def _rescale(site: PlannedSite, v: Tensor) -> list[Edit]:
-    edits: list[Edit] = [_scale_branch(site, branch, site.tau / branch.std) for branch in site.branches]
-    if site.shift == "bias" and site.bias is not None:
-        geometry = Geometry.of(site)
-        mean_I, std_I = branch_vectors(site)
-        w = DiagonalMap(factor_I=site.tau / std_I, geometry=geometry).fold(v.double())
-        edits.append(Add(tensor=site.bias, values=tuple((-shift_of(w, mean_I, geometry)).tolist())))
-    return edits
+    _, std_I = branch_vectors(site)
+    w = DiagonalMap(factor_I=site.tau / std_I, geometry=Geometry.of(site)).fold(v.double())
+    return [*(_scale_branch(site, branch, site.tau / branch.std) for branch in site.branches), *_shift(site, w)]
+
+
+def _shift(site: PlannedSite, w: Tensor) -> list[Edit]:
+    """Takes the response of the weights to the means out of the bias, where the site has a shift."""
+    if site.shift != "bias" or site.bias is None:
+        return []
+    mean_I, _ = branch_vectors(site)
+    return [Add(tensor=site.bias, values=tuple((-shift_of(w, mean_I, Geometry.of(site))).tolist()))]
 
 
 def _migrate(site: PlannedSite) -> list[Edit] | Refusal:

@@ -13,10 +13,15 @@ Shapes as in `equation`, C input channels. A grouped layer is G layers side by s
 the weight of a grouped 1x1 convolution from u to x; the formula holds for each group by itself.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from equalize.errors import NumericsError
+from equalize.errors import NumericsError, SiteError
+from equalize.moments.covariance import SplitStatistics
+from equalize.moments.measured import MeasuredSite
+from equalize.plan.equation import branch_vectors
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
@@ -28,6 +33,45 @@ def refuse_whitening(site: Site) -> Refusal | None:
     if site.axis == 0:
         return Refusal(at=site.layer, reason="cannot be whitened: it is depthwise and mixes no channels")
     return None
+
+
+def whitening_of(site: MeasuredSite, statistics: SplitStatistics | None) -> Tensor | Refusal:
+    """The map of a measured site, on the CPU, or why there is none."""
+    if (refusal := refuse_whitening(site)) is not None:
+        return refusal
+    if statistics is None:
+        reason = "cannot be whitened: the covariance of its input channels was not measured"
+        return Refusal(at=site.layer, reason=f"{reason} (more than 4096, or its rows are no images)")
+    _, std_C = branch_vectors(site)
+    try:
+        return whitening(statistics.whole.covariance_CC.cpu(), std_C, statistics.whole.images, site.groups)
+    except NumericsError as error:
+        return Refusal(at=site.layer, reason=f"cannot be whitened: {error}")
+
+
+def demand_map(layer: str, map_CC: Tensor, weight: Tensor) -> None:
+    """Refuses a map that is not one of a layer with this weight, by a SiteError."""
+    inputs = weight.shape[1]
+    fits = map_CC.ndim == 2 and map_CC.shape[1] == inputs and map_CC.shape[0] % inputs == 0
+    if not fits or weight.shape[0] % (map_CC.shape[0] // inputs) or not map_CC.isfinite().all():
+        what, remedy = "has a matrix in equalize.safetensors that does not fit it", "calibrate the original again"
+        raise SiteError(layer, what, got=list(map_CC.shape), remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhiteningMap:
+    """An `equation.InputMap` of a map A."""
+
+    map_CC: Tensor
+
+    def fold(self, v: Tensor) -> Tensor:
+        """W = V A; in V's precision also where layers run in a lower one."""
+        with torch.autocast(v.device.type, enabled=False):
+            return fold_map(v, self.map_CC)
+
+    def unfold(self, w: Tensor) -> Tensor:
+        """V = W A^(-1)."""
+        return unfold_map(w, self.map_CC)
 
 
 def whitening(covariance_CC: Tensor, std_C: Tensor, images: int, groups: int = 1) -> Tensor:
@@ -52,7 +96,7 @@ def whitening(covariance_CC: Tensor, std_C: Tensor, images: int, groups: int = 1
         s = scale.view(-1, 1) * sigma * scale
         if not s.isfinite().all() or not s.trace() > 0:
             where = f"covariance of channels {start}..{start + channels}"
-            raise NumericsError(where, "is not finite or zero", remedy="use another strategy")
+            raise NumericsError(where, "is not finite, or zero")
         lambda_C, e_CC = torch.linalg.eigh(oas(s, images))
         root = e_CC * lambda_C.rsqrt() @ e_CC.mT
         variance = (root @ s).mul(root).sum()  # tr(root S root)

@@ -183,7 +183,7 @@ def _strategy(site: PlannedSite) -> str:
 def _after(plan: Plan, site: PlannedSite) -> list[float]:
     """The scale of each branch as the fusion weights, or the optimizer, see it from now on."""
     sigmas = [branch.std for branch in site.branches]
-    if site.strategy == "preserve":
+    if site.strategy in ("preserve", "whiten"):
         return [site.tau] * len(sigmas)
     if site.strategy == "migrate":
         return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]

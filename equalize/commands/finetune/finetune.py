@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import write_maps
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
@@ -21,6 +22,7 @@ from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.finetune.trainer import check_trackers, train
+from equalize.commands.verify import read_plan
 from equalize.device import device_of
 from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
 from equalize.errors import InputError, ResourceError
@@ -178,7 +180,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
     if config.calibrate is None:
         if task.checkpoint.plan_json is None:
             return None
-        plan = Plan.from_json(task.checkpoint.plan_json, source)
+        plan = replace(Plan.from_json(task.checkpoint.plan_json, source), maps=task.checkpoint.plan_maps)
         if "finetuned" in plan.facts:
             warn(f"{source} was trained since its scales were measured")
         return plan
@@ -200,9 +202,10 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
             if not plan.sites:
                 warn(f"{source} has no fusion layer that can be equalized")
             if is_main():
+                write_maps(plan.maps, run.last)
                 write_whole(kept, json.dumps(plan.to_json()))
             gather(None)  # all wait until it is written; if that fails, all fail
-    plan = Plan.read(kept)
+    plan = read_plan(kept)
     apply(plan, task.checkpoint.model)
     return plan
 
