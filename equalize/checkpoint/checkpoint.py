@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, MAPS_FILE, atomic_directory, copy_side_files
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
@@ -173,7 +173,7 @@ def _write_json(content: Mapping[str, object], path: Path) -> None:
 
 def write_plan(plan: _Plan, directory: Path) -> None:
     """Writes ``equalize.json`` beside the weights, and ``equalize.safetensors`` before it if the plan has matrices."""
-    write_maps(plan.maps, directory)
+    write_maps(plan.maps, directory / PLAN_FILE)
     _write_json(plan.to_json(), directory / PLAN_FILE)
 
 
@@ -183,15 +183,15 @@ def read_plan(directory: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def write_maps(maps: Mapping[str, Tensor], directory: Path) -> None:
-    """Writes a plan's matrices, by layer, as ``equalize.safetensors``; no file for none."""
+def write_maps(maps: Mapping[str, Tensor], plan: Path) -> None:
+    """Writes a plan's matrices, by layer, beside the plan: ``equalize.safetensors``; no file for none."""
     if maps:
-        write_flat(maps, directory / MAPS_FILE)
+        write_flat(maps, plan.with_suffix(".safetensors"))
 
 
-def read_maps(directory: Path) -> dict[str, Tensor]:
-    """What `write_maps` wrote in a directory, empty if it wrote nothing."""
-    path = directory / MAPS_FILE
+def read_maps(plan: Path) -> dict[str, Tensor]:
+    """What `write_maps` wrote beside a plan, empty if it wrote nothing."""
+    path = plan.with_suffix(".safetensors")
     return read_safetensors(path) if path.is_file() else {}
 
 

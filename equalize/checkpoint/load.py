@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.checkpoint import Checkpoint, read_class_names, read_maps, read_plan
+from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_class_names, read_maps, read_plan
 from equalize.checkpoint.families import FAMILIES, family_of_arch
 from equalize.checkpoint.family import Family
 from equalize.checkpoint.files.weights import Weights
@@ -91,7 +91,7 @@ class ModelName(Request):
             notes=notes,
             sha256=found.sha256() if weights else None,
             plan_json=read_plan(place.path),
-            plan_maps=read_maps(place.path) if weights else {},
+            plan_maps=read_maps(place.path / PLAN_FILE) if weights else {},
             arch=spec.arch,
             arch_args=spec.arguments,
             save_spec=save_spec,

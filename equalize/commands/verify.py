@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
-from equalize.checkpoint.checkpoint import main_output, read_maps, write_plan
+from equalize.checkpoint.checkpoint import PLAN_FILE, main_output, read_maps, write_plan
 from equalize.checkpoint.families import family_of_arch
 from equalize.commands.images import CalibrationConfig, Images, input_shape
 from equalize.errors import InputError, SiteError
@@ -34,8 +34,7 @@ CHECKED_IMAGES = 2
 def read_plan(path: str | Path) -> Plan:
     """A plan and its matrices, from a directory or an `equalize.json` in one."""
     path = Path(path)
-    plan = Plan.read(path)
-    return replace(plan, maps=read_maps(path if path.is_dir() else path.parent))
+    return replace(Plan.read(path), maps=read_maps(path / PLAN_FILE if path.is_dir() else path))
 
 
 def verify_checkpoint(

@@ -67,7 +67,7 @@ def calibrate(
                 statistics=strategy == "whiten",
             )
         )
-        decided.append(decide(model, stage, measured[-1].moments, scale=scale, statistics=measured[-1].statistics))
+        decided.append(decide(model, stage, measured[-1].moments, measured[-1].statistics, scale=scale))
         apply_edits(decided[-1].edits, model, decided[-1].maps)
         edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
     planned = {site.layer: site for decision in decided for site in decision.sites}

@@ -105,7 +105,7 @@ def make_plan(
         SiteError: for an unknown strategy or scale, or a site without moments.
     """
     choices = choose(sites, strategy, seed, newly_initialized)
-    decision = decide(model, choices, moments, scale=scale, statistics=statistics or {})
+    decision = decide(model, choices, moments, statistics, scale=scale)
     return Plan(
         strategy=strategy,
         seed=seed,
@@ -152,9 +152,9 @@ def decide(
     model: nn.Module,
     choices: Sequence[Choice],
     moments: Mapping[str, Sequence[Moments]],
+    statistics: Mapping[str, SplitStatistics] | None = None,
     *,
     scale: ScaleTo,
-    statistics: Mapping[str, SplitStatistics],
 ) -> Decision:
     """The edits for measured sites, computed from the weights that `model` has; it is not changed."""
     if scale not in get_args(ScaleTo):
@@ -182,7 +182,7 @@ def decide(
             newly_initialized=choice.newly_initialized,
         )
         if choice.strategy == "whiten":
-            found = whitening_of(site, statistics.get(layer))
+            found = whitening_of(site, (statistics or {}).get(layer))
             if isinstance(found, Refusal):
                 refusals.append(found)
                 continue

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import write_maps
 from equalize.commands.compare.arms import prepare_arm, scales
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.evaluate import count_images
@@ -28,6 +29,7 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import Task
 from equalize.commands.images import Images
+from equalize.commands.verify import read_plan
 from equalize.errors import InputError, OutputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
@@ -135,11 +137,12 @@ class Runs:
         """The plan of the arm, applied to the model; measured by the first run that needs it."""
         place = self.path / "plans" / f"{run.arm.name}_seed{run.seed}.json"
         if place.is_file():
-            plan = Plan.read(place)
+            plan = read_plan(place)
             apply(plan, checkpoint.model)
             return plan
         config = self.setup.config_of(run).calibration(self.setup.train.split)
         plan = prepare_arm(checkpoint, Images(self.setup.data, checkpoint, config), run.arm, run.seed)
+        write_maps(plan.maps, place)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 

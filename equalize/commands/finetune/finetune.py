@@ -202,7 +202,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
             if not plan.sites:
                 warn(f"{source} has no fusion layer that can be equalized")
             if is_main():
-                write_maps(plan.maps, run.last)
+                write_maps(plan.maps, kept)
                 write_whole(kept, json.dumps(plan.to_json()))
             gather(None)  # all wait until it is written; if that fails, all fail
     plan = read_plan(kept)
