@@ -34,7 +34,7 @@ class PlannedSite(MeasuredSite):
     Attributes:
         strategy: how its branches are equalized.
         tau: the scale that they are equalized to.
-        newly_initialized: whether its weights were drawn just now: `whiten` then changes them.
+        newly_initialized: of `whiten`: whether the weights were drawn just now, which it then changes; written if so.
     """
 
     strategy: SiteStrategy
@@ -237,6 +237,8 @@ _DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed
 def site_json(site: Site) -> dict[str, Any]:
     """A site as it stands in JSON: found, measured or planned, with what is known of it then."""
     content = asdict(site)
+    if not content.get("newly_initialized"):
+        content.pop("newly_initialized", None)
     return _lists(content) | {"branches": [_lists(branch) for branch in content["branches"]]}
 
 

@@ -179,7 +179,7 @@ def decide(
             **values_of(measured, MeasuredSite),
             strategy=choice.strategy,
             tau=_tau(measured, choice.strategy, scale),
-            newly_initialized=choice.newly_initialized,
+            newly_initialized=choice.strategy == "whiten" and choice.newly_initialized,
         )
         if choice.strategy == "whiten":
             found = whitening_of(site, (statistics or {}).get(layer))

@@ -14,6 +14,8 @@ from equalize.errors import OutputError, ResourceError
 
 
 class Plan:
+    maps: dict = {}  # noqa: RUF012
+
     def to_json(self):
         return {"schema": 1, "strategy": "größer"}
 
