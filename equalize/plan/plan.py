@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale", "whiten"]
+SiteStrategy = Literal["migrate", "none", "preserve", "reinit", "rescale", "whiten"]
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
 ScaleTo = Literal["step", "paper"]
 
@@ -54,6 +54,7 @@ def changes_function(strategy: SiteStrategy, newly_initialized: bool) -> bool:
 
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
 MEANING: dict[SiteStrategy, str] = {
+    "none": "left alone, for nothing is to be gained; the network computes and trains as before",
     "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
     "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of one scale",
     "rescale": "fusion weights times tau/sigma of each branch: they act on branches of one scale",
@@ -141,17 +142,17 @@ class Plan:
     """Sites with their measured branches, and the edits that embed scale equalization.
 
     Attributes:
-        strategy: as given; each site has its own.
+        strategy: as given; each site has its own. "none" where `auto` left all of them alone.
         seed: of drawn weights.
         scale: what the branches are equalized to, see `target_scale`.
-        sites: the equalized ones. refusals: what could not be, and why.
+        sites: the measured ones; those of strategy "none" were left alone. refusals: what could not be, and why.
         edits: the changes to the checkpoint, in order.
         facts: provenance and results, as they stand in `equalize.json`.
         maps: the matrices of `whiten`, by layer, see `equalize.plan.whiten`; they stand in `equalize.safetensors`
             beside the plan, and whoever reads that hands them in.
     """
 
-    strategy: Strategy
+    strategy: Strategy | SiteStrategy
     seed: int = 0
     scale: ScaleTo = "step"
     sites: tuple[PlannedSite, ...] = ()
@@ -166,6 +167,11 @@ class Plan:
             what, remedy = "has no matrix", "hand in those of equalize.safetensors: Checkpoint.plan_maps, as Plan.maps"
             raise SiteError(layer, what, remedy=remedy)
         return self.maps[layer]
+
+    @property
+    def equalized(self) -> tuple[PlannedSite, ...]:
+        """The sites that were not left alone."""
+        return tuple(site for site in self.sites if site.strategy != "none")
 
     @property
     def changed(self) -> tuple[str, ...]:

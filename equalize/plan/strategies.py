@@ -7,6 +7,7 @@ migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to roun
 preserve   unchanged (see attach)    nothing                      stays, to the last bit
 whiten     if drawn just now W A     shift s in the bias          changes
            else as preserve                                       stays, to the last bit
+none       unchanged                 nothing                      stays, to the last bit
 
 A whitens the layer's input, see `equalize.plan.whiten`.
 tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that cannot
@@ -14,7 +15,7 @@ move, the geometric mean of their sigmas, or sigma_rms where all move.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import geometric_mean
 from typing import get_args
 
@@ -27,6 +28,7 @@ from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
 from equalize.plan.draw import draw_site
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
+from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import (
     Add,
     Edit,
@@ -51,15 +53,19 @@ _NEAR_ZERO = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A site and what is to be done with it once it is measured; `seed` is of `reinit`.
+    """A site and what is to be done with it once it is measured.
 
-    `newly_initialized` says whether its weights were drawn just now.
+    Attributes:
+        seed: of `reinit`.
+        newly_initialized: whether its weights were drawn just now.
+        may_leave: whether it is left alone if nothing is to be gained.
     """
 
     site: Site
     strategy: SiteStrategy
     seed: int
     newly_initialized: bool = False
+    may_leave: bool = False
 
     @property
     def changes_function(self) -> bool:
@@ -69,11 +75,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The measured sites that are equalized, why the others are not, and the edits that it takes, in order.
+    """The measured sites that can be equalized, why the others cannot, and the edits that it takes, in order.
 
     `maps` are the matrices of `whiten`, by layer.
+
+    `choices` are as given, but for those that leave their site alone.
     """
 
+    choices: tuple[Choice, ...]
     sites: tuple[PlannedSite, ...]
     refusals: tuple[Refusal, ...]
     edits: tuple[Edit, ...]
@@ -123,7 +132,7 @@ def choose(
     """The strategy of each site; the one at place i draws under seed + i.
 
     "auto": `rescale` for a weight that was drawn just now; `migrate` where a branch can move and all can come to one
-    scale, that is, at most one is fixed; else `preserve`.
+    scale, that is, at most one is fixed; else `preserve`. It may leave a site alone once that is measured.
 
     Raises:
         SiteError: for an unknown strategy.
@@ -136,6 +145,7 @@ def choose(
             strategy=_automatic(site, newly_initialized) if strategy == "auto" else strategy,
             seed=seed + place,
             newly_initialized=site.weight in newly_initialized,
+            may_leave=strategy == "auto",
         )
         for place, site in enumerate(sites)
     ]
@@ -156,7 +166,10 @@ def decide(
     *,
     scale: ScaleTo,
 ) -> Decision:
-    """The edits for measured sites, computed from the weights that `model` has; it is not changed."""
+    """The edits for measured sites, computed from the weights that `model` has; it is not changed.
+
+    `statistics` of a layer's input say whether to leave it alone, see `indicator`, and how to whiten it.
+    """
     if scale not in get_args(ScaleTo):
         raise SiteError("scale", "is unknown", got=scale, expected=" or ".join(get_args(ScaleTo)))
     if scale == "paper" and any(choice.strategy == "whiten" for choice in choices):
@@ -164,16 +177,19 @@ def decide(
     sites: list[PlannedSite] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
+    made: list[Choice] = []
     maps: dict[str, Tensor] = {}
     for choice in choices:
         layer = choice.site.layer
         if layer not in moments:
             raise SiteError(layer, "was not measured", remedy="give measure the same sites")
-        measured = with_moments(choice.site, moments[layer])
-        constant = next((branch for branch in measured.branches if _is_constant(branch, measured)), None)
-        if constant is not None:
-            where = f"channels {constant.start}..{constant.stop} ({constant.source})"
-            refusals.append(Refusal(at=layer, reason=f"sigma of {where} is near zero: {constant.std:.3g}"))
+        statistics_of = (statistics or {}).get(layer)
+        measured = with_expectation(with_moments(choice.site, moments[layer]), statistics_of)
+        if choice.may_leave and measured.expect == "nothing":
+            choice = replace(choice, strategy="none")
+        made.append(choice)
+        if (constant := _constant(measured)) is not None:
+            refusals.append(constant)
             continue
         site = PlannedSite(
             **values_of(measured, MeasuredSite),
@@ -181,24 +197,23 @@ def decide(
             tau=_tau(measured, choice.strategy, scale),
             newly_initialized=choice.strategy == "whiten" and choice.newly_initialized,
         )
-        if choice.strategy == "whiten":
-            found = whitening_of(site, (statistics or {}).get(layer))
-            if isinstance(found, Refusal):
-                refusals.append(found)
-                continue
-            maps[layer] = found
-        result = _edits(model, site, choice.seed, maps.get(layer))
+        result = _edits(model, site, choice.seed, statistics_of, maps)
         if isinstance(result, Refusal):
             refusals.append(result)
         else:
             sites.append(site)
             edits += result
-    return Decision(sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits), maps=maps)
+    return Decision(choices=tuple(made), sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits), maps=maps)
 
 
-def _is_constant(branch: MeasuredBranch, site: MeasuredSite) -> bool:
-    largest = max(each.std for each in site.branches)
-    return branch.std <= _NEAR_ZERO * max(largest, abs(branch.mean))
+def _constant(site: MeasuredSite) -> Refusal | None:
+    """A refusal where a branch is constant."""
+    largest = max(branch.std for branch in site.branches)
+    for branch in site.branches:
+        if branch.std <= _NEAR_ZERO * max(largest, abs(branch.mean)):
+            where = f"channels {branch.start}..{branch.stop} ({branch.source})"
+            return Refusal(at=site.layer, reason=f"sigma of {where} is near zero: {branch.std:.3g}")
+    return None
 
 
 def _tau(site: MeasuredSite, strategy: SiteStrategy, scale: ScaleTo) -> float:
@@ -208,19 +223,21 @@ def _tau(site: MeasuredSite, strategy: SiteStrategy, scale: ScaleTo) -> float:
     return geometric_mean(fixed) if fixed else sigma_rms(site.branches)
 
 
-def _edits(model: nn.Module, site: PlannedSite, seed: int, map_CC: Tensor | None) -> Sequence[Edit] | Refusal:
-    """The edits for one site, or why there are none; the map is that of `whiten`."""
+def _edits(
+    model: nn.Module, site: PlannedSite, seed: int, statistics: SplitStatistics | None, maps: dict[str, Tensor]
+) -> Sequence[Edit] | Refusal:
+    """The edits for one site, or why there are none; `whiten` adds its map to `maps`."""
     match site.strategy:
-        case "preserve":
+        case "none" | "preserve":
             return ()
         case "migrate":
             return _migrate(site)
         case "whiten":
-            assert map_CC is not None
-            if not site.newly_initialized:
-                return ()
-            w = fold_map(model.get_parameter(site.weight).detach().cpu().double(), map_CC)
-            return [MapInputs(tensor=site.weight, layer=site.layer), *_shift(site, w)]
+            found = whitening_of(site, statistics)
+            if isinstance(found, Refusal):
+                return found
+            maps[site.layer] = found
+            return _whiten(site, model.get_parameter(site.weight).detach().cpu(), found)
         case "rescale":
             return _rescale(site, model.get_parameter(site.weight).detach().cpu())
         case "reinit":
@@ -236,6 +253,12 @@ def _rescale(site: PlannedSite, v: Tensor) -> list[Edit]:
     _, std_I = branch_vectors(site)
     w = DiagonalMap(factor_I=site.tau / std_I, geometry=Geometry.of(site)).fold(v.double())
     return [*(_scale_branch(site, branch, site.tau / branch.std) for branch in site.branches), *_shift(site, w)]
+
+
+def _whiten(site: PlannedSite, v: Tensor, map_CC: Tensor) -> list[Edit]:
+    if not site.newly_initialized:
+        return []
+    return [MapInputs(tensor=site.weight, layer=site.layer), *_shift(site, fold_map(v.double(), map_CC))]
 
 
 def _shift(site: PlannedSite, w: Tensor) -> list[Edit]:

@@ -217,11 +217,11 @@ def _exit_code(error: BaseException) -> int:
 
 def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
     """Attaches V unless `train_as` says otherwise: behind folded weights the gradients of weak branches stay weak."""
-    if plan is None or not plan.sites:
+    if plan is None or not plan.equalized:
         return None
     if train_as == "folded":
         notify("folded equalization: the optimizer sees the weights as they are stored")
         return "folded"
     attach(plan, checkpoint.model)
-    notify(f"explicit equalization: the optimizer sees V of {len(plan.sites)} fusion layers")
+    notify(f"explicit equalization: the optimizer sees V of {len(plan.equalized)} fusion layers")
     return "explicit"
