@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from equalize.plan.apply import apply
     from equalize.plan.attach import attach, fold
     from equalize.plan.calibrate import calibrate
-    from equalize.plan.plan import Edit, Plan
+    from equalize.plan.edits import Edit
+    from equalize.plan.plan import Plan
     from equalize.plan.strategies import make_plan
     from equalize.sites.branches import Branch
     from equalize.sites.refusals import Refusal
@@ -48,7 +49,7 @@ __all__ = [
 _MODULE_OF = {
     "Branch": "sites.branches",
     "Checkpoint": "checkpoint",
-    "Edit": "plan.plan",
+    "Edit": "plan.edits",
     "EqualizeError": "errors",
     "Moments": "moments.moments",
     "Plan": "plan.plan",

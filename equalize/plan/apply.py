@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from equalize.errors import NumericsError, SiteError
 from equalize.moments.watch import named_tensors
 from equalize.plan.draw import redraw
+from equalize.plan.edits import Add, Draw, Edit, MapInputs, Scale, ScaleInputs, Set
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
-from equalize.plan.plan import Add, Draw, Edit, MapInputs, Plan, Scale, ScaleInputs, Set
+from equalize.plan.plan import Plan
 from equalize.plan.whiten import demand_map, fold_map
 from equalize.sites.sites import Site
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from equalize.errors import SiteError
-from equalize.plan.plan import Draw
+from equalize.plan.edits import Draw
 from equalize.sites.sites import Site
 
 

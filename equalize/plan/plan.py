@@ -6,12 +6,13 @@ A plan is the receipt saved beside the weights as `equalize.json`: readable, dif
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from equalize.errors import InputError, SiteError
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms
+from equalize.plan.edits import Edit, ScaleInputs, edit_json, read_edit
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
@@ -67,74 +68,6 @@ MEANING: dict[SiteStrategy, str] = {
 def target_scale(site: MeasuredSite, scale: ScaleTo) -> float:
     """What the branches of a site are equalized to: "step": sigma_rms, which keeps the size of a step; "paper": 1."""
     return sigma_rms(site.branches) if scale == "step" else 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edit:
-    """One change to one tensor of a checkpoint, by its state-dict key; `aliases` are its other keys, if any."""
-
-    action: ClassVar[str]
-
-    tensor: str
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draw(Edit):
-    """Calls the layer's own `reset_parameters` under `seed`, which draws its bias as well."""
-
-    action: ClassVar[str] = "draw"
-
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale(Edit):
-    """Multiplies the whole tensor by `factor`."""
-
-    action: ClassVar[str] = "scale"
-
-    factor: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleInputs(Edit):
-    """Multiplies what reads a layer's input channels `start` to `stop`, on `axis` and in `groups`, by `factor`."""
-
-    action: ClassVar[str] = "scale"
-
-    axis: int
-    start: int
-    stop: int
-    groups: int = 1
-    factor: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapInputs(Edit):
-    """Multiplies what reads a layer's input channels by the layer's matrix in `Plan.maps`."""
-
-    action: ClassVar[str] = "map"
-
-    layer: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Add(Edit):
-    """Adds `values`, one for each element."""
-
-    action: ClassVar[str] = "add"
-
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Set(Edit):
-    """Replaces the tensor by `values`, one for each element."""
-
-    action: ClassVar[str] = "set"
-
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +132,7 @@ class Plan:
             "sites": [site_json(site) for site in self.sites],
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "changed": list(self.changed),
-            "edits": [_edit_json(edit) for edit in self.edits],
+            "edits": [edit_json(edit) for edit in self.edits],
             **({"maps": "equalize.safetensors"} if any(site.strategy == "whiten" for site in self.sites) else {}),
         }
 
@@ -216,7 +149,7 @@ class Plan:
                 scale=_scale(content),
                 sites=tuple(_site({"tau": _old_tau(each, content)} | each) for each in content["sites"]),
                 refusals=tuple(Refusal(**each) for each in content["refusals"]),
-                edits=tuple(_edit(each) for each in content["edits"]),
+                edits=tuple(read_edit(each) for each in content["edits"]),
                 facts={key: value for key, value in content.items() if key not in _DERIVED},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -274,24 +207,6 @@ def _site(content: Mapping[str, Any]) -> PlannedSite:
         raise ValueError(f"{content['layer']} has a tau that is no scale")
     shift = "bias" if content["shift"] == "bias" else None  # older plans: into a norm's mean, which takes it out anyway
     return PlannedSite(**(_tuples(content) | {"branches": branches, "shift": shift}))
-
-
-def _edit_json(edit: Edit) -> dict[str, Any]:
-    content = {each.name: getattr(edit, each.name) for each in fields(edit)}
-    given = {key: value for key, value in content.items() if value != () and (key, value) != ("groups", 1)}
-    return {"tensor": edit.tensor, "action": edit.action, **_lists(given)}
-
-
-def _edit(content: Mapping[str, Any]) -> Edit:
-    kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, MapInputs, Add, Set)}
-    values = _tuples(content)
-    kind = kinds[values.pop("action")]
-    edit = (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)
-    if isinstance(edit, Scale | ScaleInputs) and not math.isfinite(edit.factor):
-        raise ValueError(f"{edit.tensor} has a factor that is not finite")
-    if isinstance(edit, ScaleInputs) and not 0 <= edit.start < edit.stop:
-        raise ValueError(f"{edit.tensor} has a range {edit.start}..{edit.stop}")
-    return edit
 
 
 def _lists(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,22 +27,10 @@ from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms, v
 from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
 from equalize.plan.draw import draw_site
+from equalize.plan.edits import Add, Edit, MapInputs, Scale, ScaleInputs
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.indicator import with_expectation
-from equalize.plan.plan import (
-    Add,
-    Edit,
-    MapInputs,
-    Plan,
-    PlannedSite,
-    Scale,
-    ScaleInputs,
-    ScaleTo,
-    SiteStrategy,
-    Strategy,
-    changes_function,
-    target_scale,
-)
+from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, changes_function, target_scale
 from equalize.plan.whiten import fold_map, whitening_of
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site

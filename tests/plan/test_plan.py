@@ -11,7 +11,8 @@ from torch import nn
 from equalize.errors import InputError, NumericsError, SiteError
 from equalize.plan.apply import apply, apply_edits
 from equalize.plan.calibrate import calibrate
-from equalize.plan.plan import SCHEMA, Add, Draw, Plan, Scale, ScaleInputs, Set
+from equalize.plan.edits import Add, Draw, Scale, ScaleInputs, Set
+from equalize.plan.plan import SCHEMA, Plan
 from equalize.verify.function import check_function
 from tests.support.networks import Fusion, batch_norm
 

@@ -13,7 +13,8 @@ from equalize.errors import NumericsError, SiteError
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach, fold
 from equalize.plan.calibrate import calibrate
-from equalize.plan.plan import MapInputs, Plan, Set
+from equalize.plan.edits import MapInputs, Set
+from equalize.plan.plan import Plan
 from equalize.sites.scan import scan
 from equalize.verify.function import check_function
 from equalize.verify.tensors import check_planned

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from equalize.moments.measured import MeasuredBranch
-from equalize.plan.plan import Plan, PlannedSite, ScaleInputs
+from equalize.plan.edits import ScaleInputs
+from equalize.plan.plan import Plan, PlannedSite
 from equalize.sites.sites import Refusal
 
 FACTS = {

@@ -11,7 +11,8 @@ from equalize.cli.terminal import _print
 from equalize.commands.scan import CheckpointScan
 from equalize.moments.measured import MeasuredSite, values_of, with_moments
 from equalize.moments.moments import Moments
-from equalize.plan.plan import Plan, PlannedSite, Scale, ScaleInputs
+from equalize.plan.edits import Scale, ScaleInputs
+from equalize.plan.plan import Plan, PlannedSite
 from equalize.sites.branches import Branch
 from equalize.sites.scan import Scan
 from equalize.sites.sites import Refusal, Site
