@@ -71,13 +71,13 @@ def test_a_plan_is_plain_numbers_and_names():
     (site,) = content["sites"]
     assert set(site) == {
         "layer", "weight", "bias", "norm", "op", "kernel", "axis", "groups",
-        "kind", "exact_border", "shift", "branches", "strategy", "tau",
+        "kind", "exact_border", "shift", "branches", "expect", "delta", "strategy", "tau",
     }  # fmt: skip
     assert site["strategy"] == "rescale"
     powers = [(branch["stop"] - branch["start"]) * branch["std"] ** 2 for branch in site["branches"]]
     assert site["tau"] == pytest.approx(math.sqrt(sum(powers) / 6))
     assert set(site["branches"][0]) == {
-        "start", "stop", "resampling", "factor", "source", "count", "mean", "std", "ci95",
+        "start", "stop", "resampling", "factor", "source", "count", "mean", "std", "ci95", "step_share",
     }  # fmt: skip
 
 
