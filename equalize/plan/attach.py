@@ -5,6 +5,7 @@ in front of the layer would leave. `attach` registers a parametrization from V t
 weight decay act on V at the cost of one product over the weights a step. `fold` leaves plain W.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -60,7 +61,8 @@ def _input_map(plan: Plan, site: PlannedSite, weight: Tensor) -> InputMap:
     its own, the factor is one number for all of them, and the layer still steps as far as it did before.
     """
     if site.strategy == "whiten":
-        return WhiteningMap(map_CC=plan.map_of(site.layer).to(weight))
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        return WhiteningMap(map_CC=plan.map_of(site.layer).to(weight.device, precision))
     _, std_I = branch_vectors(site, plan.input_scale(site))
     return DiagonalMap(factor_I=(target_scale(site, plan.scale) / std_I).to(weight), geometry=Geometry.of(site))
 

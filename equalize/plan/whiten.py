@@ -65,7 +65,7 @@ class WhiteningMap:
     map_CC: Tensor
 
     def fold(self, v: Tensor) -> Tensor:
-        """W = V A; in V's precision also where layers run in a lower one."""
+        """W = V A; in the map's precision also where layers run in a lower one."""
         with torch.autocast(v.device.type, enabled=False):
             return fold_map(v, self.map_CC)
 
@@ -121,9 +121,9 @@ def oas(s_CC: Tensor, samples: int) -> Tensor:
 
 
 def fold_map(v: Tensor, map_CC: Tensor) -> Tensor:
-    """W from V, of v's shape (O, C/G, *K) and dtype; differentiable in v."""
-    rows = _rows(v, map_CC)
-    return _weight(rows @ _blocks(map_CC).to(rows), v)
+    """W from V, of v's shape (O, C/G, *K) and dtype, computed in the map's; differentiable in v."""
+    w = _rows(v, map_CC).to(map_CC.dtype) @ _blocks(map_CC).to(v.device)
+    return _weight(w, v).to(v.dtype)
 
 
 def unfold_map(w: Tensor, map_CC: Tensor) -> Tensor:

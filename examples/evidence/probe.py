@@ -94,7 +94,7 @@ class Case:
         rms = self.std_C.square().mean().sqrt()
         scale_C = self.scale_C.float()
         if arm == "whiten":
-            a_CC = whitening(self.readout.sigma_CC, self.std_C, self.images)
+            a_CC = whitening(self.readout.sigma_CC, self.std_C, self.images).float()
             return lambda v: fold_map(v, a_CC) * scale_C
         factor_C = (rms / self.std_C if arm == "explicit" else torch.ones(())).float() * scale_C
         return lambda v: v * factor_C

@@ -143,6 +143,22 @@ def test_trained_weights_stay_as_they_are():
     assert_same_state(model, before)
 
 
+def test_weights_of_half_precision():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    model.to(torch.bfloat16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attach(plan, model)
+    w, start = model.body.fuse.weight.detach(), before["body.fuse.weight"]
+    assert w.dtype == torch.bfloat16
+    # V is rounded to 8 bits, and mapped by a matrix that is not
+    a = plan.maps["body.fuse"].float()
+    v = start.float().flatten(1) @ torch.linalg.inv(a)
+    assert (((w - start).float().flatten(1) @ torch.linalg.inv(a)).abs() <= 0.02 * v.abs().max()).all()
+    fold(model)
+    assert_same_state(model, before)
+
+
 def test_what_one_entry_of_v_changes():
     model, x, _ = drawn("bias, unpadded")
     plan = planned(model, x)
