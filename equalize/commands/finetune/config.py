@@ -21,6 +21,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _DEFAULTS = {"adamw": (1e-4, 0.01), "sgd": (0.01, 5e-4)}  # learning rate, weight decay
 _EPOCHS = 20
+_SCALE = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,18 @@ class TrainConfig:
     aux_weight: float = 0.4
     """Of the auxiliary head's loss, where the network has one."""
     freeze_backbone: bool = False
+    cache_backbone: bool = False
+    """Compute what the frozen backbone gives once for each image and its mirror image, and read it back; the only
+    augmentation is then `flip`, at `size`."""
+    cache_dir: str | None = None
+    """Where that is kept, for any number of trainings; with the training if None."""
     freeze_norms: bool = False
     """Neither the statistics nor the weights of normalizations move."""
     size: tuple[int, int] | None = None
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     crop: tuple[int, int] | None = None
     """(H, W) that training sees; `size`, the checkpoint's, else 512 x 512, if None."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[float, float] = _SCALE
     """Range of the random resize."""
     cat_max_ratio: float = 0.75
     """Crops in which one class has a larger share are drawn again."""
@@ -123,6 +129,18 @@ class TrainConfig:
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
 
+        if self.cache_backbone:
+            self._check_cache()
+
+    def _check_cache(self) -> None:
+        flag = "--cache-backbone"
+        if not self.freeze_backbone:
+            raise InputError(flag, "needs a backbone that stays as it is", remedy="add --freeze-backbone")
+        if self.crop not in (None, self.size):
+            raise InputError("--crop", f"cannot stand with {flag}: whole images are stored", remedy="leave it away")
+        if self.scale not in (_SCALE, (1.0, 1.0)):
+            raise InputError("--scale", f"cannot stand with {flag}: one size is stored", remedy="leave it away")
+
     @property
     def peak_lr(self) -> float:
         """`lr`, or the optimizer's default."""
@@ -134,9 +152,11 @@ class TrainConfig:
         return _DEFAULTS[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
     def resolved(self) -> Self:
-        """The same with numbers where defaults depend on other fields: rate, weight decay, precision, length."""
+        """The same with numbers where defaults depend on other fields: rate, decay, precision, length, augmentation."""
+        whole: dict[str, Any] = {"scale": (1.0, 1.0), "photometric": False, "cat_max_ratio": 1.0}
         return replace(
             self,
+            **whole if self.cache_backbone else {},
             lr=self.peak_lr,
             weight_decay=self.decay,
             precision=self.precision or _launched_precision(),

@@ -29,7 +29,7 @@ from equalize.plan.apply import apply
 from equalize.plan.attach import attach
 from equalize.plan.plan import Plan
 
-_ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
+_ANY_VALUE_RESUMES = {"cache_dir", "workers", "device", "report_to"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
