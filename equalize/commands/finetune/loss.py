@@ -32,8 +32,9 @@ def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: Train
 
 
 def _cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, config: TrainConfig) -> Tensor:
-    height, width = labels_NHW.shape[1:]
-    logits = F.interpolate(as_classes(logits_NChw).float(), size=(height, width), mode="bilinear", align_corners=False)
+    logits, size = as_classes(logits_NChw).float(), labels_NHW.shape[1:]
+    if logits.shape[2:] != size:  # the identity would cost as much as any other
+        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
     weights_C = logits.new_tensor(config.class_weights or [1.0] * logits.shape[1])
     loss = F.cross_entropy(
         logits,
@@ -81,6 +82,7 @@ class ModelWithLoss(nn.Module):
         self._heads = checkpoint.adapter.heads
         self._frozen = frozen
         self._backbone = backbone
+        self._mode: bool | None = None  # that was set last
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, features: Tensor | None = None
@@ -97,7 +99,10 @@ class ModelWithLoss(nn.Module):
         return {"loss": segmentation_loss(heads, labels, self._config)}
 
     def train(self, mode: bool = True) -> "ModelWithLoss":
-        """Sets the mode of all modules except the frozen ones."""
+        """Sets the mode of all modules except the frozen ones; the trainer calls it before every step."""
+        if mode == self._mode == self.training:
+            return self
+        self._mode = mode
         super().train(mode)
         for module in self._frozen:
             module.eval()
