@@ -14,14 +14,14 @@ from huggingface_hub.dataclasses import type_validator
 from equalize.commands.evaluate import EvalConfig
 from equalize.commands.images import CalibrationConfig
 from equalize.errors import InputError
-from equalize.plan.plan import Strategy
+from equalize.plan.plan import ScaleTo, Strategy
 
 TrainAs = Literal["explicit", "folded"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DEFAULTS = {"adamw": (1e-4, 0.01), "sgd": (0.01, 5e-4)}  # learning rate, weight decay
 _EPOCHS = 20
-_SCALE = (0.5, 2.0)
+_RESIZE = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +73,8 @@ class TrainConfig:
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     crop: tuple[int, int] | None = None
     """(H, W) that training sees; `size`, the checkpoint's, else 512 x 512, if None."""
-    scale: tuple[float, float] = _SCALE
-    """Range of the random resize."""
+random_resize: tuple[float, float] = _RESIZE
+    """Smallest and largest factor."""
     cat_max_ratio: float = 0.75
     """Crops in which one class has a larger share are drawn again."""
     flip: float = 0.5
@@ -98,12 +98,12 @@ class TrainConfig:
     """Stop after that many evaluations without a better mIoU."""
     calibrate: Strategy | None = None
     """Equalize first, on the training split, with this strategy."""
-    keep_norm: bool = False
-    """Of that calibration."""
+    scale: ScaleTo | None = None
+    """What that calibration equalizes to; "step" if None."""
     samples: int = 256
     """Images of that calibration."""
     train_as: TrainAs | None = None
-    """Whether the optimizer sees the equalized weights V or the plain ones; None: V where the plan is `preserve`."""
+    """Whether the optimizer sees the equalized weights V or the plain ones; None: V wherever a plan is in effect."""
     seed: int = 0
     workers: int = 0
     device: str = "auto"
@@ -126,8 +126,12 @@ class TrainConfig:
         weights = self.class_weights
         if weights is not None and not (all(0 <= each < math.inf for each in weights) and any(weights)):
             raise InputError("--class-weights", "are no weights", got=weights, expected="0 or more, not all 0")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
+        low, high = self.random_resize
+        if not 0 < low <= high < math.inf:
+            what, expected = "is no range", "smallest and largest factor"
+            raise InputError("--random-resize", what, got=self.random_resize, expected=expected)
+        if self.scale is not None and self.calibrate is None:
+            raise InputError("--scale", "needs --calibrate", remedy="a plan that is there already has its own")
 
         if self.cache_backbone:
             self._check_cache()
@@ -138,8 +142,9 @@ class TrainConfig:
             raise InputError(flag, "needs a backbone that stays as it is", remedy="add --freeze-backbone")
         if self.crop not in (None, self.size):
             raise InputError("--crop", f"cannot stand with {flag}: whole images are stored", remedy="leave it away")
-        if self.scale not in (_SCALE, (1.0, 1.0)):
-            raise InputError("--scale", f"cannot stand with {flag}: one size is stored", remedy="leave it away")
+        if self.random_resize not in (_RESIZE, (1.0, 1.0)):
+            what = f"cannot stand with {flag}: one size is stored"
+            raise InputError("--random-resize", what, remedy="leave it away")
 
     @property
     def peak_lr(self) -> float:
@@ -153,7 +158,7 @@ class TrainConfig:
 
     def resolved(self) -> Self:
         """The same with numbers where defaults depend on other fields: rate, decay, precision, length, augmentation."""
-        whole: dict[str, Any] = {"scale": (1.0, 1.0), "photometric": False, "cat_max_ratio": 1.0}
+        whole: dict[str, Any] = {"random_resize": (1.0, 1.0), "photometric": False, "cat_max_ratio": 1.0}
         return replace(
             self,
             **whole if self.cache_backbone else {},
@@ -220,6 +225,12 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+_REMOVED = {
+    "keep_norm": "remove it: scale: step, the default of --calibrate, keeps the size of a layer's steps (--scale)",
+    "scale": "call it random_resize; scale is step or paper, see --scale",
+}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -228,6 +239,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
     content = {key.replace("-", "_"): value for key, value in content.items()}
+    for key, remedy in _REMOVED.items():
+        if key in content and (key != "scale" or isinstance(content[key], list)):
+            raise InputError(path, f"has {key} as earlier versions did", remedy=remedy)
     types = get_type_hints(TrainConfig)
     if unknown := sorted(content.keys() - types.keys()):
         what, expected = f"has unknown keys: {', '.join(unknown)}", f"some of {', '.join(sorted(types))}"
