@@ -73,7 +73,7 @@ class TrainConfig:
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     crop: tuple[int, int] | None = None
     """(H, W) that training sees; `size`, the checkpoint's, else 512 x 512, if None."""
-random_resize: tuple[float, float] = _RESIZE
+    random_resize: tuple[float, float] = _RESIZE
     """Smallest and largest factor."""
     cat_max_ratio: float = 0.75
     """Crops in which one class has a larger share are drawn again."""
