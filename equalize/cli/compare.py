@@ -21,8 +21,9 @@ Arms = Annotated[
     str,
     typer.Option(
         metavar="ARM,ARM,...",
-        help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
-        "(redrawn and equalized), each also +explicit or +folded.",
+        help="none, none+head-lr3, none+head-lr10 (a higher rate for fusion layers), rescale and paper (folded, at the "
+        "two scales), explicit (trained through equalizers), preserve, preserve+paper, migrate, auto, redrawn (fusion "
+        "layers drawn anew), reinit (redrawn and equalized); the last three may end in +explicit or +folded.",
     ),
 ]
 

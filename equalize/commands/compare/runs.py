@@ -1,13 +1,12 @@
 """The runs of a comparison: one training for each arm, rate and seed; each finished one a file of its own.
 
 OUT/settings.json            what all runs have in common, and the arms, rates and seeds
-OUT/plans/ARM_seedS.json     what was done to the network before the first step, measured once for all rates
+OUT/plans/START_seedS.json   what was done to the network before the first step, measured once for all rates and arms
 OUT/runs/NAME/               an unfinished training, as `finetune` writes it
 OUT/runs/NAME.npz            counts of the validation images: intersection and union by image and class
 OUT/runs/NAME.json           a finished run; with it, NAME is never trained again
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from equalize.checkpoint import Checkpoint
 from equalize.commands.compare.arms import prepare_arm, scales
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.evaluate import count_images
+from equalize.commands.finetune.backbone_cache import digest, open_cache
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import Task
@@ -75,6 +74,7 @@ class Runs:
         started = time.monotonic()
         directory = self.path / "runs" / run.name
         config = self.setup.config_of(run)
+        config = replace(config, cache_dir=config.cache_dir or str(self.path / "features"))
         prepared: list[tuple[Task, str, Plan]] = []
 
         def prepare(task: Task) -> Plan | None:
@@ -91,6 +91,7 @@ class Runs:
             config,
             resume=True,
             prepare=prepare,
+            models=False,
             progress=progress,
             notify=notify,
             warn=warn,
@@ -132,8 +133,8 @@ class Runs:
                 raise InputError(self.setup.name.source, what, remedy="compare in a new OUT")
 
     def _prepare(self, checkpoint: Checkpoint, run: Run) -> Plan:
-        """The plan of the arm, applied to the model; measured by the first run that needs it."""
-        place = self.path / "plans" / f"{run.arm.name}_seed{run.seed}.json"
+        """The plan of the start, applied to the model; measured by the first run that needs it."""
+        place = self.path / "plans" / f"{run.arm.start}_seed{run.seed}.json"
         if place.is_file():
             plan = Plan.read(place)
             apply(plan, checkpoint.model)
@@ -147,8 +148,10 @@ class Runs:
 def _score(task: Task, counts: Path) -> dict[str, Any]:
     """Scores the model of the last step, image by image: no step is chosen by what it is then scored on."""
     assert task.val is not None
+    cache = open_cache(task, counts.parent)
+    inputs = cache.inputs(task.val) if cache else None
     with eval_mode(task.checkpoint.model):
-        found = count_images(task.checkpoint, task.val, task.config.scoring(), task.device)
+        found = count_images(task.checkpoint, task.val, task.config.scoring(), task.device, inputs=inputs)
         counts_NKK = torch.stack(list(found))
     intersection_NK = counts_NKK.diagonal(dim1=1, dim2=2)
     union_NK = counts_NKK.sum(dim=1) + counts_NKK.sum(dim=2) - intersection_NK
@@ -156,12 +159,3 @@ def _score(task: Task, counts: Path) -> dict[str, Any]:
     score = score_of(counts_NKK.sum(dim=0), len(counts_NKK), task.val.names)
     by_class = {row.name: row.IoU for row in score.classes}
     return {"mIoU": score.mIoU, "mAcc": score.mAcc, "aAcc": score.aAcc, "IoU": by_class}
-
-
-def digest(model: nn.Module) -> str:
-    """Sha256 over every tensor: two arms of one seed start from the same."""
-    total = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        total.update(key.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

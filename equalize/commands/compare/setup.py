@@ -16,7 +16,7 @@ from equalize.messages import Notify, ignore
 
 _OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate"}
-_MAY_CHANGE = {"workers", "report_to"}
+_MAY_CHANGE = {"cache_dir", "workers", "report_to"}
 _MAY_GROW = ("arms", "lrs", "seeds")
 
 
@@ -111,6 +111,8 @@ class Setup:
             lr=run.rate,
             seed=run.seed,
             calibrate=run.arm.strategy,
+            scale=run.arm.scale if run.arm.strategy else None,
+            fusion_lr_mult=self.config.fusion_lr_mult * run.arm.fusion_lr_mult,
             train_as=run.arm.train_as or self.config.train_as,
         )
 

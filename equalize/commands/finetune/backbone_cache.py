@@ -36,7 +36,7 @@ from equalize.data.loader import Batch
 from equalize.distributed import my_share, wait
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
-from equalize.messages import Notify
+from equalize.messages import Notify, ignore
 
 _PART = 64  # images
 _FLAG = "--cache-backbone"
@@ -220,7 +220,7 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
         }
 
 
-def open_cache(task: Task, beside: Path, notify: Notify) -> BackboneCache | None:
+def open_cache(task: Task, beside: Path, notify: Notify = ignore) -> BackboneCache | None:
     """The cache that the configuration asks for, in `cache_dir`, else in features/ beside the training's state."""
     if not task.config.cache_backbone:
         return None

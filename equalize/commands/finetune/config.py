@@ -46,6 +46,8 @@ class TrainConfig:
     """Of the backbone, at its peak; 1e-4 for AdamW, 0.01 for SGD."""
     head_lr_mult: float = 1.0
     """The learning rate of all but the backbone is this many times `lr`."""
+    fusion_lr_mult: float = 1.0
+    """The learning rate of the fusion layers' weights is this many times that of their part."""
     weight_decay: float | None = None
     """0.01 for AdamW, 5e-4 for SGD; never on biases and norms."""
     power: float = 0.9
@@ -208,7 +210,9 @@ class TrainConfig:
 _SMALLEST: dict[str, float] = {
     **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulate", "num_classes", "samples"), 1),
     **dict.fromkeys(("eval_every", "eval_first", "log_every", "patience"), 1),
-    **dict.fromkeys(("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult"), 0),
+    **dict.fromkeys(
+        ("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult", "fusion_lr_mult"), 0
+    ),
 }
 
 

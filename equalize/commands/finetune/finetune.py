@@ -71,6 +71,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     prepare: Callable[[Task], Plan | None] | None = None,
+    models: bool = True,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -83,6 +84,7 @@ def finetune(
         config: how to train.
         resume: go on where an interrupted run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
+        models: whether to write the best model and the last one; without, OUT holds what `resume` needs.
         progress, notify, warn: see `equalize.messages`; progress counts pairs.
 
     Raises:
@@ -109,6 +111,7 @@ def finetune(
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
         reduced_labels=task.train.rule.reduce,
+        models=models,
     )
     state = train(task, writer, progress, notify)
     return _result(str(out), state, writer, seconds=time.monotonic() - started)

@@ -143,7 +143,8 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         """See `make_optimizer`."""
         if self.optimizer is None:
             prefix = f"network.{self._backbone}" if self._backbone else None
-            self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config)
+            fusion = [f"network.{key}" for key in self._task.fusion]
+            self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config, fusion)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:

@@ -15,11 +15,10 @@ from tests.support.compared_nets import named
         ("none", Arm(name="none")),
         ("redrawn", Arm(name="redrawn", redrawn=True)),
         (" migrate ", Arm(name="migrate", strategy="migrate")),
-        ("preserve+folded", Arm(name="preserve+folded", strategy="preserve", train_as="folded")),
-        (
-            "rescale+explicit+keep-norm",
-            Arm(name="rescale+keep-norm+explicit", strategy="rescale", keep_norm=True, train_as="explicit"),
-        ),
+        ("folded+preserve", Arm(name="preserve+folded", strategy="preserve", train_as="folded")),
+        ("paper", Arm(name="paper", strategy="rescale", scale="paper", train_as="folded")),
+        ("explicit", Arm(name="explicit", strategy="rescale", train_as="explicit")),
+        ("none+head-lr10", Arm(name="none+head-lr10", fusion_lr_mult=10)),
     ],
 )
 def test_names_of_arms(text, expected):
@@ -34,8 +33,8 @@ def test_every_arm_is_read_by_its_name():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "nothing", "rescale+", "rescale+fast", "none+keep-norm", "redrawn+explicit"),
-        *("rescale+explicit+folded", "rescale+keep-norm+keep-norm", "keep-norm"),
+        *("", "nothing", "rescale+", "rescale+fast", "none+keep-norm", "redrawn+explicit", "rescale+folded"),
+        *("auto+explicit+folded", "rescale+keep-norm", "keep-norm", "head-lr3"),
     ],
 )
 def test_what_is_no_arm(text):
@@ -43,23 +42,21 @@ def test_what_is_no_arm(text):
         read_arm(text)
 
 
-@pytest.mark.parametrize(
-    "texts", [["none"], ["none", "none"], ["rescale+explicit+keep-norm", "rescale+keep-norm+explicit"]]
-)
+@pytest.mark.parametrize("texts", [["none"], ["none", "none"], ["auto+explicit", "explicit+auto"]])
 def test_two_different_arms_are_needed(texts):
     with pytest.raises(InputError, match="no two different arms"):
         read_arms(texts)
 
 
 def test_redrawing_is_not_mistaken_for_equalizing():
-    arms = read_arms(["reinit", "none", "redrawn", "rescale", "reinit+keep-norm"])
+    arms = read_arms(["reinit", "none", "redrawn", "rescale", "reinit+folded"])
     assert baselines(arms) == [
         ("reinit", "none"),
         ("redrawn", "none"),
         ("rescale", "none"),
-        ("reinit+keep-norm", "none"),
+        ("reinit+folded", "none"),
         ("reinit", "redrawn"),
-        ("reinit+keep-norm", "redrawn"),
+        ("reinit+folded", "redrawn"),
     ]
 
 
@@ -85,7 +82,16 @@ def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
     plan = prepare_arm(equalized, images, read_arm("reinit"), 5)
     assert not torch.allclose(plain.model.fuse.weight, before)
     sigmas = torch.tensor([branch.std for branch in plan.sites[0].branches]).repeat_interleave(8)
-    torch.testing.assert_close(equalized.model.fuse.weight * sigmas[None, :, None, None], plain.model.fuse.weight)
+    unscaled = equalized.model.fuse.weight * sigmas[None, :, None, None] / plan.sites[0].tau
+    torch.testing.assert_close(unscaled, plain.model.fuse.weight)
+
+
+def test_arms_of_one_start_share_a_plan():
+    starts = {arm.name: arm.start for arm in ARMS}
+    assert starts["none"] == starts["none+head-lr3"] == starts["preserve"] == starts["preserve+folded"]
+    assert starts["rescale"] == starts["explicit"]
+    apart = ("none", "rescale", "paper", "preserve+paper", "redrawn", "reinit", "migrate", "auto")
+    assert len({starts[name] for name in apart}) == len(apart)
 
 
 def norms_as_seen(model, images) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -137,7 +143,7 @@ def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(net
     assert {key.rpartition(".")[0] for key in changed["redrawn"]} == (behind if trained else {*behind, "stem.1"})
 
 
-@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+keep-norm"])
+@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+folded"])
 def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets, scenes, arm):
     checkpoint, images = loaded(nets, scenes)
     plan = prepare_arm(checkpoint, images, read_arm(arm), 1)
@@ -158,7 +164,6 @@ def test_ratios_are_those_measured_and_those_that_training_sees(nets, scenes):
         ("none", "none", None, False),
         ("preserve", "preserve", None, True),
         ("preserve", "preserve", "folded", False),
-        ("rescale", "rescale", None, True),
         ("rescale", "rescale", "folded", True),
     ):
         (site,) = scales(plans[plan], read_arm(name), train_as)
