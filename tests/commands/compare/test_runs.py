@@ -21,7 +21,7 @@ from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
 
 QUICK = TrainConfig(
-    max_steps=4, batch_size=4, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3,
+    max_steps=4, batch_size=8, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3,
     random_resize=(1.0, 1.0), photometric=False, cat_max_ratio=1.0,
 )  # fmt: skip
 
