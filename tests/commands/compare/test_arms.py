@@ -33,12 +33,17 @@ def test_every_arm_is_read_by_its_name():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "nothing", "rescale+", "rescale+fast", "none+keep-norm", "redrawn+explicit", "rescale+folded"),
-        *("auto+explicit+folded", "rescale+keep-norm", "keep-norm", "head-lr3"),
+        *("", "nothing", "rescale+", "rescale+fast", "redrawn+explicit", "rescale+folded", "auto+explicit+folded"),
     ],
 )
 def test_what_is_no_arm(text):
     with pytest.raises(InputError, match="--arms"):
+        read_arm(text)
+
+
+@pytest.mark.parametrize("text", ["rescale+keep-norm", "rescale+explicit+keep-norm", "none+keep-norm"])
+def test_keep_norm_is_answered_by_what_replaces_it(text):
+    with pytest.raises(InputError, match=r"^--arms: \+keep-norm was removed, got .*--scale step"):
         read_arm(text)
 
 
