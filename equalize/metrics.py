@@ -51,9 +51,9 @@ def count_pixels(prediction: Tensor, label: Tensor, num_classes: int, *, ignore_
         prediction: (..., H, W) classes, any integer type.
         label: classes or `ignore_index`, of the same shape.
     """
-    scored = label != ignore_index
-    label_P, prediction_P = label[scored].long(), prediction[scored].long()
-    counts = torch.bincount(label_P * num_classes + prediction_P, minlength=num_classes**2)
+    cells = label.long() * num_classes + prediction.long()
+    cells = cells.where(label != ignore_index, num_classes**2)
+    counts = torch.bincount(cells.flatten(), minlength=num_classes**2 + 1)[:-1]
     return counts.view(num_classes, num_classes).cpu()
 
 

@@ -21,8 +21,9 @@ Arms = Annotated[
     str,
     typer.Option(
         metavar="ARM,ARM,...",
-        help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
-        "(redrawn and equalized), each also +explicit or +folded.",
+        help="none, none+head-lr3, none+head-lr10 (a higher rate for fusion layers), rescale and paper (folded, at the "
+        "two scales), explicit (trained through equalizers), preserve, preserve+paper, migrate, auto, redrawn (fusion "
+        "layers drawn anew), reinit (redrawn and equalized); the last three may end in +explicit or +folded.",
     ),
 ]
 
@@ -34,7 +35,18 @@ def compare(
     out: o.Out,
     *,
     arms: Arms = "none,auto",
-    seeds: Annotated[int, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on; 3 if left away.")
+    ] = None,
+    tune_seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="In place of --seeds: they only choose each arm's rate.")
+    ] = None,
+    confirm_seeds: Annotated[
+        int, typer.Option(metavar="K", help="With --tune-seeds: as many more, of each arm at its best rate.")
+    ] = 0,
+    test_split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the confirming runs are scored on, once.")
+    ] = None,
     lrs: Annotated[
         Any,
         typer.Option(metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."),
@@ -54,6 +66,11 @@ def compare(
     """
     if training.lr is not None and lrs is not None:
         raise typer.BadParameter("cannot stand with --lrs", param_hint="--lr")
+    if seeds is not None and tune_seeds is not None:
+        raise typer.BadParameter("cannot stand with --tune-seeds", param_hint="--seeds")
+    if (tune_seeds is None) != (confirm_seeds == 0):
+        needed = "--confirm-seeds" if confirm_seeds == 0 else "--tune-seeds"
+        raise typer.BadParameter("is missing: one tunes, the other confirms", param_hint=needed)
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
@@ -70,7 +87,9 @@ def compare(
             TrainConfig.make(training.settings(), training.config),
             arms=read_arms(arms.split(",")),
             rates=lrs or (),
-            seeds=seeds,
+            seeds=next((number for number in (tune_seeds, seeds) if number is not None), 3),
+            confirm_seeds=confirm_seeds,
+            test_split=test_split,
             evaluations=evaluations,
             notify=terminal.note,
         )

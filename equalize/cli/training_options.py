@@ -24,8 +24,15 @@ class CommonTrainingFlags:
     )
     lr: Annotated[float | None, Option(help="Peak learning rate; 1e-4 for adamw, 0.01 for sgd if left away.")] = None
     head_lr_mult: Annotated[float | None, Option(help="How much faster all but the backbone learns; 1.")] = None
+    fusion_lr_mult: Annotated[float | None, Option(help="How much faster the fusion layers' weights learn; 1.")] = None
     precision: Annotated[o.PrecisionName | None, Option(help="fp32 if left away.")] = None
     freeze_backbone: bool | None = None
+    cache_backbone: Annotated[
+        bool | None, Option(help="Run the frozen backbone once an image, and no augmentation but the flip.")
+    ] = None
+    cache_dir: Annotated[
+        str | None, Option(metavar="DIR", help="Where its outputs are kept, for other trainings too; OUT if left away.")
+    ] = None
     freeze_norms: bool | None = None
     size: o.Size = None
     crop: Annotated[

@@ -48,16 +48,24 @@ class Augment:
         before = generator.get_state()
         try:
             generator.manual_seed(seed)
+            flipped = float(torch.rand(())) < self.flip  # first, so that `flips` need draw nothing else
             factor = float(torch.empty(1).uniform_(*self.scale))
             size = [max(1, round(side * factor)) for side in self.base or labels_HW.shape]
             picture = F.resize(tv_tensors.Image(image), size, antialias=True)
             labels = F.resize(tv_tensors.Mask(labels_HW), size)
             window = self._draw_window(labels.as_subclass(Tensor))
-            steps = v2.Compose([v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())])
-            picture, labels = steps(F.crop(picture, *window), F.crop(labels, *window))
+            picture, labels = F.crop(picture, *window), F.crop(labels, *window)
+            if flipped:
+                picture, labels = F.horizontal_flip(picture), F.horizontal_flip(labels)
+            if self.photometric:
+                picture, labels = v2.Compose(_photometric())(picture, labels)
         finally:
             generator.set_state(before)
         return F.to_pil_image(picture), labels.as_subclass(Tensor)
+
+    def flips(self, seed: int) -> bool:
+        """Whether the pair of this seed is flipped."""
+        return float(torch.rand((), generator=torch.Generator().manual_seed(seed))) < self.flip
 
     def _draw_window(self, labels_HW: Tensor) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of which no class takes more than its share, if one is found."""

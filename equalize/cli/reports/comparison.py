@@ -15,6 +15,8 @@ __all__ = ["comparison_report", "markdown"]
 
 _HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % images", "early", "early difference")
 
+_CONFIRMED = ("arm", "lr", "mIoU", "difference", "95 %", "p t", "p flip", "Holm t", "Holm flip", "steps", "lost")
+
 
 def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     """What ran, a row for each arm and rate, and three lines for each arm."""
@@ -25,6 +27,13 @@ def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     for cells in _table(found):
         table.add_row(*map(Text, ("", *cells)))
     yield from (Text(), table, Text(), Text(_legend(found)))
+    if found.confirmed:
+        confirmed = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
+        for heading in ("", *_CONFIRMED):
+            confirmed.add_column(heading, justify="left" if heading in ("", "arm") else "right", no_wrap=True)
+        for cells in _confirmed(found):
+            confirmed.add_row(*map(Text, ("", *cells)))
+        yield from (Text(), confirmed, Text(), Text(_confirmed_legend(found)))
     for verdict in found.verdicts:
         yield Text(f"\n{verdict.arm} against {verdict.baseline}", style="bold")
         for question, said in _sentences(verdict):
@@ -39,6 +48,9 @@ def markdown(found: Comparison, curves: str | None = None) -> str:
     lines += [f"Model `{setup.name.source}`, data `{setup.data}`.", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in rows]
     lines += ["", _legend(found)]
+    if found.confirmed:
+        rows = [_CONFIRMED, ["---", *["---:"] * (len(_CONFIRMED) - 1)], *_confirmed(found)]
+        lines += ["", "## Confirmed", "", *(f"| {' | '.join(cells)} |" for cells in rows), "", _confirmed_legend(found)]
     for verdict in found.verdicts:
         lines += ["", f"## {verdict.arm} against {verdict.baseline}", ""]
         lines += [f"- **{question}**: {said}" for question, said in _sentences(verdict)]
@@ -67,6 +79,37 @@ def _table(found: Comparison) -> list[list[str]]:
             intervals = [_interval(final.low, final.high), _interval(*final.images or (None, None))]
             table.append([*first, f"{final.mean:+.2f}", *intervals, early, f"{row.early.mean:+.2f}"])
     return table
+
+
+def _confirmed(found: Comparison) -> list[list[str]]:
+    """A row for each arm at its best rate, and for each baseline of it."""
+    table = []
+    for row in found.confirmed:
+        cells = [row.arm, f"{row.lr:g}", _spread(row.scores)]
+        if row.difference is not None:
+            final = row.difference
+            cells += [f"{final.mean:+.2f} to {row.baseline}", _interval(final.low, final.high)]
+        cells += [""] * (5 - len(cells))
+        for p in (row.p, row.holm):
+            cells += [f"{p[name]:.3g}" if p else "" for name in ("t_one_sided", "sign_flip_one_sided")]
+        steps = "" if row.baseline is None else "never"
+        cells.append(steps if row.steps_to_baseline is None else f"{row.steps_to_baseline:.0f}")
+        table.append([*cells, "" if row.loss_at_tenth is None else f"{row.loss_at_tenth:.2f}"])
+    return table
+
+
+def _confirmed_legend(found: Comparison) -> str:
+    setup = found.setup
+    assert setup.test is not None
+    edges = [each.arm for each in found.tuned if each.at_edge]
+    ends = f" The sweep of {', '.join(edges)} ended with its best rate at an edge." if edges else ""
+    val, test = setup.val.split, setup.test.split
+    return (
+        f"Rates chosen on the split {val} with {len(setup.seeds)} seeds; mIoU in percent on the split {test} with "
+        f"{len(setup.confirm_seeds)} others, scored once, after the last step. p: one-sided, paired by seed, by "
+        "Student's t and by exact sign flips; Holm: corrected for the number of arms. steps: where the mean curve on "
+        f"{val} reaches the baseline's end. lost: at a tenth of the best rate, on {val}.{ends}"
+    )
 
 
 def _spread(values: Sequence[float]) -> str:

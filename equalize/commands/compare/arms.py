@@ -1,14 +1,18 @@
 """The arms of a comparison: what is done to the model before training, and what each is compared with.
 
-none       the model as it is
-auto       \
-migrate     \
-preserve    / equalized by that strategy, see `equalize.plan.strategies`
-rescale    /
-redrawn    fusion layers drawn anew, not equalized
-reinit     fusion layers drawn anew, the same draw, and equalized
+none            the model as it is
+none+head-lr3   the same, the weights of the fusion layers at three times the learning rate; none+head-lr10: ten times
+rescale         weights times tau/sigma, tau = sigma_rms, trained as they are stored: folded
+paper           the same with tau = 1
+explicit        the start of `rescale`, trained through equalizers: the optimizer sees what was drawn
+preserve        the function as it is, trained through equalizers; preserve+paper: with tau = 1
+whiten          trained on a whitened input: what was drawn starts as drawn, what was trained keeps its function
+migrate         the function as it is, scale moved into the layers before
+auto            what `calibrate` does
+redrawn         fusion layers drawn anew, not equalized
+reinit          fusion layers drawn anew, the same draw, and equalized
 
-The name of an equalized arm may end in +explicit or +folded: what the optimizer sees, see `equalize.plan.attach`.
+Some may end in +explicit or +folded: what the optimizer sees, see `equalize.plan.attach`.
 
 BatchNorms that never saw data are estimated in every arm, the baseline too: after a tenth of the training much of
 their first value is still there, and it must not be mistaken for equalization.
@@ -17,7 +21,7 @@ their first value is still there, and it must not be mistaken for equalization.
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
@@ -31,7 +35,7 @@ from equalize.plan.apply import apply_edits, with_aliases
 from equalize.plan.calibrate import calibrate, norms_behind, re_estimate, stages
 from equalize.plan.draw import draw_site
 from equalize.plan.edits import Edit
-from equalize.plan.plan import Plan, Strategy
+from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.plan.strategies import choose
 from equalize.sites.scan import Scan
 
@@ -46,24 +50,37 @@ class Arm:
     """The strategy of the equalization; None for no equalization."""
     redrawn: bool = False
     """Whether the fusion layers are drawn anew without being equalized."""
+    scale: ScaleTo = "step"
+    """What branches are equalized to."""
     train_as: TrainAs | None = None
     """What the optimizer sees; None leaves the choice to `finetune`."""
+    fusion_lr_mult: float = 1.0
+    """How much faster the weights of the fusion layers learn."""
+
+    @property
+    def start(self) -> str:
+        """A name for what is done before training; arms that share it start from one plan."""
+        return "redrawn" if self.redrawn else f"{self.strategy or 'preserve'}-{self.scale}"
 
 
 ARMS = (
     Arm(name="none"),
+    Arm(name="none+head-lr3", fusion_lr_mult=3),
+    Arm(name="none+head-lr10", fusion_lr_mult=10),
+    Arm(name="rescale", strategy="rescale", train_as="folded"),
+    Arm(name="paper", strategy="rescale", scale="paper", train_as="folded"),
+    Arm(name="paper+explicit", strategy="rescale", scale="paper", train_as="explicit"),
+    Arm(name="explicit", strategy="rescale", train_as="explicit"),
+    Arm(name="preserve", strategy="preserve", train_as="explicit"),
+    Arm(name="preserve+paper", strategy="preserve", scale="paper", train_as="explicit"),
+    Arm(name="preserve+folded", strategy="preserve", train_as="folded"),
+    Arm(name="whiten", strategy="whiten", train_as="explicit"),
     Arm(name="redrawn", redrawn=True),
-    *(
-        Arm(
-            name="+".join(filter(None, (strategy, train_as))),
-            strategy=strategy,
-            train_as=train_as,
-        )
-        for strategy in get_args(Strategy)
-        for train_as in (None, *get_args(TrainAs))
-    ),
+    *(Arm(name=name, strategy=name) for name in ("auto", "migrate", "reinit")),
+    *(Arm(name=f"{name}+explicit", strategy=name, train_as="explicit") for name in ("auto", "migrate", "reinit")),
+    *(Arm(name=f"{name}+folded", strategy=name, train_as="folded") for name in ("auto", "migrate", "reinit")),
 )
-"""Names of all arms."""
+"""All arms."""
 
 
 def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
@@ -76,7 +93,7 @@ def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
 
 
 def read_arm(text: str) -> Arm:
-    """Such as `rescale+explicit`."""
+    """Such as `reinit+explicit`."""
     words = sorted(text.strip().split("+"))
     if "keep-norm" in words:
         remedy = "leave it away: equalizing at --scale step, as the arms do, keeps the size of a layer's steps"
@@ -84,13 +101,8 @@ def read_arm(text: str) -> Arm:
     for arm in ARMS:
         if sorted(arm.name.split("+")) == words:
             return arm
-    raise InputError(
-        "--arms",
-        "has an arm that is unknown",
-        got=repr(text),
-        expected=f"some of none, redrawn, {', '.join(get_args(Strategy))}",
-        remedy="+explicit or +folded may follow the last five",
-    )
+    known = ", ".join(arm.name for arm in ARMS)
+    raise InputError("--arms", "has an arm that is unknown", got=repr(text), expected=f"some of {known}")
 
 
 def baselines(arms: Sequence[Arm]) -> list[tuple[str, str]]:
@@ -128,6 +140,7 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         images,
         arm.strategy or "preserve",
         seed,
+        scale=arm.scale,
         newly_initialized=checkpoint.newly_initialized,
         found=found,
     )

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from equalize.commands.compare.arms import baselines
+from equalize.commands.compare.confirmation import Confirmed, confirm
 from equalize.commands.compare.runs import Runs
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.compare.statistics import Cell, Cells, Row, Verdict, compare_arms
+from equalize.commands.compare.tuning import Tuned, tune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
@@ -33,6 +35,9 @@ class Comparison:
     rows: tuple[Row, ...]
     """Every arm against its baseline, at every rate."""
     verdicts: tuple[Verdict, ...]
+    """None where rates were only tuned."""
+    tuned: tuple[Tuned, ...] = ()
+    confirmed: tuple[Confirmed, ...] = ()
 
     @property
     def images(self) -> int:
@@ -41,7 +46,8 @@ class Comparison:
 
     def results_of(self, arm: str, rate: float) -> list[Mapping[str, Any]]:
         """The runs of one arm at one rate, a seed each."""
-        return [each for each in self.results if each["arm"] == arm and each["lr"] == rate]
+        same = [each for each in self.results if each["arm"] == arm and each["lr"] == rate]
+        return [each for each in same if each["seed"] in self.setup.seeds]
 
     def to_json(self) -> dict[str, Any]:
         """The content of compare.json."""
@@ -59,6 +65,18 @@ class Comparison:
             "runs": [{key: value for key, value in run.items() if key not in _ONLY_IN_RUNS} for run in self.results],
             "comparisons": [asdict(row) for row in self.rows],
             "verdict": [asdict(verdict) for verdict in self.verdicts],
+            **self._confirmation(),
+        }
+
+    def _confirmation(self) -> dict[str, Any]:
+        if self.setup.test is None:
+            return {}
+        return {
+            "tuned_on": self.setup.val.split,
+            "confirmed_on": self.setup.test.split,
+            "confirm_seeds": list(self.setup.confirm_seeds),
+            "tuned": [{**asdict(each), "best": each.best} for each in self.tuned],
+            "confirmed": [asdict(each) for each in self.confirmed],
         }
 
 
@@ -80,20 +98,26 @@ def compare(
         NumericsError: a loss is not finite.
     """
     runs = Runs(out, setup)
+    train = functools.partial(_train_missing, runs, progress=progress, notify=notify, warn=functools.cache(warn))
     try:
-        _train_missing(runs, progress, notify, warn)
+        tuned = {} if setup.test is None else tune(setup, train, lambda run: float(runs.result(run)["mIoU"]))
+        arms = {arm.name: arm for arm in setup.arms}
+        confirming = [
+            Run(arm=arms[name], rate=each.best, seed=seed)
+            for seed in setup.confirm_seeds
+            for name, each in tuned.items()
+        ]
+        train(confirming if tuned else setup.runs)
     except InputError:
         runs.withdraw()
         raise
-    found = _gather(setup, runs)
+    found = _confirmed(runs, tuned) if tuned else _gather(runs)
     write_whole(runs.path / "compare.json", json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     return found
 
 
-def _train_missing(runs: Runs, progress: Progress, notify: Notify, warn: Notify) -> None:
-    every = runs.setup.runs
+def _train_missing(runs: Runs, every: Sequence[Run], *, progress: Progress, notify: Notify, warn: Notify) -> None:
     missing = [run for run in every if not runs.finished(run)]
-    warn_once = functools.cache(warn)
     if len(missing) < len(every):
         notify(f"{len(every) - len(missing)} of {len(every)} runs are there already")
     for number, run in enumerate(missing):
@@ -101,25 +125,62 @@ def _train_missing(runs: Runs, progress: Progress, notify: Notify, warn: Notify)
         def report(done: int, of: int, before: int = number) -> None:
             progress(before * of + done, len(missing) * of)
 
-        runs.train(run, progress=report, notify=notify if number == 0 else ignore, warn=warn_once)
+        runs.train(run, progress=report, notify=notify if number == 0 else ignore, warn=warn)
         done = runs.result(run)
         notify(f"{run.name}: mIoU {done['mIoU']:.2f} after {done['steps']} steps, {done['seconds']:.0f} s")
         for refusal in done["refusals"]:
-            warn_once(f"{run.arm.name} leaves {refusal['at']} as it is: {refusal['reason']}")
+            warn(f"{run.arm.name} leaves {refusal['at']} as it is: {refusal['reason']}")
 
 
-def _gather(setup: Setup, runs: Runs) -> Comparison:
-    results = {run: runs.result(run) for run in setup.runs}
-    cells: dict[tuple[str, float], Cell] = {}
-    for arm, rate in itertools.product(setup.arms, setup.rates):
-        same = [Run(arm=arm, rate=rate, seed=seed) for seed in setup.seeds]
-        cells[arm.name, rate] = Cell(
-            final=tuple(results[run]["mIoU"] for run in same),
-            early=tuple(results[run]["early"]["mIoU"] for run in same),
-            counts_S2NK=np.stack([runs.counts(run) for run in same]),
-        )
+def _cell(runs: Runs, same: Sequence[Run], split: str = "val") -> Cell:
+    results = [runs.result(run) for run in same]
+    return Cell(
+        final=tuple((result if split == "val" else result[split])["mIoU"] for result in results),
+        early=tuple(result["early"]["mIoU"] for result in results),
+        counts_S2NK=np.stack([runs.counts(run, split) for run in same]),
+    )
+
+
+def _gather(runs: Runs) -> Comparison:
+    setup = runs.setup
+    cells = {
+        (arm.name, rate): _cell(runs, [Run(arm=arm, rate=rate, seed=seed) for seed in setup.seeds])
+        for arm, rate in itertools.product(setup.arms, setup.rates)
+    }
     early = f"{setup.config.eval_first} of {setup.config.max_steps} steps"
     rows, verdicts = compare_arms(cells, baselines(setup.arms), setup.rates, early=early, seed=setup.config.seed)
+    results = tuple(runs.result(run) for run in setup.runs)
+    return Comparison(setup=setup, results=results, cells=cells, rows=tuple(rows), verdicts=tuple(verdicts))
+
+
+def _confirmed(runs: Runs, tuned: Mapping[str, Tuned]) -> Comparison:
+    """The sweeps on the split that chose rates, and each arm's best rate on the third one."""
+    setup, arms = runs.setup, {arm.name: arm for arm in runs.setup.arms}
+    swept = {
+        (name, rate): [Run(arm=arms[name], rate=rate, seed=seed) for seed in setup.seeds]
+        for name, each in tuned.items()
+        for rate in sorted({*each.rates, each.tenth})
+    }
+    best = {
+        name: [Run(arm=arms[name], rate=each.best, seed=seed) for seed in setup.confirm_seeds]
+        for name, each in tuned.items()
+    }
+    cells = {key: _cell(runs, same) for key, same in swept.items()}
+    curves = {name: [runs.result(run)["curve"] for run in same] for name, same in best.items()}
+    confirmed = confirm(
+        {name: _cell(runs, same, "test") for name, same in best.items()},
+        {name: np.mean(each, axis=0).tolist() for name, each in curves.items()},
+        {name: each.best for name, each in tuned.items()},
+        {name: max(each.means) - cells[name, each.tenth].mean for name, each in tuned.items()},
+        baselines(setup.arms),
+        seed=setup.config.seed,
+    )
     return Comparison(
-        setup=setup, results=tuple(results.values()), cells=cells, rows=tuple(rows), verdicts=tuple(verdicts)
+        setup=setup,
+        results=tuple(runs.result(run) for same in (*swept.values(), *best.values()) for run in same),
+        cells=cells,
+        rows=(),
+        verdicts=(),
+        tuned=tuple(tuned.values()),
+        confirmed=tuple(confirmed),
     )

@@ -1,13 +1,14 @@
 """The runs of a comparison: one training for each arm, rate and seed; each finished one a file of its own.
 
 OUT/settings.json            what all runs have in common, and the arms, rates and seeds
-OUT/plans/ARM_seedS.json     what was done to the network before the first step, measured once for all rates
+OUT/plans/START_seedS.json   what was done to the network before the first step, measured once for all rates and arms
 OUT/runs/NAME/               an unfinished training, as `finetune` writes it
 OUT/runs/NAME.npz            counts of the validation images: intersection and union by image and class
+OUT/runs/NAME.test.npz       those of the third split, for a run that confirms
+OUT/features/                outputs of a frozen backbone, with `cache_backbone`
 OUT/runs/NAME.json           a finished run; with it, NAME is never trained again
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,17 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.checkpoint import write_maps
 from equalize.commands.compare.arms import prepare_arm, scales
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.evaluate import count_images
+from equalize.commands.finetune.backbone_cache import digest, open_cache
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import Task
 from equalize.commands.images import Images
+from equalize.commands.labels import LabeledSplit, check_split
 from equalize.commands.verify import read_plan
 from equalize.errors import InputError, OutputError
 from equalize.eval_mode import eval_mode
@@ -67,9 +69,9 @@ class Runs:
         content: dict[str, Any] = json.loads(self._result(run).read_text(encoding="utf-8"))
         return content
 
-    def counts(self, run: Run) -> NDArray[np.int64]:
-        """(2, N, K): intersection and union of N validation images and K classes, in pixels."""
-        with np.load(self._result(run).with_suffix(".npz")) as file:
+    def counts(self, run: Run, split: str = "val") -> NDArray[np.int64]:
+        """(2, N, K): intersection and union of N images and K classes, in pixels; "test" is the third split."""
+        with np.load(self._counts(run, split)) as file:
             return np.stack([file["intersection"], file["union"]]).astype(np.int64)
 
     def train(self, run: Run, *, progress: Progress, notify: Notify, warn: Notify) -> None:
@@ -77,6 +79,7 @@ class Runs:
         started = time.monotonic()
         directory = self.path / "runs" / run.name
         config = self.setup.config_of(run)
+        config = replace(config, cache_dir=config.cache_dir or str(self.path / "features"))
         prepared: list[tuple[Task, str, Plan]] = []
 
         def prepare(task: Task) -> Plan | None:
@@ -93,6 +96,7 @@ class Runs:
             config,
             resume=True,
             prepare=prepare,
+            models=False,
             progress=progress,
             notify=notify,
             warn=warn,
@@ -107,7 +111,8 @@ class Runs:
             "seed": run.seed,
             "train_as": done.train_as,
             "steps": done.steps,
-            **_score(task, self._result(run).with_suffix(".npz")),
+            **_score(task, task.val, self._counts(run, "val")),
+            **self._test(run, task),
             "early": {"step": early[0], "mIoU": early[1]},
             "curve": curve,
             "loss": [list(pair) for pair in done.losses],
@@ -121,21 +126,37 @@ class Runs:
 
     def withdraw(self) -> None:
         """Removes the directory if the comparison turned out to be impossible."""
-        if self._is_new and not any(self.finished(run) for run in self.setup.runs):
+        if self._is_new and not any((self.path / "runs").glob("*.json")):
             shutil.rmtree(self.path)
 
     def _result(self, run: Run) -> Path:
         return self.path / "runs" / f"{run.name}.json"
 
+    def _counts(self, run: Run, split: str) -> Path:
+        return self.path / "runs" / f"{run.name}{'' if split == 'val' else f'.{split}'}.npz"
+
+    def _test(self, run: Run, task: Task) -> dict[str, Any]:
+        """The score of a confirming run on the third split."""
+        if self.setup.test is None or run.seed not in self.setup.confirm_seeds:
+            return {}
+        assert task.val is not None
+        rule, classes = task.val.rule, task.val.num_classes
+        labeled = check_split(
+            *(self.setup.test, classes, task.val.names),
+            ignore_index=rule.ignore_index,
+            reduce_labels="yes" if rule.reduce else "no",
+        )
+        return {"test": _score(task, labeled, self._counts(run, "test"))}
+
     def _demand_same_start(self, run: Run, start: str) -> None:
-        for other in self.setup.runs:
-            if other.seed == run.seed and self.finished(other) and self.result(other)["start"] != start:
-                what = f"is no longer the model that {other.name} started from"
+        for path in sorted((self.path / "runs").glob(f"*_seed{run.seed}.json")):
+            if json.loads(path.read_text(encoding="utf-8"))["start"] != start:
+                what = f"is no longer the model that {path.stem} started from"
                 raise InputError(self.setup.name.source, what, remedy="compare in a new OUT")
 
     def _prepare(self, checkpoint: Checkpoint, run: Run) -> Plan:
-        """The plan of the arm, applied to the model; measured by the first run that needs it."""
-        place = self.path / "plans" / f"{run.arm.name}_seed{run.seed}.json"
+        """The plan of the start, applied to the model; measured by the first run that needs it."""
+        place = self.path / "plans" / f"{run.arm.start}_seed{run.seed}.json"
         if place.is_file():
             plan = read_plan(place)
             apply(plan, checkpoint.model)
@@ -147,24 +168,17 @@ class Runs:
         return plan
 
 
-def _score(task: Task, counts: Path) -> dict[str, Any]:
+def _score(task: Task, labeled: LabeledSplit | None, counts: Path) -> dict[str, Any]:
     """Scores the model of the last step, image by image: no step is chosen by what it is then scored on."""
-    assert task.val is not None
+    assert labeled is not None
+    cache = open_cache(task, counts.parent)
+    inputs = cache.inputs(labeled) if cache else None
     with eval_mode(task.checkpoint.model):
-        found = count_images(task.checkpoint, task.val, task.config.scoring(), task.device)
+        found = count_images(task.checkpoint, labeled, task.config.scoring(), task.device, inputs=inputs)
         counts_NKK = torch.stack(list(found))
     intersection_NK = counts_NKK.diagonal(dim1=1, dim2=2)
     union_NK = counts_NKK.sum(dim=1) + counts_NKK.sum(dim=2) - intersection_NK
     np.savez_compressed(counts, intersection=intersection_NK.numpy(), union=union_NK.numpy())
-    score = score_of(counts_NKK.sum(dim=0), len(counts_NKK), task.val.names)
+    score = score_of(counts_NKK.sum(dim=0), len(counts_NKK), labeled.names)
     by_class = {row.name: row.IoU for row in score.classes}
     return {"mIoU": score.mIoU, "mAcc": score.mAcc, "aAcc": score.aAcc, "IoU": by_class}
-
-
-def digest(model: nn.Module) -> str:
-    """Sha256 over every tensor: two arms of one seed start from the same."""
-    total = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        total.update(key.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

@@ -10,14 +10,14 @@ from equalize.commands.compare.arms import Arm
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.run_directory import demand_same
 from equalize.commands.finetune.splits import open_splits
-from equalize.data import DataSet
+from equalize.data import DataSet, open_data
 from equalize.errors import DataError, InputError
 from equalize.messages import Notify, ignore
 
 _OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate"}
-_MAY_CHANGE = {"workers", "report_to"}
-_MAY_GROW = ("arms", "lrs", "seeds")
+_MAY_CHANGE = {"cache_dir", "workers", "report_to"}
+_MAY_GROW = ("arms", "lrs", "seeds", "confirm_seeds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,11 @@ class Setup:
     arms: tuple[Arm, ...]
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
+    """Of every arm and rate."""
+    confirm_seeds: tuple[int, ...] = ()
+    """Of every arm at its best rate alone; with them, those of `seeds` only choose rates."""
+    test: DataSet | None = None
+    """The split that the confirming runs are scored on."""
 
     @classmethod
     def make(
@@ -59,6 +64,8 @@ class Setup:
         arms: tuple[Arm, ...],
         rates: tuple[float, ...] = (),
         seeds: int = 3,
+        confirm_seeds: int = 0,
+        test_split: str | None = None,
         evaluations: int = 10,
         notify: Notify = ignore,
     ) -> Self:
@@ -69,6 +76,7 @@ class Setup:
             arms: from `read_arms`.
             rates: of the sweep; the config's own if empty.
             seeds: how many, from the config's own on.
+            confirm_seeds, test_split: how many more confirm each arm's best rate, on a split that chose nothing.
             evaluations: of each run, evenly spaced; one more after the first tenth where it is not among them.
 
         Raises:
@@ -84,6 +92,13 @@ class Setup:
         train, val = open_splits(data, config, notify)
         if val is None:
             raise DataError(data, "has no validation split: runs could not be compared", remedy="add one")
+        if bool(confirm_seeds) != (test_split is not None):
+            remedy = "give --tune-seeds, --confirm-seeds and --test-split, or none of them"
+            raise InputError("--test-split" if confirm_seeds else "--confirm-seeds", "is missing", remedy=remedy)
+        test = open_data(data, split=test_split, labels=True) if test_split else None
+        if test is not None and test.fingerprint() in (train.fingerprint(), val.fingerprint()):
+            what = "is trained on or chooses the rates already"
+            raise InputError("--test-split", what, got=test_split, expected="a third split")
         config = config.resolved()
         batches = max(1, train.pairs // config.batch_size)  # as `trainer.arguments` has them
         steps = config.max_steps or (config.epochs or 1) * -(-batches // config.accumulate)
@@ -97,6 +112,8 @@ class Setup:
             arms=arms,
             rates=rates or (config.peak_lr,),
             seeds=tuple(range(config.seed, config.seed + seeds)),
+            confirm_seeds=tuple(range(config.seed + seeds, config.seed + seeds + confirm_seeds)),
+            test=test,
         )
 
     @property
@@ -111,6 +128,8 @@ class Setup:
             lr=run.rate,
             seed=run.seed,
             calibrate=run.arm.strategy,
+            scale=run.arm.scale if run.arm.strategy else None,
+            fusion_lr_mult=self.config.fusion_lr_mult * run.arm.fusion_lr_mult,
             train_as=run.arm.train_as or self.config.train_as,
         )
 
@@ -124,11 +143,17 @@ class Setup:
             "arms": [arm.name for arm in self.arms],
             "lrs": list(self.rates),
             "seeds": list(self.seeds),
+            **self._confirming(),
         }
+
+    def _confirming(self) -> dict[str, Any]:
+        if self.test is None:
+            return {}
+        return {"confirm_seeds": list(self.confirm_seeds), "test": self.test.fingerprint()}
 
     def demand_same(self, place: Path) -> None:
         """Refuses settings other than those that were written there; arms, rates and seeds may have become more."""
         before, now = json.loads(place.read_text(encoding="utf-8")), self.settings()
-        more = {key: now[key] for key in _MAY_GROW if set(before[key]) <= set(now[key])}
+        more = {key: now[key] for key in _MAY_GROW if set(before.get(key, ())) <= set(now.get(key, ()))}
         what, remedy = "holds a comparison with other settings", "repeat them, or name another OUT"
         demand_same({**before, **more}, now, place.parent, what, remedy=remedy)

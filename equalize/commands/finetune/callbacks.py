@@ -51,14 +51,18 @@ class CheckpointWriter:
     """Facts about the training, for equalize.json."""
     reduced_labels: bool
     """Whether labels were reduced by one; the image processor's config then records it."""
+    models: bool = True
+    """Whether models are written at all, not only the trainer's own states."""
 
     def write_best(self, state: TrainerState) -> None:
         """Makes the state of this step the model of OUT if it is the best so far."""
-        if state.best_global_step == state.global_step:
+        if self.models and state.best_global_step == state.global_step:
             self.run.put_model(lambda directory: self._write(directory, state))
 
     def write_last(self, state: TrainerState) -> None:
         """Writes the model of the last step: to OUT/last/model beside the best, or to OUT where nothing was scored."""
+        if not self.models:
+            return
         if not state.best_global_step:
             self.run.put_model(lambda directory: self._write(directory, state))
         elif state.best_global_step != state.global_step:

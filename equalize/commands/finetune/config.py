@@ -21,6 +21,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _DEFAULTS = {"adamw": (1e-4, 0.01), "sgd": (0.01, 5e-4)}  # learning rate, weight decay
 _EPOCHS = 20
+_RESIZE = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class TrainConfig:
     """Of the backbone, at its peak; 1e-4 for AdamW, 0.01 for SGD."""
     head_lr_mult: float = 1.0
     """The learning rate of all but the backbone is this many times `lr`."""
+    fusion_lr_mult: float = 1.0
+    """The learning rate of the fusion layers' weights is this many times that of their part."""
     weight_decay: float | None = None
     """0.01 for AdamW, 5e-4 for SGD; never on biases and norms."""
     power: float = 0.9
@@ -61,13 +64,18 @@ class TrainConfig:
     aux_weight: float = 0.4
     """Of the auxiliary head's loss, where the network has one."""
     freeze_backbone: bool = False
+    cache_backbone: bool = False
+    """Compute what the frozen backbone gives once for each image and its mirror image, and read it back; the only
+    augmentation is then `flip`, at `size`."""
+    cache_dir: str | None = None
+    """Where that is kept, for any number of trainings; with the training if None."""
     freeze_norms: bool = False
     """Neither the statistics nor the weights of normalizations move."""
     size: tuple[int, int] | None = None
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     crop: tuple[int, int] | None = None
     """(H, W) that training sees; `size`, the checkpoint's, else 512 x 512, if None."""
-    random_resize: tuple[float, float] = (0.5, 2.0)
+    random_resize: tuple[float, float] = _RESIZE
     """Smallest and largest factor."""
     cat_max_ratio: float = 0.75
     """Crops in which one class has a larger share are drawn again."""
@@ -127,6 +135,19 @@ class TrainConfig:
         if self.scale is not None and self.calibrate is None:
             raise InputError("--scale", "needs --calibrate", remedy="a plan that is there already has its own")
 
+        if self.cache_backbone:
+            self._check_cache()
+
+    def _check_cache(self) -> None:
+        flag = "--cache-backbone"
+        if not self.freeze_backbone:
+            raise InputError(flag, "needs a backbone that stays as it is", remedy="add --freeze-backbone")
+        if self.crop not in (None, self.size):
+            raise InputError("--crop", f"cannot stand with {flag}: whole images are stored", remedy="leave it away")
+        if self.random_resize not in (_RESIZE, (1.0, 1.0)):
+            what = f"cannot stand with {flag}: one size is stored"
+            raise InputError("--random-resize", what, remedy="leave it away")
+
     @property
     def peak_lr(self) -> float:
         """`lr`, or the optimizer's default."""
@@ -138,9 +159,11 @@ class TrainConfig:
         return _DEFAULTS[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
     def resolved(self) -> Self:
-        """The same with numbers where defaults depend on other fields: rate, weight decay, precision, length."""
+        """The same with numbers where defaults depend on other fields: rate, decay, precision, length, augmentation."""
+        whole: dict[str, Any] = {"random_resize": (1.0, 1.0), "photometric": False, "cat_max_ratio": 1.0}
         return replace(
             self,
+            **whole if self.cache_backbone else {},
             lr=self.peak_lr,
             weight_decay=self.decay,
             precision=self.precision or _launched_precision(),
@@ -189,7 +212,9 @@ class TrainConfig:
 _SMALLEST: dict[str, float] = {
     **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulate", "num_classes", "samples"), 1),
     **dict.fromkeys(("eval_every", "eval_first", "log_every", "patience"), 1),
-    **dict.fromkeys(("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult"), 0),
+    **dict.fromkeys(
+        ("weight_decay", "power", "clip", "aux_weight", "seed", "workers", "head_lr_mult", "fusion_lr_mult"), 0
+    ),
 }
 
 

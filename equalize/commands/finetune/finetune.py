@@ -31,7 +31,7 @@ from equalize.plan.apply import apply
 from equalize.plan.attach import attach, demand_trainable
 from equalize.plan.plan import Plan
 
-_ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
+_ANY_VALUE_RESUMES = {"cache_dir", "workers", "device", "report_to"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     prepare: Callable[[Task], Plan | None] | None = None,
+    models: bool = True,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -85,6 +86,7 @@ def finetune(
         config: how to train.
         resume: go on where an interrupted run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
+        models: whether to write the best model and the last one; without, OUT holds what `resume` needs.
         progress, notify, warn: see `equalize.messages`; progress counts pairs.
 
     Raises:
@@ -111,6 +113,7 @@ def finetune(
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
         reduced_labels=task.train.rule.reduce,
+        models=models,
     )
     state = train(task, writer, progress, notify)
     return _result(str(out), state, writer, seconds=time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.checkpoint import main_output
 from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.commands.labels import as_classes
 from equalize.errors import InputError
 
@@ -30,8 +32,9 @@ def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: Train
 
 
 def _cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, config: TrainConfig) -> Tensor:
-    height, width = labels_NHW.shape[1:]
-    logits = F.interpolate(as_classes(logits_NChw).float(), size=(height, width), mode="bilinear", align_corners=False)
+    logits, size = as_classes(logits_NChw).float(), labels_NHW.shape[1:]
+    if logits.shape[2:] != size:  # the identity would cost as much as any other
+        logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
     weights_C = logits.new_tensor(config.class_weights or [1.0] * logits.shape[1])
     loss = F.cross_entropy(
         logits,
@@ -56,13 +59,19 @@ def backbone_of(checkpoint: Checkpoint) -> str | None:
 class ModelWithLoss(nn.Module):
     """A network of any family as `transformers.Trainer` takes it: images and labels in, loss out.
 
-    `frozen` are modules that stay in eval mode.
+    `frozen` are modules that stay in eval mode; `backbone` is one whose outputs come with the batch.
 
     Raises:
         InputError: the network is trained with another kind of loss.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, frozen: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        frozen: Sequence[nn.Module] = (),
+        backbone: StoredBackbone | None = None,
+    ) -> None:
         super().__init__()
         if "mask_labels" in inspect.signature(checkpoint.model.forward).parameters:
             what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
@@ -72,15 +81,28 @@ class ModelWithLoss(nn.Module):
         self._config = config
         self._heads = checkpoint.adapter.heads
         self._frozen = frozen
+        self._backbone = backbone
+        self._mode: bool | None = None  # that was set last
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss of a batch, (N, 3, H, W) and (N, H, W); without labels the logits of the main head."""
-        if labels is None:
-            return {"logits": main_output(self.network(pixel_values), type(self.network).__name__)}
-        return {"loss": segmentation_loss(self._heads(self.network, pixel_values), labels, self._config)}
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of a batch, (N, 3, H, W) and (N, H, W); without labels the logits of the main head.
+
+        With `features`, (N, F), the backbone returns them, and only the shape of `pixel_values` matters.
+        """
+        stored = nullcontext() if features is None or self._backbone is None else self._backbone.returning(features)
+        with stored:
+            if labels is None:
+                return {"logits": main_output(self.network(pixel_values), type(self.network).__name__)}
+            heads = self._heads(self.network, pixel_values)
+        return {"loss": segmentation_loss(heads, labels, self._config)}
 
     def train(self, mode: bool = True) -> "ModelWithLoss":
-        """Sets the mode of all modules except the frozen ones."""
+        """Sets the mode of all modules except the frozen ones; the trainer calls it before every step."""
+        if mode == self._mode == self.training:
+            return self
+        self._mode = mode
         super().train(mode)
         for module in self._frozen:
             module.eval()

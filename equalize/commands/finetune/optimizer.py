@@ -1,5 +1,7 @@
 """Parameter groups, optimizer and learning-rate schedule."""
 
+from collections.abc import Collection
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD, AdamW, Optimizer
@@ -28,22 +30,28 @@ def freeze(model: nn.Module, backbone: str | None, config: TrainConfig) -> tuple
     return tuple(frozen)
 
 
-def make_optimizer(model: nn.Module, backbone: str | None, config: TrainConfig) -> Optimizer:
-    """AdamW or SGD over four groups: backbone and head, with weight decay and (vectors: biases, norms) without."""
+def make_optimizer(
+    model: nn.Module, backbone: str | None, config: TrainConfig, fusion: Collection[str] = ()
+) -> Optimizer:
+    """AdamW or SGD over groups: backbone and head, with weight decay and (vectors: biases, norms) without.
+
+    `fusion` are keys of weights that learn `fusion_lr_mult` times as fast as their part, also while parametrized.
+    """
     if backbone is None and config.head_lr_mult != 1:
         raise _no_backbone("--head-lr-mult")
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in nn.Module.named_parameters(model):
         if parameter.requires_grad:
             of_head = backbone is None or not name.startswith(f"{backbone}.")
-            groups.setdefault((of_head, parameter.ndim > 1), []).append(parameter)
+            fuses = name.replace(".parametrizations.", ".").removesuffix(".original") in fusion
+            groups.setdefault((of_head, parameter.ndim > 1, fuses), []).append(parameter)
     settings = [
         {
-            "params": groups[of_head, decays],
-            "lr": config.peak_lr * (config.head_lr_mult if of_head else 1),
+            "params": groups[of_head, decays, fuses],
+            "lr": config.peak_lr * (config.head_lr_mult if of_head else 1) * (config.fusion_lr_mult if fuses else 1),
             "weight_decay": config.decay if decays else 0.0,
         }
-        for of_head, decays in sorted(groups)
+        for of_head, decays, fuses in sorted(groups)
     ]
     if config.optimizer == "sgd":
         return SGD(settings, lr=config.peak_lr, momentum=0.9)

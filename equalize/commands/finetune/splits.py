@@ -7,13 +7,14 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.finetune.config import TrainConfig
-from equalize.commands.images import working_size
+from equalize.commands.images import input_shape, working_size
 from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of
+from equalize.commands.scan import select_sites
 from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
-from equalize.errors import CheckpointError
+from equalize.errors import CheckpointError, InputError
 from equalize.messages import Notify, first_of
 
 
@@ -32,6 +33,8 @@ class Task:
     """How it is trained; resolved."""
     device: torch.device
     """Of this process."""
+    fusion: tuple[str, ...] = ()
+    """State-dict keys of the fusion layers' weights, where those learn at a rate of their own."""
 
 
 def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: torch.device, notify: Notify) -> Task:
@@ -71,7 +74,15 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
         val=None if val is None else check(val, "val", "yes" if labeled.rule.reduce else "no"),
         config=config,
         device=device,
+        fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
     )
+
+
+def _fusion_weights(checkpoint: Checkpoint, config: TrainConfig) -> tuple[str, ...]:
+    found = select_sites(checkpoint.model, input_shape(checkpoint, config.crop or config.size)).sites
+    if not found:
+        raise InputError("--fusion-lr-mult", "the network has no fusion layer of resampled branches")
+    return tuple(site.weight for site in found)
 
 
 def open_splits(data: str | Path, config: TrainConfig, notify: Notify) -> tuple[DataSet, DataSet | None]:

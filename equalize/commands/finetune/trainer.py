@@ -24,6 +24,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
 from equalize.commands.evaluate import score_split
+from equalize.commands.finetune.backbone_cache import CachedPairs, open_cache
 from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, lines_of, read_weights
 from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import freeze, make_optimizer, make_schedule
@@ -52,7 +53,7 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
         writer.run.write_metrics(lines_of(before))  # the previous run may have ended after saving this state
         writer.write_best(before)
     with _unchanged_globals(), quiet_transformers():
-        trainer = SegmentationTrainer(task, writer, progress)
+        trainer = SegmentationTrainer(task, writer, progress, notify)
         if newest and before and before.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             notify(f"the training was complete after step {before.global_step}")
             task.checkpoint.model.load_state_dict(read_weights(newest))
@@ -99,17 +100,19 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     lr_scheduler: LambdaLR | None
     control: TrainerControl
 
-    def __init__(self, task: Task, writer: CheckpointWriter, progress: Progress) -> None:
+    def __init__(self, task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> None:
         self._task = task
         self._config = config = task.config
         self._writer = writer
         self._backbone = backbone_of(task.checkpoint)
-        pairs = training_pairs(task)
         frozen = freeze(task.checkpoint.model, self._backbone, config)
+        self._cache = open_cache(task, writer.run.last, notify)
+        pairs = self._cache.training() if self._cache else training_pairs(task)
+        backbone = self._cache.backbone if self._cache else None
         super().__init__(
-            model=ModelWithLoss(task.checkpoint, config, frozen),
+            model=ModelWithLoss(task.checkpoint, config, frozen, backbone),
             args=_arguments(task, str(writer.run.last), pairs=len(pairs)),
-            data_collator=collate,
+            data_collator=_as_it_is if self._cache else collate,
             train_dataset=pairs,
             eval_dataset=task.val,
             callbacks=[EvalSaveCallback(config, progress)],
@@ -117,12 +120,14 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         if config.patience:
             self.add_callback(EarlyStoppingCallback(config.patience))
         self.model_accepts_loss_kwargs = False
+        if self._cache and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError("--cache-backbone", "does not go with FSDP or DeepSpeed", remedy="leave it away")
         if self.is_deepspeed_enabled:
             check_deepspeed(self.accelerator.state.deepspeed_plugin)
         self.remove_callback(PrinterCallback)  # stdout is the command's
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        assert isinstance(self.train_dataset, TrainingPairs)
+        assert isinstance(self.train_dataset, TrainingPairs | CachedPairs)
         return EpochOrder(len(self.train_dataset), self._config.seed)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +143,8 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         """See `make_optimizer`."""
         if self.optimizer is None:
             prefix = f"network.{self._backbone}" if self._backbone else None
-            self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config)
+            fusion = [f"network.{key}" for key in self._task.fusion]
+            self.optimizer = make_optimizer(self.model if model is None else model, prefix, self._config, fusion)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
@@ -164,10 +170,13 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         """Scores the validation split by its confusion matrix; every process scores its share."""
         val: LabeledSplit = self.eval_dataset
         together = self._logits if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
+        inputs = self._cache.inputs(val) if self._cache else None
         broadcast_buffers(self.model)
         with eval_mode(self.model):
             score = score_split(
-                self._task.checkpoint, val, self._config.scoring(), self._task.device, together=together
+                *(self._task.checkpoint, val, self._config.scoring(), self._task.device),
+                together=together,
+                inputs=inputs,
             )
         found = {"eval_mIoU": score.mIoU, "eval_mAcc": score.mAcc, "eval_aAcc": score.aAcc}
         metrics = {key: math.nan if value is None else value for key, value in found.items()}  # nan is never better
@@ -215,6 +224,11 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/{WEIGHTS_NAME}")
 
 
+def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Collates what `CachedPairs` gives."""
+    return batch
+
+
 def _arguments(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
     """The configuration as transformers spells it."""
     config, device = task.config, task.device
@@ -230,7 +244,7 @@ def _arguments(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
         fp16=config.precision == "fp16",
         seed=config.seed,
         use_cpu=device.type == "cpu",
-        dataloader_num_workers=config.workers,
+        dataloader_num_workers=0 if config.cache_backbone else config.workers,  # nothing is decoded
         dataloader_pin_memory=device.type == "cuda",
         dataloader_drop_last=pairs >= config.batch_size,  # a batch of one is too small for some BatchNorms
         ddp_find_unused_parameters=True,

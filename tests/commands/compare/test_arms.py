@@ -14,9 +14,12 @@ from tests.support.compared_nets import named
     [
         ("none", Arm(name="none")),
         ("redrawn", Arm(name="redrawn", redrawn=True)),
+        ("whiten", Arm(name="whiten", strategy="whiten", train_as="explicit")),
         (" migrate ", Arm(name="migrate", strategy="migrate")),
-        ("preserve+folded", Arm(name="preserve+folded", strategy="preserve", train_as="folded")),
-        ("explicit+rescale", Arm(name="rescale+explicit", strategy="rescale", train_as="explicit")),
+        ("folded+preserve", Arm(name="preserve+folded", strategy="preserve", train_as="folded")),
+        ("paper", Arm(name="paper", strategy="rescale", scale="paper", train_as="folded")),
+        ("explicit", Arm(name="explicit", strategy="rescale", train_as="explicit")),
+        ("none+head-lr10", Arm(name="none+head-lr10", fusion_lr_mult=10)),
     ],
 )
 def test_names_of_arms(text, expected):
@@ -31,7 +34,7 @@ def test_every_arm_is_read_by_its_name():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "nothing", "rescale+", "rescale+fast", "redrawn+explicit", "rescale+explicit+folded"),
+        *("", "nothing", "rescale+", "rescale+fast", "redrawn+explicit", "rescale+folded", "auto+explicit+folded"),
     ],
 )
 def test_what_is_no_arm(text):
@@ -45,7 +48,7 @@ def test_keep_norm_is_answered_by_what_replaces_it(text):
         read_arm(text)
 
 
-@pytest.mark.parametrize("texts", [["none"], ["none", "none"], ["rescale+explicit", "explicit+rescale"]])
+@pytest.mark.parametrize("texts", [["none"], ["none", "none"], ["auto+explicit", "explicit+auto"]])
 def test_two_different_arms_are_needed(texts):
     with pytest.raises(InputError, match="no two different arms"):
         read_arms(texts)
@@ -84,9 +87,17 @@ def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
     prepare_arm(plain, images, read_arm("redrawn"), 5)
     plan = prepare_arm(equalized, images, read_arm("reinit"), 5)
     assert not torch.allclose(plain.model.fuse.weight, before)
-    (site,) = plan.sites
-    sigmas = torch.tensor([branch.std / site.tau for branch in site.branches]).repeat_interleave(8)
-    torch.testing.assert_close(equalized.model.fuse.weight * sigmas[None, :, None, None], plain.model.fuse.weight)
+    sigmas = torch.tensor([branch.std for branch in plan.sites[0].branches]).repeat_interleave(8)
+    unscaled = equalized.model.fuse.weight * sigmas[None, :, None, None] / plan.sites[0].tau
+    torch.testing.assert_close(unscaled, plain.model.fuse.weight)
+
+
+def test_arms_of_one_start_share_a_plan():
+    starts = {arm.name: arm.start for arm in ARMS}
+    assert starts["none"] == starts["none+head-lr3"] == starts["preserve"] == starts["preserve+folded"]
+    assert starts["rescale"] == starts["explicit"]
+    apart = ("none", "rescale", "paper", "preserve+paper", "redrawn", "reinit", "migrate", "auto")
+    assert len({starts[name] for name in apart}) == len(apart)
 
 
 def norms_as_seen(model, images) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -138,7 +149,7 @@ def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(net
     assert {key.rpartition(".")[0] for key in changed["redrawn"]} == (behind if trained else {*behind, "stem.1"})
 
 
-@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+folded"])
+@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "whiten", "reinit+folded"])
 def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets, scenes, arm):
     checkpoint, images = loaded(nets, scenes)
     plan = prepare_arm(checkpoint, images, read_arm(arm), 1)
@@ -159,7 +170,6 @@ def test_ratios_are_those_measured_and_those_that_training_sees(nets, scenes):
         ("none", "none", None, False),
         ("preserve", "preserve", None, True),
         ("preserve", "preserve", "folded", False),
-        ("rescale", "rescale", None, True),
         ("rescale", "rescale", "folded", True),
     ):
         (site,) = scales(plans[plan], read_arm(name), train_as)
