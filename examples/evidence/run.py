@@ -115,7 +115,7 @@ def main() -> None:
         write_half(arguments.data, arguments.out / half, names)
     commands: list[list[str]] = []
     for job in chosen:
-        if job.trained and not (arguments.out / f"{job.network}-first" / "equalize.done").exists():
+        if job.trained:  # goes on, or says that it is complete
             commands.append(train_first(job.network, arguments.data, arguments.out))
         commands.append(job.command(arguments.data, arguments.out))
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | os.environ
