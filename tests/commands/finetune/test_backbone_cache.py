@@ -181,3 +181,13 @@ def test_without_a_size_nothing_can_be_stored(custom, five_classes, tmp_path):
 def test_default_augmentation_is_left_away():
     config = TrainConfig(freeze_backbone=True, cache_backbone=True).resolved()
     assert (config.random_resize, config.photometric, config.flip) == ((1.0, 1.0), False, 0.5)
+
+
+def test_a_rate_for_fusion_layers_needs_fusion_layers(five_classes, tmp_path):
+    (tmp_path / "net.py").write_text(textwrap.dedent(BODY).replace("{features}", "self.backbone(x)"))
+    names: dict = {}
+    exec((tmp_path / "net.py").read_text(), names)
+    torch.save(names["Net"]().state_dict(), tmp_path / "net.pth")
+    name = ModelName(source=str(tmp_path / "net.pth"), arch=f"{tmp_path / 'net.py'}:Net")
+    with pytest.raises(InputError, match="--fusion-lr-mult: the network has no fusion layer"):
+        finetune(name, five_classes, tmp_path / "out", replace(QUICK, fusion_lr_mult=3.0))

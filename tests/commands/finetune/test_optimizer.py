@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import PolynomialLR
 
 from equalize.commands.finetune.config import TrainConfig
@@ -39,6 +40,19 @@ def test_the_head_learns_faster_and_vectors_do_not_decay(name, kind, rate, decay
     assert not found
     if name == "sgd":
         assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+
+
+def test_fusion_layers_learn_at_a_rate_of_their_own_also_while_parametrized():
+    model = Net()
+    parametrize.register_parametrization(model.head[0], "weight", nn.Identity())
+    config = TrainConfig(lr=0.1, head_lr_mult=2.0, fusion_lr_mult=3.0)
+    optimizer = make_optimizer(model, "backbone", config, ("head.0.weight", "backbone.0.weight"))
+    found = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    named = {name: found.pop(id(parameter)) for name, parameter in model.named_parameters()}
+    assert not found
+    assert named.pop("head.0.parametrizations.weight.original") == pytest.approx(0.1 * 2 * 3)
+    assert named.pop("backbone.0.weight") == pytest.approx(0.1 * 3)
+    assert all(rate == pytest.approx(0.1 * (1 if name.startswith("backbone") else 2)) for name, rate in named.items())
 
 
 def rates(scheduled, steps):
