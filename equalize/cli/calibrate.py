@@ -25,14 +25,13 @@ def calibrate(
     out: o.Out,
     *,
     strategy: Strategy = "auto",
-    keep_norm: Annotated[
-        bool, typer.Option("--keep-norm", help="Rescale each equalized weight to the norm it had.")
-    ] = False,
+    scale: Annotated[o.ScaleName, typer.Option(help=o.SCALE_HELP)] = "step",
     sites: Annotated[
         str | None, typer.Option("--sites", metavar="GLOB", help="Fusion layers to equalize, by module path.")
     ] = None,
     images: ImageFlags,
     model_flags: ModelFlags,
+    keep_norm: o.KeepNorm = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report; write nothing.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -54,7 +53,7 @@ def calibrate(
                 data,
                 out,
                 strategy=strategy,
-                keep_norm=keep_norm,
+                scale=scale,
                 pattern=sites,
                 config=images.config(model_flags.seed),
                 dry_run=dry_run,

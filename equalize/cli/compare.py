@@ -22,7 +22,7 @@ Arms = Annotated[
     typer.Option(
         metavar="ARM,ARM,...",
         help="none, redrawn (fusion layers drawn anew), and equalized: auto, migrate, preserve, rescale, reinit "
-        "(redrawn and equalized), each also +keep-norm, +explicit or +folded.",
+        "(redrawn and equalized), each also +explicit or +folded.",
     ),
 ]
 
@@ -41,6 +41,7 @@ def compare(
     ] = None,
     evaluations: Annotated[int, typer.Option(metavar="N", help="Of each run; one after a tenth is added.")] = 10,
     training: CommonTrainingFlags,
+    keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
     arch: ArchFlags,
     json: o.Json = False,

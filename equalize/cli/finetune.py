@@ -22,6 +22,7 @@ def finetune(
         bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
     ] = False,
     strategy: Annotated[o.StrategyName | None, typer.Option(help="Of --calibrate.")] = None,
+    keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
     arch: ArchFlags,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,

@@ -5,7 +5,7 @@ Flags with a `parser` are annotated as `Any`: in a tuple Typer would see several
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from typer import Argument, BadParameter, Context, Option
 
@@ -67,6 +67,19 @@ def read_numbers(text: str) -> tuple[float, ...]:
         raise BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
 
 
+def read_scale(text: str) -> str:
+    """`step` or `paper`."""
+    if text not in get_args(ScaleName):
+        raise BadParameter(f"is step or paper, got {text!r}; the range of the random resize is --random-resize")
+    return text
+
+
+def refuse_keep_norm(given: bool | None) -> None:
+    """`--keep-norm` of earlier versions."""
+    if given:
+        raise BadParameter("was removed: --scale step, the default, keeps the size of a layer's steps; leave it away")
+
+
 def demand_data(context: Context, *flags: str) -> None:
     """Refuses flags about images without --data."""
     for name in flags:
@@ -83,6 +96,12 @@ def _integers(texts: Sequence[str]) -> tuple[int, ...]:
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
+ScaleName = Literal["step", "paper"]
+SCALE_HELP = (
+    "step: equalize to the root mean square of a layer's sigmas, under which a learning rate means what it meant; "
+    "paper: to 1, as published."
+)
+KeepNorm = Annotated[bool | None, Option("--keep-norm", hidden=True, callback=refuse_keep_norm)]
 
 Model = Annotated[
     str,

@@ -44,7 +44,9 @@ class CommonTrainingFlags:
     samples: Annotated[int | None, Option(metavar="N", help="Images that sigmas are measured on; 256.")] = None
     train_as: Annotated[
         Literal["explicit", "folded"] | None,
-        Option(help="Whether the optimizer sees equalized weights; explicit where the plan is preserve if left away."),
+        Option(
+            help="Whether the optimizer sees the weights behind equalizers or those on disk; explicit if left away."
+        ),
     ] = None
     seed: Annotated[int | None, Option(min=0, metavar="N", help="Of all that is random; 0.")] = None
     workers: Annotated[int | None, Option(metavar="N", help="Processes that read pairs.")] = None
@@ -73,12 +75,16 @@ class TrainingFlags(CommonTrainingFlags):
         Any, Option(metavar="W,W,...", parser=o.read_numbers, help="Of the loss, one a class.")
     ] = None
     aux_weight: Annotated[float | None, Option(help="Of an auxiliary head's loss; 0.4.")] = None
-    scale: Annotated[Any, Option(metavar="LOW,HIGH", parser=o.read_numbers, help="Of the random resize; 0.5,2.")] = None
+    random_resize: Annotated[
+        Any, Option(metavar="LOW,HIGH", parser=o.read_numbers, help="Range of its factor; 0.5,2.")
+    ] = None
     flip: Annotated[float | None, Option(help="Probability; 0.5.")] = None
     cat_max_ratio: Annotated[float | None, Option(help="Largest share of one class in a crop; 0.75.")] = None
     photometric: Annotated[bool | None, Option(help="Vary brightness, contrast, colors.")] = None
     eval_every: Annotated[int | None, Option(metavar="STEPS", help="Score and save; each epoch if left away.")] = None
     log_every: Annotated[int | None, Option(metavar="STEPS")] = None
     patience: Annotated[int | None, Option(metavar="N", help="Stop after N evaluations without a better mIoU.")] = None
-    keep_norm: Annotated[bool | None, Option(help="Of --calibrate.")] = None
+    scale: Annotated[Any, Option(metavar="step|paper", parser=o.read_scale, help=f"Of --calibrate. {o.SCALE_HELP}")] = (
+        None
+    )
     report_to: Annotated[list[str] | None, Option(metavar="NAME", help="tensorboard or trackio; repeatable.")] = None

@@ -19,7 +19,7 @@ from equalize.distributed import is_main, own_device
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, first_of, ignore, ignore_progress
 from equalize.plan.calibrate import calibrate
-from equalize.plan.plan import Plan, Strategy
+from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.sites.scan import Scan
 from equalize.version import __version__
 
@@ -32,7 +32,7 @@ def calibrate_checkpoint(
     out: str | Path,
     *,
     strategy: Strategy = "auto",
-    keep_norm: bool = False,
+    scale: ScaleTo = "step",
     pattern: str | None = None,
     config: CalibrationConfig | None = None,
     dry_run: bool = False,
@@ -46,7 +46,7 @@ def calibrate_checkpoint(
     Args:
         name, data, config: the model, the images, and the pass over them.
         out: the directory to write; whole or absent afterwards, and absent if there is no site.
-        strategy, keep_norm: see `equalize.plan.strategies`.
+        strategy, scale: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
         overwrite: whether `out` may exist.
 
@@ -64,7 +64,7 @@ def calibrate_checkpoint(
     with precision_of(config.precision, device):
         plan = calibrate(
             *(checkpoint.model.to(device), images, strategy, name.seed),
-            keep_norm=keep_norm,
+            scale=scale,
             newly_initialized=checkpoint.newly_initialized,
             found=found,
             tolerance=config.tolerance,

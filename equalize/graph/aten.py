@@ -105,6 +105,11 @@ def _permute(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, A
     return {"order": [size - 1 for size in node.target(axes, *node.args[1:], **node.kwargs).shape]}
 
 
+def _norm(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
+    grouped = name == "group_norm" and arguments.get("num_groups") == shape_of(node)[1]
+    return {"per_channel": grouped or name in {"batch_norm", "instance_norm"}}
+
+
 def _shuffle(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
     return {"factor": int(arguments.get("upscale_factor", 1))}
 
@@ -114,6 +119,7 @@ ATTRIBUTES: Mapping[Kind, Callable[[str, Mapping[str, Any], Node], dict[str, Any
     "concat": _along,
     "resample": _resample,
     "pool": _pool,
+    "norm": _norm,
     "pad": _pad,
     "permute": _permute,
     "crop": _along,

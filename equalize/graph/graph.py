@@ -44,8 +44,8 @@ class Op:
         parameters: role ("weight", "bias", "running_mean", "running_var") to state-dict key. A role whose
             tensor is computed rather than stored maps to None.
         attributes: by kind. convolution: groups, stride, padded, transposed; concat: dim; resample: mode;
-            pool: dropped, the axes it takes away; pad: zero, mode; permute: order; pixel_shuffle: factor;
-            constant: key, if it has one.
+            pool: dropped, the axes it takes away; norm: per_channel, whether it takes out the mean of each channel;
+            pad: zero, mode; permute: order; pixel_shuffle: factor; constant: key, if it has one.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """Sites whose branches were measured. Pure Python."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,14 @@ class MeasuredSite(Site):
     """A fusion layer whose branches were measured."""
 
     branches: tuple[MeasuredBranch, ...]
+
+
+def sigma_rms(branches: Sequence[MeasuredBranch]) -> float:
+    """The one standard deviation under which a layer's input has the power of its branches: the root mean square of
+    their sigmas, weighted by their channels."""
+    widths = [branch.stop - branch.start for branch in branches]
+    powers = (width * branch.std**2 for width, branch in zip(widths, branches, strict=True))
+    return math.sqrt(math.fsum(powers) / sum(widths))
 
 
 def with_moments(site: Site, moments: Sequence["Moments"]) -> MeasuredSite:

@@ -18,7 +18,7 @@ from equalize.errors import SiteError
 
 Batch = Tensor | tuple[Tensor, ...]
 
-_READERS = {"linear", "batch_norm", "convolution"} | {
+_READERS = {"linear", "batch_norm", "instance_norm", "convolution"} | {
     f"conv{transposed}{axes}d" for transposed in ("", "_transpose") for axes in (1, 2, 3)
 }
 

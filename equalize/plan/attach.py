@@ -1,8 +1,8 @@
-"""Training through scale equalization: the optimizer sees V, the layer computes with W = V/sigma.
+"""Training through scale equalization: the optimizer sees V, the layer computes with W = V A.
 
-V = sigma_b W_b are the weights that explicit equalizers in front of the layer would leave; `attach` registers a
-parametrization from V to W, so that gradients, momentum and weight decay act on V at the cost of one product over the
-weights a step. `fold` leaves plain W.
+A multiplies input channels by tau/sigma of their branch: V_b = W_b sigma_b/tau are the weights that explicit equalizers
+in front of the layer would leave. `attach` registers a parametrization from V to W, so that gradients, momentum and
+weight decay act on V at the cost of one product over the weights a step. `fold` leaves plain W.
 """
 
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 
 from equalize.errors import SiteError
 from equalize.plan.apply import demand_weight
-from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
-from equalize.plan.plan import Plan
+from equalize.plan.equation import DiagonalMap, Geometry, InputMap, branch_vectors, shift_of
+from equalize.plan.plan import Plan, PlannedSite, target_scale
 
 
 def attach(plan: Plan, model: nn.Module) -> None:
@@ -20,8 +20,10 @@ def attach(plan: Plan, model: nn.Module) -> None:
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
     Raises:
-        SiteError: a layer is not in the model, of another shape or parametrized already; nothing is changed then.
+        SiteError: a layer is not in the model, of another shape or parametrized already, or the plan is an old one
+            that kept norms; nothing is changed then.
     """
+    demand_trainable(plan)
     tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
     attached = {path for path, layer in nn.Module.named_modules(model) if parametrize.is_parametrized(layer)}
     for site in plan.sites:
@@ -32,16 +34,30 @@ def attach(plan: Plan, model: nn.Module) -> None:
         path, _, name = site.weight.rpartition(".")
         layer = model.get_submodule(path)
         weight = layer.get_parameter(name)
-        mean_I, std_I = branch_vectors(site, plan.input_scale(site))
-        geometry = Geometry.of(site)
-        gain = 1.0
-        if plan.keep_norm:  # V with the norm that W has
-            gain = float(weight.detach().norm() / scale_inputs(weight.detach(), std_I, geometry).norm())
-        folded = _FoldedWeight(weight, mean_I, std_I * gain, geometry, list(layer._parameters))
+        folded = _FoldedWeight(weight, _input_map(plan, site, weight), list(layer._parameters))
         parametrize.register_parametrization(layer, name, folded)
         if site.shift == "bias" and site.bias is not None:
             bias = site.bias.rpartition(".")[2]
-            parametrize.register_parametrization(layer, bias, _ShiftedBias(layer, name, layer.get_parameter(bias)))
+            mean_I, _ = branch_vectors(site, plan.input_scale(site))
+            shifted = _ShiftedBias(layer, name, layer.get_parameter(bias), mean_I.to(weight), Geometry.of(site))
+            parametrize.register_parametrization(layer, bias, shifted)
+
+
+def demand_trainable(plan: Plan) -> None:
+    """Refuses, by a SiteError, a plan of an earlier version that kept the norms of weights."""
+    if plan.facts.get("keep_norm"):
+        what = "stands in the plan, and weights kept at their norm cannot be trained through"
+        raise SiteError("keep_norm", what, remedy="calibrate the original again, with --scale, or --train-as folded")
+
+
+def _input_map(plan: Plan, site: PlannedSite, weight: Tensor) -> InputMap:
+    """From V to the weight W of a site whose branches have the scales that the plan left them.
+
+    It aims at what the site's scale was when it was measured: after `migrate`, which brings all branches to a scale of
+    its own, the factor is one number for all of them, and the layer still steps as far as it did before.
+    """
+    _, std_I = branch_vectors(site, plan.input_scale(site))
+    return DiagonalMap(factor_I=(target_scale(site, plan.scale) / std_I).to(weight), geometry=Geometry.of(site))
 
 
 def fold(model: nn.Module) -> None:
@@ -75,23 +91,17 @@ def _parametrizations(layer: nn.Module) -> dict[str, parametrize.Parametrization
 class _FoldedWeight(nn.Module):
     """V -> W, with the original bits of W where V has not changed."""
 
-    def __init__(self, weight: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry, order: list[str]) -> None:
+    def __init__(self, weight: Tensor, input_map: InputMap, order: list[str]) -> None:
         super().__init__()
         self.start = weight.detach().clone()  # a plain attribute: no part of the state dict
-        self.mean_I = mean_I.to(weight)
-        self.std_I = std_I.to(weight)
-        self.geometry = geometry
+        self.input_map = input_map
         self.order = order
 
     def forward(self, v: Tensor) -> Tensor:
-        return fold_weight(v, self.std_I, self.geometry)
-
-    def shift(self, v: Tensor) -> Tensor:
-        """s (O,)."""
-        return shift_of(v, self.mean_I, self.std_I, self.geometry)
+        return self.input_map.fold(v)
 
     def right_inverse(self, w: Tensor) -> Tensor:
-        return scale_inputs(w, self.std_I, self.geometry)
+        return self.input_map.unfold(w)
 
     def exact(self, v: Tensor) -> Tensor:
         """W, (O, I/G, *K), without the rounding of W -> V -> W."""
@@ -102,11 +112,17 @@ class _FoldedWeight(nn.Module):
 class _ShiftedBias(nn.Module):
     """a' -> a = a' - s(V)."""
 
-    def __init__(self, layer: nn.Module, weight: str, bias: Tensor) -> None:
+    def __init__(self, layer: nn.Module, weight: str, bias: Tensor, mean_I: Tensor, geometry: Geometry) -> None:
         super().__init__()
         self._layer = (layer,)  # in a tuple: the layer is the parent, no submodule
         self.weight = weight
         self.start = bias.detach().clone()
+        self.mean_I = mean_I
+        self.geometry = geometry
+
+    def _shift(self, w: Tensor) -> Tensor:
+        """s (O,)."""
+        return shift_of(w, self.mean_I, self.geometry)
 
     def _folded(self) -> tuple[_FoldedWeight, Tensor]:
         """The parametrization of the weight beside this bias, and the V of this moment."""
@@ -117,16 +133,16 @@ class _ShiftedBias(nn.Module):
 
     def forward(self, shifted: Tensor) -> Tensor:
         folded, v = self._folded()
-        return shifted - folded.shift(v)
+        return shifted - self._shift(folded(v))
 
     def right_inverse(self, bias: Tensor) -> Tensor:
         folded, v = self._folded()
-        return bias + folded.shift(v.detach())
+        return bias + self._shift(folded(v.detach()))
 
     def exact(self, shifted: Tensor) -> Tensor:
         """The bias (O,), with its original bits where neither it nor V has changed."""
         folded, v = self._folded()
         start = self.start.to(shifted)
         v_start = folded.right_inverse(folded.start.to(v))
-        moved = shifted.detach() != start + folded.shift(v_start)
+        moved = shifted.detach() != start + self._shift(folded(v_start))
         return self.forward(shifted).detach().where(moved | (v.detach() != v_start).any(), start)

@@ -17,7 +17,7 @@ from equalize.moments.blocks import Blocks
 from equalize.moments.measure import Measurement, measure_branches
 from equalize.moments.watch import Batch
 from equalize.plan.apply import apply_edits, with_aliases
-from equalize.plan.plan import Edit, Plan, Set, Strategy
+from equalize.plan.plan import Edit, Plan, ScaleTo, Set, Strategy
 from equalize.plan.strategies import Choice, Decision, choose, decide
 from equalize.sites.scan import Scan, scan
 
@@ -31,7 +31,7 @@ def calibrate(
     strategy: Strategy = "preserve",
     seed: int = 0,
     *,
-    keep_norm: bool = False,
+    scale: ScaleTo = "step",
     newly_initialized: Collection[str] = (),
     found: Scan | None = None,
     tolerance: float | None = None,
@@ -43,7 +43,7 @@ def calibrate(
         model: any module; only the tensors in the plan's `changed` are rewritten.
         batches: the network's own inputs, (N, C, H, W) or tuples; iterated once for `preserve` and `migrate`, several
             times for the others. An iterator is kept in memory.
-        strategy, seed, keep_norm, newly_initialized, tolerance, names: see `make_plan` and `measure`.
+        strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`.
         found: the sites to equalize; by default all resampled ones.
 
     Raises:
@@ -62,14 +62,14 @@ def calibrate(
         measured.append(
             measure_branches(model, [each.site for each in stage], batches, tolerance=tolerance, names=names)
         )
-        decided.append(decide(model, stage, measured[-1].moments, keep_norm=keep_norm))
+        decided.append(decide(model, stage, measured[-1].moments, scale=scale))
         apply_edits(decided[-1].edits, model)
         edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
     planned = {site.layer: site for decision in decided for site in decision.sites}
     return Plan(
         strategy=strategy,
         seed=seed,
-        keep_norm=keep_norm,
+        scale=scale,
         sites=tuple(planned[site.layer] for site in found.sites if site.layer in planned),
         refusals=(*found.refusals, *(refusal for decision in decided for refusal in decision.refusals)),
         edits=with_aliases(_without_superseded(edits), model),

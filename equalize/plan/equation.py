@@ -3,11 +3,12 @@
 With branches u_b, moments mu_b and sigma_b, and a layer's weights V and bias a (Kim & Kim, "Scale Equalization for
 Multi-Level Feature Fusion", arXiv 2402.01149):
 
-    y = sum_b V_b * (u_b - mu_b)/sigma_b + a            explicit equalizers in front of the layer
+    y = sum_b V_b * (u_b - mu_b) tau/sigma_b + a        explicit equalizers in front of the layer
       = sum_b W_b * u_b + (a - s)                       folded
-    W_b = V_b/sigma_b,   s = sum_b mu_b/sigma_b sum_{c,k} V_b[:, c, k]
+    W_b = V_b tau/sigma_b,   s = sum_b mu_b sum_{c,k} W_b[:, c, k]
 
-`fold_weight` and `shift_of` hold these two lines; from W to V is `scale_inputs` by sigma.
+The paper equalizes to tau = 1; sigma_rms keeps the size of the layer's step, see docs/design.md. `DiagonalMap` goes
+from V to W and back, `shift_of` is s.
 
 Shapes: O output and I input channels, G groups, K kernel positions. A weight is (O, I/G, *K), of a transposed
 convolution (I, O/G, *K), of a linear layer (O, I).
@@ -15,7 +16,7 @@ convolution (I, O/G, *K), of a linear layer (O, I).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -60,14 +61,35 @@ def branch_vectors(site: MeasuredSite, scales: Sequence[float] | None = None) ->
     )
 
 
-def fold_weight(v: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
-    """W = V/sigma, of v's shape and dtype; differentiable in v."""
-    return scale_inputs(v, 1 / std_I, geometry)
+class InputMap(Protocol):
+    """A of W = V A, over the input channels of a layer: from the weights behind equalizers to plain ones and back."""
+
+    def fold(self, v: Tensor) -> Tensor:
+        """W, of v's shape and dtype; differentiable in v."""
+
+    def unfold(self, w: Tensor) -> Tensor:
+        """V, of w's shape and dtype."""
 
 
-def shift_of(v: Tensor, mean_I: Tensor, std_I: Tensor, geometry: Geometry) -> Tensor:
-    """s (O,), the response of v behind equalizers to the means, to be subtracted from the bias; differentiable in v."""
-    response = scale_inputs(v, mean_I / std_I, geometry)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiagonalMap:
+    """An `InputMap` that multiplies the weights of each input channel by its factor: tau/sigma of its branch, (I,)."""
+
+    factor_I: Tensor
+    geometry: Geometry
+
+    def fold(self, v: Tensor) -> Tensor:
+        """W = V tau/sigma."""
+        return scale_inputs(v, self.factor_I, self.geometry)
+
+    def unfold(self, w: Tensor) -> Tensor:
+        """V = W sigma/tau."""
+        return scale_inputs(w, 1 / self.factor_I, self.geometry)
+
+
+def shift_of(w: Tensor, mean_I: Tensor, geometry: Geometry) -> Tensor:
+    """s (O,), the response of w to the means, to be subtracted from the bias; differentiable in w."""
+    response = scale_inputs(w, mean_I, geometry)
     if geometry.transposed:
         sum_IO = response.flatten(2).sum(2)
         inputs, outputs = sum_IO.shape

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from equalize.errors import InputError
-from equalize.moments.measured import MeasuredBranch, MeasuredSite
+from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
@@ -19,15 +19,22 @@ SCHEMA = 1
 
 SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale"]
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
+ScaleTo = Literal["step", "paper"]
 
 _UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # needed only while a plan is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSite(MeasuredSite):
-    """A measured fusion layer and what was decided for it, see `equalize.plan.strategies`."""
+    """A measured fusion layer and what was decided for it, see `equalize.plan.strategies`.
+
+    Attributes:
+        strategy: how its branches are equalized.
+        tau: the scale that they are equalized to.
+    """
 
     strategy: SiteStrategy
+    tau: float
 
     @property
     def changes_function(self) -> bool:
@@ -38,11 +45,16 @@ class PlannedSite(MeasuredSite):
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
 MEANING: dict[SiteStrategy, str] = {
     "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
-    "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of scale 1",
-    "rescale": "fusion weights divided by each sigma: they act on branches of scale 1",
-    "reinit": "fusion weights drawn anew, then divided by each sigma: they act on branches of scale 1",
+    "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of one scale",
+    "rescale": "fusion weights times tau/sigma of each branch: they act on branches of one scale",
+    "reinit": "fusion weights drawn anew, then times tau/sigma of each branch: they act on branches of one scale",
 }
 """What each strategy does, for reports."""
+
+
+def target_scale(site: MeasuredSite, scale: ScaleTo) -> float:
+    """What the branches of a site are equalized to: "step": sigma_rms, which keeps the size of a step; "paper": 1."""
+    return sigma_rms(site.branches) if scale == "step" else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +123,7 @@ class Plan:
     Attributes:
         strategy: as given; each site has its own.
         seed: of drawn weights.
-        keep_norm: whether equalized weights were rescaled to the norm they had.
+        scale: what the branches are equalized to, see `target_scale`.
         sites: the equalized ones. refusals: what could not be, and why.
         edits: the changes to the checkpoint, in order.
         facts: provenance and results, as they stand in `equalize.json`.
@@ -119,7 +131,7 @@ class Plan:
 
     strategy: Strategy
     seed: int = 0
-    keep_norm: bool = False
+    scale: ScaleTo = "step"
     sites: tuple[PlannedSite, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     edits: tuple[Edit, ...] = ()
@@ -147,7 +159,7 @@ class Plan:
             **self.facts,
             "strategy": self.strategy,
             "seed": self.seed,
-            "keep_norm": self.keep_norm,
+            "scale": self.scale,
             "sites": [site_json(site) for site in self.sites],
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "changed": list(self.changed),
@@ -164,8 +176,8 @@ class Plan:
             return cls(
                 strategy=content["strategy"],
                 seed=int(content["seed"]),
-                keep_norm=bool(content.get("keep_norm", False)),
-                sites=tuple(_site(each) for each in content["sites"]),
+                scale=_scale(content),
+                sites=tuple(_site({"tau": _old_tau(each, content)} | each) for each in content["sites"]),
                 refusals=tuple(Refusal(**each) for each in content["refusals"]),
                 edits=tuple(_edit(each) for each in content["edits"]),
                 facts={key: value for key, value in content.items() if key not in _DERIVED},
@@ -188,7 +200,7 @@ class Plan:
         return cls.from_json(content if isinstance(content, dict) else {}, path)
 
 
-_DERIVED = {"schema", "strategy", "seed", "keep_norm", "sites", "refusals", "changed", "edits"}
+_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "edits"}
 
 
 def site_json(site: Site) -> dict[str, Any]:
@@ -197,11 +209,32 @@ def site_json(site: Site) -> dict[str, Any]:
     return _lists(content) | {"branches": [_lists(branch) for branch in content["branches"]]}
 
 
+def _scale(content: Mapping[str, Any]) -> ScaleTo:
+    """The paper's where a plan does not say: it is older than the choice."""
+    scale: ScaleTo = content.get("scale", "paper")
+    if scale not in get_args(ScaleTo):
+        raise ValueError(f"unknown scale {scale!r}")
+    return scale
+
+
+def _old_tau(site: Mapping[str, Any], plan: Mapping[str, Any]) -> float:
+    """The tau of a site of a plan that is older than it: 1, or the factor that kept the weight's norm."""
+    if plan.get("keep_norm") and site["strategy"] in CHANGES_FUNCTION:
+        factors = (
+            edit["factor"] for edit in plan["edits"] if (edit["tensor"], edit.get("start")) == (site["weight"], 0)
+        )
+        return float(next(factors, 1.0) * site["branches"][0]["std"])
+    return 1.0
+
+
 def _site(content: Mapping[str, Any]) -> PlannedSite:
     branches = tuple(MeasuredBranch(**_tuples(branch)) for branch in content["branches"])
     if not branches or content["strategy"] not in get_args(SiteStrategy):
         raise ValueError(f"{content['layer']} has no branches or an unknown strategy")
-    return PlannedSite(**(_tuples(content) | {"branches": branches}))
+    if not 0 < content["tau"] < math.inf:
+        raise ValueError(f"{content['layer']} has a tau that is no scale")
+    shift = "bias" if content["shift"] == "bias" else None  # older plans: into a norm's mean, which takes it out anyway
+    return PlannedSite(**(_tuples(content) | {"branches": branches, "shift": shift}))
 
 
 def _edit_json(edit: Edit) -> dict[str, Any]:

@@ -1,25 +1,28 @@
 """Chooses the strategy of each site and computes the edits of a plan from the moments.
 
 strategy   fusion weights            elsewhere                    the network's function
-rescale    W/sigma, shift s          nothing                      changes
-reinit     drawn anew, then rescale  nothing                      changes
+rescale    W_b * tau/sigma_b         shift s in the bias          changes
+reinit     drawn anew, then rescale  likewise                     changes
 migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
 preserve   unchanged (see attach)    nothing                      stays, to the last bit
+
+tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that cannot
+move, the geometric mean of their sigmas, or sigma_rms where all move.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import get_args
 
 from torch import Tensor, nn
 
 from equalize.errors import SiteError
-from equalize.moments.measured import MeasuredBranch, MeasuredSite, values_of, with_moments
+from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms, values_of, with_moments
 from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
 from equalize.plan.draw import draw_site
-from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
+from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.plan import (
     CHANGES_FUNCTION,
     Add,
@@ -28,8 +31,10 @@ from equalize.plan.plan import (
     PlannedSite,
     Scale,
     ScaleInputs,
+    ScaleTo,
     SiteStrategy,
     Strategy,
+    target_scale,
 )
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
@@ -67,7 +72,7 @@ def make_plan(
     moments: Mapping[str, Sequence[Moments]],
     strategy: Strategy = "preserve",
     seed: int = 0,
-    keep_norm: bool = False,
+    scale: ScaleTo = "step",
     newly_initialized: Collection[str] = (),
 ) -> Plan:
     """The edits that embed scale equalization into `model`, which is not changed.
@@ -77,17 +82,17 @@ def make_plan(
         sites: from `scan`. moments: from `measure`, by layer.
         strategy: for all sites; "auto" decides for each site, see `choose`.
         seed: of `reinit`; the site at place i draws under seed + i.
-        keep_norm: rescale each equalized weight to the norm it had.
+        scale: what to equalize to, "step" or "paper", see `target_scale`.
         newly_initialized: state-dict keys of weights that were drawn just now.
 
     Raises:
-        SiteError: for an unknown strategy, or a site without moments.
+        SiteError: for an unknown strategy or scale, or a site without moments.
     """
-    decision = decide(model, choose(sites, strategy, seed, newly_initialized), moments, keep_norm=keep_norm)
+    decision = decide(model, choose(sites, strategy, seed, newly_initialized), moments, scale=scale)
     return Plan(
         strategy=strategy,
         seed=seed,
-        keep_norm=keep_norm,
+        scale=scale,
         sites=decision.sites,
         edits=with_aliases(decision.edits, model),
         refusals=decision.refusals,
@@ -125,9 +130,11 @@ def _automatic(site: Site, newly_initialized: Collection[str]) -> SiteStrategy:
 
 
 def decide(
-    model: nn.Module, choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], *, keep_norm: bool
+    model: nn.Module, choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], *, scale: ScaleTo
 ) -> Decision:
     """The edits for measured sites, computed from the weights that `model` has; it is not changed."""
+    if scale not in get_args(ScaleTo):
+        raise SiteError("scale", "is unknown", got=scale, expected=" or ".join(get_args(ScaleTo)))
     sites: list[PlannedSite] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
@@ -136,35 +143,20 @@ def decide(
         if layer not in moments:
             raise SiteError(layer, "was not measured", remedy="give measure the same sites")
         measured = with_moments(choice.site, moments[layer])
-        result = _edits(model, measured, choice, keep_norm=keep_norm)
+        constant = next((branch for branch in measured.branches if _is_constant(branch, measured)), None)
+        if constant is not None:
+            where = f"channels {constant.start}..{constant.stop} ({constant.source})"
+            refusals.append(Refusal(at=layer, reason=f"sigma of {where} is near zero: {constant.std:.3g}"))
+            continue
+        tau = _tau(measured, choice.strategy, scale)
+        site = PlannedSite(**values_of(measured, MeasuredSite), strategy=choice.strategy, tau=tau)
+        result = _edits(model, site, choice.seed)
         if isinstance(result, Refusal):
             refusals.append(result)
         else:
-            sites.append(PlannedSite(**values_of(measured, MeasuredSite), strategy=choice.strategy))
+            sites.append(site)
             edits += result
     return Decision(sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits))
-
-
-def _edits(model: nn.Module, site: MeasuredSite, choice: Choice, *, keep_norm: bool) -> Sequence[Edit] | Refusal:
-    """The edits for one site, or why there are none."""
-    constant = next((branch for branch in site.branches if _is_constant(branch, site)), None)
-    if constant is not None:
-        where = f"channels {constant.start}..{constant.stop} ({constant.source})"
-        return Refusal(at=site.layer, reason=f"sigma of {where} is near zero: {constant.std:.3g}")
-    match choice.strategy:
-        case "preserve":
-            return ()
-        case "migrate":
-            return _migrate(site, model.get_parameter(site.weight).detach().cpu(), keep_norm=keep_norm)
-        case "rescale":
-            return _rescale(site, model.get_parameter(site.weight).detach().cpu(), keep_norm=keep_norm)
-        case "reinit":
-            try:
-                layer, draws = draw_site(model, site, choice.seed)
-            except SiteError as error:
-                return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
-            weight = layer.get_parameter(site.weight.rpartition(".")[2]).detach()
-            return [*draws, *_rescale(site, weight, keep_norm=keep_norm)]
 
 
 def _is_constant(branch: MeasuredBranch, site: MeasuredSite) -> bool:
@@ -172,35 +164,51 @@ def _is_constant(branch: MeasuredBranch, site: MeasuredSite) -> bool:
     return branch.std <= _NEAR_ZERO * max(largest, abs(branch.mean))
 
 
-def _rescale(site: MeasuredSite, v: Tensor, *, keep_norm: bool) -> list[Edit]:
-    geometry, v = Geometry.of(site), v.double()
-    mean_I, std_I = branch_vectors(site)
-    gain = float(v.norm() / fold_weight(v, std_I, geometry).norm()) if keep_norm else 1.0
-    edits: list[Edit] = [_scale_branch(site, branch, gain / branch.std) for branch in site.branches]
-    shift_O = gain * shift_of(v, mean_I, std_I, geometry)
+def _tau(site: MeasuredSite, strategy: SiteStrategy, scale: ScaleTo) -> float:
+    if strategy != "migrate":
+        return target_scale(site, scale)
+    fixed = [branch.std for branch in site.branches if branch.fixed is not None]
+    return geometric_mean(fixed) if fixed else sigma_rms(site.branches)
+
+
+def _edits(model: nn.Module, site: PlannedSite, seed: int) -> Sequence[Edit] | Refusal:
+    """The edits for one site, or why there are none."""
+    match site.strategy:
+        case "preserve":
+            return ()
+        case "migrate":
+            return _migrate(site)
+        case "rescale":
+            return _rescale(site, model.get_parameter(site.weight).detach().cpu())
+        case "reinit":
+            try:
+                layer, draws = draw_site(model, site, seed)
+            except SiteError as error:
+                return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
+            weight = layer.get_parameter(site.weight.rpartition(".")[2]).detach()
+            return [*draws, *_rescale(site, weight)]
+
+
+def _rescale(site: PlannedSite, v: Tensor) -> list[Edit]:
+    edits: list[Edit] = [_scale_branch(site, branch, site.tau / branch.std) for branch in site.branches]
     if site.shift == "bias" and site.bias is not None:
-        edits.append(Add(tensor=site.bias, values=tuple((-shift_O).tolist())))
-    elif site.shift == "running_mean":
-        edits.append(Add(tensor=f"{site.norm}.running_mean", values=tuple(shift_O.tolist())))
+        geometry = Geometry.of(site)
+        mean_I, std_I = branch_vectors(site)
+        w = DiagonalMap(factor_I=site.tau / std_I, geometry=geometry).fold(v.double())
+        edits.append(Add(tensor=site.bias, values=tuple((-shift_of(w, mean_I, geometry)).tolist())))
     return edits
 
 
-def _migrate(site: MeasuredSite, w: Tensor, *, keep_norm: bool) -> list[Edit] | Refusal:
-    """All branches come to one scale tau: that of the fixed ones, else their mean or the one that keeps the norm."""
+def _migrate(site: PlannedSite) -> list[Edit] | Refusal:
+    """Brings all branches that can move to the scale tau."""
     moving = [branch for branch in site.branches if branch.fixed is None]
-    fixed = [branch for branch in site.branches if branch.fixed is not None]
     if not moving:
-        reasons = "; ".join(dict.fromkeys(str(branch.fixed) for branch in fixed))
+        reasons = "; ".join(dict.fromkeys(str(branch.fixed) for branch in site.branches))
         return Refusal(at=site.layer, reason=f"no branch can move: {reasons}")
-    if keep_norm and not fixed:
-        _, std_I = branch_vectors(site)
-        tau = float(scale_inputs(w.double(), std_I, Geometry.of(site)).norm() / w.double().norm())
-    else:
-        tau = math.exp(math.fsum(math.log(branch.std) for branch in fixed or moving) / len(fixed or moving))
     edits: list[Edit] = []
     for branch in moving:
-        edits.append(_scale_branch(site, branch, branch.std / tau))
-        edits += [Scale(tensor=key, factor=tau / branch.std) for key in branch.producers]
+        edits.append(_scale_branch(site, branch, branch.std / site.tau))
+        edits += [Scale(tensor=key, factor=site.tau / branch.std) for key in branch.producers]
     return edits
 
 

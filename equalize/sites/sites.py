@@ -22,11 +22,12 @@ class Site:
 
     Attributes:
         layer: module path; the weight's key where a module keeps it under another name than "weight".
-        weight, bias: state-dict keys. norm: path of the normalization directly after.
+        weight, bias: state-dict keys. norm: path of the normalization that alone reads the layer's output.
         op: "conv2d", "conv_transpose2d", "linear", ...; kernel: its spatial size, empty for a linear layer.
         axis: of the weight's input channels: 1; 0 for depthwise and transposed convolutions.
         exact_border: whether folded weights equal explicit equalizers on the border too.
-        shift: where the means can go: the layer's own bias, the BatchNorm behind it, or nowhere.
+        shift: "bias" if the means go there; None where there is none, or where a normalization per channel behind the
+            layer takes every constant out.
         upstream: layers of the sites whose output reaches this one.
         norms: `running_mean` keys of the BatchNorms that this layer's output reaches, in graph order.
         pads_itself: whether the layer's module pads its input before the convolution (`padding_mode="reflect"`); what
@@ -43,7 +44,7 @@ class Site:
     groups: int
     kind: SiteKind
     exact_border: bool
-    shift: Literal["bias", "running_mean"] | None
+    shift: Literal["bias"] | None
     branches: tuple[Branch, ...]
     upstream: tuple[str, ...] = field(default=(), repr=False)
     norms: tuple[str, ...] = field(default=(), repr=False)
@@ -190,12 +191,12 @@ def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
     bias = layer.parameters.get("bias")
     rank = len(shape if layer.kind == "convolution" else concat.shape) - 2
     branches = tuple(find_branches(graph, concat, way, rank))
-    norm, running_mean = _norm_behind(graph, layer)
+    norm, per_channel = _norm_behind(graph, layer)
+    # a strided transposed kernel spreads a mean unevenly
     phases = transposed and any(stride > 1 for stride in layer.attributes["stride"])
-    shift: Literal["bias", "running_mean"] | None = None
-    scale_only = any(op.kind in {"relu", "pool"} for op in way)
-    if not scale_only and not phases:  # a strided transposed kernel spreads a mean unevenly
-        shift = "bias" if bias else "running_mean" if running_mean else None
+    scale_only = phases or per_channel or any(op.kind in {"relu", "pool"} for op in way)
+    shift: Literal["bias"] | None = "bias" if bias and not scale_only else None
+    padded = layer.attributes.get("padded", False) or any(op.attributes.get("zero") for op in way)
     return Site(
         layer=path,
         weight=weight,
@@ -206,24 +207,27 @@ def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
         axis=0 if transposed or (groups > 1 and shape[1] == 1) else 1,
         groups=groups,
         kind="resampled" if any(branch.resampling for branch in branches) else "plain",
-        exact_border=not (layer.attributes.get("padded", False) or any(op.attributes.get("zero") for op in way)),
+        exact_border=shift is None or not padded,
         shift=shift,
         branches=branches,
         pads_itself=bool(way) and way[-1].kind == "pad" and way[-1].module == layer.module == path,
     )
 
 
-def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, str | None]:
-    """The normalization that alone reads the layer's output: its module and its running_mean."""
-    readers = graph.consumers[layer.name]
-    if len(readers) != 1 or readers[0].kind != "norm":
-        return None, None
-    running_mean = readers[0].parameters.get("running_mean")
-    if running_mean is not None and graph.uses[running_mean] > 1:
-        return readers[0].module, None  # the BatchNorm is shared: a shift would affect other layers
-    if running_mean is not None and running_mean.endswith(".running_mean"):
-        return running_mean.removesuffix(".running_mean"), running_mean
-    return readers[0].module, None
+def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, bool]:
+    """The module of the normalization that alone reads the layer's output, and whether it is one per channel."""
+    op, axis = layer, _summed_axis(graph, layer, layer)
+    while len(readers := graph.consumers[op.name]) == 1:
+        (reader,) = readers
+        if reader.kind == "norm":
+            mean = reader.parameters.get("running_mean") or ""
+            module = mean.removesuffix(".running_mean") if mean.endswith(".running_mean") else reader.module
+            return module, axis == 1 and reader.attributes.get("per_channel", False)
+        onward = _carry_axis(op, reader, axis) if reader.kind in {"identity", "permute", "reshape"} else None
+        if onward is None:
+            break
+        op, axis = reader, onward
+    return None, False
 
 
 def _filled(graph: Graph) -> Iterator[Refusal]:

@@ -140,18 +140,15 @@ class _Comparison:
         self.gain = math.prod(edit.factor for edit in scales)
         self.mean_I, self.std_I = branch_vectors(site, plan.input_scale(site))
         self.scale_I = branch_vectors(site)[1] / self.std_I
-        self.norm = 1.0
-        if site.changes_function and plan.keep_norm:  # the factor in the plan includes the change of norm
-            self.norm = plan.scaled_inputs(site)[0] * site.branches[0].std
 
     def add(self, call: Call) -> None:
         """Compares the layer as written with its reference on one call's input."""
         u = call.data[(slice(0, 1), slice(None), *([slice(0, _CROP)] * len(self.site.kernel)))]
         got = call(input=u).double()
         if self.site.changes_function:
-            weight = self.weight.double() * self.norm
             x = u.double() - self._along(self.mean_I, u) if self.site.shift else u.double()
-            reference = call(input=x / self._along(self.std_I, u), weight=weight, bias=self.bias)
+            equalized = x * (self.site.tau / self._along(self.std_I, u))
+            reference = call(input=equalized, weight=self.weight.double(), bias=self.bias)
         else:  # in the layer's own precision, so that nothing changed means no deviation
             scale = self._along(self.scale_I, u).to(u)
             bias = None if self.bias is None else self.bias.to(u)
@@ -159,14 +156,6 @@ class _Comparison:
         reference = reference * self.gain
         inside = self._inside(call, u)
         size = max(float(reference.max() - reference.min()), float(reference.abs().max()))
-        if self.site.changes_function and self.site.shift == "running_mean":
-            constant = self._along(self.mean_I / self.std_I, u).expand_as(u)
-            response = call(input=constant, weight=weight, bias=None)
-            if not inside.any():
-                return
-            offset = response.movedim(1, -1)[:, inside][0, 0] * self.gain  # what the BatchNorm behind takes away
-            got = got - offset.view(1, -1, *(1,) * (got.ndim - 2))
-            size = max(size, float(offset.abs().max()))
         deviation = (got - reference).abs() / max(size, torch.finfo(torch.float64).tiny)
         deviation = deviation if self.site.op == "linear" else deviation.movedim(1, -1)
         if inside.any():

@@ -584,11 +584,40 @@ def test_area_interpolation_is_resampling_and_pooling_is_not():
     assert site.kind == "plain"
 
 
-def test_functional_norms_give_no_place_for_the_shift_unless_their_mean_is_a_running_mean():
+NORMS = {  # behind the layer: the module, and where the means of the branches then go
+    "BatchNorm": (lambda: nn.BatchNorm2d(5), None),
+    "BatchNorm of the batch": (lambda: nn.BatchNorm2d(5, track_running_stats=False), None),
+    "InstanceNorm": (lambda: nn.InstanceNorm2d(5), None),
+    "InstanceNorm that tracks": (lambda: nn.InstanceNorm2d(5, affine=True, track_running_stats=True), None),
+    "GroupNorm": (lambda: nn.GroupNorm(1, 5), "bias"),
+    "GroupNorm of single channels": (lambda: nn.GroupNorm(5, 5), None),
+    "LayerNorm": (lambda: nn.LayerNorm([5, 16, 16]), "bias"),
+    "dropout, then BatchNorm": (lambda: nn.Sequential(nn.Dropout(), nn.BatchNorm2d(5)), None),
+    "ReLU, then BatchNorm": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(5)), "bias"),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_per_channel_leave_nothing_to_shift(name):
+    make, shift = NORMS[name]
+
+    class Normed(Net):
+        def __init__(self):
+            super().__init__()
+            self.after = make()
+
+        def forward(self, x):
+            return self.after(super().forward(x))
+
+    (site,) = scanned(Normed()).sites
+    assert site.shift == shift
+    assert site.exact_border == (shift is None)
+
+
+def test_functional_and_shared_norms_per_channel_leave_nothing_to_shift():
     class Functional(Net):
         def __init__(self):
             super().__init__()
-            self.fuse = conv(6, 5, bias=False)
             self.register_buffer("mean", torch.zeros(5))
             self.register_buffer("variance", torch.ones(5))
 
@@ -599,7 +628,7 @@ def test_functional_norms_give_no_place_for_the_shift_unless_their_mean_is_a_run
     assert site.shift is None
 
     class Shared(Net):
-        """One BatchNorm for two layers: a shift for the first would be felt by the second."""
+        """One BatchNorm for two layers: each call takes out the mean of what it is given."""
 
         def __init__(self):
             super().__init__()

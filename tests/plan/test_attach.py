@@ -1,6 +1,8 @@
 """Training through `attach` against training a network with real equalizer modules."""
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,7 +80,11 @@ def by_channel(values, weight, axis):
 
 
 def unfolded(name, model, means, stds, *, centered=True):
-    """The explicit network that starts at the same function: equalizers, then V = sigma W and a' = a + mu W."""
+    """The explicit network that starts at the same function: equalizers, then V = sigma W and a' = a + mu W.
+
+    Args:
+        stds: what the equalizers divide by: sigma/tau.
+    """
     twin = copy.deepcopy(model)
     fuse = twin.body.fuse
     geometry = {"bias, depthwise": 0, "bias, transposed": 0}
@@ -106,16 +112,24 @@ def unfolded(name, model, means, stds, *, centered=True):
     return twin, fuse, factor, shift
 
 
+def rms(stds):
+    """Of the six channels of the two branches."""
+    return math.sqrt(sum((stop - start) * std**2 for (start, stop), std in zip(BRANCHES, stds, strict=True)) / 6)
+
+
+@pytest.mark.parametrize("scale", ["step", "paper"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_training_equals_training_explicit_equalizers(name, optimizer):
+def test_training_equals_training_explicit_equalizers(name, optimizer, scale):
     model, x, y = drawn(name)
-    plan = planned(model, x)
+    plan = planned(model, x, scale=scale)
     means, stds = ([getattr(branch, each) for branch in plan.sites[0].branches] for each in ("mean", "std"))
-    # without a bias the mean is the BatchNorm's business: its gradients are those of the centered input
-    twin, fuse, factor, shift = unfolded(name, model, means, stds)
-    if name == "BatchNorm":
-        twin.body.after.running_mean -= shift
+    tau = rms(stds) if scale == "step" else 1.0
+    # the means are the BatchNorm's business: its gradients are those of the centered input
+    twin, fuse, factor, shift = unfolded(name, model, means, [std / tau for std in stds])
+    if "BatchNorm" in name:
+        assert plan.sites[0].shift is None
+        twin.body.after.running_mean -= 0 if name == "bias and BatchNorm" else shift
     model.eval(), twin.eval()
     torch.testing.assert_close(model(x), twin(x), rtol=1e-5, atol=1e-5)
     folded_only = copy.deepcopy(model)
@@ -135,16 +149,25 @@ def test_training_equals_training_explicit_equalizers(name, optimizer):
     assert (folded_only.body.fuse.weight - expected).abs().max() > 1e-2 * scale
 
 
+@pytest.mark.parametrize("scale", ["step", "paper"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("strategy", ["migrate", "rescale"])
-def test_training_after_the_weights_were_rewritten(strategy, optimizer):
-    """After `migrate` and `rescale` the equalizers in front divide by what the branches have then."""
+@pytest.mark.parametrize("strategy", ["migrate", "rescale", "migrate to a fixed branch"])
+def test_training_after_the_weights_were_rewritten(strategy, optimizer, scale):
+    """The equalizers in front divide by what the branches have then and multiply by what they had together before."""
     model, x, y = drawn("bias")
-    plan = planned(model, x, strategy)
+    sites = [site for site in scan(model, x[:1]).sites if site.layer.endswith("fuse")]
+    if strategy == "migrate to a fixed branch":
+        fixed = replace(sites[0].branches[0], producers=(), fixed="for the test")
+        sites = [replace(sites[0], branches=(fixed, sites[0].branches[1]))]
+    before = measure(model, sites, [x])
+    tau = rms([each.std for each in before[sites[0].layer]]) if scale == "step" else 1.0
+    plan = make_plan(model, sites, before, strategy.split()[0], scale=scale)
     apply(plan, model)
     (site,) = scan(model, x[:1]).sites
     after = measure(model, [site], [x])[site.layer]
-    means, stds = [each.mean for each in after], [each.std for each in after]
+    means, stds = [each.mean for each in after], [each.std / tau for each in after]
+    if strategy == "migrate" and scale == "step":  # all branches are there already
+        assert stds == pytest.approx([1.0, 1.0], rel=1e-5)
     twin, fuse, factor, _ = unfolded("bias", model, means, stds)
     train(twin, OPTIMIZERS[optimizer]([each for each in twin.parameters() if each.requires_grad]), x, y)
     attach(plan, model)
@@ -164,25 +187,19 @@ def test_rescaled_weights_are_seen_as_they_were_drawn():
     torch.testing.assert_close(model.body.fuse.parametrizations.weight.original.detach(), v)
 
 
-@pytest.mark.parametrize("strategy", ["preserve", "migrate", "rescale"])
-def test_keep_norm_shows_weights_of_the_norm_they_have(strategy):
+def test_a_plan_that_kept_norms_is_refused():
+    """Those of earlier versions; without, they train as they did: at a scale of 1."""
     model, x, _ = drawn("bias")
-    plan = planned(model, x, strategy, keep_norm=True)
-    apply(plan, model)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    attach(plan, model)
-    v = model.body.fuse.parametrizations.weight.original.detach()
-    assert float(v.norm()) == pytest.approx(float(before["body.fuse.weight"].norm()), rel=1e-6)
-    rms = [float(v[:, start:stop].square().mean().sqrt()) for start, stop in BRANCHES]
-    w = before["body.fuse.weight"]
-    ratios = [
-        each / float(w[:, start:stop].square().mean().sqrt()) for each, (start, stop) in zip(rms, BRANCHES, strict=True)
-    ]
-    stds = [branch.std for branch in plan.sites[0].branches]
-    expected = 1.0 if strategy == "migrate" else stds[1] / stds[0]
-    assert ratios[1] / ratios[0] == pytest.approx(expected, rel=1e-5)
-    fold(model)
-    assert_same_state(model, before)
+    content = planned(model, x).to_json()
+    del content["scale"], content["sites"][0]["tau"]
+    with pytest.raises(SiteError, match=r"^keep_norm: stands in the plan.*calibrate the original again, with --scale"):
+        attach(Plan.from_json(content | {"keep_norm": True}), model)
+    assert not parametrize.is_parametrized(model.body.fuse)
+    old = Plan.from_json(content | {"keep_norm": False})
+    w = model.body.fuse.weight.detach().clone()
+    attach(old, model)
+    expected = w * by_channel([branch.std for branch in old.sites[0].branches], w, 1).float()
+    torch.testing.assert_close(model.body.fuse.parametrizations.weight.original.detach(), expected)
 
 
 def assert_same_state(model, before):

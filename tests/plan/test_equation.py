@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from equalize.plan.equation import Geometry, fold_weight, per_channel, scale_inputs, shift_of
+from equalize.plan.equation import DiagonalMap, Geometry, per_channel, shift_of
 
 
 def convolve(groups=1, **options):
@@ -38,20 +38,22 @@ def test_folding_equals_equalizing_the_input(case):
     mean = torch.randn(channels, generator=generator, dtype=torch.float64) * 5
     std = torch.rand(channels, generator=generator, dtype=torch.float64) + 0.1
     u = torch.randn(2, channels, 7, 9, generator=generator, dtype=torch.float64)
-    equalized = (u - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    equalized = (u - mean.view(1, -1, 1, 1)) * 0.7 / std.view(1, -1, 1, 1)
     geometry = Geometry(axis=axis, groups=groups, transposed=transposed)
-    w, shift = fold_weight(v, std, geometry), shift_of(v, mean, std, geometry)
+    input_map = DiagonalMap(factor_I=0.7 / std, geometry=geometry)
+    w = input_map.fold(v)
+    shift = shift_of(w, mean, geometry)
     assert w.shape == v.shape
     expected = layer(equalized, v)
     folded = layer(u, w)
     torch.testing.assert_close(folded - shift.view(1, -1, *[1] * (folded.ndim - 2)), expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(scale_inputs(w, std, geometry), v)
+    torch.testing.assert_close(input_map.unfold(w), v)
 
 
 def test_dtype_and_gradient_stay_with_the_weight():
     geometry = Geometry(axis=1, groups=1, transposed=False)
     v = torch.randn(3, 4, 1, 1, requires_grad=True)
-    w = fold_weight(v, torch.full((4,), 4.0, dtype=torch.float64), geometry)
+    w = DiagonalMap(factor_I=torch.full((4,), 0.25, dtype=torch.float64), geometry=geometry).fold(v)
     assert w.dtype == torch.float32
     w.sum().backward()
     assert v.grad is not None
@@ -60,9 +62,7 @@ def test_dtype_and_gradient_stay_with_the_weight():
 
 def test_no_mean_no_shift():
     geometry = Geometry(axis=1, groups=1, transposed=False)
-    assert torch.equal(
-        shift_of(torch.randn(3, 4, 3, 3), torch.zeros(4), torch.full((4,), 0.3), geometry), torch.zeros(3)
-    )
+    assert torch.equal(shift_of(torch.randn(3, 4, 3, 3), torch.zeros(4), geometry), torch.zeros(3))
 
 
 def test_values_by_channel():

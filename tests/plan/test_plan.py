@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from equalize.errors import InputError, NumericsError, SiteError
 from equalize.plan.apply import apply, apply_edits
 from equalize.plan.calibrate import calibrate
 from equalize.plan.plan import SCHEMA, Add, Draw, Plan, Scale, ScaleInputs, Set
+from equalize.verify.function import check_function
 from tests.support.networks import Fusion, batch_norm
 
 STRATEGIES = ["auto", "migrate", "preserve", "reinit", "rescale"]
@@ -33,12 +35,12 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return list(left) == list(right) and all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize("keep_norm", [False, True])
+@pytest.mark.parametrize("scale", ["step", "paper"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_applying_the_file_is_bit_identical(strategy, keep_norm, tmp_path):
+def test_applying_the_file_is_bit_identical(strategy, scale, tmp_path):
     model = network()
     fresh, untouched = copy.deepcopy(model), copy.deepcopy(model)
-    plan = calibrate(model, images(), strategy, seed=5, keep_norm=keep_norm)
+    plan = calibrate(model, images(), strategy, seed=5, scale=scale)
     path = tmp_path / "equalize.json"
     path.write_text(json.dumps(plan.to_json()), encoding="utf-8")
     for where in (path, str(path), tmp_path):
@@ -58,7 +60,7 @@ def test_a_plan_is_plain_numbers_and_names():
     content = plan.to_json()
     assert json.loads(json.dumps(content)) == content  # lists, not tuples; nothing that json would turn into a string
     assert content["schema"] == SCHEMA == 1
-    assert (content["strategy"], content["seed"], content["keep_norm"]) == ("rescale", 3, False)
+    assert (content["strategy"], content["seed"], content["scale"]) == ("rescale", 3, "step")
     assert content["changed"] == [
         "fuse.weight",
         "after.0.running_mean",
@@ -68,9 +70,11 @@ def test_a_plan_is_plain_numbers_and_names():
     (site,) = content["sites"]
     assert set(site) == {
         "layer", "weight", "bias", "norm", "op", "kernel", "axis", "groups",
-        "kind", "exact_border", "shift", "branches", "strategy",
+        "kind", "exact_border", "shift", "branches", "strategy", "tau",
     }  # fmt: skip
     assert site["strategy"] == "rescale"
+    powers = [(branch["stop"] - branch["start"]) * branch["std"] ** 2 for branch in site["branches"]]
+    assert site["tau"] == pytest.approx(math.sqrt(sum(powers) / 6))
     assert set(site["branches"][0]) == {
         "start", "stop", "resampling", "factor", "source", "count", "mean", "std", "ci95",
     }  # fmt: skip
@@ -212,6 +216,8 @@ def test_scales_that_a_plan_left_in_front_of_a_layer():
         ("edits", {"factor": float("inf")}),
         ("edits", {"start": 5, "stop": 2}),
         ("sites", {"branches": []}),
+        ("sites", {"tau": 0.0}),
+        ("sites", {"tau": float("nan")}),
         ("sites", {"strategy": "magic"}),
     ],
 )
@@ -220,4 +226,40 @@ def test_plans_that_were_edited_by_hand_are_refused(place, change):
     part = next(each for each in content[place] if change.keys() <= each.keys())
     part.update(change)
     with pytest.raises(InputError, match="is no plan"):
+        Plan.from_json(content)
+
+
+def old_content(keep_norm):
+    """A plan as earlier versions wrote it: sigma to 1, or to what kept the norm; the shift in the norm's mean."""
+    content = calibrate(network(), images(), "rescale", scale="paper").to_json()
+    (site,) = content["sites"]
+    del content["scale"], site["tau"]
+    site |= {"shift": "running_mean", "exact_border": False}
+    for edit in content["edits"]:
+        if edit["action"] == "scale" and keep_norm:
+            edit["factor"] *= 0.25
+    return content | {"keep_norm": keep_norm}
+
+
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_plans_of_earlier_versions_are_read_and_applied(keep_norm):
+    content = old_content(keep_norm)
+    plan = Plan.from_json(content)
+    (site,) = plan.sites
+    assert (plan.scale, site.shift) == ("paper", None)
+    assert site.tau == pytest.approx(0.25 if keep_norm else 1.0)
+    model = network()
+    before = model.fuse.weight.detach().clone()
+    apply(plan, model)
+    for branch in site.branches:
+        expected = before[:, branch.start : branch.stop] * (0.25 if keep_norm else 1.0) / branch.std
+        torch.testing.assert_close(model.fuse.weight.detach()[:, branch.start : branch.stop], expected)
+    check_function(network(), model, plan, images(), lambda output: output)
+    assert Plan.from_json(plan.to_json()).to_json() == plan.to_json()
+    assert plan.to_json().get("keep_norm", False) == keep_norm
+
+
+def test_an_unknown_scale_is_refused():
+    content = calibrate(network(), images(), "rescale").to_json() | {"scale": "rms"}
+    with pytest.raises(InputError, match=r"is no plan .*unknown scale 'rms'"):
         Plan.from_json(content)

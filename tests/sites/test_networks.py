@@ -446,7 +446,7 @@ def test_facts_of_a_pointwise_layer_before_batch_norm():
     (site,) = sites_of("torchvision deeplabv3_resnet50", "resampled")
     assert (site.weight, site.bias, site.norm) == ("classifier.0.project.0.weight", None, "classifier.0.project.1")
     assert (site.op, site.kernel, site.axis, site.groups) == ("conv2d", (1, 1), 1, 1)
-    assert (site.kind, site.exact_border, site.shift) == ("resampled", True, "running_mean")
+    assert (site.kind, site.exact_border, site.shift) == ("resampled", True, None)
     assert [branch.source for branch in site.branches] == [
         "classifier.0.convs.0.0",
         "classifier.0.convs.1.0",
@@ -459,7 +459,7 @@ def test_facts_of_a_pointwise_layer_before_batch_norm():
 
 def test_facts_of_a_depthwise_layer():
     aspp, fusion = sites_of("smp DeepLabV3Plus", "resampled")
-    assert (fusion.kernel, fusion.axis, fusion.groups, fusion.exact_border) == ((3, 3), 0, 304, False)
+    assert (fusion.kernel, fusion.axis, fusion.groups, fusion.exact_border) == ((3, 3), 0, 304, True)
     assert (fusion.bias, fusion.norm, fusion.shift) == (None, None, None)  # a pointwise convolution is behind
     assert fusion.upstream == (aspp.layer,)
 

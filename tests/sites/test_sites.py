@@ -85,30 +85,42 @@ def test_two_branches_and_a_layer():
     assert (high.producers, high.fixed) == (("b.weight",), None)
 
 
-def norm(data, **more):
-    return op("norm", "norm", data, module="norm", shape=(1, 5, 8, 8), parameters=more)
+def norm(data, *, per_channel=True, **more):
+    return op("norm", "norm", data, module="norm", shape=(1, 5, 8, 8), parameters=more, per_channel=per_channel)
 
 
-def test_batch_norm_behind_takes_the_shift():
-    site = only(layer("fuse", "cat"), norm("fuse", running_mean="norm.running_mean"))
-    assert (site.norm, site.shift, site.norms) == ("norm", "running_mean", ("norm.running_mean",))
+FUSE = layer("fuse", "cat", bias=True, padded=True)
 
 
-def test_other_norms_behind_take_none():
-    site = only(layer("fuse", "cat"), norm("fuse"))
-    assert (site.norm, site.shift, site.norms) == ("norm", None, ())
+def test_a_norm_per_channel_behind_takes_every_constant_out():
+    site = only(FUSE, norm("fuse", running_mean="norm.running_mean"))
+    assert (site.norm, site.shift, site.exact_border, site.norms) == ("norm", None, True, ("norm.running_mean",))
 
 
-def test_a_norm_that_is_not_alone_behind_takes_none():
-    first = layer("fuse", "cat")
-    site = only(first, norm("fuse", running_mean="norm.running_mean"), op("sum", "add", "fuse", "norm"))
-    assert (site.norm, site.shift) == (None, None)
+def test_other_norms_behind_leave_the_shift_to_the_bias():
+    site = only(FUSE, norm("fuse", per_channel=False))
+    assert (site.norm, site.shift, site.exact_border, site.norms) == ("norm", "bias", False, ())
 
 
-def test_a_norm_that_runs_twice_takes_none():
-    twice = op("again", "norm", "norm", module="norm", parameters={"running_mean": "norm.running_mean"})
-    site = only(layer("fuse", "cat"), norm("fuse", running_mean="norm.running_mean"), twice)
-    assert (site.norm, site.shift) == ("norm", None)
+def test_a_norm_that_is_not_alone_behind_changes_nothing():
+    site = only(FUSE, norm("fuse", running_mean="norm.running_mean"), op("sum", "add", "fuse", "norm"))
+    assert (site.norm, site.shift) == (None, "bias")
+
+
+def test_a_norm_is_behind_a_change_of_view_but_not_behind_an_activation():
+    view = op("view", "reshape", "fuse", shape=(1, 5, 64))
+    assert only(FUSE, view, norm("view")).shift is None
+    assert only(FUSE, op("act", "relu", "fuse", shape=(1, 5, 8, 8)), norm("act")).shift == "bias"
+
+
+def test_a_norm_per_channel_of_another_axis_changes_nothing():
+    moved = op("moved", "permute", "fuse", shape=(1, 8, 8, 5), order=[0, 2, 3, 1])
+    assert only(FUSE, moved, norm("moved")).shift == "bias"
+
+
+def test_a_layer_without_a_bias_has_no_place_for_the_shift():
+    site = only(layer("fuse", "cat", padded=True))
+    assert (site.shift, site.exact_border) == (None, True)
 
 
 WAYS = {  # kind and attributes between the concat and the layer: exact border, shift

@@ -41,9 +41,10 @@ def plan(**facts) -> Plan:
         groups=1,
         kind="resampled",
         exact_border=True,
-        shift="running_mean",
+        shift=None,
         branches=(branch(0, 0.5), branch(8, 2.0, resampling=None, factor=(1.0, 1.0))),
         strategy="rescale",
+        tau=1.0,
     )
     return Plan(
         strategy="auto",

@@ -25,7 +25,6 @@ __all__ = ["plan_report", "scan_report", "verification_json", "verification_repo
 
 _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal, and changed tensors; JSON has them all
-_SHIFT = {"bias": "means taken out in its bias", "running_mean": "means taken out in the norm behind it"}
 
 
 def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
@@ -56,7 +55,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     for site in plan.sites:
         before, after = [branch.std for branch in site.branches], _after(plan, site)
         yield from _site_header(site)
-        yield _indented(_strategy(plan, site))
+        yield _indented(_strategy(site))
         yield _branch_table(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
         yield _ratio(f"{_quotient(before)} before, {_quotient(after)} after")
         yield Text()
@@ -174,19 +173,18 @@ def _refusals(refusals: Sequence[Refusal]) -> Iterator[ConsoleRenderable]:
     yield Text()
 
 
-def _strategy(plan: Plan, site: PlannedSite) -> str:
-    shift = ""
+def _strategy(site: PlannedSite) -> str:
+    means = ""
     if site.changes_function:
-        shift = f"; {_SHIFT[site.shift]}" if site.shift else "; scale only, the means have nowhere to go"
-        shift += ", norm of the weight kept" if plan.keep_norm else ""
-    return f"{site.strategy}: {MEANING[site.strategy]}{shift}"
+        means = "; means taken out in its bias" if site.shift else "; the means stay"
+    return f"{site.strategy}: {MEANING[site.strategy]}{means}"
 
 
 def _after(plan: Plan, site: PlannedSite) -> list[float]:
     """The scale of each branch as the fusion weights, or the optimizer, see it from now on."""
     sigmas = [branch.std for branch in site.branches]
     if site.strategy == "preserve":
-        return [1.0] * len(sigmas)
+        return [site.tau] * len(sigmas)
     if site.strategy == "migrate":
         return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
     factors = plan.scaled_inputs(site)

@@ -8,8 +8,7 @@ rescale    /
 redrawn    fusion layers drawn anew, not equalized
 reinit     fusion layers drawn anew, the same draw, and equalized
 
-The name of an equalized arm may have endings: +keep-norm (the weights keep their norm: what is left is no larger or
-smaller effective learning rate), +explicit or +folded (what the optimizer sees, see `equalize.plan.attach`).
+The name of an equalized arm may end in +explicit or +folded: what the optimizer sees, see `equalize.plan.attach`.
 
 BatchNorms that never saw data are estimated in every arm, the baseline too: after a tenth of the training much of
 their first value is still there, and it must not be mistaken for equalization.
@@ -46,7 +45,6 @@ class Arm:
     """The strategy of the equalization; None for no equalization."""
     redrawn: bool = False
     """Whether the fusion layers are drawn anew without being equalized."""
-    keep_norm: bool = False
     train_as: TrainAs | None = None
     """What the optimizer sees; None leaves the choice to `finetune`."""
 
@@ -56,13 +54,11 @@ ARMS = (
     Arm(name="redrawn", redrawn=True),
     *(
         Arm(
-            name="+".join(filter(None, (strategy, keep_norm, train_as))),
+            name="+".join(filter(None, (strategy, train_as))),
             strategy=strategy,
-            keep_norm=bool(keep_norm),
             train_as=train_as,
         )
         for strategy in get_args(Strategy)
-        for keep_norm in (None, "keep-norm")
         for train_as in (None, *get_args(TrainAs))
     ),
 )
@@ -79,8 +75,11 @@ def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
 
 
 def read_arm(text: str) -> Arm:
-    """Such as `rescale+keep-norm+explicit`; endings in any order."""
+    """Such as `rescale+explicit`."""
     words = sorted(text.strip().split("+"))
+    if "keep-norm" in words:
+        remedy = "leave it away: equalizing at --scale step, as the arms do, keeps the size of a layer's steps"
+        raise InputError("--arms", "+keep-norm was removed", got=repr(text), remedy=remedy)
     for arm in ARMS:
         if sorted(arm.name.split("+")) == words:
             return arm
@@ -89,7 +88,7 @@ def read_arm(text: str) -> Arm:
         "has an arm that is unknown",
         got=repr(text),
         expected=f"some of none, redrawn, {', '.join(get_args(Strategy))}",
-        remedy="+keep-norm and either +explicit or +folded may follow the last five",
+        remedy="+explicit or +folded may follow the last five",
     )
 
 
@@ -128,7 +127,6 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         images,
         arm.strategy or "preserve",
         seed,
-        keep_norm=arm.keep_norm,
         newly_initialized=checkpoint.newly_initialized,
         found=found,
     )
@@ -155,7 +153,7 @@ def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any
     for site in plan.sites:
         sigmas = [branch.std for branch in site.branches]
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
-        explicit = train_as == "explicit" or (train_as is None and site.strategy == "preserve")
+        explicit = train_as != "folded"
         if arm.strategy and (explicit or site.changes_function):  # otherwise the plan is not in effect
             seen = [1.0] * len(sigmas)
         ratios = {"ratio": max(sigmas) / min(sigmas), "ratio_after": max(seen) / min(seen)}

@@ -15,7 +15,7 @@ from equalize.errors import DataError, InputError
 from equalize.messages import Notify, ignore
 
 _OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
-_SET_BY_RUN = {"lr", "seed", "calibrate", "keep_norm"}
+_SET_BY_RUN = {"lr", "seed", "calibrate"}
 _MAY_CHANGE = {"workers", "report_to"}
 _MAY_GROW = ("arms", "lrs", "seeds")
 
@@ -111,7 +111,6 @@ class Setup:
             lr=run.rate,
             seed=run.seed,
             calibrate=run.arm.strategy,
-            keep_norm=run.arm.keep_norm,
             train_as=run.arm.train_as or self.config.train_as,
         )
 

@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import type_validator
 from equalize.commands.evaluate import EvalConfig
 from equalize.commands.images import CalibrationConfig
 from equalize.errors import InputError
-from equalize.plan.plan import Strategy
+from equalize.plan.plan import ScaleTo, Strategy
 
 TrainAs = Literal["explicit", "folded"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -67,8 +67,8 @@ class TrainConfig:
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     crop: tuple[int, int] | None = None
     """(H, W) that training sees; `size`, the checkpoint's, else 512 x 512, if None."""
-    scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random resize."""
+    random_resize: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor."""
     cat_max_ratio: float = 0.75
     """Crops in which one class has a larger share are drawn again."""
     flip: float = 0.5
@@ -92,12 +92,12 @@ class TrainConfig:
     """Stop after that many evaluations without a better mIoU."""
     calibrate: Strategy | None = None
     """Equalize first, on the training split, with this strategy."""
-    keep_norm: bool = False
-    """Of that calibration."""
+    scale: ScaleTo | None = None
+    """What that calibration equalizes to; "step" if None."""
     samples: int = 256
     """Images of that calibration."""
     train_as: TrainAs | None = None
-    """Whether the optimizer sees the equalized weights V or the plain ones; None: V where the plan is `preserve`."""
+    """Whether the optimizer sees the equalized weights V or the plain ones; None: V wherever a plan is in effect."""
     seed: int = 0
     workers: int = 0
     device: str = "auto"
@@ -120,8 +120,12 @@ class TrainConfig:
         weights = self.class_weights
         if weights is not None and not (all(0 <= each < math.inf for each in weights) and any(weights)):
             raise InputError("--class-weights", "are no weights", got=weights, expected="0 or more, not all 0")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
+        low, high = self.random_resize
+        if not 0 < low <= high < math.inf:
+            what, expected = "is no range", "smallest and largest factor"
+            raise InputError("--random-resize", what, got=self.random_resize, expected=expected)
+        if self.scale is not None and self.calibrate is None:
+            raise InputError("--scale", "needs --calibrate", remedy="a plan that is there already has its own")
 
     @property
     def peak_lr(self) -> float:
@@ -200,6 +204,12 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+_REMOVED = {
+    "keep_norm": "remove it: scale: step, the default of --calibrate, keeps the size of a layer's steps (--scale)",
+    "scale": "call it random_resize; scale is step or paper, see --scale",
+}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -208,6 +218,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
     content = {key.replace("-", "_"): value for key, value in content.items()}
+    for key, remedy in _REMOVED.items():
+        if key in content and (key != "scale" or isinstance(content[key], list)):
+            raise InputError(path, f"has {key} as earlier versions did", remedy=remedy)
     types = get_type_hints(TrainConfig)
     if unknown := sorted(content.keys() - types.keys()):
         what, expected = f"has unknown keys: {', '.join(unknown)}", f"some of {', '.join(sorted(types))}"

@@ -26,7 +26,7 @@ from equalize.distributed import fail_together, from_main, gather, is_main, join
 from equalize.errors import InputError, ResourceError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.plan.apply import apply
-from equalize.plan.attach import attach
+from equalize.plan.attach import attach, demand_trainable
 from equalize.plan.plan import Plan
 
 _ANY_VALUE_RESUMES = {"workers", "device", "report_to"}
@@ -152,6 +152,8 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
         raise InputError(
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )
+    if task.checkpoint.plan_json is not None and not will_have_plan and config.train_as != "folded":
+        demand_trainable(Plan.from_json(task.checkpoint.plan_json, task.name.source))
     check_trackers(config.report_to)
     ModelWithLoss(task.checkpoint, TrainConfig())
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
@@ -189,7 +191,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 dataset.root,
                 run.path,
                 strategy=config.calibrate,
-                keep_norm=config.keep_norm,
+                scale=config.scale or "step",
                 config=config.calibration(dataset.split),
                 dry_run=True,
                 notify=notify,
@@ -211,13 +213,12 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
-    """Attaches V where `train_as` says so, by default at the sites where V is the only effect (`preserve`)."""
+    """Attaches V unless `train_as` says otherwise: behind folded weights the gradients of weak branches stay weak."""
     if plan is None or not plan.sites:
         return None
-    sites = tuple(site for site in plan.sites if train_as == "explicit" or site.strategy == "preserve")
-    if train_as == "folded" or not sites:
+    if train_as == "folded":
         notify("folded equalization: the optimizer sees the weights as they are stored")
         return "folded"
-    attach(replace(plan, sites=sites), checkpoint.model)
-    notify(f"explicit equalization: the optimizer sees V of {len(sites)} fusion layers")
+    attach(plan, checkpoint.model)
+    notify(f"explicit equalization: the optimizer sees V of {len(plan.sites)} fusion layers")
     return "explicit"

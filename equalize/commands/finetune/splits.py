@@ -119,7 +119,7 @@ def training_pairs(task: Task) -> TrainingPairs:
         crop=config.crop or working_size(checkpoint, config.size),
         base=config.size or checkpoint.preprocess.size,
         ignore_index=config.ignore_index,
-        scale=config.scale,
+        scale=config.random_resize,
         cat_max_ratio=config.cat_max_ratio,
         flip=config.flip,
         photometric=config.photometric,
