@@ -39,7 +39,7 @@ def test_an_example_gives_what_the_page_says(script):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     printed, tolerance = BLOCKS[script]
