@@ -1,8 +1,8 @@
 """Regularization or not? The test loss at equal training loss: labels of the skip, of both, of the deep branch.
 
 Eight training images, so that the network can learn them by heart; the skip's sigma is a twentieth of the deep
-branch's. A regularizer would lower the test loss at equal training loss wherever the labels come from. Two rates, as the
-path might depend on it.
+branch's. A regularizer would lower the test loss at equal training loss wherever the labels come from. Two rates, as
+the path might depend on it.
 """
 
 import torch
@@ -40,6 +40,6 @@ for rate, skip_share, where in CASES:
         none, explicit = (torch.tensor([each[level] for each in found[arm]]).mean(0).tolist() for arm in found)
         rows.append([where, rate, level, none[0], explicit[0], f"{none[1]:.0f} / {explicit[1]:.0f}"])
         differences[where, rate, level] = explicit[0] - none[0]
-header = ["labels come from", "rate", "training loss", "test loss, none", "test loss, explicit", "steps, none / explicit"]
+header = ["labels come from", "rate", "training loss", "test loss, none", "explicit", "steps, none / explicit"]
 print_table(header, rows)
 print_key(differences["skip (weak)", 2e-3, 0.7])

@@ -3,7 +3,7 @@
 import torch
 from common import Problem, loss, prepared, print_key, print_table, steps
 
-RATES, SEEDS, STEPS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (0, 1), 150
+RATES, SEEDS, STEPS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (0, 1), 150
 
 
 def final(arm: str, rate: float, seed: int) -> float:

@@ -7,7 +7,7 @@ import equalize
 
 SUBSETS, RUNS = 100, 4
 
-problem = Problem.make(0, images=256, contrast=0.3)
+problem = Problem.make(0, images=256, channels=8, contrast=0.3)
 skip, deep, _ = problem.train
 model = prepared(problem, "none", 0)
 sites = equalize.scan(model, (skip[:2], deep[:2])).sites
