@@ -72,11 +72,13 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
 
 def test_flags_win_over_the_configuration_and_it_is_saved_resolved(run_cli, segformer_dir, five_classes, tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text("lr: 1e-3\nepochs: 7\nsize: [48, 64]\nbatch_size: 4\nfreeze-backbone: true\nscale: [1, 1.5]\n")
+    config.write_text(
+        "lr: 1e-3\nepochs: 7\nsize: [48, 64]\nbatch_size: 4\nfreeze-backbone: true\nrandom-resize: [1, 1.5]\n"
+    )
     ran = run_cli(
         *("finetune", segformer_dir, "--data", five_classes, "-o", tmp_path / "out", "--config", config),
         *("--max-steps", "1", "--batch-size", "2", "--no-freeze-backbone", "--device", "cpu", "--calibrate"),
-        *("--strategy", "preserve", "--samples", "4", "--class-weights", "1,1,1,1,2"),
+        *("--strategy", "preserve", "--scale", "paper", "--samples", "4", "--class-weights", "1,1,1,1,2"),
     )
     assert ran.code == 0, ran.err
     assert "explicit equalization" in ran.out
@@ -87,7 +89,8 @@ def test_flags_win_over_the_configuration_and_it_is_saved_resolved(run_cli, segf
         "batch_size": 2,
         "freeze_backbone": False,
         "size": [48, 64],
-        "scale": [1.0, 1.5],
+        "random_resize": [1.0, 1.5],
+        "scale": "paper",
         "weight_decay": 0.01,
         "calibrate": "preserve",
         "class_weights": [1, 1, 1, 1, 2],
@@ -110,8 +113,11 @@ def test_flags_win_over_the_configuration_and_it_is_saved_resolved(run_cli, segf
         (("--class-weights", "0,0,0,0,0"), "--class-weights: are no weights"),
         (("--precision", "fp16"), "--precision: fp16 cannot be trained on a CPU"),
         (("--strategy", "auto"), "--strategy: needs --calibrate"),
-        (("--scale", "a,b"), "--scale: is no list of numbers"),
-        (("--scale", "2,1"), "--scale: is no range"),
+        (("--random-resize", "a,b"), "--random-resize: is no list of numbers"),
+        (("--random-resize", "2,1"), "--random-resize: is no range"),
+        (("--scale", "0.5,2"), "--scale: is step or paper, got '0.5,2'; the range of the random resize is --random-"),
+        (("--scale", "paper"), "--scale: needs --calibrate"),
+        (("--calibrate", "--keep-norm"), "--keep-norm: was removed: --scale step"),
         (("--warmup", "3"), "--warmup: is no share"),
         (("--size", "7"), "--size: is too small"),
         (("--train-as", "explicit"), "--train-as: there is no equalization to train through"),
@@ -139,6 +145,9 @@ def test_refusals_are_one_line_and_leave_nothing(run_cli, segformer_dir, five_cl
         ("batch_size: true", "batch_size: has a value of another kind"),
         ("optimizer: adam", "optimizer: has a value of another kind"),
         ("size: [48, 64, 3]", "size: has a value of another kind"),
+        ("keep-norm: true", "has keep_norm as earlier versions did; remove it: scale: step"),
+        ("scale: [0.5, 2]", "has scale as earlier versions did; call it random_resize"),
+        ("scale: rms", "scale: has a value of another kind"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path, text, message):

@@ -154,7 +154,7 @@ def test_a_drawn_decoder_is_equalized_as_drawn(segformer_encoder_dir, photos, tm
     written = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out").state_dict()[site.weight]
     for branch in site.branches:
         part = slice(branch.start, branch.stop)
-        torch.testing.assert_close(written[:, part] * branch.std, drawn[:, part], rtol=1e-5, atol=0)
+        torch.testing.assert_close(written[:, part] * branch.std / site.tau, drawn[:, part], rtol=1e-5, atol=0)
     verify_checkpoint(tmp_path / "out", ModelName(source=str(segformer_encoder_dir)))
 
 

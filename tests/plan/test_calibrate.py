@@ -208,6 +208,16 @@ def test_norms_that_were_converted_without_their_counter_keep_their_statistics()
     assert "lateral.1.running_mean" not in changed
 
 
+def test_an_instance_norm_that_tracks_is_estimated_behind_rewritten_weights():
+    model, data = network(), batches()
+    model.last[1] = nn.InstanceNorm2d(5, track_running_stats=True)
+    plan = calibrate(model, data, "rescale")
+    assert {"last.1.running_mean", "last.1.running_var"} <= set(plan.changed)
+    u = entering(model, model.last[1], data)
+    torch.testing.assert_close(model.last[1].running_mean.double(), u.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.last[1].running_var.double(), u.var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
+
+
 class Refined(Pyramid):
     """A second BatchNorm between the first fusion layer and the last."""
 

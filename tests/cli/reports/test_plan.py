@@ -40,7 +40,7 @@ MEASURED = with_moments(
 
 
 def planned_site(strategy):
-    return PlannedSite(**values_of(MEASURED, MeasuredSite), strategy=strategy)
+    return PlannedSite(**values_of(MEASURED, MeasuredSite), strategy=strategy, tau=1.0)
 
 
 CHECK = Check(max_abs_change=3e-6, interior=1e-7, border=2e-7)

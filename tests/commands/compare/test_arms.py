@@ -16,10 +16,7 @@ from tests.support.compared_nets import named
         ("redrawn", Arm(name="redrawn", redrawn=True)),
         (" migrate ", Arm(name="migrate", strategy="migrate")),
         ("preserve+folded", Arm(name="preserve+folded", strategy="preserve", train_as="folded")),
-        (
-            "rescale+explicit+keep-norm",
-            Arm(name="rescale+keep-norm+explicit", strategy="rescale", keep_norm=True, train_as="explicit"),
-        ),
+        ("explicit+rescale", Arm(name="rescale+explicit", strategy="rescale", train_as="explicit")),
     ],
 )
 def test_names_of_arms(text, expected):
@@ -34,8 +31,7 @@ def test_every_arm_is_read_by_its_name():
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "nothing", "rescale+", "rescale+fast", "none+keep-norm", "redrawn+explicit"),
-        *("rescale+explicit+folded", "rescale+keep-norm+keep-norm", "keep-norm"),
+        *("", "nothing", "rescale+", "rescale+fast", "redrawn+explicit", "rescale+explicit+folded"),
     ],
 )
 def test_what_is_no_arm(text):
@@ -43,23 +39,27 @@ def test_what_is_no_arm(text):
         read_arm(text)
 
 
-@pytest.mark.parametrize(
-    "texts", [["none"], ["none", "none"], ["rescale+explicit+keep-norm", "rescale+keep-norm+explicit"]]
-)
+@pytest.mark.parametrize("text", ["rescale+keep-norm", "rescale+explicit+keep-norm", "none+keep-norm"])
+def test_keep_norm_is_answered_by_what_replaces_it(text):
+    with pytest.raises(InputError, match=r"^--arms: \+keep-norm was removed, got .*--scale step"):
+        read_arm(text)
+
+
+@pytest.mark.parametrize("texts", [["none"], ["none", "none"], ["rescale+explicit", "explicit+rescale"]])
 def test_two_different_arms_are_needed(texts):
     with pytest.raises(InputError, match="no two different arms"):
         read_arms(texts)
 
 
 def test_redrawing_is_not_mistaken_for_equalizing():
-    arms = read_arms(["reinit", "none", "redrawn", "rescale", "reinit+keep-norm"])
+    arms = read_arms(["reinit", "none", "redrawn", "rescale", "reinit+folded"])
     assert baselines(arms) == [
         ("reinit", "none"),
         ("redrawn", "none"),
         ("rescale", "none"),
-        ("reinit+keep-norm", "none"),
+        ("reinit+folded", "none"),
         ("reinit", "redrawn"),
-        ("reinit+keep-norm", "redrawn"),
+        ("reinit+folded", "redrawn"),
     ]
 
 
@@ -84,7 +84,8 @@ def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
     prepare_arm(plain, images, read_arm("redrawn"), 5)
     plan = prepare_arm(equalized, images, read_arm("reinit"), 5)
     assert not torch.allclose(plain.model.fuse.weight, before)
-    sigmas = torch.tensor([branch.std for branch in plan.sites[0].branches]).repeat_interleave(8)
+    (site,) = plan.sites
+    sigmas = torch.tensor([branch.std / site.tau for branch in site.branches]).repeat_interleave(8)
     torch.testing.assert_close(equalized.model.fuse.weight * sigmas[None, :, None, None], plain.model.fuse.weight)
 
 
@@ -137,7 +138,7 @@ def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(net
     assert {key.rpartition(".")[0] for key in changed["redrawn"]} == (behind if trained else {*behind, "stem.1"})
 
 
-@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+keep-norm"])
+@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+folded"])
 def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets, scenes, arm):
     checkpoint, images = loaded(nets, scenes)
     plan = prepare_arm(checkpoint, images, read_arm(arm), 1)

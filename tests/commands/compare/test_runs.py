@@ -53,7 +53,7 @@ class Compared:
 
 STEPS = 16
 LONGER = replace(QUICK, max_steps=STEPS, lr=0.03, seed=0)
-ONE_CLASS = "rescale+keep-norm"
+ONE_CLASS = "rescale+folded"
 RUNS = 9
 """One for each seed of the three arms."""
 
@@ -228,4 +228,4 @@ def test_epochs_are_counted_as_finetune_counts_them(nets, scenes, tmp_path):
 
 
 def test_names_of_runs():
-    assert Run(arm=read_arm("rescale+keep-norm"), rate=3e-4, seed=2).name == "rescale+keep-norm_lr0.0003_seed2"
+    assert Run(arm=read_arm("rescale+folded"), rate=3e-4, seed=2).name == "rescale+folded_lr0.0003_seed2"

@@ -1,6 +1,7 @@
 """Each family, with and without equalization, for other classes; what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.finetune import finetune
 from equalize.errors import CheckpointError, DataError, InputError, OutputError, ResourceError
+from equalize.plan.plan import Plan
 from tests.support.scenes import write_scenes
 from tests.support.tolerance import TIE
 from tests.support.training import QUICK, falls, metrics, named, same, trained_weights
@@ -147,6 +149,33 @@ def measure_and_rescale(task):
     from equalize import calibrate
 
     return calibrate(task.checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
+
+
+@pytest.mark.parametrize("strategy", ["migrate", "rescale", "auto"])
+def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes, tmp_path, strategy):
+    said = []
+    config = replace(QUICK, max_steps=1, calibrate=strategy, scale="paper")
+    done = finetune(custom, five_classes, tmp_path / "out", config, notify=said.append)
+    assert done.train_as == "explicit"
+    assert any(line.startswith("explicit equalization: the optimizer sees V of") for line in said)
+    plan = Plan.read(tmp_path / "out")
+    assert plan.scale == "paper"
+    assert {site.tau for site in plan.sites if site.strategy != "migrate"} <= {1.0}
+
+
+def test_a_plan_that_kept_norms_trains_folded_alone(equal, five_classes, tmp_path):
+    old = shutil.copytree(equal.source, tmp_path / "old")
+    content = json.loads((old / "equalize.json").read_text())
+    del content["scale"]
+    for site in content["sites"]:
+        del site["tau"]
+    (old / "equalize.json").write_text(json.dumps(content | {"keep_norm": True}))
+    config = replace(QUICK, max_steps=1)
+    with pytest.raises(InputError, match="keep_norm: stands in the plan"):
+        finetune(replace(equal, source=str(old)), five_classes, tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+    folded = replace(config, train_as="folded")
+    assert finetune(replace(equal, source=str(old)), five_classes, tmp_path / "out", folded).train_as == "folded"
 
 
 def test_prepare_gives_the_plan(custom, five_classes, tmp_path):

@@ -33,7 +33,7 @@ def kill_at(pairs: int):
     return progress
 
 
-STEADY = replace(QUICK, max_steps=7, log_every=1, eval_every=3, scale=(0.7, 1.4), flip=0.5, photometric=True)
+STEADY = replace(QUICK, max_steps=7, log_every=1, eval_every=3, random_resize=(0.7, 1.4), flip=0.5, photometric=True)
 
 
 def newest(out: Path) -> dict:

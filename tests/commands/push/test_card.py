@@ -73,7 +73,8 @@ def test_the_text_holds_what_was_measured(out):
     assert "| 0-7 | `head.proj.0` | bilinear 2x | 0.25 | 0.5 | ± 12.5 % |" in text
     assert "| 8-15 | `head.proj.8` | none | 0.25 | 2 | ± 12.5 % |" in text
     assert "4 times the smallest" in text
-    assert "`rescale`: " in text
+    assert "`rescale`: fusion weights times tau/sigma of each branch: they act on branches of one scale; tau 1." in text
+    assert "Strategy: `auto`, to the root mean square of each layer's sigmas" in text
     assert "2.5e-06" in text
     assert "- `encoder.fuse`: already \\| normalized" in text
     assert "with scale equalization embedded in its fusion layers, by `equalize` 0.1.0. Paper: [Scale" in text
