@@ -12,6 +12,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
+from torch import Tensor
+
 from equalize.distributed import gather, rank_and_number
 from equalize.moments.watch import Batch, images_in, inputs_of
 
@@ -26,12 +28,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some of the images: index, the network's inputs, the images' names in order, and unreadable ones."""
+    """Some of the images.
+
+    Attributes:
+        index: of the block. first: of its first image in the pass.
+        batches: the network's inputs.
+        names: of the images, in order. skipped: those that could not be read.
+        labels: for each batch, (N, H, W) of any integer type, see `covariance.CLASSES`; empty if there are none.
+    """
 
     index: int
     batches: tuple[Batch, ...]
+    first: int = 0
     names: Sequence[str] = ()
     skipped: tuple[Skip, ...] = ()
+    labels: tuple[Tensor, ...] = ()
 
 
 class Blocks(ABC):
@@ -79,7 +90,7 @@ class _Batches(Blocks):
         for index, batch in enumerate(self._batches):
             until = done + images_in(batch)
             known = [self._names[image] if image < len(self._names) else str(image) for image in range(done, until)]
-            yield Block(index=index, batches=(batch,), names=known)
+            yield Block(index=index, batches=(batch,), first=done, names=known)
             done = until
 
 

@@ -5,9 +5,9 @@ most of a decoder's arithmetic. The moments of a branch are taken the moment it 
 branch that was interpolated is not even made (see `interpolated.py`). What is left is optimized (see `fx_passes.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from equalize.graph.export import export
 from equalize.moments.fx_passes import memory_of, name_of, optimize_graph, sweep, without_mutations, written
 from equalize.moments.interpolated import Interpolation, interpolated_moments
 from equalize.moments.moments import ImageMoments, per_image
+from equalize.moments.sampling import Samples, sample, sample_interpolated
 from equalize.moments.watch import named_tensors
 from equalize.sites.sites import Site
 
@@ -29,11 +30,22 @@ _INTERPOLATIONS = {
 }
 
 
+class Seen(NamedTuple):
+    """What one batch says of a layer's input: moments of its branches; samples of runs of its channels, in order."""
+
+    moments: list[ImageMoments]
+    samples: list[Samples]
+
+
 class CutGraph:
     """The part of a network that its branches depend on; shares the network's parameters."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], example: tuple[Tensor, ...], *, samples: bool = False
+    ) -> None:
         """Cuts `model`, in eval mode, for inputs like `example`, (N, C, H, W) each: one image, or any other number.
+
+        With `samples` it reads values at sampled positions as well.
 
         Raises:
             ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
@@ -46,16 +58,25 @@ class CutGraph:
         if not (single or _takes_any_batch(program)):
             raise ValueError("the network takes batches of one size only")
         self._lifted = _lifted(program, model)
-        graph, self._ends = _cut(program, sites)
+        graph, self._ends = _cut(program, sites, samples=samples)
         self._takes_any_strides = optimize_graph(graph)
         self._interpreter = fx.Interpreter(program.graph_module, graph=graph)  # frees a tensor once nothing needs it
 
-    def __call__(self, *inputs: Tensor) -> dict[str, list[ImageMoments]]:
-        """The moments of each branch of each layer, for one batch of inputs such as (N, C, H, W)."""
+    def __call__(self, inputs: Sequence[Tensor], fractions_NP: Tensor | None = None) -> dict[str, Seen]:
+        """What each layer's input is, for one batch of inputs such as (N, C, H, W).
+
+        Args:
+            inputs: the network's.
+            fractions_NP: where to sample, see `sampling.draw_fractions`; if, and only if, it was cut for samples.
+        """
         if self._takes_any_strides:
-            inputs = tuple(_channels_last(tensor) for tensor in inputs)
-        moments = self._interpreter.run(*self._lifted, *inputs, enable_io_processing=False)
-        return {layer: [moments[index] for index in indices] for layer, indices in self._ends.items()}
+            inputs = [_channels_last(tensor) for tensor in inputs]
+        extra = () if fractions_NP is None else (fractions_NP,)
+        found = self._interpreter.run(*self._lifted, *inputs, *extra, enable_io_processing=False)
+        return {
+            layer: Seen([found[index] for index in ends], [found[index] for index in samples])
+            for layer, (ends, samples) in self._ends.items()
+        }
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -80,8 +101,14 @@ def _lifted(program: ExportedProgram, model: nn.Module) -> list[Tensor]:
     return [tensors[target] if target in tensors else constants[target] for target in targets]
 
 
-def _cut(program: ExportedProgram, sites: Sequence[Site]) -> tuple[fx.Graph, dict[str, list[int]]]:
-    """A copy of the program's graph that ends in the moments of the sites' branches."""
+def _cut(
+    program: ExportedProgram, sites: Sequence[Site], *, samples: bool
+) -> tuple[fx.Graph, dict[str, tuple[list[int], list[int]]]]:
+    """A copy of the program's graph that ends in the moments of the sites' branches, and in their samples.
+
+    Returns:
+        By layer, which of its results are moments and which are samples; these read one more placeholder, the last.
+    """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(program.graph, copied)
@@ -90,49 +117,68 @@ def _cut(program: ExportedProgram, sites: Sequence[Site]) -> tuple[fx.Graph, dic
             graph.erase_node(node)
     without_mutations(graph)
     keys = program.graph_signature.inputs_to_parameters
-    placeholders = {keys[node.name]: node for node in graph.nodes if node.op == "placeholder" and node.name in keys}
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    placeholders = {keys[node.name]: node for node in inputs if node.name in keys}
     changing = written(graph)
-    moments: list[fx.Node] = []
-    ends: dict[str, list[int]] = {}
+    with graph.inserting_after(inputs[-1]):
+        fractions = (graph.placeholder("fractions"),) if samples else ()
+    results: list[fx.Node] = []
+    ends: dict[str, tuple[list[int], list[int]]] = {}
     for site in sites:
         if site.weight not in placeholders:
             raise ValueError(f"{site.weight} is not called in the graph itself")
         readers = [user for user in placeholders[site.weight].users if user.args[1:2] == (placeholders[site.weight],)]
         if len(readers) != 1:
             raise ValueError(f"{site.weight} is not read once")
-        ends[site.layer] = []
-        for take, source in _branches(readers[0], site, changing):
-            if memory_of(source) in changing:  # later, where its moments are not taken
-                raise ValueError(f"what {site.weight} reads is written into")
-            with graph.inserting_after(source):
-                moments.append(graph.create_node("call_function", take, (source,), name=f"moments_{len(moments)}"))
-            ends[site.layer].append(len(moments) - 1)
-    graph.output(tuple(moments))
+        moments, read = _branches(readers[0], site, changing)
+        ends[site.layer] = [], []
+        for takes, arguments, places in zip(
+            (moments, read if samples else []), ((), fractions), ends[site.layer], strict=True
+        ):
+            for take, source in takes:
+                if memory_of(source) in changing:  # later, where its moments are not taken
+                    raise ValueError(f"what {site.weight} reads is written into")
+                with graph.inserting_after(source):
+                    name = f"result_{len(results)}"
+                    results.append(graph.create_node("call_function", take, (source, *arguments), name=name))
+                places.append(len(results) - 1)
+    graph.output(tuple(results))
     sweep(graph)
     return graph, ends
 
 
-def _branches(
-    reader: fx.Node, site: Site, changing: Set[fx.Node]
-) -> Iterator[tuple[Callable[[Tensor], ImageMoments], fx.Node]]:
-    """For each branch, the earliest node that tells its moments, and how; not before one of those that change."""
+_Takes = list[tuple[Callable[..., Any], fx.Node]]
+
+
+def _branches(reader: fx.Node, site: Site, changing: Set[fx.Node]) -> tuple[_Takes, _Takes]:
+    """The earliest nodes that tell the moments of each branch and the samples of all, and how.
+
+    Not before one of those that change.
+    """
     data = reader.args[0]
     if site.pads_itself and isinstance(data, fx.Node):
         data = data.args[0]
     assert isinstance(data, fx.Node)
     leaves = _leaves(data, changing)
     widths = [branch.stop - branch.start for branch in site.branches]
+    moments: _Takes = []
+    samples: _Takes = []
     if site.op != "linear" and leaves and [_shape(leaf)[1] for leaf in leaves] == widths:
         for leaf in leaves:
             interpolation = _interpolation(leaf)
             if interpolation is None or leaf in changing:
-                yield per_image, leaf
+                moments.append((per_image, leaf))
+                samples.append((sample, leaf))
             else:
-                yield partial(interpolated_moments, interpolation=interpolation), leaf.all_input_nodes[0]
-        return
+                source = leaf.all_input_nodes[0]
+                moments.append((partial(interpolated_moments, interpolation=interpolation), source))
+                samples.append((partial(sample_interpolated, interpolation=interpolation), source))
+        return moments, samples
     axis = -1 if site.op == "linear" else 1
     for branch in site.branches:
-        yield partial(_slice_moments, axis=axis, start=branch.start, width=branch.stop - branch.start), data
+        width = branch.stop - branch.start
+        moments.append((partial(_slice_moments, axis=axis, start=branch.start, width=width), data))
+    return moments, [(partial(_sample_all, axis=axis), data)]
 
 
 def _leaves(node: fx.Node, changing: Set[fx.Node]) -> list[fx.Node]:
@@ -153,6 +199,10 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
 
 def _slice_moments(u: Tensor, *, axis: int, start: int, width: int) -> ImageMoments:
     return per_image(u.narrow(axis, start, width))
+
+
+def _sample_all(u: Tensor, fractions_NP: Tensor, *, axis: int) -> Samples:
+    return sample(u.movedim(axis, 1), fractions_NP)
 
 
 def _interpolation(node: fx.Node) -> Interpolation | None:

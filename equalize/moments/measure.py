@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from equalize.errors import EqualizeError, NumericsError, SiteError
 from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, rounds
-from equalize.moments.cut_graph import CutGraph
+from equalize.moments.covariance import Collector, Rows, SplitStatistics, rows_of
+from equalize.moments.cut_graph import CutGraph, Seen
 from equalize.moments.moments import ImageMoments, Moments, by_image, per_image, pool
+from equalize.moments.sampling import draw_fractions, sample
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
 from equalize.sites.sites import Site
 
@@ -32,11 +34,13 @@ class Measurement:
         moments: by layer, of its branches in order.
         method: "cut graph", or "hooks" and why; "" where there was nothing to measure.
         shapes: of the first batch's tensors, (N, C, H, W) each.
+        statistics: by layer, of its input channels, if asked for and where rows of the input belong to images.
     """
 
     moments: dict[str, list[Moments]]
     method: str
     shapes: tuple[tuple[int, ...], ...]
+    statistics: Mapping[str, SplitStatistics] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -48,10 +52,12 @@ class _Rows(NamedTuple):
     """Moments of one batch: B branches of all sites, N images, S = mean and M2 in float64.
 
     `counts` says how many numbers an image has in each branch; `moments_BSN` (B, 2, N) is on the model's device.
+    `sampled` are rows of each layer's input channels, if asked for.
     """
 
     counts: list[int]
     moments_BSN: Tensor
+    sampled: Mapping[str, Rows | None]
 
 
 def measure(
@@ -90,8 +96,9 @@ def measure_branches(
     *,
     tolerance: float | None = None,
     names: Sequence[str] = (),
+    statistics: bool = False,
 ) -> Measurement:
-    """As `measure`, with the method and the shapes."""
+    """As `measure`, with the method and the shapes; and if asked for with the statistics of the input channels."""
     if not sites:
         return Measurement(moments={}, method="", shapes=())
     if any(parameter.is_meta for parameter in nn.Module.parameters(model)):
@@ -100,12 +107,16 @@ def measure_branches(
     rows: list[_Rows] = []
     shapes = blocks.shapes
     with eval_mode(model):
-        meter = _Meter(model, sites, blocks)
+        meter = _Meter(model, sites, blocks, statistics=statistics)
+        collector = Collector({site.layer: site.branches[-1].stop for site in sites if statistics}, meter.device)
         for part in rounds(blocks, decides=tolerance is not None):
             begun = [(block, meter.rows(block)) for block in part]  # without waiting for the accelerator
             if shapes is None and begun:
                 shapes = _shapes(begun[0][0].batches[0])
-            rows += itertools.chain.from_iterable(part.gather([_finite(each, sites, block) for block, each in begun]))
+            found = part.gather([_finite(each, sites, block) for block, each in begun])
+            for each in itertools.chain.from_iterable(found):
+                collector.add(each.sampled)
+                rows.append(each._replace(sampled={}))
             if tolerance is not None and _known(_by_branch(sites, rows), tolerance):
                 break
     branches = _by_branch(sites, rows)
@@ -113,7 +124,7 @@ def measure_branches(
         raise SiteError("batches", "hold no image", remedy="give at least one")
     moments = iter([pool(branch) for branch in branches])
     by_layer = {site.layer: [next(moments) for _ in site.branches] for site in sites}
-    return Measurement(moments=by_layer, method=meter.method, shapes=shapes or ())
+    return Measurement(moments=by_layer, method=meter.method, shapes=shapes or (), statistics=collector.results())
 
 
 class _Meter:
@@ -124,12 +135,14 @@ class _Meter:
 
     Attributes:
         method: "cut graph", or "hooks (the reason)".
+        device: of the model.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], blocks: Blocks) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[Site], blocks: Blocks, *, statistics: bool = False) -> None:
         self._model = model
         self._sites = sites
-        self._device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
+        self._statistics = statistics
+        self.device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
         self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph] = {}
         shapes = blocks.shapes
         if not shapes or not all(shapes) or blocks.pixels < _PAYS:
@@ -137,35 +150,49 @@ class _Meter:
             return
         self.method = "cut graph"
         try:
-            example = tuple(torch.zeros(shape, device=self._device) for shape in shapes)
-            self._cuts[_key(shapes)] = CutGraph(model, sites, example)
+            example = tuple(torch.zeros(shape, device=self.device) for shape in shapes)
+            self._cuts[_key(shapes)] = CutGraph(model, sites, example, samples=statistics)
         except (EqualizeError, ValueError) as error:  # made for one batch size only, a site inside a region of its own
             self.method = f"hooks (no cut graph: {' '.join(str(error).split())})"
 
     def rows(self, block: Block) -> list[_Rows]:
-        """The moments of a block's batches, without waiting for the device."""
-        return [self._rows(batch) for batch in block.batches if images_in(batch)]
+        """What a block's batches say, without waiting for the device."""
+        found: list[_Rows] = []
+        first = block.first
+        for batch, labels_NHW in itertools.zip_longest(block.batches, block.labels):
+            if images_in(batch):
+                found.append(self._rows(batch, labels_NHW, first))
+            first += images_in(batch)
+        return found
 
-    def _rows(self, batch: Batch) -> _Rows:
-        found = self._moments(batch)
+    def _rows(self, batch: Batch, labels_NHW: Tensor | None, first: int) -> _Rows:
         images = images_in(batch)
-        branches = [branch for site in self._sites for branch in found[site.layer]]
+        fractions_NP = draw_fractions(first, images) if self._statistics else None
+        seen = self._seen(batch, fractions_NP)
+        branches = [branch for site in self._sites for branch in seen[site.layer].moments]
+        sampled: dict[str, Rows | None] = {}
+        if fractions_NP is not None:
+            sampled = {layer: rows_of(each.samples, labels_NHW, first, fractions_NP) for layer, each in seen.items()}
         if any(len(branch.mean_N) % images for branch in branches):
             images = 1  # which rows belong to which image is not known
         branches = [by_image([branch], images) for branch in branches]
         moments_BSN = torch.stack([torch.stack([branch.mean_N, branch.m2_N]) for branch in branches])
-        return _Rows([branch.count for branch in branches], moments_BSN)
+        return _Rows([branch.count for branch in branches], moments_BSN, sampled)
 
-    def _moments(self, batch: Batch) -> dict[str, list[ImageMoments]]:
-        inputs = tuple(tensor.to(self._device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
+    def _seen(self, batch: Batch, fractions_NP: Tensor | None) -> dict[str, Seen]:
+        inputs = tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
+        fractions_NP = None if fractions_NP is None else fractions_NP.to(self.device)
         cut = self._cuts.get(_key(_shapes(inputs)))
-        return self._by_hooks(inputs) if cut is None else cut(*inputs)
+        return self._by_hooks(inputs, fractions_NP) if cut is None else cut(inputs, fractions_NP)
 
-    def _by_hooks(self, inputs: tuple[Tensor, ...]) -> dict[str, list[ImageMoments]]:
-        """Runs the network up to the last fusion layer; moments are taken of what enters each."""
-        observers = {site.weight: partial(_moments_of, site) for site in self._sites}
+    def _by_hooks(self, inputs: tuple[Tensor, ...], fractions_NP: Tensor | None) -> dict[str, Seen]:
+        """Runs the network up to the last fusion layer, and sees what enters each."""
+        observers = {site.weight: partial(_seen_in, site, fractions_NP) for site in self._sites}
         (observed,) = observe(self._model, observers, [inputs])
-        return {site.layer: observed.results[site.weight][-1] for site in self._sites}
+        calls = {site.layer: observed.results[site.weight] for site in self._sites}
+        return {
+            layer: Seen(each[-1].moments, each[-1].samples if len(each) == 1 else []) for layer, each in calls.items()
+        }
 
 
 def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
@@ -177,11 +204,12 @@ def _key(shapes: Sequence[tuple[int, ...]]) -> tuple[bool, tuple[tuple[int, ...]
     return shapes[0][:1] == (1,), tuple(shape[1:] for shape in shapes)
 
 
-def _moments_of(site: Site, call: Call) -> list[ImageMoments]:
+def _seen_in(site: Site, fractions_NP: Tensor | None, call: Call) -> Seen:
     u = channels_first(call.unpadded if site.pads_itself else call.data, site)
     if u.shape[1] != site.branches[-1].stop:
         raise SiteError(site.layer, "gets another input than when it was traced", got=list(call.data.shape))
-    return [per_image(u[:, branch.start : branch.stop]) for branch in site.branches]
+    moments = [per_image(u[:, branch.start : branch.stop]) for branch in site.branches]
+    return Seen(moments, [] if fractions_NP is None else [sample(u, fractions_NP)])
 
 
 def channels_first(data: Tensor, site: Site) -> Tensor:
@@ -192,10 +220,10 @@ def channels_first(data: Tensor, site: Site) -> Tensor:
 
 
 def _finite(rows: Sequence[_Rows], sites: Sequence[Site], block: Block) -> list[_Rows]:
-    """The moments of a block, on the CPU; a NumericsError names the first image and layer where one is not finite."""
+    """What a block says, on the CPU; a NumericsError names the first image and layer where one is not finite."""
     done: list[_Rows] = []
     before = 0
-    for counts, moments_BSN in rows:
+    for counts, moments_BSN, sampled in rows:
         moments_BSN = moments_BSN.cpu()
         bad_NB = ~moments_BSN.isfinite().all(1).T
         if bad_NB.any():
@@ -206,14 +234,15 @@ def _finite(rows: Sequence[_Rows], sites: Sequence[Site], block: Block) -> list[
             remedy = "check that image and the weights before this layer, or measure in float32"
             raise NumericsError(site.layer, what, got=f"image {name}", remedy=remedy)
         before += len(bad_NB)
-        done.append(_Rows(counts, moments_BSN))
+        on_cpu = {layer: each and each._replace(values_RC=each.values_RC.cpu()) for layer, each in sampled.items()}
+        done.append(_Rows(counts, moments_BSN, on_cpu))
     return done
 
 
 def _by_branch(sites: Sequence[Site], rows: Iterable[_Rows]) -> list[list[ImageMoments]]:
     """For every branch of every site the moments of all images, in batches."""
     found: list[list[ImageMoments]] = [[] for site in sites for _ in site.branches]
-    for counts, moments_BSN in rows:
+    for counts, moments_BSN, _ in rows:
         for branch, count, (mean_N, m2_N) in zip(found, counts, moments_BSN, strict=True):
             branch.append(ImageMoments(count=count, mean_N=mean_N, m2_N=m2_N))
     return found
