@@ -11,7 +11,7 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.commands.images import CalibrationConfig, Images
+from equalize.commands.images import NO_LABELS, CalibrationConfig, Images
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
@@ -45,21 +45,26 @@ def calibrate_checkpoint(
 
     Args:
         name, data, config: the model, the images, and the pass over them.
-        out: the directory to write; whole or absent afterwards, and absent if there is no site.
+        out: the directory to write; whole or absent afterwards.
         strategy, keep_norm: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
         overwrite: whether `out` may exist.
 
     Returns:
         The plan, its facts filled in: provenance and, in the main process, "check" and "output".
+
+    Raises:
+        InputError: no fusion layer can be equalized; not where `auto` leaves them alone.
     """
     config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
     if not dry_run and is_main():
         check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
     checkpoint = _load_original(name, notify)
-    images = Images(data, checkpoint, config, progress)
+    images = Images(data, checkpoint, config, progress, labels=strategy == "auto")
     notify(f"data: {images.dataset.describe()}")
+    if strategy == "auto" and not images.labeled:
+        notify(NO_LABELS)
     found = select_sites(checkpoint.model, images.shape, pattern)
     with precision_of(config.precision, device):
         plan = calibrate(
@@ -73,7 +78,11 @@ def calibrate_checkpoint(
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
     plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data)), checkpoint)
-    if dry_run or not plan.sites or not is_main():
+    if not plan.sites and not dry_run:
+        reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
+        what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
+        raise InputError(name.source, what, remedy="see equalize scan --all, and --sites")
+    if dry_run or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
 

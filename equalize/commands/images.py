@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import Batches, DataSet, open_data, sample
+from equalize.data import Batches, DataSet, open_data, sample, stored_rule
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
@@ -47,10 +47,14 @@ class CalibrationConfig:
     seed: int = 0
 
 
+NO_LABELS = "no masks: delta is of targets that lie in every branch alike, not of your labels"
+"""What is said where the indicator has no labels."""
+
+
 class Images(Blocks):
     """The images that are measured: iterable as often as needed, by one process or several.
 
-    `skipped` are those that could not be read in the pass that ran last.
+    `skipped` are those that could not be read in the pass that ran last; `labeled` says whether blocks have labels.
     """
 
     shared = True
@@ -61,11 +65,17 @@ class Images(Blocks):
         checkpoint: Checkpoint,
         config: CalibrationConfig,
         progress: Progress = ignore_progress,
+        *,
+        labels: bool = False,
     ) -> None:
+        """Opens the data; with `labels` the blocks have those of the images that have masks."""
         self.dataset: DataSet = open_data(data, split=config.split)
-        self.paths = sample(self.dataset.images, config.samples, config.seed)
+        pairs = sample(self.dataset.pairs_of_images, config.samples, config.seed)
         if config.tolerance is not None:  # neighboring images are alike: a run that stops early needs a random order
-            random.Random(config.seed).shuffle(self.paths)
+            random.Random(config.seed).shuffle(pairs)
+        self.paths = [image for image, _ in pairs]
+        self.labeled = labels and any(mask is not None for _, mask in pairs)
+        masks = [mask for _, mask in pairs] if self.labeled else []
         self.skipped: list[Skip] = []
         self._progress = progress
         size = config.size or checkpoint.preprocess.size
@@ -77,7 +87,13 @@ class Images(Blocks):
         self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
         self.shape = (2, 3, *sides)  # (N, C, H, W) that a network is traced with: the first image's size
         self.pixels = len(self.paths) * math.prod(sides)
-        self._batches = read(batch_size=self.batch_size, workers=workers, pinned=device.type == "cuda")
+        self._batches = read(
+            batch_size=self.batch_size,
+            workers=workers,
+            pinned=device.type == "cuda",
+            masks=masks,
+            rule=stored_rule(self.dataset),
+        )
 
     def number(self) -> int:
         """The number of blocks."""
@@ -92,9 +108,11 @@ class Images(Blocks):
                 self._progress(min(done * step, len(self.paths)), len(self.paths))  # the other processes are as far
                 yield Block(
                     index=group.index,
+                    first=group.index * self._batches.group_size,
                     batches=tuple(batch.images for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
                     skipped=group.skipped,
+                    labels=tuple(batch.labels for batch in group.batches if batch.labels is not None),
                 )
 
     def leave_out(self, skipped: Sequence[Skip]) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import ModelName
-from equalize.commands.images import CalibrationConfig, Images, input_shape
+from equalize.commands.images import NO_LABELS, CalibrationConfig, Images, input_shape
 from equalize.device import device_of, precision_of
 from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.moments.measure import measure_branches
-from equalize.moments.measured import with_moments
+from equalize.moments.measured import Expectation, with_moments
+from equalize.plan.indicator import expected_of_all, with_expectation
 from equalize.plan.plan import SCHEMA, site_json
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
@@ -35,6 +36,7 @@ class CheckpointScan:
         scan: its sites; their branches with moments if images were given.
         images: how many were measured; None without.
         measured_by: the method of measuring; None without images.
+        expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
     """
 
     source: str
@@ -44,9 +46,12 @@ class CheckpointScan:
     scan: Scan
     images: int | None = None
     measured_by: str | None = None
+    expect: Expectation | None = None
+    delta: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
+        expected = {} if self.expect is None else {"expect": self.expect, "delta": self.delta}
         return {
             "schema": SCHEMA,
             "source": self.source,
@@ -54,6 +59,7 @@ class CheckpointScan:
             "architecture": self.architecture,
             "input_shape": list(self.input_shape),
             "tracer": self.scan.tracer,
+            **expected,
             "sites": [site_json(site) for site in self.scan.sites],
             "refusals": [asdict(refusal) for refusal in self.scan.refusals],
         }
@@ -86,9 +92,11 @@ def scan_checkpoint(
     checkpoint = name.load(weights=data is not None)
     images = None
     if data is not None:
-        images = Images(data, checkpoint, config, progress)
+        images = Images(data, checkpoint, config, progress, labels=True)
         notify(f"preprocessing: {checkpoint.preprocess}")
         notify(f"data: {images.dataset.describe()}")
+        if not images.labeled:
+            notify(NO_LABELS)
         shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, config.size))
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
@@ -137,9 +145,14 @@ def _measure_sites(
     """The scan with the moments of every branch; how many images were measured, and how."""
     device = own_device(device_of(config.device))
     with precision_of(config.precision, device):
-        measured = measure_branches(model.to(device), found.sites, images, tolerance=config.tolerance)
-    sites = tuple(with_moments(site, measured.moments[site.layer]) for site in found.sites)
-    return replace(found, sites=sites), {"images": measured.images, "measured_by": measured.method or None}
+        measured = measure_branches(model.to(device), found.sites, images, tolerance=config.tolerance, statistics=True)
+    sites = tuple(
+        with_expectation(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer))
+        for site in found.sites
+    )
+    expect, delta = expected_of_all(sites)
+    facts = {"images": measured.images, "measured_by": measured.method or None, "expect": expect, "delta": delta}
+    return replace(found, sites=sites), facts
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:

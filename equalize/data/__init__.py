@@ -18,7 +18,7 @@ It depends on models through the `preprocess` that callers pass alone.
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.dataset import DataSet, open_data, require_masks, sample
 from equalize.data.images import Item, read_image
-from equalize.data.label_check import ReduceLabels, preflight
+from equalize.data.label_check import ReduceLabels, preflight, stored_rule
 from equalize.data.loader import Batches
 from equalize.data.masks import LabelRule, check_labels, read_mask
 
@@ -37,4 +37,5 @@ __all__ = [
     "read_mask",
     "require_masks",
     "sample",
+    "stored_rule",
 ]

@@ -3,10 +3,11 @@
 N images a batch, H x W pixels.
 """
 
+import contextlib
 import math
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from equalize.data.images import Item, read_image
+from equalize.data.masks import LabelRule, read_mask
 from equalize.errors import DataError, EqualizeError, ResourceError
 
 Size = tuple[int, int] | None
@@ -22,13 +24,17 @@ Size = tuple[int, int] | None
 Preprocessor = Callable[[Image.Image, Size], Tensor]
 """A checkpoint's preprocessing: (RGB image, size) -> (3, H, W) float32."""
 
-_Loaded = tuple[list[tuple[list[int], Tensor]], list[tuple[int, EqualizeError]]]
-"""A group as it comes from a worker, batches and failures: indices into `paths`, for cells need not travel back.
+_Stack = tuple[list[int], Tensor, Tensor | None]
+"""A batch as it comes from a worker: indices into `paths`, for cells need not travel back; images and labels."""
+
+_Loaded = tuple[list[_Stack], list[tuple[int, EqualizeError]]]
+"""A group as it comes from a worker, batches and failures.
 
 Our errors are returned as values: torch would carry only their message from a worker.
 """
 
 _BATCHES_A_GROUP = 4
+_LARGEST_LABEL = 2**15 - 1  # of what labels are kept in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +44,12 @@ class Batch:
     Attributes:
         images: (N, 3, H, W) float32.
         paths: files or cells of the N images.
+        labels: (N, H, W) int16, -1 where a pixel does not count; None unless there are `Batches.masks`.
     """
 
     images: Tensor
     paths: tuple[Item, ...]
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,9 @@ class Batches(Dataset[_Loaded]):
         workers: processes that read; with 0 this one does, between the batches.
         skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 the first bad file is an error.
         pinned: put batches into memory that a CUDA device copies from by itself.
+        masks: one for each path, None where it has none; brought to the size of its image, nearest. One that cannot be
+            read, or is of another size than its image, counts as none.
+        rule: how they are stored.
     """
 
     paths: Sequence[Item]
@@ -86,6 +97,8 @@ class Batches(Dataset[_Loaded]):
     workers: int = 0
     skip_bad: float = 0.0
     pinned: bool = False
+    masks: Sequence[Item | None] = ()
+    rule: LabelRule = field(default_factory=LabelRule)
 
     @property
     def group_size(self) -> int:
@@ -115,7 +128,10 @@ class Batches(Dataset[_Loaded]):
                 bad = tuple(self._skip(self.paths[index], error) for index, error in errors)
                 skipped += bad
                 self.check_skipped(skipped)
-                found = (Batch(images=images, paths=tuple(self.paths[i] for i in of)) for of, images in stacks)
+                found = (
+                    Batch(images=images, paths=tuple(self.paths[i] for i in of), labels=labels)
+                    for of, images, labels in stacks
+                )
                 yield Group(index=place, batches=tuple(found), skipped=bad)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
@@ -146,21 +162,38 @@ class Batches(Dataset[_Loaded]):
     def __getitem__(self, place: int) -> _Loaded:
         """A group, read in a worker."""
         start = place * self.group_size
-        stacks: list[tuple[list[int], Tensor]] = []
+        stacks: list[_Stack] = []
         errors: list[tuple[int, EqualizeError]] = []
-        waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        waiting: dict[torch.Size, list[tuple[int, Tensor, Tensor | None]]] = {}
         for index, path in enumerate(self.paths[start : start + self.group_size], start):
             try:
-                image_CHW = self.preprocess(read_image(path), self.size)
+                image = read_image(path)
+                image_CHW = self.preprocess(image, self.size)
             except EqualizeError as error:
                 errors.append((index, error))
                 continue
             queue = waiting.setdefault(image_CHW.shape, [])
-            queue.append((index, image_CHW))
+            labels_HW = self._labels(index, image, image_CHW.shape[1:]) if self.masks else None
+            queue.append((index, image_CHW, labels_HW))
             if len(queue) == self.batch_size:
                 stacks.append(_stack(waiting.pop(image_CHW.shape)))
         stacks.extend(map(_stack, waiting.values()))
         return stacks, errors
+
+    def _labels(self, index: int, image: Image.Image, sides: Sequence[int]) -> Tensor:
+        """The labels of an image at the size that it is preprocessed to, (H, W) int16."""
+        mask = self.masks[index]
+        stored_HW = torch.full((1, 1), -1)
+        if mask is not None:
+            with contextlib.suppress(DataError):
+                read_HW = read_mask(mask, self.rule)
+                if read_HW.shape == (image.height, image.width):
+                    stored_HW = read_HW.masked_fill(read_HW == self.rule.ignore_index, -1).clamp(-1, _LARGEST_LABEL)
+        y_H, x_W = (
+            (2 * torch.arange(side) + 1) * length // (2 * side)
+            for side, length in zip(sides, stored_HW.shape, strict=True)
+        )
+        return stored_HW[y_H.unsqueeze(1), x_W].short()
 
     def _load(self, places: range) -> "DataLoader[_Loaded]":
         """Reads these groups, in order; a worker's next one is read while the last one is computed with."""
@@ -185,8 +218,10 @@ class Batches(Dataset[_Loaded]):
         return str(path), str(error).removeprefix(f"{path}: ")
 
 
-def _stack(queue: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
-    return [index for index, _ in queue], torch.stack([image_CHW for _, image_CHW in queue])
+def _stack(queue: list[tuple[int, Tensor, Tensor | None]]) -> _Stack:
+    labels = [labels_HW for _, _, labels_HW in queue if labels_HW is not None]
+    images_NCHW = torch.stack([image_CHW for _, image_CHW, _ in queue])
+    return [index for index, _, _ in queue], images_NCHW, torch.stack(labels) if labels else None
 
 
 def _ignore_interrupts(worker: int) -> None:

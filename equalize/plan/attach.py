@@ -24,11 +24,11 @@ def attach(plan: Plan, model: nn.Module) -> None:
     """
     tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
     attached = {path for path, layer in nn.Module.named_modules(model) if parametrize.is_parametrized(layer)}
-    for site in plan.sites:
+    for site in plan.equalized:
         if site.weight.rpartition(".")[0] in attached:
             raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
         demand_weight(site, tensors)
-    for site in plan.sites:
+    for site in plan.equalized:
         path, _, name = site.weight.rpartition(".")
         layer = model.get_submodule(path)
         weight = layer.get_parameter(name)

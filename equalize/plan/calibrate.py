@@ -46,28 +46,50 @@ def calibrate(
         strategy, seed, keep_norm, newly_initialized, tolerance, names: see `make_plan` and `measure`.
         found: the sites to equalize; by default all resampled ones.
 
+    "auto" leaves a site alone where nothing is to be gained, see `indicator`; the plan's strategy is "none" where that
+    holds for all.
+
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
     """
     start = time.perf_counter()
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
-    choices = choose(found.sites, strategy, seed, newly_initialized)
+    undecided = choose(found.sites, strategy, seed, newly_initialized)
+    buffers = {key: buffer.clone() for key, buffer in nn.Module.named_buffers(model)}
     edits: list[Edit] = []
-    if any(choice.changes_function for choice in choices):
+    if any(choice.changes_function for choice in undecided):
         edits += re_estimate(model, untouched_norms(model), batches, found)
     measured: list[Measurement] = []
     decided: list[Decision] = []
-    for stage in stages(choices):
-        measured.append(
-            measure_branches(model, [each.site for each in stage], batches, tolerance=tolerance, names=names)
+    estimated: list[str] = []
+    for stage in stages(undecided):
+        one = measure_branches(
+            model,
+            [each.site for each in stage],
+            batches,
+            tolerance=tolerance,
+            names=names,
+            statistics=any(each.may_leave for each in stage),
         )
-        decided.append(decide(model, stage, measured[-1].moments, keep_norm=keep_norm))
+        measured.append(one)
+        decided.append(decide(model, stage, one.moments, one.statistics, keep_norm=keep_norm))
         apply_edits(decided[-1].edits, model)
-        edits += [*decided[-1].edits, *re_estimate(model, norms_behind(stage, choices), batches, found)]
+        undecided = [each for each in undecided if each not in stage]
+        behind = norms_behind([each for decision in decided for each in decision.choices], undecided)
+        edits += [
+            *decided[-1].edits,
+            *re_estimate(model, [key for key in behind if key not in estimated], batches, found),
+        ]
+        estimated += behind
     planned = {site.layer: site for decision in decided for site in decision.sites}
+    if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
+        edits = [edit for edit in edits if not isinstance(edit, Set)]
+        for key, buffer in nn.Module.named_buffers(model):
+            buffer.copy_(buffers[key])
+    left = bool(planned) and all(site.strategy == "none" for site in planned.values())
     return Plan(
-        strategy=strategy,
+        strategy="none" if left else strategy,
         seed=seed,
         keep_norm=keep_norm,
         sites=tuple(planned[site.layer] for site in found.sites if site.layer in planned),
@@ -109,18 +131,14 @@ def stages(choices: Sequence[Choice]) -> list[list[Choice]]:
     return [[choice for choice in choices if level[choice.site.layer] == each] for each in sorted(set(level.values()))]
 
 
-def norms_behind(stage: Sequence[Choice], choices: Sequence[Choice]) -> list[str]:
-    """`running_mean` keys of the BatchNorms that a rewritten stage reaches and no later rewriting does."""
-    layers = {choice.site.layer for choice in stage}
-    changing = [choice.site for choice in choices if choice.changes_function]
-    behind = [norm for site in changing if site.layer in layers for norm in site.norms]
-    later = {
-        norm
-        for site in changing
-        if site.layer not in layers and not layers.isdisjoint(site.upstream)
-        for norm in site.norms
-    }
-    return [norm for norm in dict.fromkeys(behind) if norm not in later]
+def norms_behind(done: Sequence[Choice], undecided: Sequence[Choice]) -> list[str]:
+    """`running_mean` keys of the BatchNorms that the rewritten sites among `done` reach and no later rewriting may.
+
+    The others can wait: a site behind such a BatchNorm is measured after all rewriting in front of it.
+    """
+    later = {norm for choice in undecided if choice.changes_function for norm in choice.site.norms}
+    behind = dict.fromkeys(norm for choice in done if choice.changes_function for norm in choice.site.norms)
+    return [norm for norm in behind if norm not in later]
 
 
 def re_estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:

@@ -17,7 +17,7 @@ from equalize.sites.sites import Site
 
 SCHEMA = 1
 
-SiteStrategy = Literal["migrate", "preserve", "reinit", "rescale"]
+SiteStrategy = Literal["migrate", "none", "preserve", "reinit", "rescale"]
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 
 _UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # needed only while a plan is made
@@ -37,6 +37,7 @@ class PlannedSite(MeasuredSite):
 
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
 MEANING: dict[SiteStrategy, str] = {
+    "none": "left alone, for nothing is to be gained; the network computes and trains as before",
     "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
     "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of scale 1",
     "rescale": "fusion weights divided by each sigma: they act on branches of scale 1",
@@ -109,21 +110,26 @@ class Plan:
     """Sites with their measured branches, and the edits that embed scale equalization.
 
     Attributes:
-        strategy: as given; each site has its own.
+        strategy: as given; each site has its own. "none" where `auto` left all of them alone.
         seed: of drawn weights.
         keep_norm: whether equalized weights were rescaled to the norm they had.
-        sites: the equalized ones. refusals: what could not be, and why.
+        sites: the measured ones; those of strategy "none" were left alone. refusals: what could not be, and why.
         edits: the changes to the checkpoint, in order.
         facts: provenance and results, as they stand in `equalize.json`.
     """
 
-    strategy: Strategy
+    strategy: Strategy | SiteStrategy
     seed: int = 0
     keep_norm: bool = False
     sites: tuple[PlannedSite, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     edits: tuple[Edit, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def equalized(self) -> tuple[PlannedSite, ...]:
+        """The sites that were not left alone."""
+        return tuple(site for site in self.sites if site.strategy != "none")
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -5,21 +5,24 @@ rescale    W/sigma, shift s          nothing                      changes
 reinit     drawn anew, then rescale  nothing                      changes
 migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
 preserve   unchanged (see attach)    nothing                      stays, to the last bit
+none       unchanged                 nothing                      stays, to the last bit
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from torch import Tensor, nn
 
 from equalize.errors import SiteError
+from equalize.moments.covariance import SplitStatistics
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, values_of, with_moments
 from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
 from equalize.plan.draw import draw_site
 from equalize.plan.equation import Geometry, branch_vectors, fold_weight, scale_inputs, shift_of
+from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import (
     CHANGES_FUNCTION,
     Add,
@@ -40,11 +43,17 @@ _NEAR_ZERO = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A site and what is to be done with it once it is measured; `seed` is of `reinit`."""
+    """A site and what is to be done with it once it is measured.
+
+    Attributes:
+        seed: of `reinit`.
+        may_leave: whether it is left alone if nothing is to be gained.
+    """
 
     site: Site
     strategy: SiteStrategy
     seed: int
+    may_leave: bool = False
 
     @property
     def changes_function(self) -> bool:
@@ -54,8 +63,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The measured sites that are equalized, why the others are not, and the edits that it takes, in order."""
+    """The measured sites that can be equalized, why the others cannot, and the edits that it takes, in order.
 
+    `choices` are as given, but for those that leave their site alone.
+    """
+
+    choices: tuple[Choice, ...]
     sites: tuple[PlannedSite, ...]
     refusals: tuple[Refusal, ...]
     edits: tuple[Edit, ...]
@@ -100,7 +113,7 @@ def choose(
     """The strategy of each site; the one at place i draws under seed + i.
 
     "auto": `rescale` for a weight that was drawn just now; `migrate` where a branch can move and all can come to one
-    scale, that is, at most one is fixed; else `preserve`.
+    scale, that is, at most one is fixed; else `preserve`. It may leave a site alone once that is measured.
 
     Raises:
         SiteError: for an unknown strategy.
@@ -112,6 +125,7 @@ def choose(
             site=site,
             strategy=_automatic(site, newly_initialized) if strategy == "auto" else strategy,
             seed=seed + place,
+            may_leave=strategy == "auto",
         )
         for place, site in enumerate(sites)
     ]
@@ -125,24 +139,36 @@ def _automatic(site: Site, newly_initialized: Collection[str]) -> SiteStrategy:
 
 
 def decide(
-    model: nn.Module, choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], *, keep_norm: bool
+    model: nn.Module,
+    choices: Sequence[Choice],
+    moments: Mapping[str, Sequence[Moments]],
+    statistics: Mapping[str, SplitStatistics] | None = None,
+    *,
+    keep_norm: bool,
 ) -> Decision:
-    """The edits for measured sites, computed from the weights that `model` has; it is not changed."""
+    """The edits for measured sites, computed from the weights that `model` has; it is not changed.
+
+    `statistics` of a layer's input say whether to leave it alone, see `indicator`.
+    """
     sites: list[PlannedSite] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
+    made: list[Choice] = []
     for choice in choices:
         layer = choice.site.layer
         if layer not in moments:
             raise SiteError(layer, "was not measured", remedy="give measure the same sites")
-        measured = with_moments(choice.site, moments[layer])
+        measured = with_expectation(with_moments(choice.site, moments[layer]), (statistics or {}).get(layer))
+        if choice.may_leave and measured.expect == "nothing":
+            choice = replace(choice, strategy="none")
+        made.append(choice)
         result = _edits(model, measured, choice, keep_norm=keep_norm)
         if isinstance(result, Refusal):
             refusals.append(result)
         else:
             sites.append(PlannedSite(**values_of(measured, MeasuredSite), strategy=choice.strategy))
             edits += result
-    return Decision(sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits))
+    return Decision(choices=tuple(made), sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits))
 
 
 def _edits(model: nn.Module, site: MeasuredSite, choice: Choice, *, keep_norm: bool) -> Sequence[Edit] | Refusal:
@@ -152,7 +178,7 @@ def _edits(model: nn.Module, site: MeasuredSite, choice: Choice, *, keep_norm: b
         where = f"channels {constant.start}..{constant.stop} ({constant.source})"
         return Refusal(at=site.layer, reason=f"sigma of {where} is near zero: {constant.std:.3g}")
     match choice.strategy:
-        case "preserve":
+        case "none" | "preserve":
             return ()
         case "migrate":
             return _migrate(site, model.get_parameter(site.weight).detach().cpu(), keep_norm=keep_norm)

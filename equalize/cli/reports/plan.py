@@ -14,7 +14,7 @@ from rich.text import Text
 
 from equalize.commands.scan import CheckpointScan
 from equalize.messages import first_of
-from equalize.moments.measured import MeasuredSite
+from equalize.moments.measured import Expectation, MeasuredSite
 from equalize.plan.plan import MEANING, SCHEMA, Plan, PlannedSite
 from equalize.sites.branches import Branch
 from equalize.sites.refusals import Refusal
@@ -25,6 +25,11 @@ __all__ = ["plan_report", "scan_report", "verification_json", "verification_repo
 
 _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal, and changed tensors; JSON has them all
+_EXPECTATIONS: Mapping[Expectation, str] = {
+    "gain": "expect a gain from equalizing",
+    "nothing": "expect nothing from equalizing",
+    "unclear": "cannot tell whether equalizing helps",
+}
 _SHIFT = {"bias": "means taken out in its bias", "running_mean": "means taken out in the norm behind it"}
 
 
@@ -38,15 +43,19 @@ def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
         yield from _site_header(site)
         columns: dict[str, list[str]] = {}
         if isinstance(site, MeasuredSite):
-            columns = {"mean": [f"{branch.mean:.3g}" for branch in site.branches], **_sigmas(site)}
+            columns = {"mean": [f"{branch.mean:.3g}" for branch in site.branches], **_sigmas(site), **_shares(site)}
         yield _branch_table(site, columns)
         for branch in site.branches:
             if branch.fixed is not None:
                 yield _indented(f"{branch.start}..{branch.stop} cannot migrate: {branch.fixed}", 4)
         if isinstance(site, MeasuredSite):
             yield _ratio(_quotient([branch.std for branch in site.branches]))
+            yield _indented(f"{_expectation(site.expect, site.delta)}", 4, "bold")
         yield Text()
     yield Text(_count(found))
+    if found.scan.sites and found.expect is not None:
+        largest = ", the largest of its fusion layers" if found.delta is not None and len(found.scan.sites) > 1 else ""
+        yield Text(f"This network: {_expectation(found.expect, found.delta)}{largest}.", style="bold")
     yield from _refusals(found.scan.refusals)
 
 
@@ -59,11 +68,15 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
         yield _indented(_strategy(plan, site))
         yield _branch_table(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
         yield _ratio(f"{_quotient(before)} before, {_quotient(after)} after")
+        if site.delta is not None:
+            yield _indented(_expectation(site.expect, site.delta), 4)
         yield Text()
     yield from _refusals(plan.refusals)
     if not plan.sites:
-        yield Text("No fusion layer was equalized, for the reasons above; nothing was written.")
+        yield Text("No fusion layer can be equalized, for the reasons above; nothing was written.")
         return
+    if not plan.equalized:
+        yield Text("Every fusion layer was left alone; a --strategy of your choice equalizes them all the same.")
     facts = plan.facts
     if "images" in facts:
         yield Text(_effort(facts))
@@ -145,6 +158,17 @@ def _sigmas(site: MeasuredSite) -> dict[str, list[str]]:
     }
 
 
+def _shares(site: MeasuredSite) -> dict[str, list[str]]:
+    """Each branch's share of a step of the layer's output."""
+    return {"step": ["" if each.step_share is None else f"{each.step_share:.1%}" for each in site.branches]}
+
+
+def _expectation(expect: Expectation, delta: float | None) -> str:
+    """A plain sentence on what equalizing would bring."""
+    measured = "" if delta is None else f": delta {delta:.3f}"
+    return f"{_EXPECTATIONS[expect]}{measured}"
+
+
 def _ratio(quotients: str) -> ConsoleRenderable:
     return _indented(f"largest sigma / smallest: {quotients}", 4, "bold")
 
@@ -185,6 +209,8 @@ def _strategy(plan: Plan, site: PlannedSite) -> str:
 def _after(plan: Plan, site: PlannedSite) -> list[float]:
     """The scale of each branch as the fusion weights, or the optimizer, see it from now on."""
     sigmas = [branch.std for branch in site.branches]
+    if site.strategy == "none":
+        return sigmas
     if site.strategy == "preserve":
         return [1.0] * len(sigmas)
     if site.strategy == "migrate":

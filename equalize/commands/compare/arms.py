@@ -137,15 +137,16 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
 
 def _redraw(model: nn.Module, images: Images, found: Scan, seed: int) -> list[Edit]:
     """`reinit` without equalization: the same draws, the same norms re-estimated, in the same stages."""
-    choices = choose(found.sites, "reinit", seed)
+    undecided = choose(found.sites, "reinit", seed)
     edits: list[Edit] = []
-    for stage in stages(choices):
+    for stage in stages(undecided):
         draws: list[Edit] = []
         for choice in stage:
             with contextlib.suppress(SiteError):  # `reinit` refuses it too
                 draws += draw_site(model, choice.site, choice.seed)[1]
         apply_edits(draws, model)
-        edits += draws + re_estimate(model, norms_behind(stage, choices), images, found)
+        undecided = [each for each in undecided if each not in stage]
+        edits += draws + re_estimate(model, norms_behind(stage, undecided), images, found)
     return edits
 
 
@@ -156,7 +157,9 @@ def scales(plan: Plan, arm: Arm, train_as: TrainAs | None) -> list[dict[str, Any
         sigmas = [branch.std for branch in site.branches]
         seen = [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
         explicit = train_as == "explicit" or (train_as is None and site.strategy == "preserve")
-        if arm.strategy and (explicit or site.changes_function):  # otherwise the plan is not in effect
+        if (
+            arm.strategy and site.strategy != "none" and (explicit or site.changes_function)
+        ):  # otherwise the plan is not in effect
             seen = [1.0] * len(sigmas)
         ratios = {"ratio": max(sigmas) / min(sigmas), "ratio_after": max(seen) / min(seen)}
         rows.append({"layer": site.layer, "strategy": site.strategy if arm.strategy else None, **ratios})

@@ -212,9 +212,9 @@ def _exit_code(error: BaseException) -> int:
 
 def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
     """Attaches V where `train_as` says so, by default at the sites where V is the only effect (`preserve`)."""
-    if plan is None or not plan.sites:
+    if plan is None or not plan.equalized:
         return None
-    sites = tuple(site for site in plan.sites if train_as == "explicit" or site.strategy == "preserve")
+    sites = tuple(site for site in plan.equalized if train_as == "explicit" or site.strategy == "preserve")
     if train_as == "folded" or not sites:
         notify("folded equalization: the optimizer sees the weights as they are stored")
         return "folded"
