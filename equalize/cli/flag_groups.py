@@ -85,6 +85,8 @@ class ImageFlags:
     precision: o.Precision = "fp32"
     workers: o.Workers = None
     skip_bad: o.SkipBad = 0.0
+    ignore_index: o.IgnoreIndex = 255
+    reduce_labels: o.ReduceLabels = "auto"
 
     def config(self, seed: int) -> "CalibrationConfig":
         """The flags as a `CalibrationConfig`."""

@@ -148,5 +148,10 @@ Workers = Annotated[
     Option(min=0, metavar="N", help="Processes that read images; if left away, none on a CPU and some on a GPU."),
 ]
 SkipBad = Annotated[float, Option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
+IgnoreIndex = Annotated[int, Option(metavar="N", help="The label that does not count.")]
+ReduceLabels = Annotated[
+    Literal["auto", "yes", "no"],
+    Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the data."),
+]
 Seed = Annotated[int, Option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
 Json = Annotated[bool, Option("--json", help="One JSON object on stdout, and nothing else there.")]

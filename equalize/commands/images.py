@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import Batches, DataSet, open_data, sample, stored_rule
+from equalize.data import Batches, DataSet, ReduceLabels, open_data, sample, stored_rule
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Progress, ignore_progress
@@ -44,6 +44,10 @@ class CalibrationConfig:
     """Processes that read images; None for a few where there is an accelerator, else none."""
     skip_bad: float = 0.0
     """Share of the images that may be unreadable."""
+    ignore_index: int = 255
+    """The label of pixels that do not count."""
+    reduce_labels: ReduceLabels = "auto"
+    """Whether those of label 0 do not count either."""
     seed: int = 0
 
 
@@ -92,7 +96,7 @@ class Images(Blocks):
             workers=workers,
             pinned=device.type == "cuda",
             masks=masks,
-            rule=stored_rule(self.dataset),
+            rule=stored_rule(self.dataset, config.ignore_index, config.reduce_labels),
         )
 
     def number(self) -> int:

@@ -16,8 +16,10 @@ from equalize.device import device_of, precision_of
 from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
+from equalize.moments.batch_norms import untouched_norms
 from equalize.moments.measure import measure_branches
 from equalize.moments.measured import Expectation, with_moments
+from equalize.plan.calibrate import re_estimate
 from equalize.plan.indicator import expected_of_all, with_expectation
 from equalize.plan.plan import SCHEMA, site_json
 from equalize.sites.scan import Scan, scan
@@ -102,7 +104,11 @@ def scan_checkpoint(
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
     facts: dict[str, Any] = {}
     if images is not None:
-        found, facts = _measure_sites(checkpoint.model, found, images, config)
+        # what was drawn trains with statistics of its own, so it is measured with these, as calibrate does
+        norms = untouched_norms(checkpoint.model) if checkpoint.newly_initialized else []
+        if norms:
+            notify(f"estimated on the images first: {len(norms)} BatchNorms that never saw data")
+        found, facts = _measure_sites(checkpoint.model, found, images, config, norms)
         for path, reason in images.skipped:
             warn(f"skipped {path}: {reason}")
     for note in checkpoint.notes:
@@ -140,11 +146,12 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
 
 
 def _measure_sites(
-    model: nn.Module, found: Scan, images: Images, config: CalibrationConfig
+    model: nn.Module, found: Scan, images: Images, config: CalibrationConfig, norms: Sequence[str]
 ) -> tuple[Scan, dict[str, Any]]:
-    """The scan with the moments of every branch; how many images were measured, and how."""
+    """The scan with the moments of every branch, once `norms` are estimated; how many images were measured, and how."""
     device = own_device(device_of(config.device))
     with precision_of(config.precision, device):
+        re_estimate(model.to(device), norms, images, found)
         measured = measure_branches(model.to(device), found.sites, images, tolerance=config.tolerance, statistics=True)
     sites = tuple(
         with_expectation(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer))

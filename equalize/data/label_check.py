@@ -16,10 +16,10 @@ ReduceLabels = Literal["auto", "yes", "no"]
 _ADE20K_CLASSES = 150
 
 
-def stored_rule(dataset: DataSet, ignore_index: int = 255) -> LabelRule:
-    """How a layout's masks are stored, without a network: 0 stands for pixels that do not count in ADE20K alone."""
-    has_void = dataset.layout in ("voc", "cityscapes")
-    return LabelRule(ignore_index=ignore_index, has_void=has_void, reduce=dataset.layout == "ade20k")
+def stored_rule(dataset: DataSet, ignore_index: int = 255, reduce_labels: ReduceLabels = "auto") -> LabelRule:
+    """How a layout's masks are stored, as far as that can be told without a network: ``auto`` means yes for ADE20K."""
+    reduce = reduce_labels == "yes" or (reduce_labels == "auto" and dataset.layout == "ade20k")
+    return LabelRule(ignore_index=ignore_index, has_void=dataset.layout in ("voc", "cityscapes"), reduce=reduce)
 
 
 def preflight(
@@ -50,7 +50,7 @@ def preflight(
         InputError: labels cannot be reduced with this `ignore_index`.
     """
     require_masks(dataset)
-    rule = replace(stored_rule(dataset, ignore_index), reduce=False)
+    rule = stored_rule(dataset, ignore_index, "no")
     labels = {mask: _read_pair(image, mask, rule) for image, mask in sample(dataset.with_masks(), samples, seed)}
     reduce, reason = _decide(reduce_labels, dataset.layout, num_classes, set().union(*labels.values()), ignore_index)
     if reduce and 0 <= ignore_index < num_classes:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from equalize.errors import NumericsError, SiteError
+from equalize.plan import indicator
 from equalize.plan.apply import apply
 from equalize.plan.calibrate import calibrate
 from equalize.sites.scan import scan
@@ -235,8 +236,9 @@ def test_preserve_leaves_norms_without_data_alone():
     assert calibrate(model, data, "preserve").changed == ()
 
 
-def test_auto_with_drawn_layers_mixes_strategies():
+def test_auto_with_drawn_layers_mixes_strategies(monkeypatch):
     """`last` was drawn: rescaled. `first` and `side` were trained: what is read twice cannot move."""
+    monkeypatch.setattr(indicator, "NOTHING", -math.inf)  # noise has nothing to be told
     model, expected, data = network(), network(), batches()
     plan = calibrate(model, data, "auto", newly_initialized={"last.0.weight", "classifier.weight"})
     by_hand(expected, expected.last[0], [(0, 4), (4, 8)], data)

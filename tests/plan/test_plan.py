@@ -68,11 +68,11 @@ def test_a_plan_is_plain_numbers_and_names():
     (site,) = content["sites"]
     assert set(site) == {
         "layer", "weight", "bias", "norm", "op", "kernel", "axis", "groups",
-        "kind", "exact_border", "shift", "branches", "strategy",
+        "kind", "exact_border", "shift", "branches", "expect", "delta", "strategy",
     }  # fmt: skip
     assert site["strategy"] == "rescale"
     assert set(site["branches"][0]) == {
-        "start", "stop", "resampling", "factor", "source", "count", "mean", "std", "ci95",
+        "start", "stop", "resampling", "factor", "source", "count", "mean", "std", "ci95", "step_share",
     }  # fmt: skip
 
 

@@ -158,6 +158,8 @@ class TrainConfig:
             batch_size=self.batch_size,
             device=self.device,
             workers=self.workers,
+            ignore_index=self.ignore_index,
+            reduce_labels=self.reduce_labels,
             seed=self.seed,
         )
 
