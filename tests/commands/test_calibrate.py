@@ -303,3 +303,26 @@ def test_modules_that_a_network_has_under_two_names(photos, tmp_path, strategy):
     verify_checkpoint(tmp_path / "out", name)
     apply_plan(Plan.read(tmp_path / "out"), name, tmp_path / "again")
     assert (tmp_path / "again" / "model.pth").read_bytes() == (tmp_path / "out" / "model.pth").read_bytes()
+
+
+def test_auto_leaves_alone_what_gains_nothing_and_writes_all_the_same(
+    segformer_encoder_dir, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(indicator, "NOTHING", math.inf)
+    monkeypatch.setattr(indicator, "GAIN", math.inf)
+    name = ModelName(source=str(segformer_encoder_dir), init_missing=True, num_classes=4, seed=11)
+    plan = calibrate_checkpoint(name, photos, tmp_path / "out", config=CONFIG)
+    (site,) = plan.sites
+    assert (plan.strategy, site.strategy, site.expect) == ("none", "none", "nothing")
+    assert (plan.changed, plan.edits, plan.equalized) == ((), (), ())
+    written, drawn = load(tmp_path / "out").model, name.load().model
+    before = drawn.state_dict()
+    for key, tensor in written.state_dict().items():  # the statistics of untouched BatchNorms included
+        assert torch.equal(tensor, before[key]), key
+    assert verify_checkpoint(tmp_path / "out", name)[1].max_abs_change == 0  # the same weights
+    parameters = dict(written.named_parameters())
+    equalize.attach(plan, written)
+    assert dict(written.named_parameters()).keys() == parameters.keys()
+    assert apply_plan(Plan.read(tmp_path / "out"), name, tmp_path / "again").strategy == "none"
+    named = calibrate_checkpoint(name, photos, tmp_path / "named", config=CONFIG, strategy="rescale")
+    assert named.strategy == named.sites[0].strategy == "rescale"

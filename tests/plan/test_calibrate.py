@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -314,3 +315,23 @@ def test_networks_without_sites_get_an_empty_plan():
     plan = calibrate(model, [torch.randn(2, 3, 4, 4)], "rescale")
     assert (plan.sites, plan.edits) == ((), ())
     assert [refusal.reason for refusal in plan.refusals] == ["has no concat of features"]
+
+
+def test_what_is_left_alone_does_not_hold_up_the_norms_behind(monkeypatch):
+    """`first` is rewritten, `last` behind it is not: the BatchNorms of both are estimated all the same."""
+    from equalize.plan import strategies
+
+    def expectation(site, _):
+        return replace(site, expect="nothing" if site.layer == "last.0" else "gain", delta=0.0)
+
+    monkeypatch.setattr(strategies, "with_expectation", expectation)
+    model, expected, data = network(), network(), batches()
+    drawn = {"first.0.weight", "side.weight", "last.0.weight"}
+    plan = calibrate(model, data, "auto", newly_initialized=drawn)
+    assert [site.strategy for site in plan.sites] == ["rescale", "rescale", "none"]
+    assert plan.strategy == "auto"
+    by_hand(expected, expected.first[0], [(0, 6), (6, 9)], data)
+    by_hand(expected, expected.side, [(0, 6), (6, 10)], data)
+    re_estimate(expected, expected.first[1], data)
+    re_estimate(expected, expected.last[1], data)
+    assert_close(model, expected, 1e-5)
