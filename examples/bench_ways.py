@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import equalize
+from equalize.moments.measure import measure_branches
 
 __all__ = ["ALTERNATIVES", "WAYS", "Cost", "peaks"]
 
@@ -49,6 +50,11 @@ class Clocked:
             torch.cuda.synchronize(batch.device)
         self._asked.append(time.perf_counter())
 
+    def finish(self) -> None:
+        """Counts what was done since the last batch was asked for as part of the last one."""
+        self._asked.pop()
+        self._ask(self._batches[-1])
+
     def cost(self) -> Cost:
         """Of what was done between the batches; the first one's excess over the others is what is spent once."""
         first, second, last = self._asked[0], self._asked[1], self._asked[-1]
@@ -76,6 +82,14 @@ def cut_graph(model: nn.Module, sites: Sequence[equalize.Site], batches: Sequenc
     """`equalize.measure` on batches with a length."""
     clocked = Counted(batches)
     equalize.measure(model, sites, clocked)
+    return clocked.cost()
+
+
+def with_indicator(model: nn.Module, sites: Sequence[equalize.Site], batches: Sequence[Tensor]) -> Cost:
+    """The same with the covariances that say whether equalizing will help, but for the decompositions of these."""
+    clocked = Counted(batches)
+    measure_branches(model, sites, clocked, statistics=True)
+    clocked.finish()
     return clocked.cost()
 
 
@@ -136,6 +150,7 @@ def _observed(
 WAYS = {
     "plain": plain_forward,
     "cut graph": cut_graph,
+    "with indicator": with_indicator,
     "hooks": hooked,
     "var_mean": var_mean,
     "update_bn": update_bn,
