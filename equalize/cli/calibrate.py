@@ -12,8 +12,9 @@ __all__ = ["calibrate"]
 Strategy = Annotated[
     o.StrategyName,
     typer.Option(
-        help="auto: drawn weights are rescaled, trained ones migrated or preserved; a layer with nothing to gain is left "
-        "alone. migrate and preserve keep what the network computes; rescale and reinit (weights drawn anew) change it.",
+        help="auto: drawn weights are rescaled, trained ones migrated or preserved; a layer with nothing to gain is "
+        "left alone. migrate and preserve keep what the network computes; rescale and reinit (weights drawn anew) "
+        "change it.",
     ),
 ]
 
