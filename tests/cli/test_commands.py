@@ -23,7 +23,7 @@ SITE_FIELDS = [
     "branches",
 ]
 BRANCH_FIELDS = ["start", "stop", "resampling", "factor", "source"]
-MEASURED = ["count", "mean", "std", "ci95"]
+MEASURED = ["count", "mean", "std", "ci95", "step_share"]
 SIZE = ("--size", "64")
 
 
@@ -66,6 +66,11 @@ def test_scan_with_data_measures_every_branch(run_cli, segformer_dir, photos):
         assert branch["count"] == 3 * 8 * 16 * 16  # images, channels, places
         assert branch["std"] > 0
         assert branch["ci95"] > 0
+    assert sum(branch["step_share"] for branch in site["branches"]) == pytest.approx(1)
+    assert list(site) == [*SITE_FIELDS, "expect", "delta"]
+    assert (site["expect"], site["delta"]) == (found["expect"], found["delta"])  # it is the only one
+    assert found["expect"] in {"gain", "nothing", "unclear"}
+    assert isinstance(found["delta"], float)
 
 
 def test_scan_reports_layers_branches_and_scales_to_people(run_cli, segformer_dir, photos):

@@ -208,3 +208,24 @@ def test_an_interrupt_ends_workers_without_noise(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, complaints = process.communicate(timeout=30)  # ends only when every worker has let go of stderr
     assert (process.returncode, complaints) == (130, "")
+
+
+def test_masks_come_at_the_size_of_the_image_and_bad_ones_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    paths = draw(tmp_path, [(4, 6)] * 4)
+    stored = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    stored[0, 0] = 255
+    masks = [tmp_path / "masks" / f"{number}.png" for number in range(3)]
+    Image.fromarray(stored).save(masks[0])
+    Image.fromarray(stored[:2]).save(masks[1])  # of another size than its image
+    masks[2].write_bytes(b"nothing")
+    (batch,) = Batches(paths, to_tensor, size=(2, 3), batch_size=4, masks=[*masks, None])
+    assert batch.labels is not None
+    assert batch.labels.dtype == torch.int16
+    assert batch.labels[0].tolist() == [[7, 9, 11], [19, 21, 23]]  # a tie goes to the later pixel
+    assert (batch.labels[1:] == -1).all()
+    (whole,) = Batches(paths[:1], to_tensor, batch_size=1, masks=masks[:1])
+    assert whole.labels is not None
+    assert whole.labels[0].flatten().tolist() == [-1, *range(1, 24)]
+    (without,) = Batches(paths, to_tensor, batch_size=4)
+    assert without.labels is None

@@ -99,6 +99,30 @@ def test_a_measured_scan_shows_scales_and_their_ratio():
     assert "measured on 5 images" in text
 
 
+def test_a_measured_scan_says_whether_equalizing_will_help():
+    site = replace(MEASURED, expect="gain", delta=0.0623)
+    found = replace(
+        scan_checkpoint(Scan(sites=(site, MEASURED), refusals=(), tracer="export"), images=5),
+        expect="gain",
+        delta=0.0623,
+    )
+    text = words(scan_report(found))
+    assert "largest sigma / smallest: 4.00 expect a gain from equalizing: delta 0.062" in text
+    assert "cannot tell whether equalizing helps" in text  # the other
+    assert "This network: expect a gain from equalizing: delta 0.062, the largest of its fusion layers." in text
+    for branch in MEASURED.branches:
+        assert f"{branch.step_share:.1%}" in text
+
+
+def test_what_was_left_alone_is_said():
+    site = PlannedSite(**values_of(replace(MEASURED, expect="nothing", delta=0.002), MeasuredSite), strategy="none")
+    text = words(plan_report(Plan(strategy="none", sites=(site,), facts={"images": 4})))
+    assert "none: left alone, for nothing is to be gained" in text
+    assert "expect nothing from equalizing: delta 0.002" in text
+    assert "4.00 before, 4.00 after" in text
+    assert "Every fusion layer was left alone; a --strategy of your choice equalizes them all the same." in text
+
+
 def test_a_constant_branch_has_no_ratio():
     constant = replace(MEASURED, branches=(replace(MEASURED.branches[0], std=0.0), MEASURED.branches[1]))
     text = words(scan_report(scan_checkpoint(Scan(sites=(constant,), refusals=(), tracer="export"), images=5)))
