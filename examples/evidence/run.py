@@ -19,6 +19,7 @@ from material import CLASSES, FIRST, SECOND, write_encoder, write_half
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 DRAWN = ("none", "none+head-lr3", "none+head-lr10", "rescale", "paper", "explicit", "preserve", "whiten")
 TRAINED = ("none", "none+head-lr3", "none+head-lr10", "preserve+paper", "preserve", "migrate", "whiten")
+FEW = ("none", "preserve", "whiten")
 SIZE = "192x256"
 
 
@@ -84,7 +85,7 @@ def jobs() -> Iterator[Job]:
     for network in ("pspnet", "unet"):
         yield Job(name=f"{network}-drawn", network=network, steps=200, arms=DRAWN)
     for network in ("pspnet", "unet"):
-        for steps, arms in ((100, TRAINED), (50, ("none", "preserve", "whiten")), (400, ("none", "preserve", "whiten"))):
+        for steps, arms in ((100, TRAINED), (50, FEW), (400, FEW)):
             yield Job(name=f"{network}-trained-{steps}", network=network, steps=steps, arms=arms, trained=True)
     sgd = Job(name="pspnet-sgd", network="pspnet", steps=200, arms=("none", "explicit", "whiten"))
     yield replace(sgd, rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), more=(*sgd.more, "--optimizer", "sgd"))
