@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from material import CLASSES, FIRST, SECOND, write_encoder, write_half
@@ -58,7 +58,7 @@ class Job:
     confirm: int = 8
     trained: bool = False
     """Start from the network that was trained on the first half of the classes."""
-    more: tuple[str, ...] = field(default=("--cache-backbone",))
+    more: tuple[str, ...] = ()
 
     def command(self, data: Path, out: Path) -> list[str]:
         """`equalize compare ...`"""
@@ -73,11 +73,17 @@ class Job:
             *("compare", *source, "--data", str(images), "-o", str(out / self.name)),
             *("--arms", ",".join(self.arms), "--lrs", ",".join(f"{rate:g}" for rate in self.rates)),
             *("--tune-seeds", str(self.tune), "--confirm-seeds", str(self.confirm), "--test-split", "test"),
-            *("--max-steps", str(self.steps), *SHARED, *self.more),
+            *("--evaluations", "10"),
+            *("--max-steps", str(self.steps), *SHARED, *cached(out), *self.more),
         ]
 
 
-SHARED = ("--batch-size", "8", "--size", SIZE, "--freeze-backbone", "--samples", "64", "--evaluations", "10")
+SHARED = ("--batch-size", "8", "--size", SIZE, "--freeze-backbone", "--samples", "64")
+
+
+def cached(out: Path) -> list[str]:
+    """Features of the frozen backbone, for all jobs."""
+    return ["--cache-backbone", "--cache-dir", str(out / "features")]
 
 
 def jobs() -> Iterator[Job]:
@@ -88,7 +94,7 @@ def jobs() -> Iterator[Job]:
         for steps, arms in ((100, TRAINED), (50, FEW), (400, FEW)):
             yield Job(name=f"{network}-trained-{steps}", network=network, steps=steps, arms=arms, trained=True)
     sgd = Job(name="pspnet-sgd", network="pspnet", steps=200, arms=("none", "explicit", "whiten"))
-    yield replace(sgd, rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), more=(*sgd.more, "--optimizer", "sgd"))
+    yield replace(sgd, rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), more=("--optimizer", "sgd"))
 
 
 def train_first(network: str, data: Path, out: Path) -> list[str]:
@@ -96,8 +102,7 @@ def train_first(network: str, data: Path, out: Path) -> list[str]:
     return [
         *("finetune", str(out / "encoder.pth"), *NETWORKS[network].flags, "--init-missing"),
         *("--num-classes", str(len(FIRST)), "--data", str(out / "first"), "-o", str(out / f"{network}-first")),
-        *("--max-steps", "1000", "--lr", "3e-3", "--batch-size", "8", "--size", SIZE, "--seed", "100"),
-        *("--freeze-backbone", "--cache-backbone", "--resume"),
+        *("--max-steps", "1000", "--lr", "3e-3", "--seed", "100", "--resume", *SHARED, *cached(out)),
     ]
 
 
