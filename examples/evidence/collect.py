@@ -1,0 +1,141 @@
+"""Makes the tables and the plot of docs/results.md from finished runs, and keeps their numbers.
+
+    python examples/evidence/collect.py --out EVIDENCE
+
+Every run becomes a line of `examples/evidence/results/JOB.jsonl`; the tables between the marks of docs/results.md and
+docs/results-JOB.svg are made from these lines alone, so that they can be made again without the runs.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+from run import Job, jobs
+from scipy import stats
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCS = HERE.parents[1] / "docs"
+KEPT = ("arm", "lr", "seed", "steps", "train_as", "mIoU", "curve", "start")
+
+Runs = list[dict[str, Any]]
+
+
+def gather(job: Job, out: Path) -> Runs:
+    """The runs of a job: those kept before and those that have finished since."""
+    place = RESULTS / f"{job.name}.jsonl"
+    lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+    runs = {(each["arm"], each["lr"], each["seed"]): each for each in map(json.loads, lines)}
+    for path in sorted((out / job.name / "runs").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: found[key] for key in KEPT} | {"test": (found.get("test") or {}).get("mIoU")}
+        kept["curve"] = [[step, round(value, 3)] for step, value in kept["curve"]]
+        runs[found["arm"], found["lr"], found["seed"]] = kept
+    if runs:
+        place.write_text("".join(json.dumps(runs[key]) + "\n" for key in sorted(runs)), encoding="utf-8")
+    return [runs[key] for key in sorted(runs)]
+
+
+def tuning(job: Job, runs: Runs) -> dict[str, dict[float, list[float]]]:
+    """mIoU on val of the tuning seeds, by arm and rate; only rates that have all of them."""
+    found: dict[str, dict[float, list[float]]] = {arm: {} for arm in job.arms}
+    for run in runs:
+        if run["seed"] < job.tune and run["arm"] in found:
+            found[run["arm"]].setdefault(run["lr"], []).append(run["mIoU"])
+    complete = {arm: {lr: v for lr, v in rates.items() if len(v) == job.tune} for arm, rates in found.items()}
+    return {arm: dict(sorted(rates.items())) for arm, rates in complete.items()}
+
+
+def tuning_table(job: Job, runs: Runs) -> str:
+    """Rows of arms, columns of rates: mean mIoU on val; the best of each arm in bold."""
+    found = tuning(job, runs)
+    rates = sorted({rate for each in found.values() for rate in each})
+    lines = [f"| arm, val mIoU | {' | '.join(f'{rate:g}' for rate in rates)} |", f"|---{'|---:' * len(rates)}|"]
+    for arm, scores in found.items():
+        means = {rate: fmean(values) for rate, values in scores.items()}
+        best = max(means, key=lambda rate: means[rate], default=None)
+        cells = ["" if rate not in means else f"{means[rate]:.1f}" for rate in rates]
+        cells = [f"**{cell}**" if rate == best else cell for rate, cell in zip(rates, cells, strict=True)]
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def confirmation_table(job: Job, runs: Runs) -> str:
+    """Each arm at its best rate, fresh seeds, on test: mean, difference to `none` with its 95 % interval."""
+    confirmed = [run for run in runs if run["test"] is not None]
+    by_arm = {arm: {run["seed"]: run for run in confirmed if run["arm"] == arm} for arm in job.arms}
+    rows = []
+    for arm, mine in by_arm.items():
+        seeds = sorted(mine.keys() & by_arm["none"].keys())
+        if not seeds:
+            continue
+        scores = [mine[seed]["test"] for seed in seeds]
+        row = [f"`{arm}`", f"{mine[seeds[0]]['lr']:g}", str(len(seeds)), _spread(scores)]
+        rows.append(
+            [*row, _difference(scores, [by_arm["none"][seed]["test"] for seed in seeds]) if arm != "none" else ""]
+        )
+    heading = "| arm | rate | seeds | test mIoU | less `none`, 95 % over seeds |\n|---|---:|---:|---:|---|\n"
+    return heading + "\n".join(f"| {' | '.join(row)} |" for row in rows) if rows else "Not confirmed yet."
+
+
+def _spread(values: list[float]) -> str:
+    return f"{fmean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def _difference(arm: list[float], baseline: list[float]) -> str:
+    pairs = [one - other for one, other in zip(arm, baseline, strict=True)]
+    if len(pairs) < 2:
+        return f"{pairs[0]:+.2f}"
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    return f"{fmean(pairs):+.2f} ({fmean(pairs) - half:+.2f} to {fmean(pairs) + half:+.2f})"
+
+
+def plot(job: Job, found: Mapping[str, Mapping[float, list[float]]]) -> str:
+    """mIoU against rate, an arm a line, with the range over seeds; returns the file's name."""
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    for arm, scores in found.items():
+        rates = list(scores)
+        (line,) = axes.plot(rates, [fmean(scores[rate]) for rate in rates], marker="o", markersize=3, label=arm)
+        low, high = ([extreme(scores[rate]) for rate in rates] for extreme in (min, max))
+        axes.fill_between(rates, low, high, alpha=0.12, color=line.get_color())
+    axes.set(xscale="log", xlabel="learning rate", ylabel="mIoU on val, %", title=f"{job.name}, {job.steps} steps")
+    axes.legend(fontsize="small")
+    figure.savefig(DOCS / f"results-{job.name}.svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return f"results-{job.name}.svg"
+
+
+def section(job: Job, runs: Runs) -> Iterable[str]:
+    """What docs/results.md says of a job."""
+    yield f"### {job.name}\n"
+    yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val:\n"
+    yield tuning_table(job, runs) + "\n"
+    yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
+    yield "Each arm at its own best rate, fresh seeds, scored once on test:\n"
+    yield confirmation_table(job, runs) + "\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("evidence"))
+    out = parser.parse_args().out
+    RESULTS.mkdir(exist_ok=True)
+    parts = [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
+    page = DOCS / "results.md"
+    begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
+    text = page.read_text(encoding="utf-8")
+    tables = f"{begin}\n\n" + "\n".join(parts) + f"\n{end}"
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: tables, text, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
