@@ -19,8 +19,9 @@ _BEFORE = {
         "it. sigma is that scale: the standard deviation of a branch over all images.",
     ),
     "calibrate": (
-        "2. equalize calibrate: bring the branches to one scale, and keep what the network computes.",
-        "The scale of each branch moves from the layers that make it into the fusion weights that read it.",
+        "2. equalize calibrate --strategy migrate: bring the branches to one scale, and keep what the network computes.",
+        "The scale of each branch moves from the layers that make it into the fusion weights that read it. Without a "
+        "--strategy, fusion layers that have nothing to gain, as the scan says of these, are left alone.",
     ),
     "verify": (
         "3. equalize verify: is what lies on disk still the same network?",
@@ -63,7 +64,9 @@ def demo(
         terminal.show(scan_report(found))
         terminal.step(*_BEFORE["calibrate"])
         with terminal.progress("measuring") as progress:
-            plan = calibrate_checkpoint(name, DATA, target, overwrite=overwrite, progress=progress, warn=terminal.warn)
+            plan = calibrate_checkpoint(
+                *(name, DATA, target), strategy="migrate", overwrite=overwrite, progress=progress, warn=terminal.warn
+            )
         terminal.show(plan_report(plan))
         terminal.step(*_BEFORE["verify"])
         plan, check = verify_checkpoint(target, name, DATA)
