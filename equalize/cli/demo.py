@@ -19,7 +19,7 @@ _BEFORE = {
         "it. sigma is that scale: the standard deviation of a branch over all images.",
     ),
     "calibrate": (
-        "2. equalize calibrate --strategy migrate: bring the branches to one scale, and keep what the network computes.",
+        "2. equalize calibrate --strategy migrate: bring the branches to one scale, keep what is computed.",
         "The scale of each branch moves from the layers that make it into the fusion weights that read it. Without a "
         "--strategy, fusion layers that have nothing to gain, as the scan says of these, are left alone.",
     ),
