@@ -17,7 +17,7 @@ from equalize.messages import Notify, ignore
 _OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate"}
 _MAY_CHANGE = {"cache_dir", "workers", "report_to"}
-_MAY_GROW = ("arms", "lrs", "seeds", "confirm_seeds")
+_MAY_GROW = frozenset({"arms", "lrs", "seeds", "confirm_seeds"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,7 @@ class Setup:
     def demand_same(self, place: Path) -> None:
         """Refuses settings other than those that were written there; arms, rates and seeds may have become more."""
         before, now = json.loads(place.read_text(encoding="utf-8")), self.settings()
-        more = {key: now[key] for key in _MAY_GROW if set(before.get(key, ())) <= set(now.get(key, ()))}
+        growing = now.keys() & _MAY_GROW
+        more = {key: now[key] for key in growing if set(before.get(key, ())) <= set(now[key])}
         what, remedy = "holds a comparison with other settings", "repeat them, or name another OUT"
         demand_same({**before, **more}, now, place.parent, what, remedy=remedy)
