@@ -10,10 +10,12 @@ from torch import nn
 from equalize.checkpoint.checkpoint import Checkpoint, read_class_names, read_plan
 from equalize.checkpoint.families import FAMILIES, family_of_arch
 from equalize.checkpoint.family import Family
+from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
+from equalize.messages import first_of
 
 __all__ = ["ModelName", "load", "reload", "written_by"]
 
@@ -88,7 +90,7 @@ class ModelName(Request):
             preprocess=spec.preprocess,
             classes=spec.classes,
             revision=place.revision,
-            notes=notes,
+            notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,
             plan_json=read_plan(place.path),
             arch=spec.arch,
@@ -163,6 +165,13 @@ def _as_recorded(place: Place, request: Request) -> Request:
         remedy = f"name that code again: --arch {named}"
         raise CheckpointError(place.path, "was built by code outside it", remedy=remedy)
     return replace(request, arch=arch, arch_args=arguments)
+
+
+def _left_behind(place: Place) -> list[str]:
+    """A note on files of a training beside the weights, which are not copied to what is written."""
+    beside = place.path.iterdir() if place.path.is_dir() else ()
+    state = sorted(path.name for path in beside if is_training_state(path.name))
+    return [f"{place.path.name}: not copied, state of the training: {first_of(state)}"] if state else []
 
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:

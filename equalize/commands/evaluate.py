@@ -67,6 +67,8 @@ def evaluate(
     dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
     checkpoint.model.to(device)
+    for note in checkpoint.notes:
+        notify(note)
     notify(f"preprocessing: {checkpoint.preprocess}")
     size = working_size(checkpoint, config.size) if config.sliding_window else config.size
     classes = count_classes(checkpoint, dataset, size, device)

@@ -57,6 +57,12 @@ class TorchFile:
         return {key: value for key, value in meta.items() if isinstance(key, str)} if isinstance(meta, dict) else {}
 
     @property
+    def training_state(self) -> list[str]:
+        """Entries beside the state dict that belong to the training it was saved in."""
+        beside = self.content if self.nest else ()
+        return [key for key in beside if isinstance(key, str) and re.search(r"optim|sched|scaler|rng", key.lower())]
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """The tensors of the state dict."""
         return {key: value for key, value in self.mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.torch_file import read_torch
 from equalize.errors import CheckpointError, ResourceError
+from equalize.messages import first_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
@@ -81,6 +83,8 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
             if file.others:
                 read, *left = ["/".join(way) for way in (file.nest, *file.others)]
                 notes.append(f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}")
+            if state := file.training_state:
+                notes.append(f"{path.name}: copied as it is, state of the training: {first_of(state)}")
         tensors |= found
         file_of |= dict.fromkeys(found, path)
     if not tensors:
@@ -114,7 +118,8 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
         path = directory / name
         if path.is_file():
             return (shards(path), path) if name.endswith(".json") else ((path,), None)
-    loose = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+    files = [path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
+    loose = sorted(path for path in files if not is_training_state(path.name) and path.name != "training_args.bin")
     if len(loose) == 1:
         return (loose[0],), None
     if loose:

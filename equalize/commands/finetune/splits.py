@@ -44,6 +44,8 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
     train, val = open_splits(data, config, notify)
     named = read_class_names(config.class_names) if config.class_names else class_names(train)
     name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
+    for note in checkpoint.notes:
+        notify(note)
     notify(f"preprocessing: {checkpoint.preprocess}")
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
