@@ -9,7 +9,7 @@ from torch import nn
 
 from equalize.checkpoint.checkpoint import Checkpoint, read_class_names, read_plan
 from equalize.checkpoint.families import FAMILIES, family_of_arch
-from equalize.checkpoint.family import Family
+from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.request import Request
@@ -27,6 +27,7 @@ def load(
     arch: str | None = None,
     arch_args: Mapping[str, object] | None = None,
     *,
+    key: str | None = None,
     weights: bool = True,
     init_missing: bool = False,
     num_classes: int | None = None,
@@ -41,6 +42,7 @@ def load(
             ``transformers:DIR``, ``mmseg:config.py``, ``file.py:Factory`` or ``package.module:Factory``. The last
             three run that code.
         arch_args: arguments of the factory.
+        key: of the state dict in a file that holds several, such as ``model_ema`` or ``checkpoint/generator``.
         weights: False builds the network on the meta device from its config alone.
         init_missing: draw what the checkpoint lacks with the library's initializer; all else stays strict.
         num_classes: of the network; a number other than the checkpoint's needs ``init_missing``.
@@ -55,6 +57,7 @@ def load(
         source=str(source),
         arch=arch,
         arch_args=dict(arch_args or {}),
+        key=key,
         init_missing=init_missing,
         num_classes=num_classes,
         seed=seed,
@@ -78,7 +81,8 @@ class ModelName(Request):
         spec = family.open(place, found, request)
         if weights:
             loaded = family.load(spec, found, request)
-            model, notes, save_spec = loaded.model, loaded.notes, family.save_spec(spec, loaded, place)
+            model, notes = loaded.model, loaded.notes
+            save_spec = _with_key(family.save_spec(spec, loaded, place))
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
@@ -135,9 +139,9 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     """The weights, and the family that claims them if none has claimed the place."""
     if family is not None:
         place = family.fetch(place)
-        return family, place, weights_at(place)
+        return family, place, weights_at(place, request.key)
     fetch_weights(place)
-    weights = weights_at(place)
+    weights = weights_at(place, request.key)
     family = _claiming(place, weights, request)
     if family is None:
         raise CheckpointError(
@@ -165,6 +169,14 @@ def _as_recorded(place: Place, request: Request) -> Request:
         remedy = f"name that code again: --arch {named}"
         raise CheckpointError(place.path, "was built by code outside it", remedy=remedy)
     return replace(request, arch=arch, arch_args=arguments)
+
+
+def _with_key(save: SaveSpec) -> SaveSpec:
+    """Records the key of the state dict where it was chosen among several, so that what is written is read alike."""
+    key = save.keys.weights.key
+    if key is None or save.architecture is None or save.nest is not None:
+        return save
+    return replace(save, architecture={**save.architecture, "key": key})
 
 
 def _left_behind(place: Place) -> list[str]:

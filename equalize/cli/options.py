@@ -109,6 +109,9 @@ ArchArgs = Annotated[
         help="An argument of --arch, as JSON or text; repeatable.",
     ),
 ]
+Key = Annotated[
+    str | None, Option(metavar="NAME", help="Of the state dict in a file that holds several, such as model_ema.")
+]
 InitMissing = Annotated[
     bool, Option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
 ]

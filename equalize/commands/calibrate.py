@@ -106,6 +106,7 @@ def _facts(
         "architecture": checkpoint.architecture,
         "arch": name.arch,
         "arch_args": dict(name.arch_args),
+        "key": name.key,
         "init_missing": name.init_missing,
         "num_classes": name.num_classes,
         "drawn": list(checkpoint.newly_initialized),

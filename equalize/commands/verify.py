@@ -108,6 +108,7 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
         name,
         arch=name.arch or arch,
         arch_args=name.arch_args or (arguments if name.arch in (None, arch) else {}),
+        key=name.key or facts.get("key"),
         init_missing=name.init_missing or bool(facts.get("init_missing")),
         num_classes=name.num_classes or facts.get("num_classes"),
         seed=plan.seed,

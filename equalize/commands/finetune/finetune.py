@@ -163,6 +163,7 @@ def _identity(task: Task) -> dict[str, Any]:
         "source": task.name.source,
         "revision": task.checkpoint.revision,
         "sha256": task.checkpoint.sha256,
+        "key": task.name.key,
         "seed of drawn weights": task.name.seed,
         "train": task.train.dataset.fingerprint(),
         "val": task.val.dataset.fingerprint() if task.val else None,
