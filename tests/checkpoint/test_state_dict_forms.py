@@ -5,6 +5,7 @@ EQUALIZE_WHOLE_CORPUS=1 also scans and verifies each by the commands of those na
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint import load, state_on_disk
-from equalize.checkpoint.families.torchvision.family import recognize
+from equalize.checkpoint.families.torchvision.family import arguments_from, recognize
 from equalize.checkpoint.keys import pair
 from equalize.errors import CheckpointError
 
@@ -236,6 +237,63 @@ def test_a_key_overrules_the_first_of_known_names(network, state, tmp_path):
     save_file(state, tmp_path / "in.safetensors")
     with pytest.raises(CheckpointError, match=r"--key: in\.safetensors is safetensors"):
         load(tmp_path / "in.safetensors", f"{network}:Net", key="ema")
+
+
+WRAPPED = {
+    "each part in DataParallel": lambda key: re.sub(r"^(\w+)\.", r"\1.module.", key),
+    "one part in DataParallel": lambda key: key.replace("encoder.", "encoder.module."),
+    "one part compiled, all in DDP": lambda key: "module." + key.replace("encoder.", "encoder._orig_mod."),
+    "under another name, one part compiled": lambda key: "segmentor." + key.replace("encoder.", "encoder._orig_mod."),
+    "FSDP around every layer": lambda key: "_fsdp_wrapped_module." + key.replace(".", "._fsdp_wrapped_module."),
+    "checkpointed activations": lambda key: key.replace("norm.", "norm._checkpoint_wrapped_module."),
+    "Lightning's Fabric": lambda key: "_forward_module.module." + key,
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_names_of_wrappers_are_taken_out_wherever_they_stand(run_cli, photos, network, state, tmp_path, form):
+    wrapped = {WRAPPED[form](key): tensor for key, tensor in copied(state).items()}
+    assert list(wrapped) != list(state)
+    torch.save({"state_dict": wrapped}, tmp_path / "in.pth")
+    flags = ("--arch", f"{network}:Net")
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags)
+    written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)["state_dict"]
+    differing = {key for key, tensor in wrapped.items() if not torch.equal(tensor, written[key])}
+    assert list(written) == list(wrapped)
+    flat = load_file(tmp_path / "out" / "model.safetensors")
+    assert flat.keys() == state.keys()
+    assert not torch.equal(flat["fuse.weight"], state["fuse.weight"])
+    assert differing == {WRAPPED[form](key) for key in state if not torch.equal(flat[key], state[key])}
+
+
+def test_torchvision_recognizes_its_networks_in_wrappers(lraspp_state):
+    wrapped = {re.sub(r"^(\w+)\.", r"\1.module.", key): tensor.shape for key, tensor in lraspp_state.items()}
+    assert recognize(wrapped, "in.pth") == "lraspp_mobilenet_v3_large"
+    few = torch.Size([7, *wrapped["classifier.module.low_classifier.weight"][1:]])
+    shapes = {**wrapped, "classifier.module.low_classifier.weight": few}
+    assert arguments_from("lraspp_mobilenet_v3_large", shapes)["num_classes"] == 7
+
+
+def test_a_layer_that_is_called_like_a_wrapper_stays_one():
+    shape = torch.Size([2])
+    model = dict.fromkeys(("a.module.weight", "b.weight", "c.weight"), shape)
+    plain = pair(model, model)
+    mixed = pair(model, dict.fromkeys(("module.a.module.weight", "module.b.module.weight", "module.c.weight"), shape))
+    assert plain.complete
+    assert mixed.complete
+    assert mixed.on_disk["a.module.weight"] == "module.a.module.weight"
+    two = dict.fromkeys(("a.module.weight", "a.weight"), shape)  # which one is meant cannot be told
+    assert pair(two, two).on_disk == {key: key for key in two}
+
+
+def test_an_encoder_in_a_wrapper_whose_decoder_is_drawn(network, state, tmp_path):
+    half = {f"encoder.module.{key[8:]}": tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    torch.save(half, tmp_path / "in.pth")
+    checkpoint = load(tmp_path / "in.pth", f"{network}:Net", init_missing=True)
+    checkpoint.save(tmp_path / "out")
+    assert {"encoder.module.low.weight", "head.weight"} <= state_on_disk(tmp_path / "out").keys()
+    again = load(tmp_path / "out", f"{network}:Net").model.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in checkpoint.model.state_dict().items())
 
 
 def test_a_wrapper_without_a_known_name_is_said(network, state, tmp_path):

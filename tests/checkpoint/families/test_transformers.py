@@ -341,6 +341,48 @@ def test_a_lone_state_dict_with_the_config_of_a_directory(upernet_dir, tmp_path)
         assert same_bits(again.state_dict(), checkpoint.model.state_dict())
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: f"module.{key}",
+        lambda key: f"model._orig_mod.{key}",
+        lambda key: key.replace("decode_head.", "decode_head._fsdp_wrapped_module."),
+        lambda key: key.replace("encoder.", "encoder.module."),
+    ],
+    ids=["module in front", "two in front", "FSDP inside", "DataParallel inside"],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_directory_whose_keys_hold_names_of_wrappers(segformer_dir, tmp_path, wrap, sharded):
+    """What is written has the keys that the library's own loader takes."""
+    from transformers import SegformerForSemanticSegmentation
+
+    source, out = edited(segformer_dir, tmp_path / "in"), tmp_path / "out"
+    state = {wrap(key): tensor for key, tensor in state_on_disk(segformer_dir).items()}
+    assert state.keys() != state_on_disk(segformer_dir).keys()
+    (source / "model.safetensors").unlink()
+    if sharded:
+        names = dict.fromkeys(list(state)[:9], "model-1.safetensors")
+        names = {key: names.get(key, "model-2.safetensors") for key in state}
+        for file in set(names.values()):
+            save_file({key: state[key] for key in state if names[key] == file}, source / file)
+        (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    else:
+        save_file(state, source / "model.safetensors")
+    checkpoint = load(source)
+    assert "in: keys are written without the names of wrappers" in checkpoint.notes[0]
+    with torch.no_grad():
+        checkpoint.model.decode_head.classifier.bias.add_(1)
+    checkpoint.save(out)
+    assert state_on_disk(out).keys() == state_on_disk(segformer_dir).keys()
+    stock, info = SegformerForSemanticSegmentation.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert same_bits(stock.state_dict(), checkpoint.model.state_dict())
+    original = load(segformer_dir).model.state_dict()
+    assert [key for key, tensor in stock.state_dict().items() if not torch.equal(tensor, original[key])] == [
+        "decode_head.classifier.bias"
+    ]
+
+
 @pytest.mark.parametrize("name", ["Beit", "DPT", "MobileNetV2", "MobileViT", "Mask2Former"])
 def test_every_renamed_tensor_finds_its_place_on_disk(tmp_path, name):
     import transformers

@@ -12,6 +12,7 @@ from equalize.checkpoint.families.mmsegmentation.config import Config, bare_mode
 from equalize.checkpoint.families.mmsegmentation.facts import class_names, config_text, meta_with_classes, preprocessing
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.keys import unwrapped
 from equalize.checkpoint.outputs import main_output
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
@@ -42,7 +43,8 @@ class MMSegmentation(Family[_Spec]):
         """By ``--arch``, by the config in the file, or by the key ``decode_head.conv_seg`` of its heads."""
         if request.arch is not None:
             return request.scheme == self.scheme
-        return config_text(weights.meta) is not None or any("decode_head.conv_seg." in key for key in weights.tensors)
+        named = any("decode_head.conv_seg." in unwrapped(key) for key in weights.tensors)
+        return named or config_text(weights.meta) is not None
 
     def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
         """Read the config that came with the weights as data, or run the one that the user names."""

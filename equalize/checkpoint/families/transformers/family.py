@@ -81,6 +81,9 @@ class Transformers(Family[_Spec]):
             model = loader.skeleton(spec.kind, spec.config)
             weights, more = loader.place_backbone(model, weights, Path(request.source).name)
             notes += more
+        elif not spec.state_dict:
+            weights, more = loader.without_wrappers(spec.kind, spec.config, weights, Path(request.source).name)
+            notes += more
         loaded = loader.load(spec.kind, spec.config, weights, request, strip=spec.state_dict)
         return replace(loaded, notes=notes)
 
