@@ -10,15 +10,18 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from equalize.checkpoint.activations import Activations
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.outputs import listed, named_outputs, scored_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, ignore
 
-__all__ = ["PLAN_FILE", "Checkpoint", "main_output", "read_class_names", "read_plan", "write_plan"]
+__all__ = ["PLAN_FILE", "Checkpoint", "read_class_names", "read_plan", "write_plan"]
 
 PLAN_FILE = "equalize.json"
 
@@ -51,6 +54,12 @@ class Checkpoint:
     arch: str | None = None
     """The ``--arch`` that builds it again; None for a library's own directory."""
     arch_args: Mapping[str, object] | None = None
+    output: str | None = None
+    """Which of several outputs is scored: its key or index, as the user or a record has it."""
+    num_classes: int | None = None
+    """Of the network, if the files or the user say."""
+    probabilities: bool = False
+    """Whether the network ends in a sigmoid or softmax, as `with_output` found."""
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
 
@@ -80,12 +89,43 @@ class Checkpoint:
         return replace(self, classes=names, save_spec=save)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The main output, (N, classes, h, w), of ``inputs``, (N, 3, H, W), whatever the network wraps it in.
+        """See `scores`; inputs are (N, C, H, W)."""
+        return self.scores(self.model(inputs), inputs)
+
+    def scores(self, output: Any, inputs: Tensor) -> Tensor:
+        """The main output (N, classes, h, w) of all that the network returned for ``inputs``.
+
+        The largest is the class; a single one stands for class 1 where it is above 0. Where the network ends in a
+        sigmoid, a single one is thus its probability less 0.5.
 
         Raises:
-            SiteError: the output is none that a segmentation network gives.
+            SiteError: the output is none that a segmentation network gives, or one of several that may be meant.
         """
-        return main_output(self.model(inputs), self.architecture)
+        shape = inputs.shape
+        found = scored_output(output, self.architecture, shape, chosen=self.output, num_classes=self.num_classes).tensor
+        return found - 0.5 if self.probabilities and found.shape[1] == 1 else found
+
+    def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
+        """The checkpoint with what a run shows: which output is scored, and whether it holds probabilities.
+
+        Raises:
+            SiteError: see `scores`.
+        """
+        with eval_mode(self.model), Activations() as seen:
+            output = self.model(inputs)
+        scored = scored_output(
+            output, self.architecture, inputs.shape, chosen=self.output, num_classes=self.num_classes
+        )
+        if scored.reason:
+            notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
+        probabilities, name = scored.tensor.clamp(0, 1), seen.name(scored.tensor)
+        within = bool((probabilities == scored.tensor).all() and probabilities.any())
+        if name:
+            notify(f"the network ends in a {name}: what it gives are probabilities, not logits")
+        elif within:
+            notify("all outputs lie between 0 and 1: they are taken as probabilities, not logits")
+        chosen = self.output or (scored.name if scored.reason else None)
+        return replace(self, output=chosen, probabilities=bool(name) or within)
 
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""

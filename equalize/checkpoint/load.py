@@ -28,6 +28,7 @@ def load(
     arch_args: Mapping[str, object] | None = None,
     *,
     key: str | None = None,
+    output: str | None = None,
     weights: bool = True,
     init_missing: bool = False,
     num_classes: int | None = None,
@@ -43,6 +44,7 @@ def load(
             three run that code.
         arch_args: arguments of the factory.
         key: of the state dict in a file that holds several, such as ``model_ema`` or ``checkpoint/generator``.
+        output: which of several outputs of the network is scored: its key or index.
         weights: False builds the network on the meta device from its config alone.
         init_missing: draw what the checkpoint lacks with the library's initializer; all else stays strict.
         num_classes: of the network; a number other than the checkpoint's needs ``init_missing``.
@@ -58,6 +60,7 @@ def load(
         arch=arch,
         arch_args=dict(arch_args or {}),
         key=key,
+        output=output,
         init_missing=init_missing,
         num_classes=num_classes,
         seed=seed,
@@ -73,7 +76,8 @@ class ModelName(Request):
         """Loads it; without weights on the meta device."""
         _check(self)
         place = locate(self.source)
-        request = _as_recorded(place, self)
+        plan_json = read_plan(place.path)
+        request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
         family = _claiming(place, NO_WEIGHTS, request)
         found = NO_WEIGHTS
         if family is None or weights or family.needs_weights(place, request):
@@ -82,7 +86,7 @@ class ModelName(Request):
         if weights:
             loaded = family.load(spec, found, request)
             model, notes = loaded.model, loaded.notes
-            save_spec = _with_key(family.save_spec(spec, loaded, place))
+            save_spec = _with_choices(family.save_spec(spec, loaded, place), request)
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
@@ -96,9 +100,11 @@ class ModelName(Request):
             revision=place.revision,
             notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,
-            plan_json=read_plan(place.path),
+            plan_json=plan_json,
             arch=spec.arch,
             arch_args=spec.arguments,
+            output=request.output,
+            num_classes=spec.num_classes or (len(spec.classes) if spec.classes else None),
             save_spec=save_spec,
         )
         return _with_recorded_names(checkpoint, place, request)
@@ -171,12 +177,17 @@ def _as_recorded(place: Place, request: Request) -> Request:
     return replace(request, arch=arch, arch_args=arguments)
 
 
-def _with_key(save: SaveSpec) -> SaveSpec:
-    """Records the key of the state dict where it was chosen among several, so that what is written is read alike."""
-    key = save.keys.weights.key
-    if key is None or save.architecture is None or save.nest is not None:
-        return save
-    return replace(save, architecture={**save.architecture, "key": key})
+def _with_recorded_output(request: Request, place: Place, plan: Mapping[str, object] | None) -> Request:
+    """The request with the output that is recorded beside the weights, unless the caller names one."""
+    recorded = (place.record or {}).get("output") or (plan or {}).get("logits")
+    return replace(request, output=str(recorded)) if request.output is None and recorded else request
+
+
+def _with_choices(save: SaveSpec, request: Request) -> SaveSpec:
+    """Records what was chosen among several state dicts and outputs, so that what is written is read alike."""
+    key = save.keys.weights.key if save.nest is None else None
+    chosen = {name: value for name, value in (("key", key), ("output", request.output)) if value is not None}
+    return replace(save, architecture={**save.architecture, **chosen}) if save.architecture and chosen else save
 
 
 def _left_behind(place: Place) -> list[str]:

@@ -15,6 +15,8 @@ class Request:
     arch_args: Mapping[str, object] = field(default_factory=dict)
     key: str | None = None
     """``--key``: of the state dict in a file that holds several."""
+    output: str | None = None
+    """``--output``: which of several outputs is scored, by key or index."""
     init_missing: bool = False
     num_classes: int | None = None
     seed: int = 0

@@ -61,9 +61,11 @@ def calibrate_checkpoint(
     images = Images(data, checkpoint, config, progress)
     notify(f"data: {images.dataset.describe()}")
     found = select_sites(checkpoint.model, images.shape, pattern)
+    checkpoint.model.to(device)
+    checkpoint = checkpoint.with_output(images.few(1).to(device), notify)
     with precision_of(config.precision, device):
         plan = calibrate(
-            *(checkpoint.model.to(device), images, strategy, name.seed),
+            *(checkpoint.model, images, strategy, name.seed),
             keep_norm=keep_norm,
             newly_initialized=checkpoint.newly_initialized,
             found=found,
@@ -107,6 +109,7 @@ def _facts(
         "arch": name.arch,
         "arch_args": dict(name.arch_args),
         "key": name.key,
+        "logits": checkpoint.output,
         "init_missing": name.init_missing,
         "num_classes": name.num_classes,
         "drawn": list(checkpoint.newly_initialized),

@@ -14,7 +14,7 @@ from equalize.data import DataSet
 from equalize.errors import DataError, InputError
 from equalize.messages import Notify, ignore
 
-_OF_NAME = ("source", "arch", "arch_args", "key", "init_missing", "num_classes")
+_OF_NAME = ("source", "arch", "arch_args", "key", "output", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate", "keep_norm"}
 _MAY_CHANGE = {"workers", "report_to"}
 _MAY_GROW = ("arms", "lrs", "seeds")

@@ -153,7 +153,7 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )
     check_trackers(config.report_to)
-    ModelWithLoss(task.checkpoint, TrainConfig())
+    ModelWithLoss(task.checkpoint, TrainConfig(), task.trained)
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 
@@ -164,6 +164,7 @@ def _identity(task: Task) -> dict[str, Any]:
         "revision": task.checkpoint.revision,
         "sha256": task.checkpoint.sha256,
         "key": task.name.key,
+        "logits": task.checkpoint.output,
         "seed of drawn weights": task.name.seed,
         "train": task.train.dataset.fingerprint(),
         "val": task.val.dataset.fingerprint() if task.val else None,

@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.checkpoint import main_output
 from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.trained_output import TrainedOutput
 from equalize.commands.labels import as_classes
 from equalize.errors import InputError
 
@@ -56,13 +57,19 @@ def backbone_of(checkpoint: Checkpoint) -> str | None:
 class ModelWithLoss(nn.Module):
     """A network of any family as `transformers.Trainer` takes it: images and labels in, loss out.
 
-    `frozen` are modules that stay in eval mode.
+    `trained` says which output carries the loss; `frozen` are modules that stay in eval mode.
 
     Raises:
         InputError: the network is trained with another kind of loss.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: TrainConfig, frozen: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        trained: TrainedOutput,
+        frozen: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
         if "mask_labels" in inspect.signature(checkpoint.model.forward).parameters:
             what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
@@ -70,14 +77,16 @@ class ModelWithLoss(nn.Module):
         self.network = checkpoint.model
         self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # the modules that FSDP wraps
         self._config = config
-        self._heads = checkpoint.adapter.heads
+        self._checkpoint = replace(checkpoint, save_spec=None)
+        self._trained = trained
         self._frozen = frozen
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of a batch, (N, 3, H, W) and (N, H, W); without labels the logits of the main head."""
         if labels is None:
-            return {"logits": main_output(self.network(pixel_values), type(self.network).__name__)}
-        return {"loss": segmentation_loss(self._heads(self.network, pixel_values), labels, self._config)}
+            return {"logits": self._checkpoint.scores(self.network(pixel_values), pixel_values)}
+        heads = self._trained.of(self._checkpoint, self.network, pixel_values)
+        return {"loss": segmentation_loss(heads, labels, self._config)}
 
     def train(self, mode: bool = True) -> "ModelWithLoss":
         """Sets the mode of all modules except the frozen ones."""

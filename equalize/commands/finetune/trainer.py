@@ -107,7 +107,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         pairs = training_pairs(task)
         frozen = freeze(task.checkpoint.model, self._backbone, config)
         super().__init__(
-            model=ModelWithLoss(task.checkpoint, config, frozen),
+            model=ModelWithLoss(task.checkpoint, config, task.trained, frozen),
             args=_arguments(task, str(writer.run.last), pairs=len(pairs)),
             data_collator=collate,
             train_dataset=pairs,

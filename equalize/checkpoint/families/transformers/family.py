@@ -12,7 +12,7 @@ from equalize.checkpoint.families.transformers import config as configs
 from equalize.checkpoint.families.transformers import loader
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights, read_json
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
@@ -110,18 +110,19 @@ class Transformers(Family[_Spec]):
         """By ``from_pretrained``."""
         return loader.reload(place.path)
 
-    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """Logits (N, classes, h, w), with those of an auxiliary head, which a hook collects as no output has them."""
-        auxiliary: list[Tensor] = []
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
+        """The logits, and those of an auxiliary head, which a hook collects as no output has them."""
+        auxiliary: dict[str, Tensor] = {}
         head = getattr(model, "auxiliary_head", None)
         hooks = []
         if isinstance(head, nn.Module):
-            hooks.append(head.register_forward_hook(lambda *call: auxiliary.append(call[-1])))
+            hooks.append(head.register_forward_hook(lambda *call: auxiliary.update(auxiliary_head=call[-1])))
         try:
-            return [main_output(model(x_NCHW), type(model).__name__), *auxiliary]
+            found = named_outputs(model(x_NCHW), x_NCHW.ndim)
         finally:
             for hook in hooks:
                 hook.remove()
+        return {**({"logits": found["logits"]} if "logits" in found else found), **auxiliary}
 
     def architecture(self, out: Path) -> str:
         """The class that the config names, if any."""

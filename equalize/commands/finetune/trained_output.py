@@ -1,0 +1,99 @@
+"""Finds, among what a network returns in training, the output that is scored, and the logits behind it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.activations import Activations
+from equalize.checkpoint.outputs import MAIN_NAMES, listed, scored_output
+from equalize.errors import InputError
+from equalize.eval_mode import eval_mode
+
+_SAME = 1e-3  # of the range of an output: kernels on the same values agree far better, two heads never do so well
+_RANDOM = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedOutput:
+    """Which of a network's outputs the loss is computed on."""
+
+    name: str
+    """See `Family.heads`."""
+    before_activation: bool = False
+    """Whether it is a sigmoid's or softmax's, and the loss takes what that was given."""
+
+    def of(self, checkpoint: Checkpoint, network: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
+        """The logits that carry a loss, each (N, classes, h, w): the scored ones, then others of as many classes."""
+        if self.before_activation:
+            with Activations() as seen:
+                found = checkpoint.adapter.heads(network, x_NCHW)
+            found = {name: _or(seen.before(tensor), tensor) for name, tensor in found.items()}
+        else:
+            found = checkpoint.adapter.heads(network, x_NCHW)
+        main = found.pop(self.name)
+        return [main, *(tensor for tensor in found.values() if tensor.shape[1] == main.shape[1])]
+
+
+def _or(one: Tensor | None, other: Tensor) -> Tensor:
+    return other if one is None else one
+
+
+def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
+    """Finds the output that a network gives in eval mode among those of its training mode, by its values.
+
+    Some networks return auxiliary outputs in training alone, in any order. For the comparison, layers that compute
+    something else in training stay in eval mode.
+
+    Raises:
+        InputError: none of several outputs has the values of the scored one; or it is a sigmoid's or softmax's that
+            cannot be taken off.
+    """
+    network = checkpoint.model
+    with eval_mode(network), Activations() as seen:
+        scored = scored_output(
+            network(x_NCHW),
+            checkpoint.architecture,
+            x_NCHW.shape,
+            chosen=checkpoint.output,
+            num_classes=checkpoint.num_classes,
+        )
+        logits = seen.before(scored.tensor)
+        with _training_flow(network):
+            found = checkpoint.adapter.heads(network, x_NCHW)
+        name = _matching(found, [scored.tensor, *([] if logits is None else [logits])])
+        if name is None:
+            name = next((each for each in (*MAIN_NAMES, checkpoint.output, scored.name) if each in found), None)
+        if name is None:
+            what = "returns other outputs in training, none with the values of the scored one"
+            remedy = "choose one with --output INDEX or NAME"
+            raise InputError(checkpoint.architecture, what, got=listed(found), remedy=remedy)
+        before = seen.before(found[name])
+    if before is None and checkpoint.probabilities and not _is(found[name], logits):
+        what = "ends in probabilities, and no sigmoid or softmax that could be taken off for the loss was found"
+        raise InputError(checkpoint.architecture, what, remedy="train it without its last activation")
+    return TrainedOutput(name=name, before_activation=before is not None)
+
+
+@contextmanager
+def _training_flow(network: nn.Module) -> Iterator[None]:
+    """Lets the code of containers see training mode; the caller restores the modes."""
+    for module in nn.Module.modules(network):
+        module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
+    yield
+
+
+def _matching(found: dict[str, Tensor], wanted: list[Tensor]) -> str | None:
+    if len(found) == 1:
+        return next(iter(found))
+    return next((name for name, tensor in found.items() if any(_is(tensor, each) for each in wanted)), None)
+
+
+def _is(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two outputs have the same values, to rounding."""
+    if other is None or one.shape != other.shape:
+        return False
+    extent = float(other.max() - other.min())
+    return float((one - other).abs().max()) <= _SAME * max(extent, 1e-6)
