@@ -1,9 +1,11 @@
 """A user's own network: the factory in a file or module that ``--arch`` names, which is consent to run it."""
 
+import ast
 import importlib
 import importlib.util
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,7 +41,7 @@ class Custom(Family[Spec]):
             arguments[class_argument(factory, arch)] = request.num_classes
         return Spec(
             architecture=request.arch_name,
-            make=partial(factory, **arguments),
+            make=partial(_run, factory, arch, arguments),
             preprocess=Preprocess(origin="ImageNet defaults, the checkpoint does not say"),
             num_classes=request.num_classes,
             arch=arch,
@@ -70,19 +72,53 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         CheckpointError: no such file, module or name, or the file raises when it is run.
     """
     place, _, name = arch.rpartition(":")
-    path = Path(place) if place.endswith(".py") else None
+    path = _file(arch)
     if path is not None and not path.is_file():
         raise CheckpointError(place, "no such file")
     try:
-        with _importable(Path.cwd() if path is None else path.resolve().parent):
+        with _importable(arch):
             found: Any = importlib.import_module(place) if path is None else _run_file(path)
     except (Exception, SystemExit) as error:  # a training script may parse its command line and exit
-        raise CheckpointError(arch, f"cannot be imported ({type(error).__name__}: {error})") from error
+        what = f"cannot be imported ({type(error).__name__}: {error})"
+        raise CheckpointError(arch, what, remedy=_remedy(error, arch)) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         raise CheckpointError(arch, f"{place} has no factory {name!r}")
     return found  # type: ignore[no-any-return]
+
+
+def _run(factory: Callable[..., nn.Module], arch: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Calls a factory, which may import more of its author's code."""
+    with _importable(arch):
+        try:
+            return factory(**arguments)
+        except ImportError as error:
+            what = f"cannot import what it needs ({type(error).__name__}: {error})"
+            raise CheckpointError(arch, what, remedy=_remedy(error, arch)) from error
+
+
+def _file(arch: str) -> Path | None:
+    """The file that an ``--arch`` names; None for a module."""
+    place = arch.rpartition(":")[0]
+    return Path(place).expanduser() if place.endswith(".py") else None
+
+
+def _remedy(error: BaseException, arch: str) -> str | None:
+    """For an import relative to a package, which a file by itself does not have: the form that has one."""
+    path = _file(arch)
+    if path is None or not isinstance(error, ImportError) or "relative import" not in str(error):
+        return None
+    path = path.resolve()
+    imports = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+    depth = max(1, len(_packages(path)), *(node.level for node in imports))
+    module = ".".join((*path.parts[-depth - 1 : -1], path.stem))
+    return f"in {path.parents[depth]}, name its package: --arch {module}:{arch.rpartition(':')[2]}"
+
+
+def _packages(path: Path) -> list[Path]:
+    """The packages around a file, innermost first."""
+    return list(itertools.takewhile(lambda folder: (folder / "__init__.py").is_file(), path.parents))
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -101,10 +137,17 @@ def _run_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _importable(directory: Path) -> Iterator[None]:
-    sys.path.insert(0, str(directory))
+def _importable(arch: str) -> Iterator[None]:
+    """Lets code import its neighbors: the file's folder, the root of its package, and the working directory."""
+    path, places = _file(arch), [Path.cwd()]
+    if path is not None:
+        path = path.resolve()
+        places = [path.parent, path.parents[len(_packages(path))], *places]
+    added = [str(place) for place in dict.fromkeys(places)]
+    sys.path[:0] = added
     try:
         yield
     finally:
-        if str(directory) in sys.path:
-            sys.path.remove(str(directory))
+        for place in added:
+            if place in sys.path:
+                sys.path.remove(place)
