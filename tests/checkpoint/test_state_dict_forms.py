@@ -61,7 +61,7 @@ def network(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state(network):
-    from equalize.checkpoint.families.custom.family import load_factory
+    from equalize.checkpoint.user_code import load_factory
 
     torch.manual_seed(0)
     return {key: tensor.clone() for key, tensor in load_factory(f"{network}:Net")().state_dict().items()}

@@ -138,7 +138,7 @@ CODE = textwrap.dedent("""
 
 def save_net(directory: Path, name: str) -> tuple[Path, str]:
     """The weights of a network, drawn under a seed, and its ``--arch``."""
-    from equalize.checkpoint.families.custom.family import load_factory
+    from equalize.checkpoint.user_code import load_factory
 
     (directory / "output_nets.py").write_text(CODE)
     arch = f"{directory / 'output_nets.py'}:{name}"

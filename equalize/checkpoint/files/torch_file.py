@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
-from equalize.checkpoint.files.zip_archive import check_archive
+from equalize.checkpoint.files.zip_archive import check_archive, pickled
 from equalize.errors import CheckpointError
 
 NESTS = (
@@ -115,7 +115,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, pickle.UnpicklingError):
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             what = f"its pickle asks for {named[1]!r}, which is code and not weights; nothing was run"
-            return CheckpointError(path, what, remedy=_REMEDY)
+            return CheckpointError(path, what, remedy=_remedy(path))
         if "Unsupported operand" in str(error):
             return CheckpointError(path, "is a pickle that PyTorch cannot read safely", remedy=_REMEDY)
     found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
@@ -123,6 +123,16 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         path, f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})", remedy="download it again"
     )
+
+
+def _remedy(path: Path) -> str:
+    """How to get at the weights: for a file that holds a state dict beside the code, the line that takes it out."""
+    strings = pickled(path)
+    for key in ("state_dict", "model_state_dict", "network_weights"):
+        if b"X" + len(key).to_bytes(4, "little") + key.encode() in strings:  # BINUNICODE, as torch.save pickles keys
+            line = f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pth')"
+            return f"if you trust it, save its state dict alone: {line}"
+    return _REMEDY
 
 
 def _check_tensors(file: TorchFile, path: Path) -> None:

@@ -326,6 +326,53 @@ def test_an_encoder_that_has_no_segmentation_network(tmp_path):
     assert "UperNet" in sentence
 
 
+DINOV2 = """
+from torch import nn
+from transformers import Dinov2Model, Dinov2PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+class Dinov2ForSemanticSegmentation(Dinov2PreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.dinov2 = Dinov2Model(config)
+        self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, 1)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        tokens = self.dinov2(pixel_values).last_hidden_state[:, 1:]
+        side = pixel_values.shape[-1] // self.config.patch_size
+        features = tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+        return SemanticSegmenterOutput(logits=self.classifier(features))
+"""
+
+
+def test_a_class_of_a_tutorial_is_named_as_such_and_built_by_its_own_code(tmp_path):
+    """By the loader of transformers, which renames keys here too."""
+    from transformers import Dinov2Config
+
+    from equalize.checkpoint.user_code import load_factory
+
+    (tmp_path / "tutorial.py").write_text(DINOV2)
+    arch = f"{tmp_path / 'tutorial.py'}:Dinov2ForSemanticSegmentation"
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    config.num_labels = 3
+    stock = load_factory(arch)(config).eval()
+    stock.save_pretrained(tmp_path / "in")
+    sentence = refusal(tmp_path / "in")
+    assert "is a Dinov2ForSemanticSegmentation, a class of its author's code and none of transformers" in sentence
+    assert sentence.endswith("name it: --arch file.py:Dinov2ForSemanticSegmentation")
+    x = torch.randn(1, 3, 28, 28)
+    checkpoint = load(tmp_path / "in", arch).with_output(x)
+    with torch.no_grad():
+        assert_same_outputs(checkpoint.logits(x), stock(x).logits)
+        checkpoint.model.classifier.bias.add_(1)
+    checkpoint.save(tmp_path / "out")
+    assert state_on_disk(tmp_path / "out").keys() == state_on_disk(tmp_path / "in").keys() != stock.state_dict().keys()
+    for again in (reload(tmp_path / "out", arch), load(tmp_path / "out", arch).model):
+        assert same_bits(again.state_dict(), checkpoint.model.state_dict())
+    assert checkpoint.adapter.loading_code(tmp_path / "out") == ""
+
+
 def test_a_lone_state_dict_with_the_config_of_a_directory(upernet_dir, tmp_path):
     state = {f"module.{key}": tensor for key, tensor in state_on_disk(upernet_dir).items()}
     torch.save({"state_dict": state, "epoch": 4}, tmp_path / "run.pth")

@@ -208,9 +208,9 @@ def class_fields(names: Mapping[int, str]) -> dict[str, object]:
     }
 
 
-def reload(directory: Path) -> nn.Module:
-    """Load with ``from_pretrained``; a CheckpointError if it does not find every key."""
-    kind = target_class(read_config(directory), directory)
+def reload(directory: Path, kind: Any = None) -> nn.Module:
+    """Load with ``from_pretrained`` of ``kind``, or else of the config's class; an error if it misses a key."""
+    kind = kind or target_class(read_config(directory), directory)
     named = re.fullmatch(r"(?:pytorch_model|model)\.([\w-]+)\.(?:bin|safetensors)", weight_files(directory)[0][0].name)
     variant = None if named is None else named[1]
     model, info = _from_pretrained(kind, directory, directory, variant=variant, local_files_only=True)
