@@ -32,7 +32,7 @@ class Activations(TorchFunctionMode):
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor) or (name not in _PROBABILITIES | _KEEPING and name != "__getitem__"):
             return func(*args, **kwargs)
-        in_place = name != called or bool(kwargs.get("inplace"))
+        in_place = name != called or any(each is True for each in (*args[1:2], kwargs.get("inplace")))
         if name in _PROBABILITIES and _over_classes(name, source, args[1:], kwargs):
             noted = (source.clone() if in_place else source, name)
             result = func(*args, **kwargs)
@@ -40,7 +40,7 @@ class Activations(TorchFunctionMode):
             return result
         found = self._before.get(source)
         result = func(*args, **kwargs)
-        kept = name != "__getitem__" or (isinstance(result, Tensor) and result.shape[2:] == source.shape[2:])
+        kept = isinstance(result, Tensor) and (name != "__getitem__" or result.shape[2:] == source.shape[2:])
         if found is not None and kept and result is not source:
             self._before[result] = found
         return result

@@ -15,7 +15,7 @@ from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
-from equalize.checkpoint.outputs import listed, named_outputs, scored_output
+from equalize.checkpoint.outputs import ScoredOutput, listed, named_outputs, scored_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 from equalize.eval_mode import eval_mode
@@ -113,19 +113,23 @@ class Checkpoint:
         """
         with eval_mode(self.model), Activations() as seen:
             output = self.model(inputs)
-        scored = scored_output(
-            output, self.architecture, inputs.shape, chosen=self.output, num_classes=self.num_classes
-        )
+            scored = self._scored(output, inputs)
+            name, within = seen.name(scored.tensor), bool(scored.tensor.any()) and _between_0_and_1(scored.tensor)
+            if within and name is None:  # logits would grow with what the network is given
+                far = self._scored(self.model(-1e6 * inputs), inputs).tensor
+                within = _between_0_and_1(far[far.isfinite()])  # an exponential may overflow
         if scored.reason:
             notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
-        probabilities, name = scored.tensor.clamp(0, 1), seen.name(scored.tensor)
-        within = bool((probabilities == scored.tensor).all() and probabilities.any())
         if name:
             notify(f"the network ends in a {name}: what it gives are probabilities, not logits")
         elif within:
             notify("all outputs lie between 0 and 1: they are taken as probabilities, not logits")
         chosen = self.output or (scored.name if scored.reason else None)
-        return replace(self, output=chosen, probabilities=bool(name) or within)
+        return replace(self, output=chosen, probabilities=name is not None or within)
+
+    def _scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
+        chosen, number = self.output, self.num_classes
+        return scored_output(output, self.architecture, inputs.shape, chosen=chosen, num_classes=number)
 
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""
@@ -190,6 +194,10 @@ class Checkpoint:
             _write_json(spec.architecture, out / ARCHITECTURE_FILE)
         if spec.config:
             _write_json({**read_json(out / "config.json"), **spec.config}, out / "config.json")
+
+
+def _between_0_and_1(tensor: Tensor) -> bool:
+    return bool(((tensor >= 0) & (tensor <= 1)).all())
 
 
 def _write_json(content: Mapping[str, object], path: Path) -> None:

@@ -106,3 +106,14 @@ def test_logits_stay_what_they_are(tmp_path, name):
     assert torch.equal(checkpoint.logits(x), output["seg"] if name == "Named" else output[0])
     assert len(notes) == 1
     assert "is scored, the" in notes[0]
+
+
+def test_logits_that_happen_to_be_small_and_positive_are_logits(tmp_path):
+    path, arch = save_net(tmp_path, "Named")
+    checkpoint = load(path, arch)
+    with torch.no_grad():
+        checkpoint.model.main.weight.mul_(1e-3)
+        checkpoint.model.main.bias.fill_(0.5)
+        x = torch.randn(2, 3, 32, 32)
+        assert 0 < checkpoint.model(x)["seg"].min() < checkpoint.model(x)["seg"].max() < 1
+    assert not checkpoint.with_output(x).probabilities

@@ -101,6 +101,11 @@ CODE = textwrap.dedent("""
         def forward(self, x):
             return F.interpolate(F.hardsigmoid(self.run(x)[2]), size=x.shape[2:], mode="bilinear")
 
+    class InPlaceModule(SigmoidModule):
+        def __init__(self, num_classes=1):
+            super().__init__(num_classes)
+            self.last[1] = nn.Hardsigmoid(inplace=True)
+
     class InPlace(Sigmoid):
         def forward(self, x):
             return self.run(x)[2].sigmoid_().clamp(1e-6, 1 - 1e-6)

@@ -24,7 +24,7 @@ NESTS = (
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "teacher"),
 )
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
-_TRAINING_STATE = re.compile(r"optim|sched|scaler|rng")
+_TRAINING_STATE = re.compile(r"optimizer|scheduler|(^|_)(optim|sched|scaler|rng)s?(_|$)")
 _DEEPEST_NEST = 4
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")

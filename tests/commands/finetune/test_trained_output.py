@@ -51,7 +51,13 @@ def test_the_scored_output_is_trained(tmp_path, name, output, main, others):
 @pytest.mark.parametrize(
     ("name", "before"),
     [
-        *(("Sigmoid", True), ("SigmoidModule", True), ("ResizedSigmoid", True), ("InPlace", True)),
+        *(
+            ("Sigmoid", True),
+            ("SigmoidModule", True),
+            ("ResizedSigmoid", True),
+            ("InPlace", True),
+            ("InPlaceModule", True),
+        ),
         *(("OnlyWhenEvaluated", False), ("Softmax", True), ("OneOfSoftmax", True)),
     ],
 )

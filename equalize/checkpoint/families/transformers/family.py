@@ -137,10 +137,10 @@ class Transformers(Family[_Spec]):
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """``from_pretrained`` of the class that the config names, and of the processor."""
         named = self.architecture(out)
-        if not configs.is_known(named):
-            return ""
         name = named if named.isidentifier() else "AutoModelForSemanticSegmentation"
         where = f'"{repository or out}"' + (f', revision="{revision}"' if revision else "")
+        if not configs.is_known(named):
+            return f"model = {name}.from_pretrained({where})  # a class of its author's code"
         if not any((out / file).is_file() for file in _CONFIG_FILES[1:]):
             return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
         return (
