@@ -15,7 +15,7 @@ from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
-from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
+from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
 from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
@@ -153,7 +153,6 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
             "--train-as", "there is no equalization to train through", remedy="calibrate first, or --calibrate"
         )
     check_trackers(config.report_to)
-    ModelWithLoss(task.checkpoint, TrainConfig(), task.trained)
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 

@@ -1,6 +1,5 @@
 """The training loss, and a module that computes it."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from equalize.checkpoint import Checkpoint
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.trained_output import TrainedOutput
 from equalize.commands.labels import as_classes
-from equalize.errors import InputError
 
 
 def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: TrainConfig) -> Tensor:
@@ -58,9 +56,6 @@ class ModelWithLoss(nn.Module):
     """A network of any family as `transformers.Trainer` takes it: images and labels in, loss out.
 
     `trained` says which output carries the loss; `frozen` are modules that stay in eval mode.
-
-    Raises:
-        InputError: the network is trained with another kind of loss.
     """
 
     def __init__(
@@ -71,9 +66,6 @@ class ModelWithLoss(nn.Module):
         frozen: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
-        if "mask_labels" in inspect.signature(checkpoint.model.forward).parameters:
-            what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
-            raise InputError(checkpoint.architecture, what, expected=expected)
         self.network = checkpoint.model
         self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # the modules that FSDP wraps
         self._config = config

@@ -1,15 +1,15 @@
 """Finds, among what a network returns in training, the output that is scored, and the logits behind it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.activations import Activations
 from equalize.checkpoint.outputs import MAIN_NAMES, listed, scored_output
-from equalize.errors import InputError
+from equalize.errors import EqualizeError, InputError
 from equalize.eval_mode import eval_mode
 
 _SAME = 1e-3  # of the range of an output: kernels on the same values agree far better, two heads never do so well
@@ -48,10 +48,13 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
     something else in training stay in eval mode.
 
     Raises:
-        InputError: none of several outputs has the values of the scored one; or it is a sigmoid's or softmax's that
-            cannot be taken off.
+        InputError: the network is trained with another kind of loss; none or several of its outputs have the values
+            of the scored one; or it is a sigmoid's or softmax's that cannot be taken off.
     """
     network = checkpoint.model
+    if "mask_labels" in inspect.signature(network.forward).parameters:
+        what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
+        raise InputError(checkpoint.architecture, what, expected=expected)
     with eval_mode(network), Activations() as seen:
         scored = scored_output(
             network(x_NCHW),
@@ -61,13 +64,13 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
             num_classes=checkpoint.num_classes,
         )
         logits = seen.before(scored.tensor)
-        with _training_flow(network):
-            found = checkpoint.adapter.heads(network, x_NCHW)
-        name = _matching(found, [scored.tensor, *([] if logits is None else [logits])])
+        found = _in_training(checkpoint, x_NCHW)
+        same = [each for each, tensor in found.items() if _is(tensor, scored.tensor) or _is(tensor, logits)]
+        possible = same or list(found)
+        known = (*MAIN_NAMES, checkpoint.output, scored.name)
+        name = next((each for each in known if each in possible), possible[0] if len(possible) == 1 else None)
         if name is None:
-            name = next((each for each in (*MAIN_NAMES, checkpoint.output, scored.name) if each in found), None)
-        if name is None:
-            what = "returns other outputs in training, none with the values of the scored one"
+            what = "returns other outputs in training, and by their values none or several may be the scored one"
             remedy = "choose one with --output INDEX or NAME"
             raise InputError(checkpoint.architecture, what, got=listed(found), remedy=remedy)
         before = seen.before(found[name])
@@ -77,18 +80,19 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
     return TrainedOutput(name=name, before_activation=before is not None)
 
 
-@contextmanager
-def _training_flow(network: nn.Module) -> Iterator[None]:
-    """Lets the code of containers see training mode; the caller restores the modes."""
+def _in_training(checkpoint: Checkpoint, x_NCHW: Tensor) -> dict[str, Tensor]:
+    """The outputs where the code of containers sees training mode; the caller restores the modes."""
+    network = checkpoint.model
     for module in nn.Module.modules(network):
         module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
-    yield
-
-
-def _matching(found: dict[str, Tensor], wanted: list[Tensor]) -> str | None:
-    if len(found) == 1:
-        return next(iter(found))
-    return next((name for name, tensor in found.items() if any(_is(tensor, each) for each in wanted)), None)
+    try:
+        return checkpoint.adapter.heads(network, x_NCHW)
+    except (MemoryError, torch.OutOfMemoryError, EqualizeError):
+        raise
+    except Exception as error:  # the network's code may raise anything, for want of targets for example
+        line = " ".join(str(error).split())[:160]
+        what = f"cannot be run in training mode on images alone ({type(error).__name__}: {line})"
+        raise InputError(checkpoint.architecture, what, expected="outputs that a loss can be computed on") from error
 
 
 def _is(one: Tensor, other: Tensor | None) -> bool:

@@ -80,6 +80,24 @@ def test_the_loss_is_that_of_the_logits_before_the_activation(tmp_path, name, be
     torch.testing.assert_close(gradient, wanted)
 
 
+@pytest.mark.parametrize(("name", "output"), [("AuxFirst", "1"), ("OnlyInTraining", None), ("OnlyInTraining", "2")])
+def test_outputs_of_equal_values(tmp_path, name, output):
+    """As of classifiers that are zero at first: where both modes return the same outputs, names tell them apart."""
+    path, arch = save_net(tmp_path, name)
+    checkpoint = load(path, arch, output=output)
+    for layer in (checkpoint.model.main, checkpoint.model.auxiliary):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    checkpoint = checkpoint.with_output(X)
+    if output is None:
+        with pytest.raises(
+            InputError, match=r"none or several may be the scored one, got 0 .*; choose one with --output"
+        ):
+            trained_output(checkpoint, X)
+    else:
+        assert trained_output(checkpoint, X).name == output
+
+
 def test_side_outputs_behind_sigmoids_are_trained_as_logits(tmp_path):
     checkpoint, trained = opened(tmp_path, "SideOutputs", "0")
     heads = trained.of(checkpoint, checkpoint.model, X)
@@ -130,3 +148,11 @@ def test_heads_of_mmsegmentation_that_return_several_outputs_in_training(tmp_pat
     scored, auxiliary = trained.of(checkpoint, network, x_NCHW)
     assert scored is seen["conv_seg"]
     assert auxiliary is seen[other]
+
+
+def test_a_network_that_computes_its_own_loss_is_refused(tmp_path):
+    path, arch = save_net(tmp_path, "NeedsTargets")
+    checkpoint = load(path, arch).with_output(X)
+    with pytest.raises(InputError, match="NeedsTargets: cannot be run in training mode on images alone"):
+        trained_output(checkpoint, X)
+    assert not any(module.training for module in checkpoint.model.modules())
