@@ -101,8 +101,7 @@ class Checkpoint:
         Raises:
             SiteError: the output is none that a segmentation network gives, or one of several that may be meant.
         """
-        shape = inputs.shape
-        found = scored_output(output, self.architecture, shape, chosen=self.output, num_classes=self.num_classes).tensor
+        found = self.scored(output, inputs).tensor
         return found - 0.5 if self.probabilities and found.shape[1] == 1 else found
 
     def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
@@ -113,10 +112,10 @@ class Checkpoint:
         """
         with eval_mode(self.model), Activations() as seen:
             output = self.model(inputs)
-            scored = self._scored(output, inputs)
+            scored = self.scored(output, inputs)
             name, within = seen.name(scored.tensor), bool(scored.tensor.any()) and _between_0_and_1(scored.tensor)
             if within and name is None:  # logits would grow with what the network is given
-                far = self._scored(self.model(-1e6 * inputs), inputs).tensor
+                far = self.scored(self.model(-1e6 * inputs), inputs).tensor
                 within = _between_0_and_1(far[far.isfinite()])  # an exponential may overflow
         if scored.reason:
             notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
@@ -127,7 +126,8 @@ class Checkpoint:
         chosen = self.output or (scored.name if scored.reason else None)
         return replace(self, output=chosen, probabilities=name is not None or within)
 
-    def _scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
+    def scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
+        """See `scored_output`."""
         chosen, number = self.output, self.num_classes
         return scored_output(output, self.architecture, inputs.shape, chosen=chosen, num_classes=number)
 

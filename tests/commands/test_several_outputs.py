@@ -80,6 +80,7 @@ def test_an_output_is_chosen_once_and_used_alike_afterwards(run_cli, scenes, tmp
     assert run_cli("apply", out, path, "--arch", arch, "-o", tmp_path / "again").code == 0
     ran = run_cli("finetune", out, *data, "-o", tuned, *named, "--steps", 2, "--size", 48, "--workers", 0, "--json")
     assert ran.code == 0, ran.err
+    assert "the loss is that of 1, and 0.4 times that of 0" in " ".join(ran.err.split())
     before, after = (torch.load(each / "model.pth", weights_only=True) for each in (out, tuned))
     assert not torch.equal(before["main.weight"], after["main.weight"])
     assert json.loads((tuned / "architecture.json").read_text())["output"] == "1"

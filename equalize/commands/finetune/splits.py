@@ -56,6 +56,10 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
     crop = config.crop or working_size(checkpoint, config.size)
     checkpoint = with_output(checkpoint, train, crop, device, notify)
     trained = trained_output(checkpoint, checkpoint.preprocess(read_image(train.images[0]), crop)[None].to(device))
+    if trained.auxiliary and config.aux_weight:
+        notify(
+            f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {first_of(trained.auxiliary)}"
+        )
     classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)

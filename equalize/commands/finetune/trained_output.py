@@ -1,6 +1,7 @@
 """Finds, among what a network returns in training, the output that is scored, and the logits behind it."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.activations import Activations
-from equalize.checkpoint.outputs import MAIN_NAMES, listed, scored_output
+from equalize.checkpoint.outputs import MAIN_NAMES, listed
 from equalize.errors import EqualizeError, InputError
 from equalize.eval_mode import eval_mode
 
@@ -22,23 +23,25 @@ class TrainedOutput:
 
     name: str
     """See `Family.heads`."""
+    auxiliary: tuple[str, ...] = ()
+    """Others of as many classes, which carry the loss of auxiliary heads."""
     before_activation: bool = False
     """Whether it is a sigmoid's or softmax's, and the loss takes what that was given."""
 
     def of(self, checkpoint: Checkpoint, network: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """The logits that carry a loss, each (N, classes, h, w): the scored ones, then others of as many classes."""
-        if self.before_activation:
-            with Activations() as seen:
-                found = checkpoint.adapter.heads(network, x_NCHW)
-            found = {name: _or(seen.before(tensor), tensor) for name, tensor in found.items()}
-        else:
+        """The logits that carry a loss, each (N, classes, h, w), the scored ones first."""
+        if not self.before_activation:
             found = checkpoint.adapter.heads(network, x_NCHW)
-        main = found.pop(self.name)
-        return [main, *(tensor for tensor in found.values() if tensor.shape[1] == main.shape[1])]
+        else:
+            with Activations() as seen:
+                found = _logits(checkpoint.adapter.heads(network, x_NCHW), seen)
+        return [found[name] for name in (self.name, *self.auxiliary)]
 
 
-def _or(one: Tensor | None, other: Tensor) -> Tensor:
-    return other if one is None else one
+def _logits(found: Mapping[str, Tensor], seen: Activations) -> dict[str, Tensor]:
+    """Outputs as they were before a sigmoid or softmax."""
+    before = {name: seen.before(tensor) for name, tensor in found.items()}
+    return {name: tensor if (given := before[name]) is None else given for name, tensor in found.items()}
 
 
 def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
@@ -56,13 +59,7 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
         what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
         raise InputError(checkpoint.architecture, what, expected=expected)
     with eval_mode(network), Activations() as seen:
-        scored = scored_output(
-            network(x_NCHW),
-            checkpoint.architecture,
-            x_NCHW.shape,
-            chosen=checkpoint.output,
-            num_classes=checkpoint.num_classes,
-        )
+        scored = checkpoint.scored(network(x_NCHW), x_NCHW)
         logits = seen.before(scored.tensor)
         found = _in_training(checkpoint, x_NCHW)
         same = [each for each, tensor in found.items() if _is(tensor, scored.tensor) or _is(tensor, logits)]
@@ -74,10 +71,13 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
             remedy = "choose one with --output INDEX or NAME"
             raise InputError(checkpoint.architecture, what, got=listed(found), remedy=remedy)
         before = seen.before(found[name])
+        found = found if before is None else _logits(found, seen)
     if before is None and checkpoint.probabilities and not _is(found[name], logits):
         what = "ends in probabilities, and no sigmoid or softmax that could be taken off for the loss was found"
         raise InputError(checkpoint.architecture, what, remedy="train it without its last activation")
-    return TrainedOutput(name=name, before_activation=before is not None)
+    classes = found[name].shape[1]
+    auxiliary = tuple(each for each, tensor in found.items() if each != name and tensor.shape[1] == classes)
+    return TrainedOutput(name=name, auxiliary=auxiliary, before_activation=before is not None)
 
 
 def _in_training(checkpoint: Checkpoint, x_NCHW: Tensor) -> dict[str, Tensor]:

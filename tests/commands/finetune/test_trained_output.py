@@ -37,7 +37,7 @@ def opened(tmp_path, name, output=None):
 )
 def test_the_scored_output_is_trained(tmp_path, name, output, main, others):
     checkpoint, trained = opened(tmp_path, name, output)
-    assert (trained.name, trained.before_activation) == (main, False)
+    assert (trained.name, len(trained.auxiliary), trained.before_activation) == (main, others, False)
     assert not any(module.training for module in checkpoint.model.modules())
     network = checkpoint.model.train()
     network.low.eval(), network.deep.eval()  # no dropout, and no batch statistics
