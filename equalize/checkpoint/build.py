@@ -31,6 +31,8 @@ def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False
     try:
         with seeded(seed):
             model = _on_meta(make) if on_meta else make()
+    except CheckpointError:
+        raise
     except (Exception, SystemExit) as error:  # a factory may raise anything if arguments do not suit it
         line = " ".join(str(error).split())[:160]
         raise CheckpointError(

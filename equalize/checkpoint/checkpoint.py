@@ -10,19 +10,21 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from equalize.checkpoint.activations import Activations
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.outputs import ScoredOutput, listed, named_outputs, scored_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, ignore
 
 __all__ = [
     "PLAN_FILE",
     "Checkpoint",
-    "main_output",
     "read_class_names",
     "read_maps",
     "read_plan",
@@ -66,6 +68,12 @@ class Checkpoint:
     arch: str | None = None
     """The ``--arch`` that builds it again; None for a library's own directory."""
     arch_args: Mapping[str, object] | None = None
+    output: str | None = None
+    """Which of several outputs is scored: its key or index, as the user or a record has it."""
+    num_classes: int | None = None
+    """Of the network, if the files or the user say."""
+    probabilities: bool = False
+    """Whether the network ends in a sigmoid or softmax, as `with_output` found."""
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
 
@@ -95,12 +103,47 @@ class Checkpoint:
         return replace(self, classes=names, save_spec=save)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The main output, (N, classes, h, w), of ``inputs``, (N, 3, H, W), whatever the network wraps it in.
+        """See `scores`; inputs are (N, C, H, W)."""
+        return self.scores(self.model(inputs), inputs)
+
+    def scores(self, output: Any, inputs: Tensor) -> Tensor:
+        """The main output (N, classes, h, w) of all that the network returned for ``inputs``.
+
+        The largest is the class; a single one stands for class 1 where it is above 0. Where the network ends in a
+        sigmoid, a single one is thus its probability less 0.5.
 
         Raises:
-            SiteError: the output is none that a segmentation network gives.
+            SiteError: the output is none that a segmentation network gives, or one of several that may be meant.
         """
-        return main_output(self.model(inputs), self.architecture)
+        found = self.scored(output, inputs).tensor
+        return found - 0.5 if self.probabilities and found.shape[1] == 1 else found
+
+    def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
+        """The checkpoint with what a run shows: which output is scored, and whether it holds probabilities.
+
+        Raises:
+            SiteError: see `scores`.
+        """
+        with eval_mode(self.model), Activations() as seen:
+            output = self.model(inputs)
+            scored = self.scored(output, inputs)
+            name, within = seen.name(scored.tensor), bool(scored.tensor.any()) and _between_0_and_1(scored.tensor)
+            if within and name is None:  # logits would grow with what the network is given
+                far = self.scored(self.model(-1e6 * inputs), inputs).tensor
+                within = _between_0_and_1(far[far.isfinite()])  # an exponential may overflow
+        if scored.reason:
+            notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
+        if name:
+            notify(f"the network ends in a {name}: what it gives are probabilities, not logits")
+        elif within:
+            notify("all outputs lie between 0 and 1: they are taken as probabilities, not logits")
+        chosen = self.output or (scored.name if scored.reason else None)
+        return replace(self, output=chosen, probabilities=name is not None or within)
+
+    def scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
+        """See `scored_output`."""
+        chosen, number = self.output, self.num_classes
+        return scored_output(output, self.architecture, inputs.shape, chosen=chosen, num_classes=number)
 
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""
@@ -165,6 +208,10 @@ class Checkpoint:
             _write_json(spec.architecture, out / ARCHITECTURE_FILE)
         if spec.config:
             _write_json({**read_json(out / "config.json"), **spec.config}, out / "config.json")
+
+
+def _between_0_and_1(tensor: Tensor) -> bool:
+    return bool(((tensor >= 0) & (tensor <= 1)).all())
 
 
 def _write_json(content: Mapping[str, object], path: Path) -> None:

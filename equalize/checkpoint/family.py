@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from equalize.checkpoint.files.weights import Weights, safetensors_copy
 from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
 from equalize.checkpoint.keys import Match
 from equalize.checkpoint.limits import limit_construction
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place, fetch_weights, weights_at
@@ -200,14 +200,9 @@ class Family(ABC, Generic[S]):
             nn.Module.load_state_dict(model, copy, strict=True)
         return model
 
-    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """The outputs that carry a loss, each (N, classes, h, w), the scored one first.
-
-        By default the main output, and the auxiliary one of networks that return a mapping as torchvision's do.
-        """
-        output: Any = model(x_NCHW)
-        found = [main_output(output, type(model).__name__)]
-        return [*found, output["aux"]] if isinstance(output, Mapping) and "aux" in output else found
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
+        """The outputs that may carry a loss, each (N, classes, h, w), by name; by default all of the network."""
+        return named_outputs(model(x_NCHW), x_NCHW.ndim)
 
     def runs_code(self, arch: str) -> bool:
         """Whether building the network of an ``--arch`` runs code that only the user may name."""

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+WRAPPERS = frozenset(
+    {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_ddp_module"}
+)
+"""Names that wrappers of single layers put anywhere into keys: DataParallel, torch.compile, Lightning, FSDP, AC."""
 _COUNTER = ".num_batches_tracked"
 
 
@@ -40,17 +44,37 @@ class Match:
         return {disk: state[key] for key, disk in self.disk_name.items()}
 
 
-def strippings(keys: Iterable[str]) -> list[dict[str, str]]:
-    """Ways to read the keys on disk: as they are, then with one more wrapper's prefix gone each.
+def strippings(keys: Iterable[str], known: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Ways to read the keys on disk: as they are, then with one more wrapper's prefix gone each, then each of these
+    without the names of wrappers further inside.
 
     A known prefix is stripped when at least half of the keys carry it (a Lightning file also holds its loss), any
     other (the attribute's name in a Lightning module is free) when nine in ten do.
+
+    Args:
+        keys: on disk.
+        known: the network's own keys, which may hold such a name too, as a layer that is called ``module``.
     """
     readings = [{key: key for key in keys}]
     while (prefix := _wrapper(readings[-1])) is not None:
         last = readings[-1]
         readings.append({key.removeprefix(prefix): disk for key, disk in last.items() if key.startswith(prefix)})
-    return readings
+    own = {unwrapped(key): key for key in known}
+    inside = [{own.get(bare := unwrapped(key), bare): disk for key, disk in names.items()} for names in readings]
+    return readings + [
+        bare for names, bare in zip(readings, inside, strict=True) if len(bare) == len(names) and bare != names
+    ]
+
+
+def unwrapped(key: str) -> str:
+    """A key without the names of wrappers in it."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
+
+
+def prefix_of(reading: Mapping[str, str]) -> str:
+    """The prefix that the keys on disk have in a reading; empty where they differ by names further inside."""
+    prefixes = {disk.removesuffix(key) for key, disk in reading.items()}
+    return prefixes.pop() if len(prefixes) == 1 else ""
 
 
 def _wrapper(keys: Collection[str]) -> str | None:
@@ -67,9 +91,9 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
     An encoder that was saved by itself is matched to the one submodule whose keys and shapes it has exactly; its
     other keys, such as those of an image classifier, are ignored.
     """
-    reading = max(strippings(disk), key=lambda bare: _affinity(model, disk, bare))
+    reading = max(strippings(disk, model), key=lambda bare: _affinity(model, disk, bare))
     children = {key.partition(".")[0] for key in model}
-    prefix = next((name.removesuffix(key) for key, name in reading.items()), "")
+    prefix = prefix_of(reading)
     places = placements(model, {key: disk[name] for key, name in reading.items()})
     submodule = places[0] if len(places) == 1 else ""
     if submodule:

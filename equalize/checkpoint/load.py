@@ -9,11 +9,13 @@ from torch import nn
 
 from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_class_names, read_maps, read_plan
 from equalize.checkpoint.families import FAMILIES, family_of_arch
-from equalize.checkpoint.family import Family
+from equalize.checkpoint.family import Family, SaveSpec
+from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
+from equalize.messages import first_of
 
 __all__ = ["ModelName", "load", "reload", "written_by"]
 
@@ -25,6 +27,8 @@ def load(
     arch: str | None = None,
     arch_args: Mapping[str, object] | None = None,
     *,
+    key: str | None = None,
+    output: str | None = None,
     weights: bool = True,
     init_missing: bool = False,
     num_classes: int | None = None,
@@ -39,6 +43,8 @@ def load(
             ``transformers:DIR``, ``mmseg:config.py``, ``file.py:Factory`` or ``package.module:Factory``. The last
             three run that code.
         arch_args: arguments of the factory.
+        key: of the state dict in a file that holds several, such as ``model_ema`` or ``checkpoint/generator``.
+        output: which of several outputs of the network is scored: its key or index.
         weights: False builds the network on the meta device from its config alone.
         init_missing: draw what the checkpoint lacks with the library's initializer; all else stays strict.
         num_classes: of the network; a number other than the checkpoint's needs ``init_missing``.
@@ -53,6 +59,8 @@ def load(
         source=str(source),
         arch=arch,
         arch_args=dict(arch_args or {}),
+        key=key,
+        output=output,
         init_missing=init_missing,
         num_classes=num_classes,
         seed=seed,
@@ -68,7 +76,8 @@ class ModelName(Request):
         """Loads it; without weights on the meta device."""
         _check(self)
         place = locate(self.source)
-        request = _as_recorded(place, self)
+        plan_json = read_plan(place.path)
+        request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
         family = _claiming(place, NO_WEIGHTS, request)
         found = NO_WEIGHTS
         if family is None or weights or family.needs_weights(place, request):
@@ -76,7 +85,8 @@ class ModelName(Request):
         spec = family.open(place, found, request)
         if weights:
             loaded = family.load(spec, found, request)
-            model, notes, save_spec = loaded.model, loaded.notes, family.save_spec(spec, loaded, place)
+            model, notes = loaded.model, loaded.notes
+            save_spec = _with_choices(family.save_spec(spec, loaded, place), request)
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
@@ -88,12 +98,14 @@ class ModelName(Request):
             preprocess=spec.preprocess,
             classes=spec.classes,
             revision=place.revision,
-            notes=notes,
+            notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,
-            plan_json=read_plan(place.path),
+            plan_json=plan_json,
             plan_maps=read_maps(place.path / PLAN_FILE) if weights else {},
             arch=spec.arch,
             arch_args=spec.arguments,
+            output=request.output,
+            num_classes=spec.num_classes or (len(spec.classes) if spec.classes else None),
             save_spec=save_spec,
         )
         return _with_recorded_names(checkpoint, place, request)
@@ -134,9 +146,9 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     """The weights, and the family that claims them if none has claimed the place."""
     if family is not None:
         place = family.fetch(place)
-        return family, place, weights_at(place)
+        return family, place, weights_at(place, request.key)
     fetch_weights(place)
-    weights = weights_at(place)
+    weights = weights_at(place, request.key)
     family = _claiming(place, weights, request)
     if family is None:
         raise CheckpointError(
@@ -164,6 +176,26 @@ def _as_recorded(place: Place, request: Request) -> Request:
         remedy = f"name that code again: --arch {named}"
         raise CheckpointError(place.path, "was built by code outside it", remedy=remedy)
     return replace(request, arch=arch, arch_args=arguments)
+
+
+def _with_recorded_output(request: Request, place: Place, plan: Mapping[str, object] | None) -> Request:
+    """The request with the output that is recorded beside the weights, unless the caller names one."""
+    recorded = (place.record or {}).get("output") or (plan or {}).get("logits")
+    return replace(request, output=str(recorded)) if request.output is None and recorded else request
+
+
+def _with_choices(save: SaveSpec, request: Request) -> SaveSpec:
+    """Records what was chosen among several state dicts and outputs, so that what is written is read alike."""
+    key = save.keys.weights.key if save.nest is None else None
+    chosen = {name: value for name, value in (("key", key), ("output", request.output)) if value is not None}
+    return replace(save, architecture={**save.architecture, **chosen}) if save.architecture and chosen else save
+
+
+def _left_behind(place: Place) -> list[str]:
+    """A note on files of a training beside the weights, which are not copied to what is written."""
+    beside = place.path.iterdir() if place.path.is_dir() else ()
+    state = sorted(path.name for path in beside if is_training_state(path.name))
+    return [f"{place.path.name}: not copied, state of the training: {first_of(state)}"] if state else []
 
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from equalize.checkpoint.files.weights import read_weights
-from equalize.checkpoint.keys import PREFIXES
+from equalize.checkpoint.keys import PREFIXES, WRAPPERS
 
 
 def state_dict_code(
@@ -20,6 +20,8 @@ def state_dict_code(
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     keys = read_weights((file,)).tensors
     prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in keys)), None)
+    inside = sorted(WRAPPERS.intersection(part for key in keys for part in key.removeprefix(prefix or "").split(".")))
+    bare = f'".".join(part for part in key.split(".") if part not in {inside})'
     lines = [
         *(["from huggingface_hub import hf_hub_download"] if repository else []),
         "from safetensors.torch import load_file",
@@ -28,6 +30,7 @@ def state_dict_code(
         f"model = {factory}({given})",
         f"state = load_file({where})",
         *([f'state = {{key.removeprefix("{prefix}"): value for key, value in state.items()}}'] if prefix else []),
+        *([f"state = {{{bare}: value for key, value in state.items()}}"] if inside else []),
         "model.load_state_dict(state)",
         "model.eval()",
     ]

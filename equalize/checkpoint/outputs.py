@@ -1,6 +1,8 @@
-"""Finds the logits in the output of a segmentation network."""
+"""Finds the logits among the outputs of a segmentation network."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -8,24 +10,121 @@ from torch import Tensor
 
 from equalize.errors import SiteError
 
+MAIN_NAMES = ("out", "logits")
+"""Keys under which libraries return what is scored: torchvision, transformers."""
 
-def main_output(output: Any, architecture: str) -> Tensor:
-    """The logits (N, classes, h, w) in the output of a segmentation network.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredOutput:
+    """The output of a network that is scored."""
+
+    tensor: Tensor
+    """(N, classes, h, w)."""
+    name: str
+    """Its key or index among several, with ``/`` where they are nested; empty if the network returns it alone."""
+    reason: str
+    """Why it was taken; empty where there was no choice."""
+
+
+def named_outputs(output: Any, rank: int = 4, name: str = "") -> dict[str, Tensor]:
+    """The tensors in what a network returns that can be logits, by key or index.
+
+    Args:
+        output: a tensor, or any nest of mappings, sequences and dataclasses.
+        rank: of the network's input, which logits share. A tensor of one axis more is several, stacked along axis 1.
+        name: of ``output`` within a nest.
+    """
+    if isinstance(output, Tensor):
+        if output.ndim == rank + 1 and name == "":
+            return {str(index): each for index, each in enumerate(output.unbind(1))}
+        return {name: output} if output.ndim == rank and output.is_floating_point() else {}
+    if getattr(output, "class_queries_logits", None) is not None:  # mask classification: MaskFormer and its successors
+        classes = output.class_queries_logits.softmax(-1)[..., :-1]
+        return {"logits": torch.einsum("nqc,nqhw->nchw", classes, output.masks_queries_logits.sigmoid())}
+    found: dict[str, Tensor] = {}
+    for key, inner in _parts(output):
+        for inside, tensor in named_outputs(inner, rank, f"{name}/{key}" if name else key).items():
+            if not any(tensor is other for other in found.values()):
+                found[inside] = tensor
+    return found
+
+
+def _parts(output: Any) -> Sequence[tuple[str, Any]]:
+    if isinstance(output, Mapping):
+        return [(str(key), value) for key, value in output.items()]
+    if hasattr(output, "_fields"):
+        return list(zip(output._fields, output, strict=True))
+    if isinstance(output, (tuple, list)):
+        return [(str(index), value) for index, value in enumerate(output)]
+    if is_dataclass(output):
+        return [(field.name, getattr(output, field.name)) for field in fields(output)]
+    logits = getattr(output, "logits", None)
+    return [] if logits is None else [("logits", logits)]
+
+
+def scored_output(
+    output: Any,
+    architecture: str,
+    shape: Sequence[int],
+    *,
+    chosen: str | None = None,
+    num_classes: int | None = None,
+) -> ScoredOutput:
+    """The output that is scored, of all that a network returns.
+
+    Args:
+        output: what it returned.
+        architecture: its name, for errors.
+        shape: of its input, (N, C, H, W).
+        chosen: by ``--output``: a key, or an index.
+        num_classes: of the network, if known.
 
     Raises:
-        SiteError: there is none.
+        SiteError: there are no logits, or several tensors that may be.
     """
-    if isinstance(output, Mapping) and "out" in output:
-        output = output["out"]
-    elif hasattr(output, "class_queries_logits"):  # mask classification: MaskFormer and its successors
-        classes = output.class_queries_logits.softmax(-1)[..., :-1]
-        return torch.einsum("nqc,nqhw->nchw", classes, output.masks_queries_logits.sigmoid())
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if isinstance(output, Tensor) and output.ndim >= 4:
-        return output
-    raise SiteError(
-        architecture, "returns no logits", got=type(output).__name__, expected="a tensor (N, classes, h, w)"
-    )
+    found = named_outputs(output, max(len(shape), 4))
+    if not found:
+        what, expected = "returns no logits", "a tensor (N, classes, h, w)"
+        raise SiteError(architecture, what, got=type(output).__name__, expected=expected)
+    if "" in found:
+        return ScoredOutput(tensor=found[""], name="", reason="")
+    if chosen is not None:
+        name, reason = _named(found, chosen, architecture), ""
+    elif (evident := _evident(found, tuple(shape[2:]), num_classes)) is not None:
+        name, reason = evident
+    else:
+        what, remedy = "returns several outputs that may be the logits", "choose one with --output INDEX or NAME"
+        raise SiteError(architecture, what, got=listed(found), remedy=remedy)
+    return ScoredOutput(tensor=found[name], name=name, reason=reason)
+
+
+def _named(found: Mapping[str, Tensor], chosen: str, architecture: str) -> str:
+    if chosen in found or len(found) == 1:
+        return chosen if chosen in found else next(iter(found))
+    if re.fullmatch(r"-?\d+", chosen) and -len(found) <= int(chosen) < len(found):
+        return list(found)[int(chosen)]
+    raise SiteError("--output", f"{architecture} returns none that is called {chosen}", expected=listed(found))
+
+
+def _evident(found: Mapping[str, Tensor], size: tuple[int, ...], num_classes: int | None) -> tuple[str, str] | None:
+    """The name of the logits, and why it is them; None where that cannot be known."""
+    if len(found) == 1:
+        return next(iter(found)), ""
+    for name in MAIN_NAMES:
+        if name in found:
+            return name, ""
+    others = [name for name in found if "aux" not in name.lower()]
+    if len(others) == 1:
+        return others[0], "the others are called auxiliary"
+    possible = {name: tensor for name, tensor in found.items() if tensor.shape[1] == num_classes} or found
+    if len(possible) == 1:
+        return next(iter(possible)), f"the only one of {num_classes} classes"
+    whole = [name for name, tensor in possible.items() if tuple(tensor.shape[2:]) == size]
+    if len(whole) == 1 and len({tensor.shape[1] for tensor in possible.values()}) == 1:  # deep supervision
+        return whole[0], "the only one of the image's size"
+    return None
+
+
+def listed(found: Mapping[str, Tensor]) -> str:
+    """Outputs with their shapes, for errors."""
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())

@@ -13,6 +13,10 @@ class Request:
     arch: str | None = None
     """``--arch``, else the one in architecture.json beside the weights."""
     arch_args: Mapping[str, object] = field(default_factory=dict)
+    key: str | None = None
+    """``--key``: of the state dict in a file that holds several."""
+    output: str | None = None
+    """``--output``: which of several outputs is scored, by key or index."""
     init_missing: bool = False
     num_classes: int | None = None
     seed: int = 0

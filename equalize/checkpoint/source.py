@@ -12,10 +12,10 @@ from equalize.checkpoint.files.weights import (
     ARCHITECTURE_FILE,
     WEIGHT_SUFFIXES,
     Weights,
+    directory_weights,
     read_json,
     read_weights,
     shards,
-    weight_files,
 )
 from equalize.errors import CheckpointError, ResourceError
 from equalize.hub import HUB_ID, hub_reachable
@@ -85,13 +85,13 @@ def _directory(path: Path, repository: str | None = None, revision: str | None =
     return Place(kind="directory", path=path, repository=repository, revision=revision, config=config, record=record)
 
 
-def weights_at(place: Place) -> Weights:
-    """Read the weights of a file or directory; those of a Hub id must have been fetched."""
+def weights_at(place: Place, key: str | None = None) -> Weights:
+    """Read the weights of a file or directory; those of a Hub id must have been fetched. See `read_weights`."""
     if place.kind == "directory":
-        return read_weights(*weight_files(place.path))
+        return directory_weights(place.path, key)
     if place.path.name.endswith(".index.json"):
-        return read_weights(shards(place.path), place.path)
-    return read_weights((place.path,))
+        return read_weights(shards(place.path), place.path, key)
+    return read_weights((place.path,), key=key)
 
 
 def fetch_weights(place: Place) -> None:

@@ -33,5 +33,5 @@ def apply(
         from equalize.commands.apply import apply_plan
         from equalize.commands.verify import read_plan
 
-        done = apply_plan(read_plan(plan), arch.name(model), out, overwrite=overwrite)
+        done = apply_plan(read_plan(plan), arch.name(model), out, overwrite=overwrite, notify=terminal.note)
         terminal.result(done.to_json(), plan_report(done, compared_on="random inputs"))

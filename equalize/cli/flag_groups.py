@@ -55,6 +55,8 @@ class ArchFlags:
 
     arch: o.Arch = None
     arch_args: o.ArchArgs = None
+    key: o.Key = None
+    output: o.Output = None
 
     def name(self, source: str, **others: Any) -> "ModelName":
         """A `ModelName` of `source`, these flags and further fields."""

@@ -128,6 +128,12 @@ ArchArgs = Annotated[
         help="An argument of --arch, as JSON or text; repeatable.",
     ),
 ]
+Key = Annotated[
+    str | None, Option(metavar="NAME", help="Of the state dict in a file that holds several, such as model_ema.")
+]
+Output = Annotated[
+    str | None, Option(metavar="INDEX|NAME", help="Which output of a network with several is scored and trained.")
+]
 InitMissing = Annotated[
     bool, Option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
 ]

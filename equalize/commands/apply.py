@@ -7,13 +7,16 @@ from equalize.checkpoint import ModelName
 from equalize.checkpoint.files.atomic import check_target
 from equalize.commands.verify import as_planned, random_images, save_proven
 from equalize.errors import InputError
+from equalize.messages import Notify, ignore
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
 __all__ = ["apply_plan"]
 
 
-def apply_plan(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False) -> Plan:
+def apply_plan(
+    plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False, notify: Notify = ignore
+) -> Plan:
     """Carries a plan out on another copy of its model, writes it and verifies it on random inputs.
 
     Returns:
@@ -28,6 +31,8 @@ def apply_plan(plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool 
     checkpoint = name.load()
     if checkpoint.plan_json is not None:
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
+    for note in checkpoint.notes:
+        notify(note)
     apply(plan, checkpoint.model)
     inputs = random_images(plan, checkpoint)
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}

@@ -66,9 +66,11 @@ def calibrate_checkpoint(
     if strategy == "auto" and not images.labeled:
         notify(NO_LABELS)
     found = select_sites(checkpoint.model, images.shape, pattern)
+    checkpoint.model.to(device)
+    checkpoint = checkpoint.with_output(images.few(1).to(device), notify)
     with precision_of(config.precision, device):
         plan = calibrate(
-            *(checkpoint.model.to(device), images, strategy, name.seed),
+            *(checkpoint.model, images, strategy, name.seed),
             scale=scale,
             newly_initialized=checkpoint.newly_initialized,
             found=found,
@@ -115,6 +117,8 @@ def _facts(
         "architecture": checkpoint.architecture,
         "arch": name.arch,
         "arch_args": dict(name.arch_args),
+        "key": name.key,
+        "logits": checkpoint.output,
         "init_missing": name.init_missing,
         "num_classes": name.num_classes,
         "drawn": list(checkpoint.newly_initialized),

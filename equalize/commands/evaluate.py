@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import working_size
-from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of
+from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of, with_output
 from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
 from equalize.data.loader import Batch
 from equalize.device import device_of, precision_of
@@ -76,8 +76,11 @@ def evaluate(
     dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
     checkpoint.model.to(device)
+    for note in checkpoint.notes:
+        notify(note)
     notify(f"preprocessing: {checkpoint.preprocess}")
     size = working_size(checkpoint, config.size) if config.sliding_window else config.size
+    checkpoint = with_output(checkpoint, dataset, size, device, notify)
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names)
     labeled = check_split(

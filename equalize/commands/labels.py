@@ -1,7 +1,9 @@
 """Checks a labeled split against a network: number of classes, names, how labels are stored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
 Size = tuple[int, int] | None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +46,35 @@ def as_classes(logits_NCHW: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits_NCHW), logits_NCHW], dim=1)
 
 
+def with_output(
+    checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device, notify: Notify = ignore
+) -> Checkpoint:
+    """The checkpoint with what a run on the first image shows of its outputs; see `Checkpoint.with_output`.
+
+    Raises:
+        InputError: it does not take images of that size, or has several outputs that may be meant.
+    """
+    return _on_first_image(checkpoint, dataset, size, device, lambda image: checkpoint.with_output(image, notify))
+
+
 def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device) -> int:
     """The number of classes of the network; runs it on the first image.
 
     Raises:
         InputError: it does not take images of that size.
     """
+    with eval_mode(checkpoint.model):
+        logits = _on_first_image(checkpoint, dataset, size, device, checkpoint.logits)
+    return int(as_classes(logits).shape[1])
+
+
+def _on_first_image(
+    checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device, run: Callable[[Tensor], T]
+) -> T:
+    """What `run` gives for the first image, (1, 3, H, W); an InputError where the network does not take its size."""
     image_NCHW = checkpoint.preprocess(read_image(dataset.images[0]), size)[None].to(device)
     try:
-        with eval_mode(checkpoint.model):
-            return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
+        return run(image_NCHW)
     except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise
     except Exception as error:  # smp refuses sizes that 32 does not divide, others fail at a concat or wherever they do

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
-from equalize.checkpoint.checkpoint import PLAN_FILE, main_output, read_maps, write_plan
+from equalize.checkpoint.checkpoint import PLAN_FILE, read_maps, write_plan
 from equalize.checkpoint.families import family_of_arch
 from equalize.commands.images import CalibrationConfig, Images, input_shape
 from equalize.errors import InputError, SiteError
@@ -101,7 +101,7 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
         written,
         plan,
         inputs,
-        lambda output: main_output(output, original.architecture),
+        lambda output: original.scores(output, inputs[0]),
         stored=stored_as,
     )
     check_planned(original.model, written, plan, stored=stored_as)
@@ -122,6 +122,8 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
         name,
         arch=name.arch or arch,
         arch_args=name.arch_args or (arguments if name.arch in (None, arch) else {}),
+        key=name.key or facts.get("key"),
+        output=name.output or facts.get("logits"),
         init_missing=name.init_missing or bool(facts.get("init_missing")),
         num_classes=name.num_classes or facts.get("num_classes"),
         seed=plan.seed,

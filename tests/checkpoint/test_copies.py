@@ -1,6 +1,7 @@
 """Models own copies of their weights: writing to a model changes neither its file nor what was read from it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,33 @@ def test_a_plan_again_gives_the_same_bytes_of_half_precision_even_of_the_smalles
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
     assert {tensor.dtype for key, tensor in load_file(tmp_path / "one" / "model.safetensors").items()} >= {dtype}
+
+
+def test_the_state_of_a_training_stays_behind_and_is_named(run_cli, photos, segformer_dir, tmp_path):
+    """transformers' Trainer writes it beside the weights, Accelerate and DeepSpeed in files of their own."""
+    trained = tmp_path / "checkpoint-40"
+    shutil.copytree(segformer_dir, trained)
+    state = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "scaler.pt", "random_states_0.pkl")
+    for name in (*state, "training_args.bin", "notes/README.md"):
+        (trained / name).parent.mkdir(exist_ok=True)
+        (trained / name).write_bytes(b"x")
+    for name in ("global_step40/mp_rank_00_model_states.pt", "checkpoint-20/model.safetensors"):
+        (trained / name).parent.mkdir()
+        (trained / name).write_bytes(b"x")
+    ran = run_cli("calibrate", trained, "--data", photos, "-o", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    mine = {path.name for path in segformer_dir.iterdir()}
+    assert written == {*mine, "equalize.json", "training_args.bin", "notes/README.md"}
+    line = "checkpoint-40: not copied, state of the training: checkpoint-20, global_step40, optimizer.pt and 5 more"
+    assert line in ran.text
+
+
+def test_a_state_dict_beside_the_state_of_its_training_is_the_only_choice(lraspp_state, tmp_path):
+    torch.save(lraspp_state, tmp_path / "weights.pth")
+    torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, tmp_path / "optimizer.pth")
+    checkpoint = ModelName(source=str(tmp_path)).load()
+    assert checkpoint.architecture == "lraspp_mobilenet_v3_large"
+    torch.save({"state_dict": lraspp_state, "optimizer_states": [], "epoch": 3}, tmp_path / "weights.pth")
+    notes = ModelName(source=str(tmp_path / "weights.pth")).load().notes
+    assert notes == ("weights.pth: copied as it is, state of the training: optimizer_states",)

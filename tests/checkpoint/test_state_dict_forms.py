@@ -5,13 +5,15 @@ EQUALIZE_WHOLE_CORPUS=1 also scans and verifies each by the commands of those na
 
 import json
 import os
+import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint import load, state_on_disk
-from equalize.checkpoint.families.torchvision.family import recognize
+from equalize.checkpoint.families.torchvision.family import arguments_from, recognize
 from equalize.checkpoint.keys import pair
 from equalize.errors import CheckpointError
 
@@ -59,7 +61,7 @@ def network(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state(network):
-    from equalize.checkpoint.families.custom.family import load_factory
+    from equalize.checkpoint.user_code import load_factory
 
     torch.manual_seed(0)
     return {key: tensor.clone() for key, tensor in load_factory(f"{network}:Net")().state_dict().items()}
@@ -105,7 +107,22 @@ LIGHTNING = {
     "lr_schedulers": [],
 }
 
+OPTIMIZER = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2, 2)}}, "param_groups": [{"lr": 0.01}]}
+
 FORMS = {
+    "nnU-Net's network_weights": lambda s: {
+        "network_weights": s,
+        "optimizer_state": OPTIMIZER,
+        "grad_scaler_state": {"scale": 65536.0, "_growth_tracker": 7},
+        "logging": {"ema_fg_dice": [np.float64(0.5)], "lrs": [0.01]},
+        "_best_ema": np.float64(0.5),
+        "init_args": {"fold": 0, "plans": {"spacing": np.array([1.0, 0.5])}},
+        "inference_allowed_mirroring_axes": (0, 1),
+    },
+    "model_state": lambda s: {"epoch": 9, "model_state": prefixed(s, "module."), "best_iou": np.float32(0.5)},
+    "a name of its own, twice nested": lambda s: {"run": {"weights of the best": s, "seed": torch.tensor(3)}},
+    "beside a tensor": lambda s: {"epoch": torch.tensor(3), "unet": s, "criterion": {"pos_weight": torch.ones(3)}},
+    "flat, with a dict in it": lambda s: {**s, "_extra_state": {"scale": torch.ones(2, 2)}},
     "plain": lambda s: s,
     "ema alone": lambda s: {"ema": s},
     "nested twice": lambda s: {"model": {"state_dict": s}, "epoch": 3},
@@ -164,6 +181,7 @@ def test_every_form_is_equalized_and_comes_out_as_it_went_in(run_cli, photos, ne
     changed = through_the_command_line(run_cli, path, tmp_path / "out", photos, *flags, whole=whole)
     before, after = state_on_disk(path), state_on_disk(tmp_path / "out")
     assert list(before) == list(after)
+    assert len(before) >= len(state) - (form == "without counters")
     differing = set()
     for key, tensor in before.items():
         assert tensor.dtype == after[key].dtype
@@ -171,7 +189,7 @@ def test_every_form_is_equalized_and_comes_out_as_it_went_in(run_cli, photos, ne
             differing.add(next(name for name in state if key.endswith(name)))
     assert differing == changed
     if suffix == ".pth":
-        written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+        written = torch.load(tmp_path / "out" / "model.pth", weights_only=False)  # our own, with numpy's scalars
         assert list(written) == list(content)
         expected = without_counters(state) if form == "without counters" else state
         assert load_file(tmp_path / "out" / "model.safetensors").keys() == expected.keys()
@@ -186,6 +204,96 @@ def test_where_a_file_has_two_state_dicts_one_is_chosen_and_named(run_cli, photo
     written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
     assert not torch.equal(written["model"]["fuse.weight"], state["fuse.weight"])
     assert all(torch.equal(written["ema"][key], tensor) for key, tensor in state.items())
+
+
+def test_where_a_file_has_two_state_dicts_of_unknown_names_the_flag_chooses(run_cli, photos, network, state, tmp_path):
+    path, out, flags = tmp_path / "in.pth", tmp_path / "out", ("--arch", f"{network}:Net")
+    other = {key: tensor + 1 for key, tensor in state.items()}
+    torch.save({"gan": {"generator": copied(state), "critic": other}, "optim_g": OPTIMIZER}, path)
+    ran = run_cli("scan", path, *flags)
+    assert ran.code == 2
+    expected = (
+        "several state dicts, got gan/generator (13 tensors), gan/critic (13 tensors); choose one with --key NAME"
+    )
+    assert expected in ran.err
+    ran = run_cli("scan", path, *flags, "--key", "discriminator")
+    assert ran.code == 2
+    assert "holds no state dict under --key discriminator, got gan/generator" in ran.err
+    through_the_command_line(run_cli, path, out, photos, *flags, "--key", "gan/generator", whole=True)
+    written = torch.load(out / "model.pth", weights_only=True)["gan"]
+    assert not torch.equal(written["generator"]["fuse.weight"], state["fuse.weight"])
+    assert all(torch.equal(written["critic"][key], tensor) for key, tensor in other.items())
+    assert json.loads((out / "equalize.json").read_text())["key"] == "gan/generator"
+    assert "gan/critic" in load(out, f"{network}:Net").notes[0]  # OUT needs no flag
+    assert run_cli("apply", out, path, *flags, "-o", tmp_path / "again").code == 0
+    again = torch.load(tmp_path / "again" / "model.pth", weights_only=True)["gan"]
+    assert torch.equal(again["generator"]["fuse.weight"], written["generator"]["fuse.weight"])
+
+
+def test_a_key_overrules_the_first_of_known_names(network, state, tmp_path):
+    torch.save({"model": copied(state), "ema": {key: tensor * 2 for key, tensor in state.items()}}, tmp_path / "in.pth")
+    found = load(tmp_path / "in.pth", f"{network}:Net", key="ema").model.state_dict()
+    assert torch.equal(found["fuse.weight"], state["fuse.weight"] * 2)
+    save_file(state, tmp_path / "in.safetensors")
+    with pytest.raises(CheckpointError, match=r"--key: in\.safetensors is safetensors"):
+        load(tmp_path / "in.safetensors", f"{network}:Net", key="ema")
+
+
+WRAPPED = {
+    "each part in DataParallel": lambda key: re.sub(r"^(\w+)\.", r"\1.module.", key),
+    "one part in DataParallel": lambda key: key.replace("encoder.", "encoder.module."),
+    "one part compiled, all in DDP": lambda key: "module." + key.replace("encoder.", "encoder._orig_mod."),
+    "under another name, one part compiled": lambda key: "segmentor." + key.replace("encoder.", "encoder._orig_mod."),
+    "FSDP around every layer": lambda key: "_fsdp_wrapped_module." + key.replace(".", "._fsdp_wrapped_module."),
+    "checkpointed activations": lambda key: key.replace("norm.", "norm._checkpoint_wrapped_module."),
+    "Lightning's Fabric": lambda key: "_forward_module.module." + key,
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_names_of_wrappers_are_taken_out_wherever_they_stand(run_cli, photos, network, state, tmp_path, form):
+    wrapped = {WRAPPED[form](key): tensor for key, tensor in copied(state).items()}
+    assert list(wrapped) != list(state)
+    torch.save({"state_dict": wrapped}, tmp_path / "in.pth")
+    flags = ("--arch", f"{network}:Net")
+    through_the_command_line(run_cli, tmp_path / "in.pth", tmp_path / "out", photos, *flags)
+    written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)["state_dict"]
+    differing = {key for key, tensor in wrapped.items() if not torch.equal(tensor, written[key])}
+    assert list(written) == list(wrapped)
+    flat = load_file(tmp_path / "out" / "model.safetensors")
+    assert flat.keys() == state.keys()
+    assert not torch.equal(flat["fuse.weight"], state["fuse.weight"])
+    assert differing == {WRAPPED[form](key) for key in state if not torch.equal(flat[key], state[key])}
+
+
+def test_torchvision_recognizes_its_networks_in_wrappers(lraspp_state):
+    wrapped = {re.sub(r"^(\w+)\.", r"\1.module.", key): tensor.shape for key, tensor in lraspp_state.items()}
+    assert recognize(wrapped, "in.pth") == "lraspp_mobilenet_v3_large"
+    few = torch.Size([7, *wrapped["classifier.module.low_classifier.weight"][1:]])
+    shapes = {**wrapped, "classifier.module.low_classifier.weight": few}
+    assert arguments_from("lraspp_mobilenet_v3_large", shapes)["num_classes"] == 7
+
+
+def test_a_layer_that_is_called_like_a_wrapper_stays_one():
+    shape = torch.Size([2])
+    model = dict.fromkeys(("a.module.weight", "b.weight", "c.weight"), shape)
+    plain = pair(model, model)
+    mixed = pair(model, dict.fromkeys(("module.a.module.weight", "module.b.module.weight", "module.c.weight"), shape))
+    assert plain.complete
+    assert mixed.complete
+    assert mixed.on_disk["a.module.weight"] == "module.a.module.weight"
+    two = dict.fromkeys(("a.module.weight", "a.weight"), shape)  # which one is meant cannot be told
+    assert pair(two, two).on_disk == {key: key for key in two}
+
+
+def test_an_encoder_in_a_wrapper_whose_decoder_is_drawn(network, state, tmp_path):
+    half = {f"encoder.module.{key[8:]}": tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    torch.save(half, tmp_path / "in.pth")
+    checkpoint = load(tmp_path / "in.pth", f"{network}:Net", init_missing=True)
+    checkpoint.save(tmp_path / "out")
+    assert {"encoder.module.low.weight", "head.weight"} <= state_on_disk(tmp_path / "out").keys()
+    again = load(tmp_path / "out", f"{network}:Net").model.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in checkpoint.model.state_dict().items())
 
 
 def test_a_wrapper_without_a_known_name_is_said(network, state, tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import equalize
 from equalize.checkpoint import ModelName, load
-from equalize.checkpoint.families.custom.family import load_factory
+from equalize.checkpoint.user_code import load_factory
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.images import CalibrationConfig

@@ -24,7 +24,13 @@ MSCAN = (
     "dict(type='MSCAN', embed_dims=[4, 8], depths=[1, 1], num_stages=2, mlp_ratios=[2, 2], "
     "drop_rate=0.0, norm_cfg=dict(type='BN', requires_grad=True))"
 )
-BACKBONES = {"ResNetV1c": RESNET, "SwinTransformer": SWIN, "MSCAN": MSCAN}
+BACKBONES = {
+    "ResNetV1c": RESNET,
+    "SwinTransformer": SWIN,
+    "MSCAN": MSCAN,
+    "PIDNet": f"dict(type='PIDNet', channels=4, ppm_channels=4, num_stem_blocks=2, num_branch_blocks=2, {NORM})",
+    "DDRNet": f"dict(type='DDRNet', channels=4, ppm_channels=4, {NORM})",
+}
 HEADS = {
     "UPerHead": f"dict(type='UPerHead', in_channels=[4, 8], in_index=[0, 1], pool_scales=(1, 2, 3, 6), {HEAD})",
     "PSPHead": f"dict(type='PSPHead', in_channels=8, in_index=1, pool_scales=(1, 2, 3, 6), {HEAD})",
@@ -37,6 +43,8 @@ HEADS["OCRHead"] = (  # a cascade: its first head's logits are the second's inpu
     f"[dict(type='FCNHead', in_channels=4, in_index=0, num_convs=1, concat_input=False, {HEAD}), "
     f"dict(type='OCRHead', in_channels=8, in_index=1, ocr_channels=4, {HEAD})]"
 )
+HEADS["PIDHead"] = f"dict(type='PIDHead', in_channels=16, {HEAD})"
+HEADS["DDRHead"] = f"dict(type='DDRHead', in_channels=16, {HEAD})"
 AUXILIARY = (
     f"dict(type='FCNHead', in_channels=4, in_index=0, channels=4, num_convs=1, concat_input=False, num_classes=3, "
     f"dropout_ratio=0.1, align_corners=False, {NORM}, {LOSS.format(0.4)})"

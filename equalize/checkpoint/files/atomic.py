@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
@@ -23,6 +24,12 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: older temporary directories were left by a killed process
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
+TRAINING_STATE = (
+    *("checkpoint-*", "global_step*", "optimizer*", "*.optimizer*", "*optim_states*", "scheduler.*", "scaler.*"),
+    *("rng_state*", "random_states*", "sampler.bin", "custom_checkpoint_*.pkl", "pytorch_model_fsdp*"),
+    *("trainer_state.json", "latest", "zero_to_fp32.py"),
+)
+"""Names, in lower case, of files and folders from which trainers resume: they belong to the weights beside them."""
 
 
 @contextmanager
@@ -139,14 +146,23 @@ def _resource_error(out: Path, error: OSError) -> ResourceError:
 
 
 def copy_side_files(source: Path, directory: Path, *, leave_out: set[Path]) -> None:
-    """Copy a checkpoint's other files. Links that lead out of it are not followed (but into a Hub cache they are)."""
+    """Copy a checkpoint's other files, except a training's state, which does not belong to other weights.
+
+    Links that lead out of the checkpoint are not followed (but into a Hub cache they are).
+    """
     root = source.resolve()
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in source.rglob("*"):
         inner = path.relative_to(source)
         real = Path(os.path.realpath(path))  # also for a link to itself
         inside = any(place in real.parents for place in allowed)
-        if path in leave_out or not _NEVER_COPIED.isdisjoint(inner.parts) or not inside or not real.is_file():
+        unwanted = not _NEVER_COPIED.isdisjoint(inner.parts) or any(map(is_training_state, inner.parts))
+        if path in leave_out or unwanted or not inside or not real.is_file():
             continue
         (directory / inner).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(real, directory / inner)
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file or folder of this name is the state of a training, of an optimizer for example."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in TRAINING_STATE)

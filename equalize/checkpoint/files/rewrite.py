@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from equalize.checkpoint.files.safetensors_file import read_metadata
-from equalize.checkpoint.files.torch_file import read_torch
+from equalize.checkpoint.files.torch_file import TorchFile, read_torch
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.errors import NumericsError
 
@@ -87,7 +87,9 @@ def write_weights(
             continue
         kept = {key: tensor for key, tensor in weights.tensors.items() if file_of[key] == path}
         if torch_file:
-            _rewrite_torch(path, names[path], kept if weights.renamed else None, mine, meta, nest)
+            _rewrite_torch(
+                read_torch(path, weights.key), names[path], kept if weights.renamed else None, mine, meta, nest
+            )
         else:
             _save_safetensors({**kept, **mine}, names[path], read_metadata(path))
     if weights.index is not None:
@@ -101,14 +103,13 @@ def write_weights(
 
 
 def _rewrite_torch(
-    path: Path,
+    file: TorchFile,
     target: Path,
     renamed: Mapping[str, Tensor] | None,
     changed: Mapping[str, Tensor],
     meta: Mapping[str, object],
     nest: str | None,
 ) -> None:
-    file = read_torch(path)
     if renamed is not None:
         for key in file.state:
             del file.mapping[key]

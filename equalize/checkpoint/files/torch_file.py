@@ -7,7 +7,7 @@ cost time and memory in proportion to the size of its pickle, which `zip_archive
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
-from equalize.checkpoint.files.zip_archive import check_archive
+from equalize.checkpoint.files.zip_archive import check_archive, pickled
 from equalize.errors import CheckpointError
 
 NESTS = (
@@ -24,6 +24,7 @@ NESTS = (
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "teacher"),
 )
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
+_TRAINING_STATE = re.compile(r"optimizer|scheduler|(^|_)(optim|sched|scaler|rng)s?(_|$)")
 _DEEPEST_NEST = 4
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
@@ -44,9 +45,7 @@ class TorchFile:
     @property
     def mapping(self) -> MutableMapping[str, Any]:
         """The state dict inside ``content`` (not a copy): writing to it changes ``content``."""
-        inner = self.content
-        for key in self.nest:
-            inner = inner[key]
+        inner = _at(self.content, self.nest)
         assert isinstance(inner, MutableMapping)
         return inner
 
@@ -57,19 +56,30 @@ class TorchFile:
         return {key: value for key, value in meta.items() if isinstance(key, str)} if isinstance(meta, dict) else {}
 
     @property
+    def training_state(self) -> list[str]:
+        """Entries beside the state dict that belong to the training it was saved in."""
+        beside = self.content if self.nest else ()
+        return [key for key in beside if isinstance(key, str) and _TRAINING_STATE.search(key.lower())]
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """The tensors of the state dict."""
         return {key: value for key, value in self.mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
-def read_torch(path: Path) -> TorchFile:
+def read_torch(path: Path, key: str | None = None) -> TorchFile:
     """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
 
+    Args:
+        path: the file.
+        key: of the state dict where there are several, such as ``model_ema`` or ``checkpoint/generator``.
+
     Raises:
-        CheckpointError: truncated, another format, or a pickle with more than tensors and known objects.
+        CheckpointError: truncated, another format, a pickle with more than tensors and known objects, or a file that
+            leaves it open which of several state dicts is meant.
     """
     content = _unpickled(path)
-    nest, *others = _find_states(path, content)
+    nest, *others = _find_states(path, content, key)
     found = TorchFile(content=content, nest=nest, others=tuple(others))
     _check_tensors(found, path)
     return found
@@ -105,7 +115,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     if isinstance(error, pickle.UnpicklingError):
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             what = f"its pickle asks for {named[1]!r}, which is code and not weights; nothing was run"
-            return CheckpointError(path, what, remedy=_REMEDY)
+            return CheckpointError(path, what, remedy=_remedy(path))
         if "Unsupported operand" in str(error):
             return CheckpointError(path, "is a pickle that PyTorch cannot read safely", remedy=_REMEDY)
     found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
@@ -113,6 +123,16 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         path, f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})", remedy="download it again"
     )
+
+
+def _remedy(path: Path) -> str:
+    """How to get at the weights: for a file that holds a state dict beside the code, the line that takes it out."""
+    strings = pickled(path)
+    for key in ("state_dict", "model_state_dict", "network_weights"):
+        if b"X" + len(key).to_bytes(4, "little") + key.encode() in strings:  # BINUNICODE, as torch.save pickles keys
+            line = f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pth')"
+            return f"if you trust it, save its state dict alone: {line}"
+    return _REMEDY
 
 
 def _check_tensors(file: TorchFile, path: Path) -> None:
@@ -127,24 +147,73 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
             )
 
 
-def _find_states(path: Path, content: object) -> list[tuple[str, ...]]:
-    found = list(_states(content, _DEEPEST_NEST))
-    if found:
-        return found
+def _find_states(path: Path, content: object, key: str | None) -> list[tuple[str, ...]]:
+    """The key path of the state dict that is read, and those of others that are left as they are."""
+    named, nested = list(_states(content, _DEEPEST_NEST)), _nested(content, _DEEPEST_NEST)
+    every = dict.fromkeys((*named, *nested))
+    if key is not None:
+        chosen = [way for way in every if key in ("/".join(way), *way[-1:])]
+        if len(chosen) == 1:
+            return chosen + [way for way in every if way not in chosen]
+        what = f"holds {'several state dicts' if chosen else 'no state dict'} under --key {key}"
+        raise CheckpointError(path, what, got=_names(every, content) or None)
+    if named and (named[0] or not nested):
+        return list(every)
+    largest = max((nested[way] for way in nested), default=0)
+    if named and _size(content) >= largest:  # a flat one, with a dict of something else in it
+        return [()]
+    if len(nested) == 1:
+        return list(nested)
+    if nested:
+        what, remedy = "holds several state dicts", "choose one with --key NAME"
+        raise CheckpointError(path, what, got=_names(nested, content), remedy=remedy)
     got = f"a {type(content).__name__}"
     if isinstance(content, MutableMapping):
         got = "the keys " + ", ".join(repr(key) for key in list(content)[:5]) if content else "an empty dict"
-    raise CheckpointError(
-        path, "holds no state dict", got=got, expected=f"tensors by key, also under {', '.join(NESTS)}"
-    )
+    raise CheckpointError(path, "holds no state dict", got=got, expected="tensors by key, also in one nested dict")
 
 
 def _states(content: object, depth: int) -> Iterator[tuple[str, ...]]:
-    """The key paths of the state dicts in ``content``, innermost first; a dict that contains one is none itself."""
+    """The key paths of state dicts under known names, innermost first; a dict that contains one is none itself."""
     if not isinstance(content, MutableMapping) or not depth:
         return
     inner = [(key, *way) for key in NESTS for way in _states(content.get(key), depth - 1)]
     if inner:
         yield from inner
-    elif any(isinstance(value, Tensor) for value in content.values()):
+    elif _size(content):
         yield ()
+
+
+def _nested(content: object, depth: int) -> dict[tuple[str, ...], int]:
+    """The key paths of dicts that may be a network's state dict, under any name, and how many tensors each holds.
+
+    They hold the weight of a layer, which has two axes or more, and are no part of an optimizer's state.
+    """
+    found: dict[tuple[str, ...], int] = {}
+    inside = content.items() if isinstance(content, MutableMapping) and depth else ()
+    for key, value in inside:
+        if not isinstance(key, str) or not isinstance(value, MutableMapping) or _TRAINING_STATE.search(key.lower()):
+            continue
+        inner = {(key, *way): size for way, size in _nested(value, depth - 1).items()}
+        layers = any(isinstance(each, Tensor) and each.ndim > 1 for each in value.values())
+        if layers and _size(value) >= max(inner.values(), default=0):
+            inner = {(key,): _size(value)}
+        found |= inner
+    return found
+
+
+def _size(content: object) -> int:
+    """The number of tensors that a dict holds itself, by name."""
+    inside = content.items() if isinstance(content, MutableMapping) else ()
+    return sum(isinstance(key, str) and isinstance(value, Tensor) for key, value in inside)
+
+
+def _names(ways: Iterable[tuple[str, ...]], content: object) -> str:
+    """Key paths with the number of tensors under each."""
+    return ", ".join(f"{'/'.join(way)} ({_size(_at(content, way))} tensors)" for way in ways if way)
+
+
+def _at(content: Any, way: tuple[str, ...]) -> Any:
+    for key in way:
+        content = content[key]
+    return content

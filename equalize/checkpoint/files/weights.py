@@ -12,14 +12,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from equalize.checkpoint.files.atomic import MAPS_FILE
+from equalize.checkpoint.files.atomic import MAPS_FILE, is_training_state
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.torch_file import read_torch
 from equalize.errors import CheckpointError, ResourceError
+from equalize.messages import first_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
-"""Written beside a state dict: the ``arch`` and ``arch_args`` it was read with."""
+"""Written beside a state dict: the ``arch`` and ``arch_args`` it was read with; and its ``key``, if that was chosen."""
 _LFS_POINTER = b"version https://git-lfs"
 _STANDARD_NAMES = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 
@@ -40,6 +41,8 @@ class Weights:
     """The entry ``meta`` of a torch file, where frameworks describe the network."""
     notes: tuple[str, ...] = ()
     """What was chosen where a file left a choice."""
+    key: str | None = None
+    """The ``--key`` that chose among several state dicts of a torch file."""
     renamed: bool = False
     """Whether the keys differ from those in the files; what is written has the keys here."""
 
@@ -62,11 +65,11 @@ class Weights:
         return digest.hexdigest()
 
 
-def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
-    """Read and check weight files.
+def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | None = None) -> Weights:
+    """Read and check weight files; ``key`` chooses among several state dicts of a torch file.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of another format, or names code to run.
+        CheckpointError: a file is missing, damaged, of another format, names code to run, or holds several state dicts.
     """
     tensors: dict[str, Tensor] = {}
     file_of: dict[str, Path] = {}
@@ -75,25 +78,39 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None) -> Weights:
     for path in files:
         check_readable(path)
         if path.suffix == ".safetensors":
+            if key is not None:
+                raise CheckpointError(
+                    "--key", f"{path.name} is safetensors, which nests nothing", remedy="leave it away"
+                )
             found = read_safetensors(path)
         else:
-            file = read_torch(path)
+            file = read_torch(path, key)
             found, meta = file.state, {**meta, **file.meta}
             if file.others:
                 read, *left = ["/".join(way) for way in (file.nest, *file.others)]
                 notes.append(f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}")
+            if state := file.training_state:
+                notes.append(f"{path.name}: copied as it is, state of the training: {first_of(state)}")
         tensors |= found
         file_of |= dict.fromkeys(found, path)
     if not tensors:
         raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
-    return Weights(files=files, index=index, tensors=tensors, file_of=file_of, meta=meta, notes=tuple(notes))
+    return Weights(files=files, index=index, tensors=tensors, file_of=file_of, meta=meta, notes=tuple(notes), key=key)
+
+
+def directory_weights(directory: Path, key: str | None = None) -> Weights:
+    """Those of a checkpoint directory; without ``key`` under the one that was recorded when it was written."""
+    if key is None and (directory / ARCHITECTURE_FILE).is_file():
+        recorded = read_json(directory / ARCHITECTURE_FILE).get("key")
+        key = None if recorded is None else str(recorded)
+    files, index = weight_files(directory)
+    return read_weights(files, index, key)
 
 
 def state_on_disk(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weight file or of a checkpoint directory, flat, by the key they have on disk."""
     place = Path(path)
-    weights = read_weights(*weight_files(place)) if place.is_dir() else read_weights((place,))
-    return dict(weights.tensors)
+    return dict((directory_weights(place) if place.is_dir() else read_weights((place,))).tensors)
 
 
 def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
@@ -115,8 +132,9 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
         path = directory / name
         if path.is_file():
             return (shards(path), path) if name.endswith(".json") else ((path,), None)
-    files = (path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.name != MAPS_FILE)
-    loose = sorted(path for path in files if path.is_file())
+    files = [path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
+    beside = {"training_args.bin", MAPS_FILE}
+    loose = sorted(path for path in files if not is_training_state(path.name) and path.name not in beside)
     if len(loose) == 1:
         return (loose[0],), None
     if loose:

@@ -14,7 +14,7 @@ from equalize.data import DataSet, open_data
 from equalize.errors import DataError, InputError
 from equalize.messages import Notify, ignore
 
-_OF_NAME = ("source", "arch", "arch_args", "init_missing", "num_classes")
+_OF_NAME = ("source", "arch", "arch_args", "key", "output", "init_missing", "num_classes")
 _SET_BY_RUN = {"lr", "seed", "calibrate"}
 _MAY_CHANGE = {"cache_dir", "workers", "report_to"}
 _MAY_GROW = frozenset({"arms", "lrs", "seeds", "confirm_seeds"})

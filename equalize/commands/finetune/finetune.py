@@ -16,7 +16,7 @@ from equalize.checkpoint.checkpoint import write_maps
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
-from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
+from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
 from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
@@ -160,7 +160,6 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
     if task.checkpoint.plan_json is not None and not will_have_plan and config.train_as != "folded":
         demand_trainable(Plan.from_json(task.checkpoint.plan_json, task.name.source))
     check_trackers(config.report_to)
-    ModelWithLoss(task.checkpoint, TrainConfig())
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 
@@ -170,6 +169,8 @@ def _identity(task: Task) -> dict[str, Any]:
         "source": task.name.source,
         "revision": task.checkpoint.revision,
         "sha256": task.checkpoint.sha256,
+        "key": task.name.key,
+        "logits": task.checkpoint.output,
         "seed of drawn weights": task.name.seed,
         "train": task.train.dataset.fingerprint(),
         "val": task.val.dataset.fingerprint() if task.val else None,

@@ -1,19 +1,18 @@
 """The training loss, and a module that computes it."""
 
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.checkpoint import main_output
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.stored_backbone import StoredBackbone
+from equalize.commands.finetune.trained_output import TrainedOutput
 from equalize.commands.labels import as_classes
-from equalize.errors import InputError
 
 
 def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: TrainConfig) -> Tensor:
@@ -59,27 +58,24 @@ def backbone_of(checkpoint: Checkpoint) -> str | None:
 class ModelWithLoss(nn.Module):
     """A network of any family as `transformers.Trainer` takes it: images and labels in, loss out.
 
-    `frozen` are modules that stay in eval mode; `backbone` is one whose outputs come with the batch.
-
-    Raises:
-        InputError: the network is trained with another kind of loss.
+    `trained` says which output carries the loss; `frozen` are modules that stay in eval mode; `backbone` is one whose
+    outputs come with the batch.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         config: TrainConfig,
+        trained: TrainedOutput,
         frozen: Sequence[nn.Module] = (),
         backbone: StoredBackbone | None = None,
     ) -> None:
         super().__init__()
-        if "mask_labels" in inspect.signature(checkpoint.model.forward).parameters:
-            what, expected = "is trained by matching masks, which is not supported yet", "logits for every pixel"
-            raise InputError(checkpoint.architecture, what, expected=expected)
         self.network = checkpoint.model
         self._no_split_modules = getattr(checkpoint.model, "_no_split_modules", None)  # the modules that FSDP wraps
         self._config = config
-        self._heads = checkpoint.adapter.heads
+        self._checkpoint = replace(checkpoint, save_spec=None)
+        self._trained = trained
         self._frozen = frozen
         self._backbone = backbone
         self._mode: bool | None = None  # that was set last
@@ -94,8 +90,8 @@ class ModelWithLoss(nn.Module):
         stored = nullcontext() if features is None or self._backbone is None else self._backbone.returning(features)
         with stored:
             if labels is None:
-                return {"logits": main_output(self.network(pixel_values), type(self.network).__name__)}
-            heads = self._heads(self.network, pixel_values)
+                return {"logits": self._checkpoint.scores(self.network(pixel_values), pixel_values)}
+            heads = self._trained.of(self._checkpoint, self.network, pixel_values)
         return {"loss": segmentation_loss(heads, labels, self._config)}
 
     def train(self, mode: bool = True) -> "ModelWithLoss":

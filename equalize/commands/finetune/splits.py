@@ -7,10 +7,11 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.trained_output import TrainedOutput, trained_output
 from equalize.commands.images import input_shape, working_size
-from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of
+from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of, with_output
 from equalize.commands.scan import select_sites
-from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
+from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names, read_image
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
@@ -31,6 +32,8 @@ class Task:
     """None where nothing can be scored."""
     config: TrainConfig
     """How it is trained; resolved."""
+    trained: TrainedOutput
+    """Which of its outputs is trained."""
     device: torch.device
     """Of this process."""
     fusion: tuple[str, ...] = ()
@@ -47,11 +50,20 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
     train, val = open_splits(data, config, notify)
     named = read_class_names(config.class_names) if config.class_names else class_names(train)
     name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
+    for note in checkpoint.notes:
+        notify(note)
     notify(f"preprocessing: {checkpoint.preprocess}")
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
     checkpoint.model.to(device)
-    classes = count_classes(checkpoint, train, config.crop or working_size(checkpoint, config.size), device)
+    crop = config.crop or working_size(checkpoint, config.size)
+    checkpoint = with_output(checkpoint, train, crop, device, notify)
+    trained = trained_output(checkpoint, checkpoint.preprocess(read_image(train.images[0]), crop)[None].to(device))
+    if trained.auxiliary and config.aux_weight:
+        notify(
+            f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {first_of(trained.auxiliary)}"
+        )
+    classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names)
@@ -68,11 +80,12 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
 
     labeled = check(train, "train", config.reduce_labels)
     return Task(
-        name=name,
+        name=replace(name, output=checkpoint.output),
         checkpoint=checkpoint.with_names(names) if names else checkpoint,
         train=labeled,
         val=None if val is None else check(val, "val", "yes" if labeled.rule.reduce else "no"),
         config=config,
+        trained=trained,
         device=device,
         fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
     )

@@ -112,7 +112,7 @@ def _recorded(module: nn.Module, *, stop: bool) -> Iterator[list[Any]]:
 
 def _heads(checkpoint: Checkpoint, images_NCHW: Tensor) -> list[Tensor]:
     torch.manual_seed(0)  # of dropout; `eval_mode` restores the random state
-    return checkpoint.adapter.heads(checkpoint.model, images_NCHW)
+    return list(checkpoint.adapter.heads(checkpoint.model, images_NCHW).values())
 
 
 def _observe(

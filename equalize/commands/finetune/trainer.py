@@ -110,7 +110,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         pairs = self._cache.training() if self._cache else training_pairs(task)
         backbone = self._cache.backbone if self._cache else None
         super().__init__(
-            model=ModelWithLoss(task.checkpoint, config, frozen, backbone),
+            model=ModelWithLoss(task.checkpoint, config, task.trained, frozen, backbone),
             args=_arguments(task, str(writer.run.last), pairs=len(pairs)),
             data_collator=_as_it_is if self._cache else collate,
             train_dataset=pairs,

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from equalize.checkpoint.checkpoint import PLAN_FILE
-from equalize.checkpoint.files.weights import read_json, read_weights, weight_files
+from equalize.checkpoint.files.weights import directory_weights, read_json
 from equalize.checkpoint.load import written_by
 from equalize.commands.push.files import without_paths
 from equalize.errors import InputError
@@ -76,7 +76,7 @@ def _read_facts(out: Path) -> dict[str, Any]:
     """The facts in the files, without local paths; reads the weights once, so that no damaged file is uploaded."""
     if not out.is_dir():
         raise InputError(out, "no such directory", remedy="push what calibrate or finetune wrote")
-    read_weights(*weight_files(out))
+    directory_weights(out)
     file = next((path for name in (PLAN_FILE, _RUN) if (path := out / name).is_file()), None)
     record = read_json(file) if file else {}
     origin = without_paths(record)

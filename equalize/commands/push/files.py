@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from equalize.checkpoint.files.atomic import TRAINING_STATE
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
 from equalize.errors import InputError
 from equalize.hub import HUB_ID
@@ -18,10 +19,7 @@ __all__ = ["OutgoingFile", "choose_files", "refuse_tokens", "without_local_paths
 
 _STAYS = {
     "hidden": (".*",),
-    "state for resuming a training run": (
-        *("last", "checkpoint-*", "global_step*", "optimizer*", "*.optimizer*", "*optim_states*", "scheduler.*"),
-        *("scaler.*", "rng_state*", "random_states*", "training_args.bin", "trainer_state.json", "zero_to_fp32.py"),
-    ),
+    "state for resuming a training run": ("last", "training_args.bin", *TRAINING_STATE),
     "log of a training run": ("runs", "wandb", "events.out.tfevents.*", "*.log"),
     "left by a program": ("__pycache__", "*.pyc", "*.tmp", "*.lock", "*.swp", "*~"),
 }

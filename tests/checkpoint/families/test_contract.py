@@ -192,7 +192,7 @@ def test_heads_are_those_that_give_logits_the_scored_one_first(example):
         model.get_submodule(name).register_forward_hook(lambda *call, name=name: seen.setdefault(name, call[-1]))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        found = family_named(example.family).heads(model, x)
+        found = list(family_named(example.family).heads(model, x).values())
         scored = load(example.source, example.arch, {"num_classes": 5} if example.arch else None).logits(x)
     assert len(found) == len(example.heads)
     for name, logits in zip(example.heads, found, strict=True):

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from equalize.checkpoint import load
+from equalize.checkpoint import load, state_on_disk
 from equalize.checkpoint.build import construct
-from equalize.checkpoint.families.smp.recognize import recognize
+from equalize.checkpoint.families.smp.recognize import recognize, under_smp_keys
 from equalize.cli.options import read_arch_arg
 from equalize.errors import CheckpointError
 
@@ -170,3 +170,11 @@ def test_a_choice_is_refused_in_one_line(run_cli, tmp_path):
     ran = run_cli("scan", tmp_path / "in.pth", "--size", 64)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert "choose: --arch smp:PSPNet with --arch-arg encoder_depth=2 or --arch-arg encoder_depth=1" in ran.err
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.net."])
+def test_names_of_wrappers_inside_keys(smp_dir, prefix):
+    plain = {key: tensor.shape for key, tensor in state_on_disk(smp_dir).items()}
+    wrapped = {prefix + key.replace("encoder.", "encoder._orig_mod."): shape for key, shape in plain.items()}
+    assert under_smp_keys(plain)
+    assert under_smp_keys(wrapped) == under_smp_keys(plain)

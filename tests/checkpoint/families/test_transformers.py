@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -259,10 +260,10 @@ def test_stale_copies_in_other_formats_are_left_behind(segformer_dir, tmp_path):
     source = edited(segformer_dir, tmp_path / "in")
     torch.save({}, source / "pytorch_model.bin")
     (source / "tf_model.h5").write_bytes(b"x")
-    torch.save({}, source / "optimizer.bin")
+    torch.save({}, source / "vocabulary.bin")
     load(source).save(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "preprocessor_config.json", "model.safetensors", "optimizer.bin"}
+    assert names == {"config.json", "preprocessor_config.json", "model.safetensors", "vocabulary.bin"}
 
 
 @pytest.mark.parametrize("place", ["top", "nested"])
@@ -326,6 +327,55 @@ def test_an_encoder_that_has_no_segmentation_network(tmp_path):
     assert "UperNet" in sentence
 
 
+DINOV2 = """
+from torch import nn
+from transformers import Dinov2Model, Dinov2PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+class Dinov2ForSemanticSegmentation(Dinov2PreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.dinov2 = Dinov2Model(config)
+        self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, 1)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        tokens = self.dinov2(pixel_values).last_hidden_state[:, 1:]
+        side = pixel_values.shape[-1] // self.config.patch_size
+        features = tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+        return SemanticSegmenterOutput(logits=self.classifier(features))
+"""
+
+
+def test_a_class_of_a_tutorial_is_named_as_such_and_built_by_its_own_code(tmp_path):
+    """By the loader of transformers, which renames keys here too."""
+    from transformers import Dinov2Config
+
+    from equalize.checkpoint.user_code import load_factory
+
+    (tmp_path / "tutorial.py").write_text(DINOV2)
+    arch = f"{tmp_path / 'tutorial.py'}:Dinov2ForSemanticSegmentation"
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    config.num_labels = 3
+    stock = load_factory(arch)(config).eval()
+    stock.save_pretrained(tmp_path / "in")
+    sentence = refusal(tmp_path / "in")
+    assert "is a Dinov2ForSemanticSegmentation, a class of its author's code and none of transformers" in sentence
+    assert sentence.endswith("name it: --arch file.py:Dinov2ForSemanticSegmentation")
+    x = torch.randn(1, 3, 28, 28)
+    checkpoint = load(tmp_path / "in", arch).with_output(x)
+    with torch.no_grad():
+        assert_same_outputs(checkpoint.logits(x), stock(x).logits)
+        checkpoint.model.classifier.bias.add_(1)
+    checkpoint.save(tmp_path / "out")
+    assert state_on_disk(tmp_path / "out").keys() == state_on_disk(tmp_path / "in").keys() != stock.state_dict().keys()
+    for again in (reload(tmp_path / "out", arch), load(tmp_path / "out", arch).model):
+        assert same_bits(again.state_dict(), checkpoint.model.state_dict())
+    own = vars(sys.modules[type(checkpoint.model).__module__])
+    exec(checkpoint.adapter.loading_code(tmp_path / "out"), own)
+    assert same_bits(own["model"].state_dict(), checkpoint.model.state_dict())
+
+
 def test_a_lone_state_dict_with_the_config_of_a_directory(upernet_dir, tmp_path):
     state = {f"module.{key}": tensor for key, tensor in state_on_disk(upernet_dir).items()}
     torch.save({"state_dict": state, "epoch": 4}, tmp_path / "run.pth")
@@ -339,6 +389,48 @@ def test_a_lone_state_dict_with_the_config_of_a_directory(upernet_dir, tmp_path)
     assert written["state_dict"].keys() == state.keys()
     for again in (reload(tmp_path / "out"), load(tmp_path / "out").model):
         assert same_bits(again.state_dict(), checkpoint.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: f"module.{key}",
+        lambda key: f"model._orig_mod.{key}",
+        lambda key: key.replace("decode_head.", "decode_head._fsdp_wrapped_module."),
+        lambda key: key.replace("encoder.", "encoder.module."),
+    ],
+    ids=["module in front", "two in front", "FSDP inside", "DataParallel inside"],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_directory_whose_keys_hold_names_of_wrappers(segformer_dir, tmp_path, wrap, sharded):
+    """What is written has the keys that the library's own loader takes."""
+    from transformers import SegformerForSemanticSegmentation
+
+    source, out = edited(segformer_dir, tmp_path / "in"), tmp_path / "out"
+    state = {wrap(key): tensor for key, tensor in state_on_disk(segformer_dir).items()}
+    assert state.keys() != state_on_disk(segformer_dir).keys()
+    (source / "model.safetensors").unlink()
+    if sharded:
+        names = dict.fromkeys(list(state)[:9], "model-1.safetensors")
+        names = {key: names.get(key, "model-2.safetensors") for key in state}
+        for file in set(names.values()):
+            save_file({key: state[key] for key in state if names[key] == file}, source / file)
+        (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    else:
+        save_file(state, source / "model.safetensors")
+    checkpoint = load(source)
+    assert "in: keys are written without the names of wrappers" in checkpoint.notes[0]
+    with torch.no_grad():
+        checkpoint.model.decode_head.classifier.bias.add_(1)
+    checkpoint.save(out)
+    assert state_on_disk(out).keys() == state_on_disk(segformer_dir).keys()
+    stock, info = SegformerForSemanticSegmentation.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert same_bits(stock.state_dict(), checkpoint.model.state_dict())
+    original = load(segformer_dir).model.state_dict()
+    assert [key for key, tensor in stock.state_dict().items() if not torch.equal(tensor, original[key])] == [
+        "decode_head.classifier.bias"
+    ]
 
 
 @pytest.mark.parametrize("name", ["Beit", "DPT", "MobileNetV2", "MobileViT", "Mask2Former"])

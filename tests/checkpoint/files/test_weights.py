@@ -192,6 +192,24 @@ def test_whole_module_is_refused_by_name(tmp_path, module, name, zipped, nested)
     assert "save the state dict alone: torch.save(model.state_dict(), 'weights.pth')" in sentence
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "network_weights"])
+def test_a_module_beside_a_state_dict_is_answered_with_the_line_that_takes_it_out(tmp_path, monkeypatch, key):
+    """Lightning saves hyper_parameters as they are, a loss or a backbone among them; the line is run here."""
+    module = nn.CrossEntropyLoss()
+    content = {
+        "pytorch-lightning_version": "2.5.0",
+        "hyper_parameters": {"lr": 1e-3, "criterion": module},
+        key: {"weight": torch.arange(4.0)},
+    }
+    torch.save(content, tmp_path / "epoch=3.ckpt")
+    sentence = refusal(tmp_path / "epoch=3.ckpt")
+    assert "its pickle asks for 'torch.nn.modules.loss.CrossEntropyLoss', which is code" in sentence
+    line = sentence.partition("if you trust it, save its state dict alone: ")[2]
+    monkeypatch.chdir(tmp_path)
+    exec(line, {"torch": torch})
+    assert torch.equal(state_on_disk("weights.pth")["weight"], torch.arange(4.0))
+
+
 def test_gadget_is_refused_by_name(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"a": _Gadget(tmp_path / "canary")}, path)

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from equalize.commands.finetune.config import TrainConfig
-from equalize.commands.finetune.loss import ModelWithLoss, segmentation_loss
+from equalize.commands.finetune.loss import segmentation_loss
+from equalize.commands.finetune.trained_output import trained_output
 from equalize.errors import InputError
 
 
@@ -14,7 +15,7 @@ def test_networks_that_match_masks_are_refused():
 
     checkpoint = type("Stub", (), {"model": Matcher(3, 3, 1), "architecture": "Matcher", "family": "custom"})()
     with pytest.raises(InputError, match="Matcher: is trained by matching masks"):
-        ModelWithLoss(checkpoint, TrainConfig())
+        trained_output(checkpoint, torch.ones(1, 3, 4, 4))
 
 
 def test_loss_is_the_mean_over_labeled_pixels():

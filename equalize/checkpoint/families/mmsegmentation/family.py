@@ -12,7 +12,8 @@ from equalize.checkpoint.families.mmsegmentation.config import Config, bare_mode
 from equalize.checkpoint.families.mmsegmentation.facts import class_names, config_text, meta_with_classes, preprocessing
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.keys import unwrapped
+from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
@@ -42,7 +43,8 @@ class MMSegmentation(Family[_Spec]):
         """By ``--arch``, by the config in the file, or by the key ``decode_head.conv_seg`` of its heads."""
         if request.arch is not None:
             return request.scheme == self.scheme
-        return config_text(weights.meta) is not None or any("decode_head.conv_seg." in key for key in weights.tensors)
+        named = any("decode_head.conv_seg." in unwrapped(key) for key in weights.tensors)
+        return named or config_text(weights.meta) is not None
 
     def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
         """Read the config that came with the weights as data, or run the one that the user names."""
@@ -90,22 +92,27 @@ class MMSegmentation(Family[_Spec]):
             return super().with_classes(save, names)
         return replace(save, meta={**save.meta, **meta_with_classes(names)})
 
-    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
         """Logits (N, classes, h, w) of the last decode head, of those before it in a cascade, and of auxiliary heads.
 
         The network's own forward gives the last head's alone. In a cascade each head takes the features and the
-        logits of the one before.
+        logits of the one before. Some heads return several in training, the scored one not always first.
         """
         network: Any = model
-        architecture = type(model).__name__
         features = network.extract_feat(x_NCHW)
         cascade = network.decode_head if isinstance(network.decode_head, nn.ModuleList) else [network.decode_head]
-        found = [main_output(cascade[0](features), architecture)]
-        for head in cascade[1:]:
-            found.insert(0, main_output(head(features, found[0]), architecture))
+        output = cascade[0](features)
+        found: dict[str, Tensor] = {}
+        for stage, head in enumerate(cascade[1:]):
+            found |= named_outputs(output, name=f"decode_head.{stage}")
+            output = head(features, output)
+        if type(cascade[-1]).__name__ == "PIDHead" and isinstance(output, tuple):
+            output = output[:2]  # the third shows boundaries, not classes
         auxiliary = getattr(network, "auxiliary_head", None) or []
         several = auxiliary if isinstance(auxiliary, (nn.ModuleList, list)) else [auxiliary]
-        return found + [main_output(head(features), architecture) for head in several]
+        for number, head in enumerate(several):
+            found |= named_outputs(head(features), name=f"auxiliary_head.{number}")
+        return {**named_outputs(output, name="decode_head"), **found}
 
     def architecture(self, out: Path) -> str:
         """The segmentor's type, if the config is there."""

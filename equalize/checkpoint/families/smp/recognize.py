@@ -155,7 +155,7 @@ def _decoder(bare: Shapes) -> tuple[str | None, Options]:
 
 def under_smp_keys(shapes: Shapes) -> Shapes | None:
     """The shapes by smp's keys, if they are smp's; without BatchNorm counters, which old files lack."""
-    for reading in strippings(shapes):
+    for reading in reversed(strippings(shapes)):  # those without names of wrappers inside come last
         if {key.partition(".")[0] for key in reading} >= _PARTS and any(head in reading for head in _HEADS):
             return {key: shapes[disk] for key, disk in reading.items() if not key.endswith(_COUNTER)}
     return None

@@ -15,7 +15,7 @@ from torch import nn
 from equalize.checkpoint.build import class_argument
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
-from equalize.checkpoint.keys import Match, pair
+from equalize.checkpoint.keys import Match, pair, unwrapped
 from equalize.checkpoint.loading_code import state_dict_code
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
@@ -118,7 +118,7 @@ def arguments_from(name: str, shapes: Shapes) -> dict[str, object]:
     if "aux_loss" in inspect.signature(builder(name)).parameters:
         found["aux_loss"] = not shapes or any("aux_classifier." in key for key in shapes)
     for key, shape in shapes.items():
-        if f".{key}".endswith(_CLASSIFIERS) and shape.numel() > 0:
+        if f".{unwrapped(key)}".endswith(_CLASSIFIERS) and shape.numel() > 0:
             found["num_classes"] = shape[0]
     return found
 

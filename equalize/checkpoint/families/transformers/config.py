@@ -70,11 +70,22 @@ def target_class(config: Any, where: object) -> Any:
     for mapping in (auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING):
         if type(config) in mapping:
             return mapping[type(config)]
+    if not is_known(named or ""):
+        what = f"is a {named}, a class of its author's code and none of transformers"
+        remedy = f"name it: --arch file.py:{named}"
+        raise CheckpointError(where, what, remedy=remedy)
     raise CheckpointError(
         where,
         f"is a {named or config.model_type}, for which transformers has no segmentation network",
         remedy="put it under one, such as UperNet, with --arch transformers:DIR_WITH_CONFIG",
     )
+
+
+def is_known(name: str) -> bool:
+    """Whether a class that a config names is one of transformers; so is an empty name."""
+    import transformers
+
+    return not name or getattr(transformers, name, None) is not None
 
 
 def named_class(config: Any) -> str | None:

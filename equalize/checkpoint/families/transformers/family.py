@@ -12,9 +12,10 @@ from equalize.checkpoint.families.transformers import config as configs
 from equalize.checkpoint.families.transformers import loader
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights, read_json
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
+from equalize.checkpoint.user_code import load_factory
 from equalize.errors import CheckpointError
 
 _CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -42,24 +43,28 @@ class Transformers(Family[_Spec]):
     config_field = "model_type"
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
-        """By the config beside the weights, or by ``--arch``."""
-        return request.scheme == self.scheme or (request.arch is None and _is_directory(place))
+        """By the config beside the weights, or by ``--arch``, which may name a class of the user's for a directory."""
+        if request.scheme == self.scheme:
+            return True
+        return _is_directory(place) and (request.arch is None or _user_class(request.arch) is not None)
 
     def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
         """Read the config without running code."""
-        directory = place.path if request.arch is None else Path(request.arch_name).expanduser()
+        named = request.arch if request.scheme == self.scheme else None
+        directory = place.path if named is None else Path(request.arch_name).expanduser()
         state_dict = not _is_directory(place)
         if state_dict and request.arch_args:
             raise CheckpointError(request.arch, "takes no --arch-arg", remedy="change its config.json")
         config = configs.read_config(directory, request.num_classes)
-        kind = configs.target_class(config, directory)
+        own = None if request.arch is None or named is not None else _user_class(request.arch)
+        kind = own or configs.target_class(config, directory)
         return _Spec(
             architecture=kind.__name__,
             make=partial(kind, config),
             preprocess=configs.preprocessing(directory if state_dict else place.path),
             classes=configs.labels(config),
             num_classes=request.num_classes,
-            arch=request.arch,
+            arch=named,
             kind=kind,
             config=config,
             directory=directory,
@@ -80,6 +85,9 @@ class Transformers(Family[_Spec]):
         if spec.arch is not None:
             model = loader.skeleton(spec.kind, spec.config)
             weights, more = loader.place_backbone(model, weights, Path(request.source).name)
+            notes += more
+        elif not spec.state_dict:
+            weights, more = loader.without_wrappers(spec.kind, spec.config, weights, Path(request.source).name)
             notes += more
         loaded = loader.load(spec.kind, spec.config, weights, request, strip=spec.state_dict)
         return replace(loaded, notes=notes)
@@ -105,20 +113,21 @@ class Transformers(Family[_Spec]):
 
     def reload(self, place: Place, request: Request) -> nn.Module:
         """By ``from_pretrained``."""
-        return loader.reload(place.path)
+        return loader.reload(place.path, None if request.arch is None else _user_class(request.arch))
 
-    def heads(self, model: nn.Module, x_NCHW: Tensor) -> list[Tensor]:
-        """Logits (N, classes, h, w), with those of an auxiliary head, which a hook collects as no output has them."""
-        auxiliary: list[Tensor] = []
+    def heads(self, model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
+        """The logits, and those of an auxiliary head, which a hook collects as no output has them."""
+        auxiliary: dict[str, Tensor] = {}
         head = getattr(model, "auxiliary_head", None)
         hooks = []
         if isinstance(head, nn.Module):
-            hooks.append(head.register_forward_hook(lambda *call: auxiliary.append(call[-1])))
+            hooks.append(head.register_forward_hook(lambda *call: auxiliary.update(auxiliary_head=call[-1])))
         try:
-            return [main_output(model(x_NCHW), type(model).__name__), *auxiliary]
+            found = named_outputs(model(x_NCHW), x_NCHW.ndim)
         finally:
             for hook in hooks:
                 hook.remove()
+        return {**({"logits": found["logits"]} if "logits" in found else found), **auxiliary}
 
     def architecture(self, out: Path) -> str:
         """The class that the config names, if any."""
@@ -130,6 +139,8 @@ class Transformers(Family[_Spec]):
         named = self.architecture(out)
         name = named if named.isidentifier() else "AutoModelForSemanticSegmentation"
         where = f'"{repository or out}"' + (f', revision="{revision}"' if revision else "")
+        if not configs.is_known(named):
+            return f"model = {name}.from_pretrained({where})  # a class of its author's code"
         if not any((out / file).is_file() for file in _CONFIG_FILES[1:]):
             return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
         return (
@@ -141,6 +152,17 @@ class Transformers(Family[_Spec]):
     def recorded(self, arch: str, directory: Path) -> str | None:
         """Only the config beside the weights."""
         return f"{self.scheme}:{directory}" if arch == _ITSELF else None
+
+
+def _user_class(arch: str) -> Any:
+    """The class of the user's own code that an ``--arch`` names, if it is a network of transformers' kind."""
+    place = arch.rpartition(":")[0]
+    if not place.endswith(".py") and "." not in place:  # the scheme of a library
+        return None
+    from transformers import PreTrainedModel
+
+    found = load_factory(arch)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
 def _is_directory(place: Place) -> bool:

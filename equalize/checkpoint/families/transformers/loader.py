@@ -1,6 +1,7 @@
 """Loads transformers' models by its own loader and renames tensors to the keys on disk by its own conversion."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from equalize.checkpoint.families.transformers.config import named_class, read_c
 from equalize.checkpoint.family import KeyMap, Loaded
 from equalize.checkpoint.files.weights import Weights, weight_files
 from equalize.checkpoint.fill import check_finite, mismatch_error, only_class_count
-from equalize.checkpoint.keys import strippings
+from equalize.checkpoint.keys import PREFIXES, WRAPPERS, prefix_of, strippings
 from equalize.checkpoint.limits import limit_construction
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
@@ -62,7 +63,7 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
             weights=weights,
             to_disk=partial(_disk_state, model, bare, initialized),
             newly_initialized=initialized,
-            prefix=_prefix(bare),
+            prefix=prefix_of(bare),
         ),
     )
 
@@ -102,11 +103,20 @@ def _best_reading(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
     """Key without the wrapper's prefix -> key on disk."""
     known = set(model.state_dict()) | set(revert(model, model.state_dict()))
     known |= {key.removeprefix(f"{model.base_model_prefix}.") for key in known}
-    return max(strippings(tensors), key=lambda reading: len(reading.keys() & known))
+    return max(strippings(tensors, model.state_dict()), key=lambda reading: len(reading.keys() & known))
 
 
-def _prefix(bare: Mapping[str, str]) -> str:
-    return next((disk.removesuffix(key) for key, disk in bare.items()), "")
+def without_wrappers(kind: Any, config: Any, weights: Weights, name: str) -> tuple[Weights, tuple[str, ...]]:
+    """A directory's weights under keys that ``from_pretrained`` knows, and a note if wrappers' names were in them."""
+    names = WRAPPERS | {prefix.removesuffix(".") for prefix in PREFIXES}
+    if names.isdisjoint(part for key in weights.tensors for part in key.split(".")):
+        return weights, ()
+    reading = _best_reading(skeleton(kind, config), weights.tensors)
+    gone = {part for key, disk in reading.items() for part in (Counter(disk.split(".")) - Counter(key.split(".")))}
+    if not gone or not gone <= names:  # any other prefix is a base model's, which transformers finds itself
+        return weights, ()
+    note = f"{name}: keys are written without the names of wrappers ({', '.join(sorted(gone))}), for from_pretrained"
+    return weights.under({disk: key for key, disk in reading.items()}), (note,)
 
 
 def revert(model: nn.Module, state: Mapping[str, Tensor], *, as_loaded: bool = True) -> dict[str, Tensor]:
@@ -181,7 +191,7 @@ def _disk_state(
             if name in written:
                 found[disk] = written[name]
                 break
-    return {**{_prefix(bare) + key: tensor for key, tensor in initialized.items()}, **found}
+    return {**{prefix_of(bare) + key: tensor for key, tensor in initialized.items()}, **found}
 
 
 def config_fields(model: nn.Module) -> dict[str, object]:
@@ -198,9 +208,9 @@ def class_fields(names: Mapping[int, str]) -> dict[str, object]:
     }
 
 
-def reload(directory: Path) -> nn.Module:
-    """Load with ``from_pretrained``; a CheckpointError if it does not find every key."""
-    kind = target_class(read_config(directory), directory)
+def reload(directory: Path, kind: Any = None) -> nn.Module:
+    """Load with ``from_pretrained`` of ``kind``, or else of the config's class; an error if it misses a key."""
+    kind = kind or target_class(read_config(directory), directory)
     named = re.fullmatch(r"(?:pytorch_model|model)\.([\w-]+)\.(?:bin|safetensors)", weight_files(directory)[0][0].name)
     variant = None if named is None else named[1]
     model, info = _from_pretrained(kind, directory, directory, variant=variant, local_files_only=True)

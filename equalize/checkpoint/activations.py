@@ -1,0 +1,64 @@
+"""Notes what a network's last sigmoid or softmax was given: outputs that are probabilities and no logits."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_PROBABILITIES = frozenset({"sigmoid", "softmax", "hardsigmoid", "special_expit"})
+_KEEPING = frozenset(
+    {"interpolate", "upsample", "clamp", "clip", "contiguous", "clone", "to", "float", "type", "type_as", "dropout"}
+)
+"""Functions after which probabilities are still those of the same pixels, perhaps at another resolution."""
+
+
+class Activations(TorchFunctionMode):
+    """While it is entered, notes for each result of a sigmoid or softmax over classes the tensor before it.
+
+    That works for modules, functions and methods alike and changes nothing that is computed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: MutableMapping[Tensor, tuple[Tensor, str]] = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Carries a call out, and notes it."""
+        kwargs = kwargs or {}
+        called = getattr(func, "__name__", "")
+        name = called if called.startswith("__") else called.removesuffix("_")
+        source = args[0] if args else kwargs.get("input")
+        if not isinstance(source, Tensor) or (name not in _PROBABILITIES | _KEEPING and name != "__getitem__"):
+            return func(*args, **kwargs)
+        in_place = name != called or any(each is True for each in (*args[1:2], kwargs.get("inplace")))
+        if name in _PROBABILITIES and _over_classes(name, source, args[1:], kwargs):
+            noted = (source.clone() if in_place else source, name)
+            result = func(*args, **kwargs)
+            self._before[result] = noted
+            return result
+        found = self._before.get(source)
+        result = func(*args, **kwargs)
+        kept = isinstance(result, Tensor) and (name != "__getitem__" or result.shape[2:] == source.shape[2:])
+        if found is not None and kept and result is not source:
+            self._before[result] = found
+        return result
+
+    def before(self, tensor: Tensor) -> Tensor | None:
+        """What the sigmoid or softmax was given that gave a tensor; None if none did."""
+        found = self._before.get(tensor)
+        return None if found is None else found[0]
+
+    def name(self, tensor: Tensor) -> str | None:
+        """The name of the function that gave a tensor's probabilities; None if none did."""
+        found = self._before.get(tensor)
+        return None if found is None else found[1]
+
+
+def _over_classes(name: str, source: Tensor, others: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a softmax runs along axis 1; a sigmoid always does."""
+    if name != "softmax":
+        return source.ndim > 2
+    dim = kwargs.get("dim", others[0] if others else None)
+    return isinstance(dim, int) and source.ndim > 2 and dim % source.ndim == 1
