@@ -16,7 +16,7 @@ from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory,
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
-from equalize.checkpoint.outputs import ScoredOutput, listed, named_outputs, scored_output
+from equalize.checkpoint.outputs import ScoredOutput, listed, logits_of_padded, named_outputs, scored_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 from equalize.eval_mode import eval_mode
@@ -76,6 +76,8 @@ class Checkpoint:
     """Whether the network ends in a sigmoid or softmax, as `with_output` found."""
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
+    multiple: int = 1
+    """Images are padded to sides that are multiples of it, where that is all that the network takes."""
 
     @property
     def family(self) -> str:
@@ -103,8 +105,8 @@ class Checkpoint:
         return replace(self, classes=names, save_spec=save)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """See `scores`; inputs are (N, C, H, W)."""
-        return self.scores(self.model(inputs), inputs)
+        """See `scores`; inputs are (N, C, H, W). Images of sizes that the network does not take are padded."""
+        return logits_of_padded(lambda padded: self.scores(self.model(padded), padded), inputs, self.multiple)
 
     def scores(self, output: Any, inputs: Tensor) -> Tensor:
         """The main output (N, classes, h, w) of all that the network returned for ``inputs``.

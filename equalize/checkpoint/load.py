@@ -11,7 +11,8 @@ from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_class_nam
 from equalize.checkpoint.families import FAMILIES, family_of_arch
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import is_training_state
-from equalize.checkpoint.files.weights import Weights
+from equalize.checkpoint.files.weights import Weights, read_json
+from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
@@ -90,12 +91,15 @@ class ModelName(Request):
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
+        preprocess = self.preprocess.over(_as_kept(place, spec.preprocess))
+        if save_spec is not None and self.preprocess.given():
+            save_spec = family.with_preprocess(save_spec, preprocess)
         checkpoint = Checkpoint(
             source=request.source,
             adapter=family,
             architecture=spec.architecture,
             model=model,
-            preprocess=spec.preprocess,
+            preprocess=preprocess,
             classes=spec.classes,
             revision=place.revision,
             notes=(*notes, *_left_behind(place)) if weights else notes,
@@ -196,6 +200,14 @@ def _left_behind(place: Place) -> list[str]:
     beside = place.path.iterdir() if place.path.is_dir() else ()
     state = sorted(path.name for path in beside if is_training_state(path.name))
     return [f"{place.path.name}: not copied, state of the training: {first_of(state)}"] if state else []
+
+
+def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:
+    """The preprocessing that `Checkpoint.save` wrote beside the weights, else `preprocess`."""
+    path = place.path / PREPROCESS_FILE
+    if not path.is_file():
+        return preprocess
+    return Override.read(read_json(path), path).over(preprocess, f"from {PREPROCESS_FILE}")
 
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:

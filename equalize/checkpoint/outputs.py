@@ -1,12 +1,13 @@
-"""Finds the logits among the outputs of a segmentation network."""
+"""Finds the logits among the outputs of a segmentation network; pads images to sizes that it takes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from equalize.errors import SiteError
 
@@ -128,3 +129,35 @@ def _evident(found: Mapping[str, Tensor], size: tuple[int, ...], num_classes: in
 def listed(found: Mapping[str, Tensor]) -> str:
     """Outputs with their shapes, for errors."""
     return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
+
+
+def round_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The smallest multiples that are no less than (H, W)."""
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
+
+
+def pad_images(x: Tensor, multiple: int, value: float = 0) -> Tensor:
+    """Images (*, H, W) padded with 0, the normalized mean, at the right and bottom to sides that are multiples."""
+    height, width = x.shape[-2:]
+    rows, columns = round_up((height, width), multiple)
+    return x if (rows, columns) == (height, width) else F.pad(x, (0, columns - width, 0, rows - height), value=value)
+
+
+def logits_of_padded(logits: Callable[[Tensor], Tensor], x_NCHW: Tensor, multiple: int) -> Tensor:
+    """Logits of images (N, C, H, W) as the network gives them; of padded ones brought to their size and cropped back.
+
+    Args:
+        logits: (N, C, H, W) -> (N, classes, h, w).
+        x_NCHW: of any size.
+        multiple: of which the sides must be that the network takes.
+
+    Returns:
+        (N, classes, h, w), or (N, classes, H, W) where images were padded.
+    """
+    padded = pad_images(x_NCHW, multiple)
+    scores = logits(padded)
+    if padded is x_NCHW:
+        return scores
+    scores = F.interpolate(scores.float(), size=padded.shape[2:], mode="bilinear", align_corners=False)
+    return scores[..., : x_NCHW.shape[2], : x_NCHW.shape[3]]

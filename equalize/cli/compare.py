@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.training_options import CommonTrainingFlags
 from equalize.errors import InputError
 
@@ -55,6 +55,7 @@ def compare(
     training: CommonTrainingFlags,
     keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
+    preprocess: PreprocessFlags,
     arch: ArchFlags,
     json: o.Json = False,
 ) -> None:
@@ -82,7 +83,7 @@ def compare(
         from equalize.commands.finetune.config import TrainConfig
 
         setup = Setup.make(
-            arch.name(model, init_missing=init_missing),
+            arch.name(model, init_missing=init_missing, preprocess=preprocess.override()),
             data,
             TrainConfig.make(training.settings(), training.config),
             arms=read_arms(arms.split(",")),

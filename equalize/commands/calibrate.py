@@ -11,7 +11,8 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.commands.images import NO_LABELS, CalibrationConfig, Images
+from equalize.commands.images import CalibrationConfig, Images, open_images
+from equalize.commands.input_check import check_input
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
@@ -34,6 +35,7 @@ def calibrate_checkpoint(
     strategy: Strategy = "auto",
     scale: ScaleTo = "step",
     pattern: str | None = None,
+    force_preprocessing: bool = False,
     config: CalibrationConfig | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -48,6 +50,7 @@ def calibrate_checkpoint(
         out: the directory to write; whole or absent afterwards.
         strategy, scale: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
+        force_preprocessing: go on though the BatchNorms say that the input is not the one of the training.
         overwrite: whether `out` may exist.
 
     Returns:
@@ -60,15 +63,16 @@ def calibrate_checkpoint(
     device = own_device(device_of(config.device))
     if not dry_run and is_main():
         check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
-    checkpoint = _load_original(name, notify)
-    images = Images(data, checkpoint, config, progress, labels=strategy == "auto")
-    notify(f"data: {images.dataset.describe()}")
-    if strategy == "auto" and not images.labeled:
-        notify(NO_LABELS)
+    original = _load_original(name, notify)
+    checkpoint, images = open_images(data, original, config, progress, notify, labels=strategy == "auto")
     found = select_sites(checkpoint.model, images.shape, pattern)
     checkpoint.model.to(device)
     checkpoint = checkpoint.with_output(images.few(1).to(device), notify)
     with precision_of(config.precision, device):
+        checked = check_input(checkpoint, images.spread())
+        if not force_preprocessing:
+            checked.demand_right()
+        checked.report(notify, warn)
         plan = calibrate(
             *(checkpoint.model, images, strategy, name.seed),
             scale=scale,
@@ -79,7 +83,8 @@ def calibrate_checkpoint(
     checkpoint.model.cpu()
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
-    plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data)), checkpoint)
+    facts = {**_facts(plan, name, checkpoint, found, images, data), "input_check": checked.to_json()}
+    plan = as_stored(replace(plan, facts=facts), checkpoint)
     if not plan.sites and not dry_run:
         reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
         what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
@@ -97,7 +102,6 @@ def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
         raise InputError(name.source, f"is already equalized (strategy {earlier})", remedy="calibrate the original")
     for note in checkpoint.notes:
         notify(note)
-    notify(f"preprocessing: {checkpoint.preprocess}")
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {len(drawn)} tensors ({first_of(drawn)})")
     return checkpoint

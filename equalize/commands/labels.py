@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.outputs import pad_images
 from equalize.data import (
     DataSet,
     LabelRule,
@@ -16,7 +17,7 @@ from equalize.data import (
     class_names,
     preflight,
     read_class_names,
-    read_image,
+    read_picture,
 )
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
@@ -68,16 +69,22 @@ def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: 
     return int(as_classes(logits).shape[1])
 
 
+def first_image(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device) -> Tensor:
+    """The first image, (1, C, H, W), padded to what the network takes."""
+    picture = read_picture(dataset.images[0], checkpoint.preprocess.bands)
+    return pad_images(checkpoint.preprocess(picture, size)[None].to(device), checkpoint.multiple)
+
+
 def _on_first_image(
     checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device, run: Callable[[Tensor], T]
 ) -> T:
-    """What `run` gives for the first image, (1, 3, H, W); an InputError where the network does not take its size."""
-    image_NCHW = checkpoint.preprocess(read_image(dataset.images[0]), size)[None].to(device)
+    """What `run` gives for the first image; an InputError where the network does not take its size."""
+    image_NCHW = first_image(checkpoint, dataset, size, device)
     try:
         return run(image_NCHW)
     except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise
-    except Exception as error:  # smp refuses sizes that 32 does not divide, others fail at a concat or wherever they do
+    except Exception as error:  # a network of one size fails at a concat or wherever it does
         if "allocate" in str(error):
             raise
         height, width = image_NCHW.shape[2:]
@@ -96,6 +103,7 @@ def check_split(
     *,
     ignore_index: int = 255,
     reduce_labels: ReduceLabels = "auto",
+    channels: int = 3,
     notify: Notify = ignore,
 ) -> LabeledSplit:
     """Reads a sample of a split and determines how its labels are stored; notifies of it.
@@ -103,7 +111,9 @@ def check_split(
     Raises:
         DataError: a pair could not be trained on or scored.
     """
-    rule, found = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
+    rule, found = preflight(
+        dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels, channels=channels
+    )
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import ModelName
-from equalize.commands.images import NO_LABELS, CalibrationConfig, Images, input_shape
+from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
 from equalize.device import device_of, precision_of
 from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError
@@ -39,6 +39,7 @@ class CheckpointScan:
         images: how many were measured; None without.
         measured_by: the method of measuring; None without images.
         expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
+        input_check: what the BatchNorms say of the input; None without images, or where none can tell.
     """
 
     source: str
@@ -50,6 +51,7 @@ class CheckpointScan:
     measured_by: str | None = None
     expect: Expectation | None = None
     delta: float | None = None
+    input_check: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
@@ -62,6 +64,7 @@ class CheckpointScan:
             "input_shape": list(self.input_shape),
             "tracer": self.scan.tracer,
             **expected,
+            **({} if self.images is None else {"input_check": self.input_check}),
             "sites": [site_json(site) for site in self.scan.sites],
             "refusals": [asdict(refusal) for refusal in self.scan.refusals],
         }
@@ -94,11 +97,7 @@ def scan_checkpoint(
     checkpoint = name.load(weights=data is not None)
     images = None
     if data is not None:
-        images = Images(data, checkpoint, config, progress, labels=True)
-        notify(f"preprocessing: {checkpoint.preprocess}")
-        notify(f"data: {images.dataset.describe()}")
-        if not images.labeled:
-            notify(NO_LABELS)
+        checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=True)
         shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, config.size))
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
@@ -108,7 +107,11 @@ def scan_checkpoint(
         norms = untouched_norms(checkpoint.model) if checkpoint.newly_initialized else []
         if norms:
             notify(f"estimated on the images first: {len(norms)} BatchNorms that never saw data")
+        with precision_of(config.precision, own_device(device_of(config.device))):
+            checked = check_input(checkpoint, images.spread())
+        checked.report(notify, warn)
         found, facts = _measure_sites(checkpoint.model, found, images, config, norms)
+        facts["input_check"] = checked.to_json()
         for path, reason in images.skipped:
             warn(f"skipped {path}: {reason}")
     for note in checkpoint.notes:
@@ -150,9 +153,10 @@ def _measure_sites(
 ) -> tuple[Scan, dict[str, Any]]:
     """The scan with the moments of every branch, once `norms` are estimated; how many images were measured, and how."""
     device = own_device(device_of(config.device))
+    model.to(device)
     with precision_of(config.precision, device):
-        re_estimate(model.to(device), norms, images, found)
-        measured = measure_branches(model.to(device), found.sites, images, tolerance=config.tolerance, statistics=True)
+        re_estimate(model, norms, images, found)
+        measured = measure_branches(model, found.sites, images, tolerance=config.tolerance, statistics=True)
     sites = tuple(
         with_expectation(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer))
         for site in found.sites

@@ -10,19 +10,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from equalize.data.images import Item, read_image
+from equalize.data.bands import Picture, read_picture
+from equalize.data.images import Item
 from equalize.data.masks import LabelRule, read_mask
 from equalize.errors import DataError, EqualizeError, ResourceError
 
 Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""
 
-Preprocessor = Callable[[Image.Image, Size], Tensor]
-"""A checkpoint's preprocessing: (RGB image, size) -> (3, H, W) float32."""
+Preprocessor = Callable[[Picture, Size], Tensor]
+"""A checkpoint's preprocessing: (picture, size) -> (C, H, W) float32."""
 
 _Stack = tuple[list[int], Tensor, Tensor | None]
 """A batch as it comes from a worker: indices into `paths`, for cells need not travel back; images and labels."""
@@ -42,7 +42,7 @@ class Batch:
     """Images of one size.
 
     Attributes:
-        images: (N, 3, H, W) float32.
+        images: (N, C, H, W) float32.
         paths: files or cells of the N images.
         labels: (N, H, W) int16, -1 where a pixel does not count; None unless there are `Batches.masks`.
     """
@@ -80,6 +80,7 @@ class Batches(Dataset[_Loaded]):
         paths: files or cells, as from `sample`.
         preprocess: with workers on a platform that does not fork, it must pickle.
         size: (H, W) handed to `preprocess`.
+        channels: that pictures are read with.
         batch_size: the most images in a batch.
         workers: processes that read; with 0 this one does, between the batches.
         skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 the first bad file is an error.
@@ -94,6 +95,7 @@ class Batches(Dataset[_Loaded]):
     _: KW_ONLY
     batch_size: int
     size: Size = None
+    channels: int = 3
     workers: int = 0
     skip_bad: float = 0.0
     pinned: bool = False
@@ -167,27 +169,28 @@ class Batches(Dataset[_Loaded]):
         waiting: dict[torch.Size, list[tuple[int, Tensor, Tensor | None]]] = {}
         for index, path in enumerate(self.paths[start : start + self.group_size], start):
             try:
-                image = read_image(path)
-                image_CHW = self.preprocess(image, self.size)
+                picture = read_picture(path, self.channels)
+                image_CHW = self.preprocess(picture, self.size)
             except EqualizeError as error:
                 errors.append((index, error))
                 continue
             queue = waiting.setdefault(image_CHW.shape, [])
-            labels_HW = self._labels(index, image, image_CHW.shape[1:]) if self.masks else None
+            labels_HW = self._labels(index, picture, image_CHW.shape[1:]) if self.masks else None
             queue.append((index, image_CHW, labels_HW))
             if len(queue) == self.batch_size:
                 stacks.append(_stack(waiting.pop(image_CHW.shape)))
         stacks.extend(map(_stack, waiting.values()))
         return stacks, errors
 
-    def _labels(self, index: int, image: Image.Image, sides: Sequence[int]) -> Tensor:
+    def _labels(self, index: int, picture: Picture, sides: Sequence[int]) -> Tensor:
         """The labels of an image at the size that it is preprocessed to, (H, W) int16."""
         mask = self.masks[index]
         stored_HW = torch.full((1, 1), -1)
         if mask is not None:
             with contextlib.suppress(DataError):
                 read_HW = read_mask(mask, self.rule)
-                if read_HW.shape == (image.height, image.width):
+                own = picture.shape[1:] if isinstance(picture, Tensor) else (picture.height, picture.width)
+                if tuple(read_HW.shape) == tuple(own):
                     stored_HW = read_HW.masked_fill(read_HW == self.rule.ignore_index, -1).clamp(-1, _LARGEST_LABEL)
         y_H, x_W = (
             (2 * torch.arange(side) + 1) * length // (2 * side)

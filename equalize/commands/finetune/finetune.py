@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint import Checkpoint, ModelName, Override
 from equalize.checkpoint.checkpoint import write_maps
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
@@ -99,7 +99,7 @@ def finetune(
     if not is_main():
         notify = warn = ignore
     check_launch()
-    task = open_task(name, data, config, device, notify)
+    task = open_task(name, data, config, device, notify, warn)
     _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     identity = _identity(task)
     if is_main():
@@ -171,6 +171,7 @@ def _identity(task: Task) -> dict[str, Any]:
         "sha256": task.checkpoint.sha256,
         "key": task.name.key,
         "logits": task.checkpoint.output,
+        "preprocess": asdict(Override.of(task.checkpoint.preprocess)),
         "seed of drawn weights": task.name.seed,
         "train": task.train.dataset.fingerprint(),
         "val": task.val.dataset.fingerprint() if task.val else None,
@@ -198,9 +199,10 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 run.path,
                 strategy=config.calibrate,
                 scale=config.scale or "step",
+                force_preprocessing=True,  # a wrong input was warned of
                 config=config.calibration(dataset.split),
                 dry_run=True,
-                notify=notify,
+                notify=ignore,
                 warn=warn,
             )
             if not plan.sites:

@@ -6,17 +6,20 @@ from pathlib import Path
 import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.outputs import round_up
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.trained_output import TrainedOutput, trained_output
-from equalize.commands.images import input_shape, working_size
-from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of, with_output
+from equalize.commands.images import input_shape, spread_images, working_size
+from equalize.commands.input_check import check_input
+from equalize.commands.labels import LabeledSplit, check_split, count_classes, first_image, names_of, with_output
+from equalize.commands.network_input import fit_input
 from equalize.commands.scan import select_sites
-from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names, read_image
+from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
 from equalize.errors import CheckpointError, InputError
-from equalize.messages import Notify, first_of
+from equalize.messages import Notify, first_of, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,14 @@ class Task:
     """State-dict keys of the fusion layers' weights, where those learn at a rate of their own."""
 
 
-def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: torch.device, notify: Notify) -> Task:
+def open_task(
+    name: ModelName,
+    data: str | Path,
+    config: TrainConfig,
+    device: torch.device,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
+) -> Task:
     """Finds the data, loads the model with as many classes, and checks one against the other on a sample.
 
     Raises:
@@ -52,13 +62,15 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
     name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
     for note in checkpoint.notes:
         notify(note)
-    notify(f"preprocessing: {checkpoint.preprocess}")
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
     checkpoint.model.to(device)
+    checkpoint = fit_input(checkpoint, train.images, config.size, notify)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    check_input(checkpoint, spread_images(train.images, checkpoint, config.size)).report(notify, warn)
     crop = config.crop or working_size(checkpoint, config.size)
     checkpoint = with_output(checkpoint, train, crop, device, notify)
-    trained = trained_output(checkpoint, checkpoint.preprocess(read_image(train.images[0]), crop)[None].to(device))
+    trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device))
     if trained.auxiliary and config.aux_weight:
         notify(
             f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {first_of(trained.auxiliary)}"
@@ -75,6 +87,7 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
             names,
             ignore_index=config.ignore_index,
             reduce_labels=reduce_labels,
+            channels=checkpoint.preprocess.bands,
             notify=lambda line: notify(f"{what}: {line}"),
         )
 
@@ -155,4 +168,6 @@ def training_pairs(task: Task) -> TrainingPairs:
         augment=augment,
         preprocess=checkpoint.preprocess,
         seed=config.seed,
+        padded=round_up(augment.crop, checkpoint.multiple),
+        channels=checkpoint.preprocess.bands,
     )
