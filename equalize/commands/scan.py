@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint import ModelName
 from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
+from equalize.commands.input_check import check_input
 from equalize.device import device_of, precision_of
 from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError

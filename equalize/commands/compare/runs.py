@@ -162,7 +162,8 @@ class Runs:
             apply(plan, checkpoint.model)
             return plan
         config = self.setup.config_of(run).calibration(self.setup.train.split)
-        plan = prepare_arm(checkpoint, Images(self.setup.train, checkpoint, config), run.arm, run.seed)
+        images = Images(self.setup.train, checkpoint, config, labels=run.arm.strategy == "auto")
+        plan = prepare_arm(checkpoint, images, run.arm, run.seed)
         write_maps(plan.maps, place)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
