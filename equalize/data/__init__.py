@@ -1,7 +1,9 @@
 """A folder, or a table of Hugging Face `datasets` -> images, and masks where there are any.
 
     folders.py      what is in a folder: files, subfolders, what is passed over
-    layouts.py      how well-known data sets lay out images, masks and splits
+    layouts.py      how data sets lay out images, masks and splits
+    naming.py       what names of folders and files say
+    pairing.py      pictures told from masks, and the mask of each picture
     hf_datasets.py  tables from files and from the Hub
     table_columns.py  which columns of a table hold pictures and labels
     dataset.py      `open_data`: the match, the split, the pairs

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,9 +11,11 @@ from typing import TypeVar
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Item
-from equalize.data.layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
+from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
+from equalize.data.naming import is_plain_pair
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
+from equalize.messages import first_of
 
 _Entry = TypeVar("_Entry")
 
@@ -28,7 +30,7 @@ class DataSet:
         split: the split as the data set spells it; None where it has no splits.
         images: files sorted by relative path, or the cells of a table in its order.
         masks: one for each image, None where it is missing; empty where the layout has none.
-        passed_over: how many images are not among `images` because they lie in folders of masks.
+        notes: what was left out, and what names do not tell, in words.
     """
 
     root: Path
@@ -36,7 +38,7 @@ class DataSet:
     split: str | None
     images: tuple[Item, ...]
     masks: tuple[Item | None, ...] = ()
-    passed_over: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def place(self) -> Path:
@@ -83,9 +85,11 @@ class DataSet:
         facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
-        if self.passed_over:
-            facts.append(f"{self.passed_over} more passed over in folders of masks")
-        return f"{self.root}: {', '.join(facts)}"
+        if self.pairs:
+            image, mask = (_under(self.root, each) for each in self.with_masks()[0])
+            if self.layout in ("images+masks", "camvid") and not is_plain_pair(image, mask):
+                facts.append(f"such as {image} with {mask}")
+        return "; ".join([f"{self.root}: {', '.join(facts)}", *self.notes])
 
 
 def open_data(path: str | Path, *, split: str | None = None, labels: bool = False) -> DataSet:
@@ -104,19 +108,20 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     root = Path(path)
     layout = _find(Choice.of(path), labels)
     chosen = _choose_split(root, layout, split, labels)
-    listed = layout.readers[chosen]()
-    if not listed:
+    pairs = layout.readers[chosen]()
+    if not pairs:
         raise _no_images(root, layout, chosen)
-    pairs = listed if layout.has_masks else without_masks(root, listed)
     dataset = DataSet(
         root=root,
         layout=layout.name,
         split=chosen,
         images=tuple(image for image, _ in pairs),
         masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
-        passed_over=len(listed) - len(pairs),
+        notes=tuple(_notes(root, layout, chosen, pairs)),
     )
     if labels:
+        if layout.matched.conflict:
+            raise layout.matched.conflict
         require_masks(dataset)
     return dataset
 
@@ -144,7 +149,8 @@ def require_masks(dataset: DataSet) -> None:
     if missing:
         raise DataError(
             missing[0],
-            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none",
+            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none"
+            + "".join(f"; {note}" for note in dataset.notes if "without an image" in note),
             remedy="add the masks under the same names, or remove these images",
         )
 
@@ -173,14 +179,37 @@ def _find(choice: Choice, labels: bool) -> Layout:
     return layout
 
 
+def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs) -> Iterator[str]:
+    """What a user may not expect, in words: whatever pairs with nothing, or lies in no split."""
+    found = layout.matched
+    alone = [_under(root, mask) for mask in found.alone if split is None or split_of(root, mask) in (None, split)]
+    bare = [image.name for image, mask in pairs if mask is None]
+    if alone:
+        yield f"{_counted(len(alone), 'mask')} without an image ({first_of(alone)})"
+    if 0 < len(bare) < len(pairs):
+        yield f"{_counted(len(bare), 'image')} without a mask ({first_of(bare)})"
+    if split is not None:
+        left = [_under(root, image) for image, _ in found.pairs if split_of(root, image) is None]
+        if left and layout.name != "voc":
+            yield f"{_counted(len(left), 'image')} in no split passed over ({first_of(left)})"
+    if found.all_masks:
+        yield "all lie in folders named as those of masks are"
+
+
+def _under(root: Path, item: Item) -> str:
+    return item.relative_to(root).as_posix() if isinstance(item, Path) else item.name
+
+
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
     splits = layout.splits
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
+    if labels and wanted is None and not layout.matched.conflict:  # a test split often comes without masks
+        splits = tuple(each for each in splits if any(mask for _, mask in layout.readers[each]())) or splits
     for name in (wanted,) if wanted else preferred:
-        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name in names), ())
+        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name.lower() in names), ())
         for each in (name, *synonyms):
-            if each in splits:
-                return each
+            if found := next((split for split in splits if split.lower() == each.lower()), None):
+                return found
     if wanted is None:
         return splits[0] if splits else None
     raise DataError(

@@ -24,6 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from equalize.errors import DataError
 
+_MOST_LABELS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
@@ -93,6 +95,20 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(item, f"cannot be read as an image ({reason})") from error
+
+
+def looks_like_mask(path: Path) -> bool:
+    """Whether a file holds few different values, and no JPEG: its labels, if anything asks whether it is a mask."""
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            return values.ndim == 2 and values.dtype.kind in "bui"
+        with Image.open(path) as image:
+            if image.format in {"JPEG", "MPO"}:
+                return False
+            return image.getcolors(_MOST_LABELS) is not None
+    except Exception:  # what cannot be read is named when it is
+        return False
 
 
 def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
