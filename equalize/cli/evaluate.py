@@ -20,11 +20,14 @@ class ScoreFlags:
     sliding_window: Annotated[
         bool, Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
     ] = False
-    ignore_index: Annotated[int, Option(metavar="N", help="The label that is not scored.")] = 255
+    ignore_index: Annotated[
+        int | None, Option(metavar="N", help="The label that is not scored; 255, unless it is class 1 of two.")
+    ] = None
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"],
-        Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the labels."),
+        Option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
     ] = "auto"
+    colors: o.Colors = None
     class_names: o.ClassNames = None
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Images a forward pass.")] = 8
     device: o.Device = "auto"

@@ -136,6 +136,10 @@ Tolerance = Annotated[
         help="Stop when the 95 % interval of every sigma is this tight, relative to it.",
     ),
 ]
+Colors = Annotated[
+    str | None,
+    Option(metavar="FILE", help="Colors of the classes in colored masks: a line or JSON entry for each; or none."),
+]
 ClassNames = Annotated[str | None, Option(metavar="FILE", help="Names of the classes: text or JSON.")]
 BatchSize = Annotated[
     int | None,

@@ -35,10 +35,11 @@ class CommonTrainingFlags:
         None
     )
     class_names: o.ClassNames = None
-    ignore_index: Annotated[int | None, Option(help="Label that does not count; 255.")] = None
+    ignore_index: Annotated[int | None, Option(help="Label that does not count; 255, if it is no class.")] = None
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"] | None, Option(help="Label 0 does not count, 1 is class 0.")
     ] = None
+    colors: o.Colors = None
     train_split: Annotated[str | None, Option(metavar="NAME")] = None
     val_split: Annotated[str | None, Option(metavar="NAME")] = None
     samples: Annotated[int | None, Option(metavar="N", help="Images that sigmas are measured on; 256.")] = None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import working_size
-from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of
+from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of, trained_on_reduced
 from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
 from equalize.data.loader import Batch
 from equalize.device import device_of, precision_of
@@ -36,8 +36,11 @@ class EvalConfig:
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     sliding_window: bool = False
     """Leave images at their own size and let a window of `size` slide over them."""
-    ignore_index: int = 255
+    ignore_index: int | None = None
+    """255 if None, unless labels are 0 and 255 alone and the network has two classes."""
     reduce_labels: ReduceLabels = "auto"
+    colors: str | Path | None = None
+    """A file with the colors of classes, or ``none``; one in the data if None."""
     class_names: str | Path | None = None
     """A file with names of the classes."""
     batch_size: int = 8
@@ -72,7 +75,14 @@ def evaluate(
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names)
     labeled = check_split(
-        dataset, classes, names, ignore_index=config.ignore_index, reduce_labels=config.reduce_labels, notify=notify
+        dataset,
+        classes,
+        names,
+        ignore_index=config.ignore_index,
+        reduce_labels=config.reduce_labels,
+        reduced_before=trained_on_reduced(checkpoint),
+        colors=config.colors,
+        notify=notify,
     )
     with eval_mode(checkpoint.model):
         return score_split(checkpoint, labeled, config, device, progress=progress)
@@ -93,7 +103,7 @@ def score_split(
     for done, counts_KK in enumerate(count_images(checkpoint, labeled, config, device, together=together), 1):
         total += counts_KK
         progress(done, mine)
-    return score_of(summed(total, device), len(labeled.dataset.images), labeled.names)
+    return score_of(summed(total, device), len(labeled.dataset.images), labeled.names, labeled.left_out)
 
 
 def count_images(

@@ -9,6 +9,7 @@
     dataset.py      `open_data`: the match, the split, the pairs
     images.py       one file, or cell of a table -> one RGB picture
     loader.py       pictures -> batches of tensors, with a share of bad files allowed
+    colors.py       files with the colors of classes
     masks.py        one file or cell -> one class index a pixel
     label_check.py  a sample of the labels, checked before anything is trained or scored
     classes.py      names of classes
@@ -18,6 +19,7 @@ It depends on models through the `preprocess` that callers pass alone.
 """
 
 from equalize.data.classes import class_names, read_class_names
+from equalize.data.colors import ColorMap, first_color_file, read_colors
 from equalize.data.dataset import DataSet, open_data, require_masks, sample
 from equalize.data.images import Item, read_image
 from equalize.data.label_check import ReduceLabels, preflight
@@ -26,15 +28,18 @@ from equalize.data.masks import LabelRule, check_labels, read_mask
 
 __all__ = [
     "Batches",
+    "ColorMap",
     "DataSet",
     "Item",
     "LabelRule",
     "ReduceLabels",
     "check_labels",
     "class_names",
+    "first_color_file",
     "open_data",
     "preflight",
     "read_class_names",
+    "read_colors",
     "read_image",
     "read_mask",
     "require_masks",

@@ -46,6 +46,12 @@ class DataSet:
         return Path(Choice.of(self.root).place)
 
     @property
+    def folders(self) -> list[Path]:
+        """Where files about the classes may lie: its root, and the folders of its first picture and mask."""
+        first = [item for item in (*self.images[:1], *self.masks[:1]) if isinstance(item, Path)]
+        return list(dict.fromkeys((self.place, *(path.parent for path in first))))
+
+    @property
     def is_on_hub(self) -> bool:
         """Whether it is a table on the Hub, not at a path."""
         return self.layout == "table" and not self.place.exists()

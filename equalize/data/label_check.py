@@ -6,22 +6,28 @@ from typing import Literal
 import numpy as np
 import torch
 
+from equalize.data.colors import ColorMap
 from equalize.data.dataset import DataSet, require_masks, sample
 from equalize.data.images import Item, read_image
-from equalize.data.masks import LabelRule, check_labels, read_mask
+from equalize.data.masks import LabelRule, check_labels, read_mask, read_stored, to_classes
 from equalize.errors import DataError, InputError
 
 ReduceLabels = Literal["auto", "yes", "no"]
 
 _ADE20K_CLASSES = 150
+_BINARY = 2
+_VOID = 255
 
 
 def preflight(
     dataset: DataSet,
     num_classes: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     reduce_labels: ReduceLabels = "auto",
+    reduced_before: bool | None = None,
+    colors: ColorMap | None = None,
+    rule: LabelRule | None = None,
     samples: int = 64,
     seed: int = 0,
 ) -> tuple[LabelRule, str]:
@@ -30,46 +36,57 @@ def preflight(
     Args:
         dataset: opened with labels.
         num_classes: how many classes the network has.
-        ignore_index: the label that is neither trained on nor scored.
-        reduce_labels: whether 0 means ignored and class c is stored as c + 1. ``auto`` says yes for ADE20K with its
-            150 classes, and where the labels seen are 1 .. num_classes without a 0.
+        ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1: labels are
+            0 and 255 (or 65535) alone, and the network has two classes.
+        reduce_labels: whether 0 means ignored and class c is stored as c + 1. ``auto`` follows `reduced_before`; where
+            that is unknown, it says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
+        reduced_before: whether labels were reduced when the network was trained; None if unknown.
+        colors: the classes of colors.
+        rule: of another split, to be followed instead of all of the above.
         samples, seed: how many pairs to read, at most, and which.
 
     Returns:
         How stored values become classes, for `read_mask`; and what was found, one line for people.
 
     Raises:
-        DataError: masks are missing; a mask is damaged, a JPEG, in colors, of another size than its image, or has a
-            label out of range; every pixel of all masks is ignored.
+        DataError: masks are missing; a mask is damaged, a JPEG, in unknown colors, of another size than its image, or
+            has a label out of range; every pixel of all masks is ignored; labels contradict `reduced_before`.
         InputError: labels cannot be reduced with this `ignore_index`.
     """
     require_masks(dataset)
-    rule = LabelRule(ignore_index=ignore_index, has_void=dataset.layout in ("voc", "cityscapes"))
-    labels = {mask: _read_pair(image, mask, rule) for image, mask in sample(dataset.with_masks(), samples, seed)}
-    reduce, reason = _decide(reduce_labels, dataset.layout, num_classes, set().union(*labels.values()), ignore_index)
-    if reduce and 0 <= ignore_index < num_classes:
-        what = f"would be class {ignore_index} once labels are reduced"
-        raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
-    rule = replace(rule, reduce=reduce)
+    followed = rule
+    if rule is None:
+        rule = LabelRule(
+            ignore_index=_VOID if ignore_index is None else ignore_index,
+            has_void=dataset.layout in ("voc", "cityscapes"),
+            colors=colors.for_classes(num_classes) if colors else None,
+        )
+    stored = {mask: _read_pair(image, mask, rule) for image, mask in sample(dataset.with_masks(), samples, seed)}
+    reason = "labels as in the split that is trained on"
+    if followed is None:
+        every = set().union(*stored.values())
+        rule, reason = _decide(rule, every, num_classes, dataset, ignore_index, reduce_labels, reduced_before)
     seen: set[int] = set()
-    for mask, values in labels.items():
-        classes = rule(torch.tensor(sorted(values)))
-        check_labels(classes, num_classes, rule, mask)
+    for mask, values in stored.items():
+        classes = to_classes(torch.tensor(sorted(values)), rule, mask)
+        if (((classes < 0) | (classes >= num_classes)) & (classes != rule.ignore_index)).any():
+            check_labels(read_mask(mask, rule), num_classes, rule, mask)
         seen.update(classes.tolist())
-    seen.discard(ignore_index)
+    seen.discard(rule.ignore_index)
     if not seen:
         raise DataError(
             dataset.root,
-            f"has no label that counts, every pixel of {len(labels)} masks is ignored",
+            f"has no label that counts, every pixel of {len(stored)} masks is ignored",
             remedy="see --ignore-index and --reduce-labels",
         )
-    meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
-    return rule, f"{len(labels)} pairs checked, {len(seen)} classes seen, {meaning} ({reason})"
+    if 0 <= rule.ignore_index < num_classes:
+        reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
+    return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}"
 
 
 def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule) -> set[int]:
-    """The labels of a mask that has the size of its image."""
-    mask_HW = read_mask(mask_path, rule)
+    """The stored values of a mask that has the size of its image."""
+    mask_HW = read_stored(mask_path, rule)
     image = read_image(image_path)
     if (image.height, image.width) != tuple(mask_HW.shape):
         raise DataError(
@@ -82,15 +99,54 @@ def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule) -> set[int]:
 
 
 def _decide(
-    wanted: ReduceLabels, layout: str, num_classes: int, stored: set[int], ignore_index: int
+    raw: LabelRule,
+    stored: set[int],
+    num_classes: int,
+    dataset: DataSet,
+    given: int | None,
+    wanted: ReduceLabels,
+    before: bool | None,
+) -> tuple[LabelRule, str]:
+    """How the stored values that were seen become classes, and why."""
+    two = stored - {0}
+    if given is None and wanted == "auto" and num_classes <= _BINARY and 0 in stored and two in ({255}, {65535}):
+        why = f"labels are 0 and {max(two)} alone; --ignore-index {max(two)} leaves it out"
+        return replace(raw, foreground=max(two), has_void=False), f"{max(two)} is class 1 ({why})"
+    labels = {value for value in stored - {raw.ignore_index} if not (raw.has_void and (value == _VOID or value < 0))}
+    reduce, reason = _reduces(raw, labels, num_classes, dataset, wanted, before, has_void=raw.ignore_index in stored)
+    if reduce and 0 <= raw.ignore_index < num_classes:
+        what = f"would be class {raw.ignore_index} once labels are reduced"
+        raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
+    if labels == {0} and given is None and _VOID in stored and num_classes > _BINARY:
+        reason += "; 255 is ignored: if it is a class, the network has to have two"
+    meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
+    return replace(raw, reduce=reduce), f"{meaning} ({reason})"
+
+
+def _reduces(
+    raw: LabelRule,
+    labels: set[int],
+    num_classes: int,
+    dataset: DataSet,
+    wanted: ReduceLabels,
+    before: bool | None,
+    *,
+    has_void: bool,
 ) -> tuple[bool, str]:
-    """Whether to reduce, and why."""
+    """Whether 0 means ignored and class c is stored as c + 1, and why."""
     if wanted != "auto":
         return wanted == "yes", f"--reduce-labels {wanted}"
-    labels = stored - {ignore_index}
-    if layout == "ade20k" and num_classes == _ADE20K_CLASSES and ignore_index not in stored:
+    seen = f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
+    if before is not None:
+        reason = f"as the checkpoint's configuration has it; {seen}"
+        if before and has_void and 0 in labels and max(labels) < num_classes:
+            reason += f", and {raw.ignore_index}, as if reduced before: then set --reduce-labels no"
+        if not before and labels and max(labels) == num_classes:
+            what = f"has labels {min(labels)} to {max(labels)}, while the checkpoint was trained on labels as stored"
+            remedy = f"set --reduce-labels yes if 0 does not count, --ignore-index {max(labels)} if that does not"
+            raise DataError(dataset.root, what, remedy=remedy)
+        return before, reason
+    if dataset.layout == "ade20k" and num_classes == _ADE20K_CLASSES and not has_void:
         return True, "ADE20K stores class c as c + 1"
-    if labels and min(labels) == 1 and max(labels) == num_classes:
-        return True, f"labels are 1 to {num_classes}"
     # 0 .. num_classes is left to the user: the odd one may be the first (ADE20K) or the last (CamVid's "unlabelled").
-    return False, f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
+    return bool(labels) and min(labels) == 1 and max(labels) == num_classes, seen

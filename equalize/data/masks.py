@@ -1,18 +1,20 @@
 """Reads a mask as one class index a pixel.
 
 There are three numberings. *Stored* values are those in the file, or the cell of a table; palette and grayscale images
-keep theirs, colors are never interpreted. A `LabelRule` turns them into *classes* 0 .. num_classes - 1 and
-one *ignored* value, in this order: Cityscapes ids to train ids, the data set's own void value to the ignored one,
-label 0 to the ignored one with the rest moved down by one.
+keep theirs, also where gray is stored in three equal channels; colors become the classes that a `ColorMap` names. A
+`LabelRule` turns them into *classes* 0 .. num_classes - 1 and one *ignored* value, in this order: Cityscapes ids to
+train ids, the data set's own void value to the ignored one, label 0 to the ignored one with the rest moved down by one.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from equalize.data.colors import COLOR_FILES, ColorMap
 from equalize.data.images import Item, open_picture
 from equalize.errors import DataError
 
@@ -23,6 +25,7 @@ _CITYSCAPES_CLASS_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 2
 """Train id t is stored as the t-th of these in `_labelIds.png` (cityscapesScripts, helpers/labels.py)."""
 
 _CITYSCAPES_IDS = 34
+_EDGE_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +35,25 @@ class LabelRule:
     Attributes:
         ignore_index: the value of pixels that are neither trained on nor scored, before and after.
         reduce: whether 0 means ignored and class c is stored as c + 1, as in ADE20K.
-        has_void: whether 255 is ignored whatever `ignore_index` is, as in Pascal VOC and Cityscapes.
+        has_void: whether 255 (and what is below 0) is ignored whatever `ignore_index` is, as in Pascal VOC and
+            Cityscapes.
+        foreground: the value, 255 or 65535, that is class 1 where only 0 is stored beside it; 0 if none is.
+        colors: the classes of colors, where masks have colors.
     """
 
     ignore_index: int = 255
     reduce: bool = False
     has_void: bool = False
+    foreground: int = 0
+    colors: ColorMap | None = None
 
     def __call__(self, stored_HW: Tensor) -> Tensor:
         """Stored values (H, W) int64 -> classes or `ignore_index`, (H, W) int64."""
+        if self.foreground:
+            return (stored_HW == self.foreground).long()
         ignored_HW = stored_HW == self.ignore_index
         if self.has_void:
-            ignored_HW |= stored_HW == _VOID
+            ignored_HW |= (stored_HW == _VOID) | (stored_HW < 0)
         if self.reduce:
             ignored_HW |= stored_HW == 0
             stored_HW = stored_HW - 1
@@ -51,17 +61,37 @@ class LabelRule:
 
 
 def read_mask(item: Item, rule: LabelRule) -> Tensor:
-    """Read a mask as classes, (H, W) int64.
+    """Read a mask as classes, (H, W) int64; raises what `read_stored` and `to_classes` raise."""
+    return to_classes(read_stored(item, rule), rule, item)
+
+
+def read_stored(item: Item, rule: LabelRule) -> Tensor:
+    """Read the stored values of a mask, (H, W) int64, those of Cityscapes as train ids and colors as classes.
 
     Raises:
-        DataError: it is missing, damaged, a JPEG (whose compression invents labels), or has colors instead of labels.
+        DataError: it is missing, damaged, a JPEG (whose compression invents labels), or has colors that no file names.
     """
+    if item.name.lower().endswith(".npy"):
+        return torch.from_numpy(_read_array(item))
     with open_picture(item) as image:
-        _check_format(image, item)
-        stored_HW = torch.from_numpy(np.asarray(image).astype(np.int64))
-    if item.name.endswith("_gtFine_labelIds.png"):
-        stored_HW = _to_train_ids(stored_HW)
-    return rule(stored_HW)
+        stored_HW = torch.from_numpy(_stored(image, item, rule))
+    return _to_train_ids(stored_HW) if item.name.endswith("_gtFine_labelIds.png") else stored_HW
+
+
+def to_classes(stored: Tensor, rule: LabelRule, item: Item) -> Tensor:
+    """The classes of stored values of a mask.
+
+    Raises:
+        DataError: it has a third value beside 0 and the foreground.
+    """
+    others = stored[(stored != 0) & (stored != rule.foreground)] if rule.foreground else stored[:0]
+    if others.numel():
+        raise DataError(
+            item,
+            f"has label {int(others.flatten()[0])} where others have 0 and {rule.foreground} alone",
+            remedy=f"set --ignore-index {rule.foreground} if that is not class 1",
+        )
+    return rule(stored)
 
 
 def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Item) -> None:
@@ -73,28 +103,51 @@ def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Ite
     outside = labels_HW[((labels_HW < 0) | (labels_HW >= num_classes)) & (labels_HW != rule.ignore_index)]
     if outside.numel():
         first = int(rule.reduce)
+        is_resampled = len({*outside.tolist()}) > 2 and outside.numel() < _EDGE_SHARE * labels_HW.numel()
+        hint = "; it looks resized with interpolation, which invents labels: resize masks with nearest"
         raise DataError(
             path,
             f"has label {int(outside.min()) + first}",
             expected=f"{first} to {num_classes - 1 + first} for {num_classes} classes, or the ignored"
             f" {0 if rule.reduce else rule.ignore_index}",
-            remedy="see --num-classes, --ignore-index and --reduce-labels",
+            remedy=f"see --num-classes, --ignore-index and --reduce-labels{hint * is_resampled}",
         )
 
 
-def _check_format(image: Image.Image, item: Item) -> None:
+def _read_array(item: Item) -> NDArray[np.int64]:
+    """A mask stored by NumPy, (H, W)."""
+    try:
+        with item.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())})") from error
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        raise DataError(item, "is no mask", got=f"{values.dtype} {values.shape}", expected="integers of shape (H, W)")
+    return np.array(values, np.int64)
+
+
+def _stored(image: Image.Image, item: Item, rule: LabelRule) -> NDArray[np.int64]:
+    """The values of a decoded mask, (H, W)."""
     if image.format in {"JPEG", "MPO"}:
         raise DataError(
             item, "is a JPEG, whose compression changes labels", remedy="export the masks as PNG from their source"
         )
-    if image.mode not in {"1", "L", "P"} and not image.mode.startswith("I"):
-        channels = len(image.getbands())
-        raise DataError(
-            item,
-            f"has {channels} channels ({image.mode})" if channels > 1 else "has floating-point pixels",
-            expected="one label a pixel: a grayscale or palette PNG",
-            remedy="convert its colors to class indices",
-        )
+    bands = image.getbands()
+    if image.mode == "F" or "".join(bands) not in ("P", "PA", "1", "L", "LA", "I", "RGB", "RGBA"):
+        what = "has floating-point pixels" if image.mode == "F" else f"has {len(bands)} channels ({image.mode})"
+        raise DataError(item, what, expected="one label or color a pixel", remedy="save it as PNG")
+    if bands[-1] == "A" and image.getextrema()[-1] != (255, 255):
+        raise DataError(item, "has transparent pixels, which are no labels", remedy="save it without alpha")
+    colors = rule.colors
+    if colors is not None and (len(bands) > 2 or bands[0] == "P" or colors.is_gray):
+        return colors(np.asarray(image.convert("RGB")), rule.ignore_index, item)
+    if len(bands) < len("RGB"):
+        return np.array(image if len(bands) == 1 else image.getchannel(0), np.int64)
+    values_HW3 = np.array(image, np.int64)[..., :3]
+    if (values_HW3 != values_HW3[..., :1]).any():
+        remedy = f"name the classes of its colors with --colors FILE, or in {COLOR_FILES[0]} beside them"
+        raise DataError(item, "has colors, of which no file says the classes", remedy=remedy)
+    return values_HW3[..., 0]
 
 
 def _to_train_ids(ids_HW: Tensor) -> Tensor:

@@ -102,6 +102,80 @@ def test_a_single_output_is_that_of_class_1(tmp_path):
     assert score.classes[1].pixels > 0
 
 
+def test_a_binary_network_on_masks_of_0_and_255(tmp_path):
+    import segmentation_models_pytorch as smp
+
+    for classes in (1, 2):
+        model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=classes)
+        model.save_pretrained(tmp_path / str(classes))
+    root = write_scenes(tmp_path / "data", 2, counts={"val": 2}, size=(64, 64))
+    name = ModelName(source=str(tmp_path / "1"))
+    for path in (root / "masks/val").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels == 1, 1, 0).astype(np.uint8)).save(path)
+    expected = evaluate(name, root, EvalConfig(device="cpu"))
+    assert expected.classes[1].pixels > 0
+    for path in (root / "masks/val").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+    said = []
+    assert evaluate(name, root, EvalConfig(device="cpu"), notify=said.append) == expected
+    assert "255 is class 1 (labels are 0 and 255 alone; --ignore-index 255 leaves it out)" in said[-1]
+    assert evaluate(name, root, EvalConfig(device="cpu", ignore_index=255)).classes[1].pixels == 0
+    two = evaluate(ModelName(source=str(tmp_path / "2")), root, EvalConfig(device="cpu"))
+    assert two.classes[1].pixels == expected.classes[1].pixels
+
+
+def test_an_ignored_class_is_left_out_of_the_means_and_named(segformer_dir, scenes):
+    said = []
+    name = ModelName(source=str(segformer_dir))
+    every = evaluate(name, scenes, EvalConfig(device="cpu"))
+    score = evaluate(name, scenes, EvalConfig(device="cpu", ignore_index=255))
+    assert score == every
+    for path in (scenes / "masks/val").iterdir():  # 255 as class 3, so that each pixel has a class
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels == 255, 3, labels).astype(np.uint8)).save(path)
+    score = evaluate(name, scenes, EvalConfig(device="cpu", ignore_index=0), notify=said.append)
+    assert (score.classes[0].IoU, score.classes[0].Acc, score.classes[0].pixels) == (None, None, 0)
+    known = [row.IoU for row in score.classes if row.IoU is not None]
+    assert score.mIoU == pytest.approx(sum(known) / len(known))
+    assert "class 0 is ignored: neither scored nor part of the means" in said[-1]
+    assert "left_out" not in score.to_json()
+
+
+def test_a_checkpoint_of_reduced_labels(segformer_dir, scenes, tmp_path):
+    """As SegFormer's of ADE20K: label 0 does not count, and 1 is class 0."""
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    SegformerForSemanticSegmentation.from_pretrained(segformer_dir).save_pretrained(tmp_path / "reduced")
+    processor = SegformerImageProcessor(size={"height": 48, "width": 64}, do_reduce_labels=True)
+    processor.save_pretrained(tmp_path / "reduced")
+    expected = evaluate(ModelName(source=str(segformer_dir)), scenes, EvalConfig(device="cpu"))
+    for path in (scenes / "masks/val").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
+    said = []
+    found = evaluate(ModelName(source=str(tmp_path / "reduced")), scenes, EvalConfig(device="cpu"), notify=said.append)
+    assert found == expected
+    assert "moved down by one (as the checkpoint's configuration has it; labels are 0 to 4)" in said[-1]
+
+
+def test_colored_masks_with_a_file_of_colors(segformer_dir, scenes, tmp_path):
+    name = ModelName(source=str(segformer_dir))
+    expected = evaluate(name, scenes, EvalConfig(device="cpu"))
+    palette = np.array([[9, 9, 9], [0, 0, 200], [7, 90, 0], [255, 255, 255], [1, 2, 3], [0, 0, 0]], np.uint8)
+    for path in (scenes / "masks/val").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(palette[np.where(labels == 255, 5, labels)]).save(path)
+    with pytest.raises(DataError, match=r"\.png: has colors, of which no file says the classes; .* --colors FILE"):
+        evaluate(name, scenes, EvalConfig(device="cpu"))
+    named = zip(("sky", "road", "car", "tree", "sign", "void"), palette.tolist(), strict=True)
+    lines = "".join(f"{name}:{','.join(map(str, color))}::\n" for name, color in named)
+    (tmp_path / "mine.txt").write_text(lines)
+    assert evaluate(name, scenes, EvalConfig(device="cpu", colors=tmp_path / "mine.txt")) == expected
+    (scenes / "labelmap.txt").write_text(lines)
+    assert evaluate(name, scenes, EvalConfig(device="cpu")).aAcc == expected.aAcc
+
+
 def test_sliding_windows_average_where_they_overlap():
     seen = []
 

@@ -77,8 +77,11 @@ class TrainConfig:
     """As many as the data set names, else as the checkpoint has, if None."""
     class_names: str | None = None
     """A file with names of the classes."""
-    ignore_index: int = 255
+    ignore_index: int | None = None
+    """255 if None, unless labels are 0 and 255 alone and the network has two classes."""
     reduce_labels: Literal["auto", "yes", "no"] = "auto"
+    colors: str | None = None
+    """A file with the colors of classes, or ``none``; one in the data if None."""
     train_split: str = "train"
     val_split: str = "val"
     """Scored during training where the data set has it."""
@@ -122,6 +125,11 @@ class TrainConfig:
             raise InputError("--class-weights", "are no weights", got=weights, expected="0 or more, not all 0")
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise InputError("--scale", "is no range", got=self.scale, expected="smallest and largest factor")
+
+    @property
+    def ignored(self) -> int:
+        """The value of pixels without a class, once labels are classes."""
+        return 255 if self.ignore_index is None else self.ignore_index
 
     @property
     def peak_lr(self) -> float:

@@ -8,8 +8,8 @@ import torch
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.images import working_size
-from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of
-from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
+from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of, trained_on_reduced
+from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
@@ -53,22 +53,25 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names)
 
-    def check(dataset: DataSet, what: str, reduce_labels: ReduceLabels) -> LabeledSplit:
+    def check(dataset: DataSet, what: str, rule: LabelRule | None = None) -> LabeledSplit:
         return check_split(
             dataset,
             classes,
             names,
             ignore_index=config.ignore_index,
-            reduce_labels=reduce_labels,
+            reduce_labels=config.reduce_labels,
+            reduced_before=trained_on_reduced(checkpoint),
+            colors=config.colors,
+            rule=rule,
             notify=lambda line: notify(f"{what}: {line}"),
         )
 
-    labeled = check(train, "train", config.reduce_labels)
+    labeled = check(train, "train")
     return Task(
         name=name,
         checkpoint=checkpoint.with_names(names) if names else checkpoint,
         train=labeled,
-        val=None if val is None else check(val, "val", "yes" if labeled.rule.reduce else "no"),
+        val=None if val is None else check(val, "val", labeled.rule),
         config=config,
         device=device,
     )
@@ -118,7 +121,7 @@ def training_pairs(task: Task) -> TrainingPairs:
     augment = Augment(
         crop=config.crop or working_size(checkpoint, config.size),
         base=config.size or checkpoint.preprocess.size,
-        ignore_index=config.ignore_index,
+        ignore_index=config.ignored,
         scale=config.scale,
         cat_max_ratio=config.cat_max_ratio,
         flip=config.flip,
