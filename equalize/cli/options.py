@@ -140,6 +140,7 @@ Colors = Annotated[
     str | None,
     Option(metavar="FILE", help="Colors of the classes in colored masks: a line or JSON entry for each; or none."),
 ]
+DrawnOnName = Literal["auto", "upright", "stored"]
 ClassNames = Annotated[str | None, Option(metavar="FILE", help="Names of the classes: text or JSON.")]
 BatchSize = Annotated[
     int | None,

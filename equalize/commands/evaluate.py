@@ -15,6 +15,7 @@ from equalize.commands.images import working_size
 from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of, trained_on_reduced
 from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
 from equalize.data.loader import Batch
+from equalize.data.masks import DrawnOn
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
 from equalize.errors import InputError, NumericsError
@@ -41,6 +42,8 @@ class EvalConfig:
     reduce_labels: ReduceLabels = "auto"
     colors: str | Path | None = None
     """A file with the colors of classes, or ``none``; one in the data if None."""
+    masks_drawn_on: DrawnOn = "auto"
+    """Which way up masks are whose images alone have an EXIF orientation."""
     class_names: str | Path | None = None
     """A file with names of the classes."""
     batch_size: int = 8
@@ -82,6 +85,7 @@ def evaluate(
         reduce_labels=config.reduce_labels,
         reduced_before=trained_on_reduced(checkpoint),
         colors=config.colors,
+        drawn_on=config.masks_drawn_on,
         notify=notify,
     )
     with eval_mode(checkpoint.model):
@@ -143,7 +147,7 @@ def _count(scores_Khw: Tensor, image: Item, mask: Item, labeled: LabeledSplit) -
     if not scores_Khw.isfinite().all():
         raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
     rule, classes = labeled.rule, labeled.num_classes
-    label_HW = read_mask(mask, rule)
+    label_HW = read_mask(mask, rule, image)
     check_labels(label_HW, classes, rule, mask)
     height, width = label_HW.shape
     scores = F.interpolate(scores_Khw[None], size=(height, width), mode="bilinear", align_corners=False)

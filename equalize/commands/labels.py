@@ -18,6 +18,7 @@ from equalize.data import (
     read_colors,
     read_image,
 )
+from equalize.data.masks import DrawnOn
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
@@ -83,6 +84,7 @@ def check_split(
     reduce_labels: ReduceLabels = "auto",
     reduced_before: bool | None = None,
     colors: str | Path | None = None,
+    drawn_on: DrawnOn = "auto",
     rule: LabelRule | None = None,
     notify: Notify = ignore,
 ) -> LabeledSplit:
@@ -91,7 +93,7 @@ def check_split(
     Args:
         dataset: opened with labels.
         num_classes, names: of the network.
-        ignore_index, reduce_labels, reduced_before, rule: see `preflight`.
+        ignore_index, reduce_labels, reduced_before, drawn_on, rule: see `preflight`.
         colors: a file with the colors of classes, or ``none``; by default one that the data set brings along.
         notify: gets a line.
 
@@ -106,6 +108,7 @@ def check_split(
         reduce_labels=reduce_labels,
         reduced_before=reduced_before,
         colors=None if file is None else read_colors(file),
+        drawn_on=drawn_on,
         rule=rule,
     )
     notify(f"{dataset.describe()}; {found}")

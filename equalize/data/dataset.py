@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from equalize.data.depth import with_depth
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
 from equalize.data.hf_datasets import Choice
-from equalize.data.images import Cell, Item
+from equalize.data.images import Cell, Deep, Item
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
 from equalize.data.naming import is_plain_pair
 from equalize.data.table_columns import find_table
@@ -77,6 +78,7 @@ class DataSet:
         Sha256 over its own fingerprint, which for parquet and arrow files follows their place and time of change.
         """
         items = [item for item in (*self.images, *self.masks) if item is not None]
+        items = [item.item if isinstance(item, Deep) else item for item in items]
         paths = sorted(item for item in items if isinstance(item, Path))
         facts = [f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n" for path in paths]
         facts += sorted({f"{item.column}\0{item.table._fingerprint}\n" for item in items if isinstance(item, Cell)})
@@ -84,7 +86,8 @@ class DataSet:
 
     def describe(self) -> str:
         """One line for people: what was matched, which split, how many images and pairs."""
-        columns = list(dict.fromkeys(item.column for item in (*self.images, *self.masks) if isinstance(item, Cell)))
+        cells = (item.item if isinstance(item, Deep) else item for item in (*self.images, *self.masks))
+        columns = list(dict.fromkeys(item.column for item in cells if isinstance(item, Cell)))
         facts = [f"{self.layout} layout"]
         if columns:
             facts.append(f"column{'s' * (len(columns) > 1)} {' and '.join(columns)}")
@@ -117,13 +120,15 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     pairs = layout.readers[chosen]()
     if not pairs:
         raise _no_images(root, layout, chosen)
+    every: list[Item] = [image for image, _ in layout.matched.pairs or pairs]
+    images, notes = with_depth([image for image, _ in pairs], every)
     dataset = DataSet(
         root=root,
         layout=layout.name,
         split=chosen,
-        images=tuple(image for image, _ in pairs),
+        images=images,
         masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
-        notes=tuple(_notes(root, layout, chosen, pairs)),
+        notes=(*_notes(root, layout, chosen, pairs), *notes),
     )
     if labels:
         if layout.matched.conflict:
@@ -203,19 +208,21 @@ def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs) -> Itera
 
 
 def _under(root: Path, item: Item) -> str:
+    item = item.item if isinstance(item, Deep) else item
     return item.relative_to(root).as_posix() if isinstance(item, Path) else item.name
 
 
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
     splits = layout.splits
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
-    if labels and wanted is None and not layout.matched.conflict:  # a test split often comes without masks
-        splits = tuple(each for each in splits if any(mask for _, mask in layout.readers[each]())) or splits
+    found: list[str] = []
     for name in (wanted,) if wanted else preferred:
         synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name.lower() in names), ())
-        for each in (name, *synonyms):
-            if found := next((split for split in splits if split.lower() == each.lower()), None):
-                return found
+        found += [split for each in (name, *synonyms) for split in splits if split.lower() == each.lower()]
+    if found and labels and wanted is None:  # a test split often comes without masks
+        return next((split for split in found if any(mask for _, mask in layout.readers[split]())), found[0])
+    if found:
+        return found[0]
     if wanted is None:
         return splits[0] if splits else None
     raise DataError(

@@ -1,5 +1,6 @@
 """Checks a sample of pairs before training or scoring: how labels are stored, and errors that would occur later."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -8,8 +9,17 @@ import torch
 
 from equalize.data.colors import ColorMap
 from equalize.data.dataset import DataSet, require_masks, sample
-from equalize.data.images import Item, read_image
-from equalize.data.masks import LabelRule, check_labels, read_mask, read_stored, to_classes
+from equalize.data.images import Item, orientation, read_image
+from equalize.data.masks import (
+    DrawnOn,
+    LabelRule,
+    check_labels,
+    drawn_on_by_sides,
+    make_upright,
+    read_mask,
+    read_stored,
+    to_classes,
+)
 from equalize.errors import DataError, InputError
 
 ReduceLabels = Literal["auto", "yes", "no"]
@@ -27,6 +37,7 @@ def preflight(
     reduce_labels: ReduceLabels = "auto",
     reduced_before: bool | None = None,
     colors: ColorMap | None = None,
+    drawn_on: DrawnOn = "auto",
     rule: LabelRule | None = None,
     samples: int = 64,
     seed: int = 0,
@@ -42,6 +53,7 @@ def preflight(
             that is unknown, it says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
         reduced_before: whether labels were reduced when the network was trained; None if unknown.
         colors: the classes of colors.
+        drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
         samples, seed: how many pairs to read, at most, and which.
 
@@ -60,8 +72,11 @@ def preflight(
             ignore_index=_VOID if ignore_index is None else ignore_index,
             has_void=dataset.layout in ("voc", "cityscapes"),
             colors=colors.for_classes(num_classes) if colors else None,
+            drawn_on=drawn_on,
         )
-    stored = {mask: _read_pair(image, mask, rule) for image, mask in sample(dataset.with_masks(), samples, seed)}
+    pairs = sample(dataset.with_masks(), samples, seed)
+    rule, turned = _settle_drawn_on(rule, pairs)
+    stored = {mask: _read_pair(image, mask, rule) for image, mask in pairs}
     reason = "labels as in the split that is trained on"
     if followed is None:
         every = set().union(*stored.values())
@@ -81,12 +96,25 @@ def preflight(
         )
     if 0 <= rule.ignore_index < num_classes:
         reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
-    return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}"
+    return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}{turned}"
+
+
+def _settle_drawn_on(rule: LabelRule, pairs: Sequence[tuple[Item, Item]]) -> tuple[LabelRule, str]:
+    """What masks are drawn on whose images alone have an EXIF orientation, if those that tell agree; and a line."""
+    turned = [(image, mask) for image, mask in pairs if orientation(image) != 1 and orientation(mask) == 1]
+    if not turned:
+        return rule, ""
+    found = {drawn_on_by_sides(read_stored(mask, rule).shape, image) for image, mask in turned} - {"auto"}
+    if rule.drawn_on == "auto" and len(found) == 1:
+        rule = replace(rule, drawn_on=found.pop())
+    meant = {"upright": "drawn on the upright image", "stored": "turned as their images are"}
+    which = meant.get(rule.drawn_on, "each as its sides say")
+    return rule, f"; {len(turned)} masks lack the EXIF orientation of their images and are taken as {which}"
 
 
 def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule) -> set[int]:
     """The stored values of a mask that has the size of its image."""
-    mask_HW = read_stored(mask_path, rule)
+    mask_HW = make_upright(read_stored(mask_path, rule), mask_path, image_path, rule.drawn_on)
     image = read_image(image_path)
     if (image.height, image.width) != tuple(mask_HW.shape):
         raise DataError(

@@ -6,7 +6,9 @@ keep theirs, also where gray is stored in three equal channels; colors become th
 train ids, the data set's own void value to the ignored one, label 0 to the ignored one with the rest moved down by one.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from equalize.data.colors import COLOR_FILES, ColorMap
-from equalize.data.images import Item, open_picture
+from equalize.data.images import ORIENTATION, Item, open_picture, orientation, read_image
 from equalize.errors import DataError
 
 _VOID = 255
@@ -25,6 +27,20 @@ _CITYSCAPES_CLASS_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 2
 """Train id t is stored as the t-th of these in `_labelIds.png` (cityscapesScripts, helpers/labels.py)."""
 
 _CITYSCAPES_IDS = 34
+
+DrawnOn = Literal["auto", "upright", "stored"]
+
+_QUARTER_TURNS = range(5, 9)
+_TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
+    2: lambda x_HW: x_HW.flip(1),
+    3: lambda x_HW: x_HW.flip(0, 1),
+    4: lambda x_HW: x_HW.flip(0),
+    5: lambda x_HW: x_HW.T,
+    6: lambda x_HW: x_HW.rot90(-1),
+    7: lambda x_HW: x_HW.flip(0, 1).T,
+    8: lambda x_HW: x_HW.rot90(1),
+}
+"""What makes an image of that EXIF orientation upright (CIPA DC-008, tag Orientation)."""
 _EDGE_SHARE = 0.1
 
 
@@ -39,6 +55,8 @@ class LabelRule:
             Cityscapes.
         foreground: the value, 255 or 65535, that is class 1 where only 0 is stored beside it; 0 if none is.
         colors: the classes of colors, where masks have colors.
+        drawn_on: where an image has an EXIF orientation and its mask none: whether the mask shows the ``upright`` image
+            or its pixels as ``stored``; ``auto`` goes by their sides, and refuses where these say nothing.
     """
 
     ignore_index: int = 255
@@ -46,6 +64,7 @@ class LabelRule:
     has_void: bool = False
     foreground: int = 0
     colors: ColorMap | None = None
+    drawn_on: DrawnOn = "auto"
 
     def __call__(self, stored_HW: Tensor) -> Tensor:
         """Stored values (H, W) int64 -> classes or `ignore_index`, (H, W) int64."""
@@ -60,9 +79,40 @@ class LabelRule:
         return stored_HW.masked_fill(ignored_HW, self.ignore_index)
 
 
-def read_mask(item: Item, rule: LabelRule) -> Tensor:
-    """Read a mask as classes, (H, W) int64; raises what `read_stored` and `to_classes` raise."""
-    return to_classes(read_stored(item, rule), rule, item)
+def read_mask(item: Item, rule: LabelRule, image: Item | None = None) -> Tensor:
+    """Read a mask as classes, (H, W) int64, upright as its image; raises what the steps raise that it takes."""
+    stored_HW = read_stored(item, rule)
+    if image is not None:
+        stored_HW = make_upright(stored_HW, item, image, rule.drawn_on)
+    return to_classes(stored_HW, rule, item)
+
+
+def make_upright(stored_HW: Tensor, item: Item, image: Item, drawn_on: DrawnOn) -> Tensor:
+    """Turn a mask without an EXIF orientation as its image is turned, if it is drawn on the pixels as stored.
+
+    Raises:
+        DataError: whether it is cannot be told.
+    """
+    turned = orientation(image)
+    if turned == 1 or orientation(item) != 1 or drawn_on == "upright":
+        return stored_HW
+    if drawn_on == "auto":
+        drawn_on = drawn_on_by_sides(stored_HW.shape, image)
+    if drawn_on == "auto":
+        what = f"has no EXIF orientation, and its image {image.name} has {turned}: which way up it is cannot be told"
+        remedy = "set --masks-drawn-on upright if it fits the image as viewers show it, else stored"
+        raise DataError(item, what, remedy=remedy)
+    return _TURNS[turned](stored_HW) if drawn_on == "stored" else stored_HW
+
+
+def drawn_on_by_sides(shape: Sequence[int], image: Item) -> DrawnOn:
+    """Whether a mask of that (H, W) fits the upright image or the stored one; ``auto`` if both."""
+    picture = read_image(image)
+    upright = (picture.height, picture.width)
+    stored = upright[::-1] if orientation(image) in _QUARTER_TURNS else upright
+    if tuple(shape) == stored:
+        return "auto" if stored == upright else "stored"
+    return "upright"
 
 
 def read_stored(item: Item, rule: LabelRule) -> Tensor:
@@ -75,6 +125,7 @@ def read_stored(item: Item, rule: LabelRule) -> Tensor:
         return torch.from_numpy(_read_array(item))
     with open_picture(item) as image:
         stored_HW = torch.from_numpy(_stored(image, item, rule))
+        stored_HW = _TURNS.get(image.getexif().get(ORIENTATION, 1), torch.clone)(stored_HW)
     return _to_train_ids(stored_HW) if item.name.endswith("_gtFine_labelIds.png") else stored_HW
 
 

@@ -43,7 +43,7 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
 
     def _read(self, epoch: int, index: int) -> Pair:
         image_path, mask_path = self.pairs[index]
-        labels_HW = read_mask(mask_path, self.rule)
+        labels_HW = read_mask(mask_path, self.rule, image_path)
         check_labels(labels_HW, self.num_classes, self.rule, mask_path)
         picture, labels_HW = self.augment(read_image(image_path), labels_HW, draw_seed(self.seed, epoch, index))
         image_CHW = self.preprocess(picture, (picture.height, picture.width))

@@ -315,6 +315,49 @@ def test_preflight_refuses_bad_pairs(tmp_path: Path) -> None:
         preflight(open_data(tmp_path / "jpeg"), 2)
 
 
+def plant_turned(root: Path, orientation: int, *, size: tuple[int, int], drawn_on: str) -> np.ndarray:
+    """A picture that is stored turned, and its mask without a word about it; the mask as it is upright."""
+    upright = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size) % 7
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    backward = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's names of what undoes each
+    stored = Image.fromarray(upright).transpose(Image.Transpose(backward[orientation]))
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True, exist_ok=True)
+    stored.convert("RGB").save(root / "images/a.jpg", exif=exif)
+    (stored if drawn_on == "stored" else Image.fromarray(upright)).save(root / "masks/a.png")
+    return upright
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("drawn_on", ["upright", "stored"])
+def test_masks_are_turned_as_their_images(tmp_path: Path, orientation: int, drawn_on: str) -> None:
+    upright = plant_turned(tmp_path, orientation, size=(16, 24), drawn_on=drawn_on)
+    data = open_data(tmp_path, labels=True)
+    image, mask = data.with_masks()[0]
+    if orientation < 5:  # nothing tells
+        with pytest.raises(
+            DataError, match=rf"a\.png: has no EXIF .* a\.jpg has {orientation}: .*--masks-drawn-on upright"
+        ):
+            preflight(data, 7)
+    rule, found = preflight(data, 7, drawn_on="auto" if orientation > 4 else drawn_on)
+    assert rule.drawn_on == drawn_on
+    which = {"upright": "drawn on the upright image", "stored": "turned as their images are"}[drawn_on]
+    assert found.endswith(f"; 1 masks lack the EXIF orientation of their images and are taken as {which}")
+    assert read_mask(mask, rule, image).tolist() == upright.tolist()
+
+
+def test_the_orientation_of_a_mask_itself_is_applied(tmp_path: Path) -> None:
+    upright = plant_turned(tmp_path, 3, size=(16, 24), drawn_on="stored")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(tmp_path / "masks/a.png").save(tmp_path / "masks/a.png", exif=exif)
+    data = open_data(tmp_path, labels=True)
+    rule, found = preflight(data, 7)
+    assert "EXIF" not in found
+    assert read_mask(data.with_masks()[0][1], rule, data.with_masks()[0][0]).tolist() == upright.tolist()
+
+
 def test_class_names_from_files(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path, [[[0, 1]]]))
     assert class_names(data) is None

@@ -82,6 +82,8 @@ class TrainConfig:
     reduce_labels: Literal["auto", "yes", "no"] = "auto"
     colors: str | None = None
     """A file with the colors of classes, or ``none``; one in the data if None."""
+    masks_drawn_on: Literal["auto", "upright", "stored"] = "auto"
+    """Which way up masks are whose images alone have an EXIF orientation."""
     train_split: str = "train"
     val_split: str = "val"
     """Scored during training where the data set has it."""

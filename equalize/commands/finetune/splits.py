@@ -62,6 +62,7 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
             reduce_labels=config.reduce_labels,
             reduced_before=trained_on_reduced(checkpoint),
             colors=config.colors,
+            drawn_on=config.masks_drawn_on,
             rule=rule,
             notify=lambda line: notify(f"{what}: {line}"),
         )
