@@ -46,6 +46,7 @@ def evaluate(
     flags: ScoreFlags,
     arch: ArchFlags,
     num_classes: o.NumClasses = None,
+    max_pixels: o.MaxPixels = None,
     json: o.Json = False,
 ) -> None:
     """Score MODEL on images with masks: mIoU, mAcc, aAcc and a table of the classes, in percent.

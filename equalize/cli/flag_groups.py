@@ -85,9 +85,12 @@ class ImageFlags:
     precision: o.Precision = "fp32"
     workers: o.Workers = None
     skip_bad: o.SkipBad = 0.0
+    max_pixels: o.MaxPixels = None
 
     def config(self, seed: int) -> "CalibrationConfig":
         """The flags as a `CalibrationConfig`."""
         from equalize.commands.images import CalibrationConfig
 
-        return CalibrationConfig(**asdict(self), seed=seed)
+        given = asdict(self)
+        del given["max_pixels"]  # in effect by itself
+        return CalibrationConfig(**given, seed=seed)

@@ -3,6 +3,7 @@
 Flags with a `parser` are annotated as `Any`: in a tuple Typer would see several words.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -75,6 +76,16 @@ def demand_data(context: Context, *flags: str) -> None:
             raise BadParameter("needs --data", param_hint=f"--{name.replace('_', '-')}")
 
 
+def allow_pixels(context: Context, value: int | None) -> int | None:
+    """Sets PIL's limit until the command ends; it raises above twice its limit."""
+    if value is not None:
+        from PIL import Image
+
+        context.call_on_close(functools.partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
+        Image.MAX_IMAGE_PIXELS = (value + 1) // 2
+    return value
+
+
 def _integers(texts: Sequence[str]) -> tuple[int, ...]:
     """The texts as integers; empty if one is no integer."""
     plain = all(text.isascii() and text.isdigit() for text in texts)
@@ -141,6 +152,10 @@ Colors = Annotated[
     Option(metavar="FILE", help="Colors of the classes in colored masks: a line or JSON entry for each; or none."),
 ]
 DrawnOnName = Literal["auto", "upright", "stored"]
+MaxPixels = Annotated[
+    int | None,
+    Option(min=1, metavar="N", callback=allow_pixels, help="Pixels of the largest picture that is read; 178956970."),
+]
 ClassNames = Annotated[str | None, Option(metavar="FILE", help="Names of the classes: text or JSON.")]
 BatchSize = Annotated[
     int | None,

@@ -10,6 +10,9 @@ from equalize.cli import options as o
 __all__ = ["CommonTrainingFlags", "TrainingFlags"]
 
 
+_IN_EFFECT = ("config", "max_pixels")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonTrainingFlags:
     """Those that `finetune` and `compare` share."""
@@ -53,10 +56,11 @@ class CommonTrainingFlags:
     seed: Annotated[int | None, Option(min=0, metavar="N", help="Of all that is random; 0.")] = None
     workers: Annotated[int | None, Option(metavar="N", help="Processes that read pairs.")] = None
     device: Annotated[str | None, Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = None
+    max_pixels: o.MaxPixels = None
 
     def settings(self) -> dict[str, Any]:
         """The flags that were given, as fields of `TrainConfig`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "config"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _IN_EFFECT}
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()

@@ -20,6 +20,7 @@ def verify(
     data: o.MaybeData = None,
     size: o.Size = None,
     split: o.Split = None,
+    max_pixels: o.MaxPixels = None,
     arch: ArchFlags,
     json: o.Json = False,
 ) -> None:

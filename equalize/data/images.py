@@ -13,7 +13,9 @@ How formats are converted, as torchvision, transformers and mmsegmentation users
     floating point                  refused: the range of its values is not known
 """
 
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from equalize.errors import DataError
 
@@ -112,10 +114,19 @@ def read_image(item: Item) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image), item)
 
 
+def pixels_of(item: Item) -> int:
+    """How many pixels a picture has; 0 where that cannot be read."""
+    try:
+        with _opened(item) as image:
+            return image.width * image.height
+    except Exception:  # what cannot be read is named when it is
+        return 0
+
+
 def orientation(item: Item) -> int:
     """The EXIF orientation of a picture, 1 to 8; 1 where it has none or cannot be read."""
     try:
-        with item.open("rb") as file, Image.open(file) as image:
+        with _opened(item) as image:
             turned = image.getexif().get(ORIENTATION, 1)
     except Exception:  # what cannot be read is named when it is
         return 1
@@ -135,8 +146,10 @@ def deep_values(image: Image.Image, item: Item) -> NDArray[np.int64] | None:
         return values
     if image.format not in {"PNG", "TIFF"}:
         return None
-    with item.open("rb") as file, Image.open(file) as again:
-        tiles = getattr(again, "tile", ())
+    with _opened(item) as again:
+        if not isinstance(again, ImageFile.ImageFile):
+            return None
+        tiles = again.tile
         if not tiles or _swapped(tiles[0].args) is None:
             return None
         again.tile = [tile._replace(args=_swapped(tile.args)) for tile in tiles]
@@ -152,10 +165,19 @@ def _swapped(arguments: Any) -> Any:
 
 
 @contextmanager
+def _opened(item: Item) -> Iterator[Image.Image]:
+    """Open an image without decoding it; PIL's limit is twice its setting, of which the first half only warns."""
+    with item.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            yield image
+
+
+@contextmanager
 def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
-        with item.open("rb") as file, Image.open(file) as image:
+        with _opened(item) as image:
             image.load()
             yield image
     except (DataError, MemoryError):
@@ -164,7 +186,10 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
         raise DataError(item, "is not an image of a known format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(item, f"cannot be read as an image ({reason})") from error
+        remedy = None
+        if isinstance(error, Image.DecompressionBombError):
+            remedy = f"allow it with --max-pixels {re.findall('[0-9]+', reason)[0]} if it is meant to be that large"
+        raise DataError(item, f"cannot be read as an image ({reason})", remedy=remedy) from error
 
 
 def looks_like_mask(path: Path) -> bool:
@@ -173,7 +198,7 @@ def looks_like_mask(path: Path) -> bool:
         if path.suffix.lower() == ".npy":
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             return values.ndim == 2 and values.dtype.kind in "bui"
-        with Image.open(path) as image:
+        with _opened(path) as image:
             if image.format in {"JPEG", "MPO"}:
                 return False
             return image.getcolors(_MOST_LABELS) is not None

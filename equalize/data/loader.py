@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -171,7 +172,7 @@ class Batches(Dataset[_Loaded]):
             sampler=places,
             num_workers=workers,
             prefetch_factor=1 if workers else None,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=partial(_start_worker, Image.MAX_IMAGE_PIXELS),
             pin_memory=self.pinned,
             generator=torch.Generator(),  # else each pass would draw from the global random numbers
         )
@@ -189,6 +190,7 @@ def _stack(queue: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
     return [index for index, _ in queue], torch.stack([image_CHW for _, image_CHW in queue])
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _start_worker(most_pixels: int | None, worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; only the parent handles it and ends its workers."""
+    Image.MAX_IMAGE_PIXELS = most_pixels  # a process that was not forked has PIL's own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
