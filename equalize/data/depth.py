@@ -6,8 +6,7 @@ are used is found once for a data set, over pictures of all its splits, so that 
 
 from collections.abc import Sequence
 
-from equalize.data.images import Deep, Item, deep_values, open_picture
-from equalize.errors import DataError
+from equalize.data.images import Deep, Item, deep_values, is_deep, open_picture, opened
 
 _BITS = (8, 10, 12, 14, 16)
 _MAX_SAMPLE_VALUE = 281  # the tag of TIFF
@@ -45,16 +44,20 @@ def _look(item: Item) -> tuple[int, int, int] | None:
     A portable gray map is already scaled to 16 bits by what it declares.
     """
     try:
-        with open_picture(item) as image:
+        with opened(item) as image:
             tags = getattr(image, "tag_v2", {})
-            values = deep_values(image, item)
             bands = 0 if tags.get(_PHOTOMETRIC, _SEPARATED) == _SEPARATED else len(image.getbands())
-            if values is None:
+            if not is_deep(image):
                 return bands, 0, 0
-            declared = tags.get(_MAX_SAMPLE_VALUE, (0,)) if image.format != "PPM" else 0xFFFF
-            limit = int(max(declared) if isinstance(declared, tuple) else declared)
-            return bands, max(1, int(values.max())), 0 if limit == 0xFFFF and image.format == "TIFF" else limit
-    except (DataError, MemoryError):  # what cannot be read is named when it is
+        with open_picture(item) as image:
+            values = deep_values(image, item)
+        assert values is not None
+        if image.format == "PPM":
+            return bands, 1, 0xFFFF
+        declared = tags.get(_MAX_SAMPLE_VALUE, 0)
+        limit = int(max(declared) if isinstance(declared, tuple) else declared)
+        return bands, max(1, int(values.max())), 0 if limit == 0xFFFF else limit
+    except Exception:  # what cannot be read is named when it is
         return None
 
 

@@ -31,6 +31,7 @@ from equalize.errors import DataError
 
 ORIENTATION = 0x0112  # of EXIF
 _MOST_LABELS = 64
+_DEEP = "equalize: 16 bits"  # a key of `Image.info`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ def read_image(item: Item) -> Image.Image:
 def pixels_of(item: Item) -> int:
     """How many pixels a picture has; 0 where that cannot be read."""
     try:
-        with _opened(item) as image:
+        with opened(item) as image:
             return image.width * image.height
     except Exception:  # what cannot be read is named when it is
         return 0
@@ -126,33 +127,35 @@ def pixels_of(item: Item) -> int:
 def orientation(item: Item) -> int:
     """The EXIF orientation of a picture, 1 to 8; 1 where it has none or cannot be read."""
     try:
-        with _opened(item) as image:
+        with opened(item) as image:
             turned = image.getexif().get(ORIENTATION, 1)
     except Exception:  # what cannot be read is named when it is
         return 1
     return turned if turned in range(1, 9) else 1
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits a channel, or more."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return image.mode.startswith("I") or bool(tiles and _swapped(tiles[0].args))
+
+
 def deep_values(image: Image.Image, item: Item) -> NDArray[np.int64] | None:
-    """The values of a decoded picture of 16 bits a channel, (H, W) or (H, W, C); None for one of fewer.
+    """The values of a picture of 16 bits a channel from `open_picture`, (H, W) or (H, W, C); None for one of fewer.
 
     PIL keeps the upper 8 bits of each channel of colors. The lower ones are what it gives when it takes the bytes of
     a value for swapped.
     """
+    if not image.info.get(_DEEP):
+        return None
     if image.mode.startswith("I"):
         values = np.array(image, np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise DataError(item, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
         return values
-    if image.format not in {"PNG", "TIFF"}:
-        return None
-    with _opened(item) as again:
-        if not isinstance(again, ImageFile.ImageFile):
-            return None
-        tiles = again.tile
-        if not tiles or _swapped(tiles[0].args) is None:
-            return None
-        again.tile = [tile._replace(args=_swapped(tile.args)) for tile in tiles]
+    with opened(item) as again:
+        assert isinstance(again, ImageFile.ImageFile)
+        again.tile = [tile._replace(args=_swapped(tile.args)) for tile in again.tile]
         return np.array(image, np.int64) << 8 | np.array(again, np.int64)
 
 
@@ -165,7 +168,7 @@ def _swapped(arguments: Any) -> Any:
 
 
 @contextmanager
-def _opened(item: Item) -> Iterator[Image.Image]:
+def opened(item: Item) -> Iterator[Image.Image]:
     """Open an image without decoding it; PIL's limit is twice its setting, of which the first half only warns."""
     with item.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -177,7 +180,8 @@ def _opened(item: Item) -> Iterator[Image.Image]:
 def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
-        with _opened(item) as image:
+        with opened(item) as image:
+            image.info[_DEEP] = is_deep(image)
             image.load()
             yield image
     except (DataError, MemoryError):
@@ -198,7 +202,7 @@ def looks_like_mask(path: Path) -> bool:
         if path.suffix.lower() == ".npy":
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             return values.ndim == 2 and values.dtype.kind in "bui"
-        with _opened(path) as image:
+        with opened(path) as image:
             if image.format in {"JPEG", "MPO"}:
                 return False
             return image.getcolors(_MOST_LABELS) is not None

@@ -1,6 +1,6 @@
 """Checks a sample of pairs before training or scoring: how labels are stored, and errors that would occur later."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -47,13 +47,11 @@ def preflight(
     Args:
         dataset: opened with labels.
         num_classes: how many classes the network has.
-        ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1: labels are
-            0 and 255 (or 65535) alone, and the network has two classes.
-        reduce_labels: whether 0 means ignored and class c is stored as c + 1. ``auto`` follows `reduced_before`; where
-            that is unknown, it says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
+        ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
+        reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
+            says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
         reduced_before: whether labels were reduced when the network was trained; None if unknown.
-        colors: the classes of colors.
-        drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
+        colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
         samples, seed: how many pairs to read, at most, and which.
 
@@ -61,8 +59,8 @@ def preflight(
         How stored values become classes, for `read_mask`; and what was found, one line for people.
 
     Raises:
-        DataError: masks are missing; a mask is damaged, a JPEG, in unknown colors, of another size than its image, or
-            has a label out of range; every pixel of all masks is ignored; labels contradict `reduced_before`.
+        DataError: masks are missing, cannot be read, have another size than their image, labels out of range or no
+            label that counts; labels contradict `reduced_before`.
         InputError: labels cannot be reduced with this `ignore_index`.
     """
     require_masks(dataset)
@@ -81,13 +79,7 @@ def preflight(
     if followed is None:
         every = set().union(*stored.values())
         rule, reason = _decide(rule, every, num_classes, dataset, ignore_index, reduce_labels, reduced_before)
-    seen: set[int] = set()
-    for mask, values in stored.items():
-        classes = to_classes(torch.tensor(sorted(values)), rule, mask)
-        if (((classes < 0) | (classes >= num_classes)) & (classes != rule.ignore_index)).any():
-            check_labels(read_mask(mask, rule), num_classes, rule, mask)
-        seen.update(classes.tolist())
-    seen.discard(rule.ignore_index)
+    seen = _seen_classes(stored, rule, num_classes)
     if not seen:
         raise DataError(
             dataset.root,
@@ -97,6 +89,17 @@ def preflight(
     if 0 <= rule.ignore_index < num_classes:
         reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
     return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}{turned}"
+
+
+def _seen_classes(stored: Mapping[Item, set[int]], rule: LabelRule, num_classes: int) -> set[int]:
+    """The classes of what masks store; a DataError for what is none."""
+    seen: set[int] = set()
+    for mask, values in stored.items():
+        classes = to_classes(torch.tensor(sorted(values)), rule, mask)
+        if (((classes < 0) | (classes >= num_classes)) & (classes != rule.ignore_index)).any():
+            check_labels(read_mask(mask, rule), num_classes, rule, mask)
+        seen.update(classes.tolist())
+    return seen - {rule.ignore_index}
 
 
 def _settle_drawn_on(rule: LabelRule, pairs: Sequence[tuple[Item, Item]]) -> tuple[LabelRule, str]:
