@@ -38,10 +38,14 @@ class Score:
     classes: tuple[ClassScore, ...]
     """Every class, absent ones too."""
     images: int
+    left_out: int | None = None
+    """A class that is not scored."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `equalize evaluate --json` prints."""
-        return asdict(self) | {"classes": [asdict(row) for row in self.classes]}
+        given = asdict(self) | {"classes": [asdict(row) for row in self.classes]}
+        del given["left_out"]
+        return given
 
 
 def count_pixels(prediction: Tensor, label: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
@@ -57,8 +61,11 @@ def count_pixels(prediction: Tensor, label: Tensor, num_classes: int, *, ignore_
     return counts.view(num_classes, num_classes).cpu()
 
 
-def score_of(counts_KK: Tensor, images: int, names: Sequence[str] | None = None) -> Score:
-    """The scores of counts (K, K) over that many images; `names` are those of the K classes."""
+def score_of(counts_KK: Tensor, images: int, names: Sequence[str] | None = None, left_out: int | None = None) -> Score:
+    """The scores of counts (K, K) over that many images; `names` are those of the K classes.
+
+    What is predicted as the class `left_out` counts as wrong, but that class has no score of its own.
+    """
     right = counts_KK.diagonal().tolist()
     labeled = counts_KK.sum(dim=1).tolist()
     predicted = counts_KK.sum(dim=0).tolist()
@@ -66,7 +73,7 @@ def score_of(counts_KK: Tensor, images: int, names: Sequence[str] | None = None)
         ClassScore(
             id=k,
             name=names[k] if names else str(k),
-            IoU=_percent(right[k], labeled[k] + predicted[k] - right[k]),
+            IoU=None if k == left_out else _percent(right[k], labeled[k] + predicted[k] - right[k]),
             Acc=_percent(right[k], labeled[k]),
             pixels=labeled[k],
         )
@@ -78,6 +85,7 @@ def score_of(counts_KK: Tensor, images: int, names: Sequence[str] | None = None)
         aAcc=_percent(sum(right), sum(labeled)),
         classes=rows,
         images=images,
+        left_out=left_out,
     )
 
 

@@ -86,3 +86,10 @@ def test_nothing_scored_is_none() -> None:
 def test_an_ignored_class_counts_nowhere() -> None:
     counts_KK = count_pixels(torch.tensor([[1, 1]]), torch.tensor([[0, 1]]), 2, ignore_index=0)
     assert counts_KK.tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_class_that_is_left_out_has_no_score_and_takes_no_part_in_the_mean() -> None:
+    counts_KK = torch.tensor([[0, 0, 0], [2, 6, 0], [0, 0, 4]])  # two pixels of class 1 taken for class 0
+    score = score_of(counts_KK, 1, left_out=0)
+    assert [row.IoU for row in score.classes] == [None, 75.0, 100.0]
+    assert (score.mIoU, score.aAcc) == (87.5, pytest.approx(100 * 10 / 12))

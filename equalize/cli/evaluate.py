@@ -20,10 +20,16 @@ class ScoreFlags:
     sliding_window: Annotated[
         bool, Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
     ] = False
-    ignore_index: Annotated[int, Option(metavar="N", help="The label that is not scored.")] = 255
+    ignore_index: Annotated[
+        int | None, Option(metavar="N", help="The label that is not scored; 255, unless it is class 1 of two.")
+    ] = None
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"],
-        Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the labels."),
+        Option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
+    ] = "auto"
+    colors: o.Colors = None
+    masks_drawn_on: Annotated[
+        o.DrawnOnName, Option(help="What masks without an EXIF orientation show, where their images have one.")
     ] = "auto"
     class_names: o.ClassNames = None
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Images a forward pass.")] = 8
@@ -41,6 +47,7 @@ def evaluate(
     preprocess: PreprocessFlags,
     arch: ArchFlags,
     num_classes: o.NumClasses = None,
+    max_pixels: o.MaxPixels = None,
     json: o.Json = False,
 ) -> None:
     """Score MODEL on images with masks: mIoU, mAcc, aAcc and a table of the classes, in percent.

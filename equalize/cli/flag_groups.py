@@ -104,11 +104,14 @@ class ImageFlags:
     precision: o.Precision = "fp32"
     workers: o.Workers = None
     skip_bad: o.SkipBad = 0.0
-    ignore_index: o.IgnoreIndex = 255
+    ignore_index: o.IgnoreIndex = None
     reduce_labels: o.ReduceLabels = "auto"
+    max_pixels: o.MaxPixels = None
 
     def config(self, seed: int) -> "CalibrationConfig":
         """The flags as a `CalibrationConfig`."""
         from equalize.commands.images import CalibrationConfig
 
-        return CalibrationConfig(**asdict(self), seed=seed)
+        given = asdict(self)
+        del given["max_pixels"]  # in effect by itself
+        return CalibrationConfig(**given, seed=seed)

@@ -3,6 +3,7 @@
 Flags with a `parser` are annotated as `Any`: in a tuple Typer would see several words.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -117,6 +118,16 @@ def demand_data(context: Context, *flags: str) -> None:
             raise BadParameter("needs --data", param_hint=f"--{name.replace('_', '-')}")
 
 
+def allow_pixels(context: Context, value: int | None) -> int | None:
+    """Sets PIL's limit until the command ends; it raises above twice its limit."""
+    if value is not None:
+        from PIL import Image
+
+        context.call_on_close(functools.partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
+        Image.MAX_IMAGE_PIXELS = (value + 1) // 2
+    return value
+
+
 def _integers(texts: Sequence[str]) -> tuple[int, ...]:
     """The texts as integers; empty if one is no integer."""
     plain = all(text.isascii() and text.isdigit() for text in texts)
@@ -204,6 +215,15 @@ Tolerance = Annotated[
         help="Stop when the 95 % interval of every sigma is this tight, relative to it.",
     ),
 ]
+Colors = Annotated[
+    str | None,
+    Option(metavar="FILE", help="Colors of the classes in colored masks: a line or JSON entry for each; or none."),
+]
+DrawnOnName = Literal["auto", "upright", "stored"]
+MaxPixels = Annotated[
+    int | None,
+    Option(min=1, metavar="N", callback=allow_pixels, help="Pixels of the largest picture that is read; 178956970."),
+]
 ClassNames = Annotated[str | None, Option(metavar="FILE", help="Names of the classes: text or JSON.")]
 BatchSize = Annotated[
     int | None,
@@ -216,7 +236,7 @@ Workers = Annotated[
     Option(min=0, metavar="N", help="Processes that read images; if left away, none on a CPU and some on a GPU."),
 ]
 SkipBad = Annotated[float, Option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
-IgnoreIndex = Annotated[int, Option(metavar="N", help="The label that does not count.")]
+IgnoreIndex = Annotated[int | None, Option(metavar="N", help="The label that does not count; 255 if left away.")]
 ReduceLabels = Annotated[
     Literal["auto", "yes", "no"],
     Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the data."),

@@ -10,6 +10,9 @@ from equalize.cli import options as o
 __all__ = ["CommonTrainingFlags", "TrainingFlags"]
 
 
+_IN_EFFECT = ("config", "max_pixels")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonTrainingFlags:
     """Those that `finetune` and `compare` share."""
@@ -42,9 +45,13 @@ class CommonTrainingFlags:
         None
     )
     class_names: o.ClassNames = None
-    ignore_index: Annotated[int | None, Option(help="Label that does not count; 255.")] = None
+    ignore_index: Annotated[int | None, Option(help="Label that does not count; 255, if it is no class.")] = None
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"] | None, Option(help="Label 0 does not count, 1 is class 0.")
+    ] = None
+    colors: o.Colors = None
+    masks_drawn_on: Annotated[
+        o.DrawnOnName | None, Option(help="What masks without an EXIF orientation show, where their images have one.")
     ] = None
     train_split: Annotated[str | None, Option(metavar="NAME")] = None
     val_split: Annotated[str | None, Option(metavar="NAME")] = None
@@ -58,10 +65,11 @@ class CommonTrainingFlags:
     seed: Annotated[int | None, Option(min=0, metavar="N", help="Of all that is random; 0.")] = None
     workers: Annotated[int | None, Option(metavar="N", help="Processes that read pairs.")] = None
     device: Annotated[str | None, Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = None
+    max_pixels: o.MaxPixels = None
 
     def settings(self) -> dict[str, Any]:
         """The flags that were given, as fields of `TrainConfig`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "config"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _IN_EFFECT}
         return {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()

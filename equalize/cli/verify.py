@@ -21,6 +21,7 @@ def verify(
     size: o.Size = None,
     split: o.Split = None,
     preprocess: PreprocessFlags,
+    max_pixels: o.MaxPixels = None,
     arch: ArchFlags,
     json: o.Json = False,
 ) -> None:

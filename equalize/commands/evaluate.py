@@ -1,7 +1,6 @@
 """Scores a segmentation network: counts pixels by label and prediction, at the masks' resolution."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,18 +8,27 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import spread_images, working_size
 from equalize.commands.input_check import check_input
-from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of, with_output
+from equalize.commands.labels import (
+    LabeledSplit,
+    as_classes,
+    check_split,
+    count_classes,
+    names_of,
+    trained_on_reduced,
+    with_output,
+)
 from equalize.commands.network_input import fit_input
-from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
+from equalize.commands.windows import Windows, is_large, upsampled
+from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, picture_size, read_mask, read_picture
 from equalize.data.loader import Batch
+from equalize.data.masks import DrawnOn
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
-from equalize.errors import EqualizeError, InputError, NumericsError
+from equalize.errors import DataError, EqualizeError, InputError, NumericsError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import Score, count_pixels, score_of
@@ -39,8 +47,13 @@ class EvalConfig:
     """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
     sliding_window: bool = False
     """Leave images at their own size and let a window of `size` slide over them."""
-    ignore_index: int = 255
+    ignore_index: int | None = None
+    """255 if None, unless labels are 0 and 255 alone and the network has two classes."""
     reduce_labels: ReduceLabels = "auto"
+    colors: str | Path | None = None
+    """A file with the colors of classes, or ``none``; one in the data if None."""
+    masks_drawn_on: DrawnOn = "auto"
+    """Which way up masks are whose images alone have an EXIF orientation."""
     class_names: str | Path | None = None
     """A file with names of the classes."""
     batch_size: int = 8
@@ -93,9 +106,16 @@ def evaluate(
         *(dataset, classes, names),
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
+        reduced_before=trained_on_reduced(checkpoint),
+        colors=config.colors,
+        drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,
         notify=notify,
     )
+    if not (config.sliding_window or size or checkpoint.preprocess.size):
+        large = sum(map(is_large, dataset.images))
+        window = working_size(checkpoint, None)
+        notify(f"{large} large images are scored in windows of {window[0]}x{window[1]}, see --size") if large else None
     with eval_mode(checkpoint.model):
         return score_split(checkpoint, labeled, config, device, progress=progress)
 
@@ -117,7 +137,7 @@ def score_split(
     for done, counts_KK in enumerate(found, 1):
         total += counts_KK
         progress(done, mine)
-    return score_of(summed(total, device), len(labeled.dataset.images), labeled.names)
+    return score_of(summed(total, device), len(labeled.dataset.images), labeled.names, labeled.left_out)
 
 
 def count_images(
@@ -140,10 +160,19 @@ def count_images(
     """
     preprocess, size = checkpoint.preprocess, config.size or checkpoint.preprocess.size
     logits: Logits = together or checkpoint.logits
-    if config.sliding_window:
-        logits = partial(sliding, logits, working_size(checkpoint, config.size))
-        preprocess, size = replace(preprocess, size=None), None
+    masks = dict(labeled.dataset.with_masks())
     mine = my_share(labeled.dataset.images)
+    may_be_large = size is None and together is None and inputs is None
+    in_windows = [image for image in mine if config.sliding_window or (may_be_large and is_large(image))]
+    if in_windows:
+        window = working_size(checkpoint, config.size)
+        windows = Windows(size=window, batch_size=config.batch_size, preprocess=replace(preprocess, size=None))
+        with torch.no_grad(), precision_of(config.precision, device):
+            yield from (
+                _count_windows(windows, preprocess.bands, logits, image, masks[image], labeled, device)
+                for image in in_windows
+            )
+        mine = [image for image in mine if image not in {*in_windows}]
     read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to score
     found: Iterable[Batch] = Batches(
         *(read, preprocess),
@@ -152,16 +181,15 @@ def count_images(
         batch_size=config.batch_size,
         workers=config.workers,
     )
-    inputs = inputs or Inputs(batches=found, label=partial(_read_label, dict(labeled.dataset.with_masks()), labeled))
+    inputs = inputs or Inputs(batches=found, label=partial(_read_label, masks, labeled))
     for batch, fresh in (
         in_step(inputs.batches, device) if together else ((batch, True) for batch in inputs.batches if mine)
     ):
         with torch.no_grad(), precision_of(config.precision, device), _refusing(batch):
             scores_NKhw = as_classes(logits(batch.images.to(device))).float()
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
-            if not scores_Khw.isfinite().all():
-                raise NumericsError(path, "makes the network give NaN or Inf", remedy="use --precision fp32")
-            yield _count(scores_Khw, inputs.label(path), labeled)
+            label_HW = inputs.label(path)
+            yield _count(upsampled(scores_Khw, label_HW.shape), label_HW, path, labeled)
 
 
 @contextlib.contextmanager
@@ -180,54 +208,37 @@ def _refusing(batch: Batch) -> Iterator[None]:
         raise InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)") from error
 
 
+def _count_windows(
+    windows: Windows,
+    channels: int,
+    logits: Logits,
+    image: Item,
+    mask: Item,
+    labeled: LabeledSplit,
+    device: torch.device,
+) -> Tensor:
+    """One image as `_count`, seen through windows."""
+    picture, label_HW = read_picture(image, channels), _read_label({image: mask}, labeled, image)
+    if tuple(label_HW.shape) != picture_size(picture):
+        what, sides = f"has another size than its image {image.name}", "x".join(map(str, label_HW.shape))
+        raise DataError(mask, what, got=sides, expected="x".join(map(str, picture_size(picture))))
+    strips = windows(lambda images_NCHW: as_classes(logits(images_NCHW.to(device))).float(), picture)
+    return _count(strips, label_HW, image, labeled)
+
+
 def _read_label(masks: Mapping[Item, Item], labeled: LabeledSplit, image: Item) -> Tensor:
-    label_HW = read_mask(masks[image], labeled.rule)
+    label_HW = read_mask(masks[image], labeled.rule, image)
     check_labels(label_HW, labeled.num_classes, labeled.rule, masks[image])
     return label_HW
 
 
-def _count(scores_Khw: Tensor, label_HW: Tensor, labeled: LabeledSplit) -> Tensor:
-    """One image, (K, K) counts: logits resized bilinearly to the mask's size, then argmax."""
-    height, width = label_HW.shape
-    scores = F.interpolate(scores_Khw[None], size=(height, width), mode="bilinear", align_corners=False)
-    label_HW = label_HW.to(scores.device)
-    predicted_HW = scores[0].max(dim=0).indices  # as argmax, also for ties, and on a CPU five times as fast
-    return count_pixels(predicted_HW, label_HW, labeled.num_classes, ignore_index=labeled.rule.ignore_index)
-
-
-def sliding(logits: Logits, window: tuple[int, int], images_NCHW: Tensor) -> Tensor:
-    """Logits of windows that overlap by a third, averaged where they do (mmsegmentation's `slide` mode).
-
-    images_NCHW (N, C, H, W) -> (N, classes, H, W).
-
-    Raises:
-        InputError: an image is smaller than the window.
-    """
-    height, width = images_NCHW.shape[2:]
-    if height < window[0] or width < window[1]:
-        raise InputError(
-            "--sliding-window",
-            "an image is smaller than the window",
-            got=f"{height}x{width}",
-            expected=f"at least {window[0]}x{window[1]}",
-            remedy="use a smaller --size, or leave --sliding-window away",
-        )
-    total: Tensor | None = None
-    counts = images_NCHW.new_zeros(1, 1, height, width)
-    for top in _starts(height, window[0]):
-        for left in _starts(width, window[1]):
-            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            seen = logits(images_NCHW[place]).float()
-            scores = F.interpolate(seen, size=window, mode="bilinear", align_corners=False)
-            if total is None:
-                total = scores.new_zeros(*scores.shape[:2], height, width)
-            total[place] += scores
-            counts[place] += 1
-    assert total is not None
-    return total / counts
-
-
-def _starts(length: int, window: int) -> list[int]:
-    """Where windows start: evenly, at most two thirds of a window apart, the last flush with the end."""
-    gaps = math.ceil((length - window) / (window * 2 / 3))
-    return [round(step * (length - window) / gaps) for step in range(gaps + 1)] if gaps else [0]
+def _count(strips: Iterable[tuple[int, Tensor]], label_HW: Tensor, image: Item, labeled: LabeledSplit) -> Tensor:
+    """One image, (K, K) counts: strips (K, h, W) of logits from their first row on, argmax."""
+    counts_KK = torch.zeros(labeled.num_classes, labeled.num_classes, dtype=torch.int64)
+    for top, scores_KhW in strips:
+        if not scores_KhW.isfinite().all():
+            raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
+        label_hW = label_HW[top : top + scores_KhW.shape[1]].to(scores_KhW.device)
+        ignored = labeled.rule.ignore_index
+        counts_KK += count_pixels(scores_KhW.argmax(dim=0), label_hW, labeled.num_classes, ignore_index=ignored)
+    return counts_KK

@@ -15,7 +15,18 @@ from torch import Tensor
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images, round_up
 from equalize.commands.network_input import axes_of, fit_input
-from equalize.data import Batches, DataSet, Item, ReduceLabels, open_data, sample, stored_rule
+from equalize.data import (
+    Batches,
+    DataSet,
+    Item,
+    LabelRule,
+    ReduceLabels,
+    first_color_file,
+    open_data,
+    read_colors,
+    sample,
+    stored_rule,
+)
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
@@ -48,8 +59,8 @@ class CalibrationConfig:
     """Processes that read images; None for a few where there is an accelerator, else none."""
     skip_bad: float = 0.0
     """Share of the images that may be unreadable."""
-    ignore_index: int = 255
-    """The label of pixels that do not count."""
+    ignore_index: int | None = None
+    """The label of pixels that do not count; None for 255, unless masks hold 0 and 255 alone."""
     reduce_labels: ReduceLabels = "auto"
     """Whether those of label 0 do not count either."""
     seed: int = 0
@@ -105,7 +116,7 @@ class Images(Blocks):
             workers=workers,
             pinned=device.type == "cuda",
             masks=masks,
-            rule=stored_rule(self.dataset, config.ignore_index, config.reduce_labels),
+            rule=_rule_of(self.dataset, checkpoint, config) if self.labeled else LabelRule(),
         )
 
     def number(self) -> int:
@@ -144,6 +155,14 @@ class Images(Blocks):
     def few(self, number: int) -> Tensor:
         """The first images, `number` at most."""
         return pad_images(_first(self._batches, self.dataset)[:number], self._multiple)
+
+
+def _rule_of(dataset: DataSet, checkpoint: Checkpoint, config: CalibrationConfig) -> LabelRule:
+    """How the masks are stored; what the checkpoint says of it holds unless its head is new."""
+    before = None if checkpoint.newly_initialized else checkpoint.preprocess.reduce_labels
+    file = first_color_file(dataset.folders)
+    colors = None if file is None else read_colors(file)
+    return stored_rule(dataset, config.ignore_index, config.reduce_labels, before, colors)
 
 
 def _first(found: Batches, dataset: DataSet) -> Tensor:

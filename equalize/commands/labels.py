@@ -15,10 +15,13 @@ from equalize.data import (
     LabelRule,
     ReduceLabels,
     class_names,
+    first_color_file,
     preflight,
     read_class_names,
+    read_colors,
     read_picture,
 )
+from equalize.data.masks import DrawnOn
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
@@ -38,6 +41,11 @@ class LabeledSplit:
     """Of the network."""
     names: tuple[str, ...] | None = None
     """Of the classes, if known."""
+
+    @property
+    def left_out(self) -> int | None:
+        """The class that is not scored, since it is the ignored label."""
+        return self.rule.ignore_index if 0 <= self.rule.ignore_index < self.num_classes else None
 
 
 def as_classes(logits_NCHW: Tensor) -> Tensor:
@@ -101,21 +109,46 @@ def check_split(
     num_classes: int,
     names: tuple[str, ...] | None,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     reduce_labels: ReduceLabels = "auto",
+    reduced_before: bool | None = None,
+    colors: str | Path | None = None,
+    drawn_on: DrawnOn = "auto",
+    rule: LabelRule | None = None,
     channels: int = 3,
     notify: Notify = ignore,
 ) -> LabeledSplit:
     """Reads a sample of a split and determines how its labels are stored; notifies of it.
 
+    Args:
+        dataset: opened with labels.
+        num_classes, names: of the network.
+        ignore_index, reduce_labels, reduced_before, drawn_on, rule: see `preflight`.
+        colors: a file with the colors of classes, or ``none``; by default one that the data set brings along.
+        notify: gets a line.
+
     Raises:
         DataError: a pair could not be trained on or scored.
     """
+    file = first_color_file(dataset.folders) if colors is None else None if colors == "none" else colors
     rule, found = preflight(
-        dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels, channels=channels
+        dataset,
+        num_classes,
+        ignore_index=ignore_index,
+        reduce_labels=reduce_labels,
+        reduced_before=reduced_before,
+        colors=None if file is None else read_colors(file),
+        drawn_on=drawn_on,
+        rule=rule,
+        channels=channels,
     )
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
+
+
+def trained_on_reduced(checkpoint: Checkpoint) -> bool | None:
+    """Whether a network was trained on reduced labels; None if its configuration does not say, or its head is new."""
+    return None if checkpoint.newly_initialized else checkpoint.preprocess.reduce_labels
 
 
 def names_of(

@@ -1,13 +1,16 @@
 """A folder, or a table of Hugging Face `datasets` -> images, and masks where there are any.
 
     folders.py      what is in a folder: files, subfolders, what is passed over
-    layouts.py      how well-known data sets lay out images, masks and splits
+    layouts.py      how data sets lay out images, masks and splits
+    naming.py       what names of folders and files say
+    pairing.py      pictures told from masks, and the mask of each picture
     hf_datasets.py  tables from files and from the Hub
     table_columns.py  which columns of a table hold pictures and labels
     dataset.py      `open_data`: the match, the split, the pairs
     images.py       one file, or cell of a table -> one RGB picture
     bands.py        the same for networks of one channel, or of other numbers of them
     loader.py       pictures -> batches of tensors, with a share of bad files allowed
+    colors.py       files with the colors of classes
     masks.py        one file or cell -> one class index a pixel
     label_check.py  a sample of the labels, checked before anything is trained or scored
     classes.py      names of classes
@@ -18,6 +21,7 @@ It depends on models through the `preprocess` that callers pass alone.
 
 from equalize.data.bands import Picture, picture_size, read_picture
 from equalize.data.classes import class_names, read_class_names
+from equalize.data.colors import ColorMap, first_color_file, read_colors
 from equalize.data.dataset import DataSet, open_data, require_masks, sample
 from equalize.data.images import Item, read_image
 from equalize.data.label_check import ReduceLabels, preflight, stored_rule
@@ -26,6 +30,7 @@ from equalize.data.masks import LabelRule, check_labels, read_mask
 
 __all__ = [
     "Batches",
+    "ColorMap",
     "DataSet",
     "Item",
     "LabelRule",
@@ -33,10 +38,12 @@ __all__ = [
     "ReduceLabels",
     "check_labels",
     "class_names",
+    "first_color_file",
     "open_data",
     "picture_size",
     "preflight",
     "read_class_names",
+    "read_colors",
     "read_image",
     "read_mask",
     "read_picture",

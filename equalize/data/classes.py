@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from equalize.data.colors import first_color_file, read_colors
 from equalize.data.dataset import DataSet
 from equalize.data.folders import read_text
 from equalize.data.hf_datasets import hub_class_names
@@ -21,16 +22,16 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
-_FILES = ("classes.txt", "classes.json", "id2label.json")
+_FILES = ("classes.txt", "classes.json", "id2label.json", "_classes.csv")
 _ADE20K_FILE = "objectInfo150.txt"
 
 
 def class_names(dataset: DataSet) -> tuple[str, ...] | None:
     """The names that the data set brings along, by class; None where it brings none.
 
-    A file `classes.txt`, `classes.json` or `id2label.json` in its root comes first (the last on the Hub, too), then
-    what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own `objectInfo150.txt`. The caller
-    compares their number to the network's.
+    A file `classes.txt`, `classes.json`, `id2label.json` (on the Hub, too) or Roboflow's `_classes.csv` comes first,
+    then one with their colors, then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own
+    `objectInfo150.txt`. The caller compares their number to the network's.
 
     Raises:
         DataError: such a file is there but cannot be read.
@@ -38,8 +39,10 @@ def class_names(dataset: DataSet) -> tuple[str, ...] | None:
     if dataset.is_on_hub:
         file = hub_class_names(str(dataset.place))
         return read_class_names(file) if file else None
-    if file := _first_file(dataset.place / name for name in _FILES):
+    if file := _first_file(folder / name for folder in dataset.folders for name in _FILES):
         return read_class_names(file)
+    if (file := first_color_file(dataset.folders)) and (names := read_colors(file).by_class):
+        return names
     if dataset.layout == "ade20k":
         table = _first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
         return _read_ade20k_table(table) if table else None
@@ -47,7 +50,8 @@ def class_names(dataset: DataSet) -> tuple[str, ...] | None:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Names from a text file with one a line, or from JSON: a list, or an object {index: name} (or {"id2label": …}).
+    """Names from a text file with one a line, from Roboflow's `Pixel Value, Class`, or from JSON: a list, or an object
+    {index: name} (or {"id2label": …}).
 
     Raises:
         DataError: the file cannot be read so, or leaves a class without a name.
@@ -55,6 +59,8 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     text = read_text(path).rstrip()
     names = _from_json(path, text) if path.suffix.lower() == ".json" else tuple(map(str.strip, text.splitlines()))
+    if names[:1] and names[0].lower().startswith("pixel value"):
+        names = tuple(line.partition(",")[2].strip() for line in names[1:])
     if not names or not all(names):
         raise DataError(path, "leaves a class without a name", expected="one name a line, for class 0, 1, ...")
     return names

@@ -4,17 +4,20 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from equalize.data.depth import with_depth
 from equalize.data.folders import IMAGE_SUFFIXES, walk_files
 from equalize.data.hf_datasets import Choice
-from equalize.data.images import Cell, Item
-from equalize.data.layouts import SPLIT_SYNONYMS, Layout, find_layout, without_masks
+from equalize.data.images import Cell, Deep, Item
+from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
+from equalize.data.naming import is_plain_pair
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
+from equalize.messages import first_of
 
 _Entry = TypeVar("_Entry")
 
@@ -29,7 +32,7 @@ class DataSet:
         split: the split as the data set spells it; None where it has no splits.
         images: files sorted by relative path, or the cells of a table in its order.
         masks: one for each image, None where it is missing; empty where the layout has none.
-        passed_over: how many images are not among `images` because they lie in folders of masks.
+        notes: what was left out, and what names do not tell, in words.
     """
 
     root: Path
@@ -37,12 +40,18 @@ class DataSet:
     split: str | None
     images: tuple[Item, ...]
     masks: tuple[Item | None, ...] = ()
-    passed_over: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def place(self) -> Path:
         """`root` without a choice of columns."""
         return Path(Choice.of(self.root).place)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where files about the classes may lie: its root, and the folders of its first picture and mask."""
+        first = [item for item in (*self.images[:1], *self.masks[:1]) if isinstance(item, Path)]
+        return list(dict.fromkeys((self.place, *(path.parent for path in first))))
 
     @property
     def is_on_hub(self) -> bool:
@@ -75,6 +84,7 @@ class DataSet:
         Sha256 over its own fingerprint, which for parquet and arrow files follows their place and time of change.
         """
         items = [item for item in (*self.images, *self.masks) if item is not None]
+        items = [item.item if isinstance(item, Deep) else item for item in items]
         paths = sorted(item for item in items if isinstance(item, Path))
         facts = [f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n" for path in paths]
         facts += sorted({f"{item.column}\0{item.table._fingerprint}\n" for item in items if isinstance(item, Cell)})
@@ -82,16 +92,19 @@ class DataSet:
 
     def describe(self) -> str:
         """One line for people: what was matched, which split, how many images and pairs."""
-        columns = list(dict.fromkeys(item.column for item in (*self.images, *self.masks) if isinstance(item, Cell)))
+        cells = (item.item if isinstance(item, Deep) else item for item in (*self.images, *self.masks))
+        columns = list(dict.fromkeys(item.column for item in cells if isinstance(item, Cell)))
         facts = [f"{self.layout} layout"]
         if columns:
             facts.append(f"column{'s' * (len(columns) > 1)} {' and '.join(columns)}")
         facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
-        if self.passed_over:
-            facts.append(f"{self.passed_over} more passed over in folders of masks")
-        return f"{self.root}: {', '.join(facts)}"
+        if self.pairs:
+            image, mask = (_under(self.root, each) for each in self.with_masks()[0])
+            if self.layout in ("images+masks", "camvid") and not is_plain_pair(image, mask):
+                facts.append(f"such as {image} with {mask}")
+        return "; ".join([f"{self.root}: {', '.join(facts)}", *self.notes])
 
 
 def open_data(path: str | Path, *, split: str | None = None, labels: bool = False) -> DataSet:
@@ -110,19 +123,22 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     root = Path(path)
     layout = _find(Choice.of(path), labels)
     chosen = _choose_split(root, layout, split, labels)
-    listed = layout.readers[chosen]()
-    if not listed:
+    pairs = layout.readers[chosen]()
+    if not pairs:
         raise _no_images(root, layout, chosen)
-    pairs = listed if layout.has_masks else without_masks(root, listed)
+    every: list[Item] = [image for image, _ in layout.matched.pairs or pairs]
+    images, notes = with_depth([image for image, _ in pairs], every)
     dataset = DataSet(
         root=root,
         layout=layout.name,
         split=chosen,
-        images=tuple(image for image, _ in pairs),
+        images=images,
         masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
-        passed_over=len(listed) - len(pairs),
+        notes=(*_notes(root, layout, chosen, pairs), *notes),
     )
     if labels:
+        if layout.matched.conflict:
+            raise layout.matched.conflict
         require_masks(dataset)
     return dataset
 
@@ -150,7 +166,8 @@ def require_masks(dataset: DataSet) -> None:
     if missing:
         raise DataError(
             missing[0],
-            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none",
+            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none"
+            + "".join(f"; {note}" for note in dataset.notes if "without an image" in note),
             remedy="add the masks under the same names, or remove these images",
         )
 
@@ -179,14 +196,39 @@ def _find(choice: Choice, labels: bool) -> Layout:
     return layout
 
 
+def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs) -> Iterator[str]:
+    """What a user may not expect, in words: whatever pairs with nothing, or lies in no split."""
+    found = layout.matched
+    alone = [_under(root, mask) for mask in found.alone if split is None or split_of(root, mask) in (None, split)]
+    bare = [image.name for image, mask in pairs if mask is None]
+    if alone:
+        yield f"{_counted(len(alone), 'mask')} without an image ({first_of(alone)})"
+    if 0 < len(bare) < len(pairs):
+        yield f"{_counted(len(bare), 'image')} without a mask ({first_of(bare)})"
+    if split is not None:
+        left = [_under(root, image) for image, _ in found.pairs if split_of(root, image) is None]
+        if left and layout.name != "voc":
+            yield f"{_counted(len(left), 'image')} in no split passed over ({first_of(left)})"
+    if found.all_masks:
+        yield "all lie in folders named as those of masks are"
+
+
+def _under(root: Path, item: Item) -> str:
+    item = item.item if isinstance(item, Deep) else item
+    return item.relative_to(root).as_posix() if isinstance(item, Path) else item.name
+
+
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
     splits = layout.splits
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
+    found: list[str] = []
     for name in (wanted,) if wanted else preferred:
-        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name in names), ())
-        for each in (name, *synonyms):
-            if each in splits:
-                return each
+        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name.lower() in names), ())
+        found += [split for each in (name, *synonyms) for split in splits if split.lower() == each.lower()]
+    if found and labels and wanted is None:  # a test split often comes without masks
+        return next((split for split in found if any(mask for _, mask in layout.readers[split]())), found[0])
+    if found:
+        return found[0]
     if wanted is None:
         return splits[0] if splits else None
     raise DataError(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from equalize.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-"""File names that count as images, in any case."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif", ".npy")
+"""File names that count as images or masks, in any case."""
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -5,13 +5,17 @@ How formats are converted, as torchvision, transformers and mmsegmentation users
     grayscale, black and white      the same value in R, G and B
     palette                         its colors
     alpha (RGBA, LA, palette)       dropped, not blended with any background
-    16 bit                          the upper 8 bits (PIL does so by itself for RGB)
+    16 bit                          the upper 8 of the bits that the data set uses, see `Deep`; of 16 by default
+    TIFF of four bands              the first three
     CMYK, YCbCr                     RGB, by PIL's formula, color profiles not applied
     EXIF orientation                applied
     several frames                  the first
     floating point                  refused: the range of its values is not known
 """
 
+import re
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +24,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from equalize.errors import DataError
+
+ORIENTATION = 0x0112  # of EXIF
+_MOST_LABELS = 64
+_DEEP = "equalize: 16 bits"  # a key of `Image.info`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +74,27 @@ class Cell:
         raise DataError(self, "is empty")
 
 
-Item = Path | Cell
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deep:
+    """A picture stored with 16 bits a channel of which a data set uses `bits`."""
+
+    item: Path | Cell
+    bits: int
+
+    def __str__(self) -> str:
+        return str(self.item)
+
+    @property
+    def name(self) -> str:
+        """That of the picture."""
+        return self.item.name
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO:
+        """The encoded picture."""
+        return self.item.open(mode)
+
+
+Item = Path | Cell | Deep
 """An image or a mask: a path or a cell, with a name, that can be opened."""
 
 
@@ -73,17 +102,86 @@ def read_image(item: Item) -> Image.Image:
     """Read a picture as RGB, 8 bits a channel, upright.
 
     Raises:
-        DataError: it is missing, truncated, not an image, or so large that PIL takes it for a decompression bomb.
+        DataError: it is missing, truncated, not an image, or larger than PIL's limit.
     """
     with open_picture(item) as image:
+        turned = image.getexif().get(ORIENTATION, 1)
+        if (values := deep_values(image, item)) is not None:
+            bits = item.bits if isinstance(item, Deep) else 16
+            if values.ndim > len("HW"):
+                values = values[..., :3] if values.shape[2] >= len("RGB") else values[..., 0]
+            image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
+            image.getexif()[ORIENTATION] = turned
         return _to_rgb(ImageOps.exif_transpose(image), item)
+
+
+def pixels_of(item: Item) -> int:
+    """How many pixels a picture has; 0 where that cannot be read."""
+    try:
+        with opened(item) as image:
+            return image.width * image.height
+    except Exception:  # what cannot be read is named when it is
+        return 0
+
+
+def orientation(item: Item) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 where it has none or cannot be read."""
+    try:
+        with opened(item) as image:
+            turned = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # what cannot be read is named when it is
+        return 1
+    return turned if turned in range(1, 9) else 1
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits a channel, or more."""
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    return image.mode.startswith("I") or bool(tiles and _swapped(tiles[0].args))
+
+
+def deep_values(image: Image.Image, item: Item) -> NDArray[np.int64] | None:
+    """The values of a picture of 16 bits a channel from `open_picture`, (H, W) or (H, W, C); None for one of fewer.
+
+    PIL keeps the upper 8 bits of each channel of colors. The lower ones are what it gives when it takes the bytes of
+    a value for swapped.
+    """
+    if not image.info.get(_DEEP):
+        return None
+    if image.mode.startswith("I"):
+        values = np.array(image, np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise DataError(item, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
+        return values
+    with opened(item) as again:
+        assert isinstance(again, ImageFile.ImageFile)
+        again.tile = [tile._replace(args=_swapped(tile.args)) for tile in again.tile]
+        return np.array(image, np.int64) << 8 | np.array(again, np.int64)
+
+
+def _swapped(arguments: Any) -> Any:
+    """Arguments of a decoder, for the other order of bytes; None where values have no 16 bits."""
+    mode, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
+    native = ";16B" if sys.byteorder == "little" else ";16L"
+    order = {";16B": ";16L", ";16L": ";16B", ";16N": native}.get(str(mode)[-4:])
+    return order and ((mode[:-4] + order, *rest) if isinstance(arguments, tuple) else mode[:-4] + order)
+
+
+@contextmanager
+def opened(item: Item) -> Iterator[Image.Image]:
+    """Open an image without decoding it; PIL's limit is twice its setting, of which the first half only warns."""
+    with item.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            yield image
 
 
 @contextmanager
 def open_picture(item: Item) -> Iterator[Image.Image]:
     """Open an image and decode it; whatever goes wrong up to the end of the block is a `DataError`."""
     try:
-        with item.open("rb") as file, Image.open(file) as image:
+        with opened(item) as image:
+            image.info[_DEEP] = is_deep(image)
             image.load()
             yield image
     except (DataError, MemoryError):
@@ -92,17 +190,29 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
         raise DataError(item, "is not an image of a known format") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(item, f"cannot be read as an image ({reason})") from error
+        remedy = None
+        if isinstance(error, Image.DecompressionBombError):
+            remedy = f"allow it with --max-pixels {re.findall('[0-9]+', reason)[0]} if it is meant to be that large"
+        raise DataError(item, f"cannot be read as an image ({reason})", remedy=remedy) from error
+
+
+def looks_like_mask(path: Path) -> bool:
+    """Whether a file holds few different values, and no JPEG: its labels, if anything asks whether it is a mask."""
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            return values.ndim == 2 and values.dtype.kind in "bui"
+        with opened(path) as image:
+            if image.format in {"JPEG", "MPO"}:
+                return False
+            return image.getcolors(_MOST_LABELS) is not None
+    except Exception:  # what cannot be read is named when it is
+        return False
 
 
 def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
     if image.mode == "F":
         raise DataError(item, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values_HW = np.asarray(image)  # 16 or 32 bits
-        if values_HW.min() < 0 or values_HW.max() > 0xFFFF:
-            raise DataError(item, "has pixels outside 16 bits", got=f"{values_HW.min()} to {values_HW.max()}")
-        image = Image.fromarray((values_HW >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about the direct way
     return image.convert("RGB")

@@ -1,5 +1,7 @@
 """Checks a sample of pairs before training or scoring: how labels are stored, and errors that would occur later."""
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -7,28 +9,63 @@ import numpy as np
 import torch
 
 from equalize.data.bands import picture_size, read_picture
+from equalize.data.colors import ColorMap
 from equalize.data.dataset import DataSet, require_masks, sample
-from equalize.data.images import Item
-from equalize.data.masks import LabelRule, check_labels, read_mask
+from equalize.data.images import Item, orientation
+from equalize.data.masks import (
+    DrawnOn,
+    LabelRule,
+    check_labels,
+    drawn_on_by_sides,
+    make_upright,
+    read_mask,
+    read_stored,
+    to_classes,
+)
 from equalize.errors import DataError, InputError
 
 ReduceLabels = Literal["auto", "yes", "no"]
 
 _ADE20K_CLASSES = 150
+_BINARY = 2
+_FEW_MASKS = 8
+_VOID = 255
 
 
-def stored_rule(dataset: DataSet, ignore_index: int = 255, reduce_labels: ReduceLabels = "auto") -> LabelRule:
-    """How a layout's masks are stored, as far as that can be told without a network: ``auto`` means yes for ADE20K."""
-    reduce = reduce_labels == "yes" or (reduce_labels == "auto" and dataset.layout == "ade20k")
-    return LabelRule(ignore_index=ignore_index, has_void=dataset.layout in ("voc", "cityscapes"), reduce=reduce)
+def stored_rule(
+    dataset: DataSet,
+    ignore_index: int | None = None,
+    reduce_labels: ReduceLabels = "auto",
+    reduced_before: bool | None = None,
+    colors: ColorMap | None = None,
+) -> LabelRule:
+    """How masks are stored, as far as a few of them tell where the number of classes is not known; see `preflight`."""
+    known = reduced_before if reduced_before is not None else dataset.layout == "ade20k"
+    rule = LabelRule(
+        ignore_index=_VOID if ignore_index is None else ignore_index,
+        has_void=dataset.layout in ("voc", "cityscapes"),
+        reduce=reduce_labels == "yes" or (reduce_labels == "auto" and known),
+        colors=colors,
+    )
+    stored: set[int] = set()
+    for mask in sample([mask for _, mask in dataset.pairs_of_images if mask is not None], _FEW_MASKS, 0):
+        with contextlib.suppress(DataError):  # it does not count
+            stored.update(np.unique(read_stored(mask, rule).numpy()).tolist())
+    two = stored - {0}
+    is_binary = ignore_index is None and reduce_labels == "auto" and 0 in stored and two in ({255}, {65535})
+    return replace(rule, foreground=max(two), has_void=False, reduce=False) if is_binary else rule
 
 
 def preflight(
     dataset: DataSet,
     num_classes: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     reduce_labels: ReduceLabels = "auto",
+    reduced_before: bool | None = None,
+    colors: ColorMap | None = None,
+    drawn_on: DrawnOn = "auto",
+    rule: LabelRule | None = None,
     samples: int = 64,
     seed: int = 0,
     channels: int = 3,
@@ -38,9 +75,12 @@ def preflight(
     Args:
         dataset: opened with labels.
         num_classes: how many classes the network has.
-        ignore_index: the label that is neither trained on nor scored.
-        reduce_labels: whether 0 means ignored and class c is stored as c + 1. ``auto`` says yes for ADE20K with its
-            150 classes, and where the labels seen are 1 .. num_classes without a 0.
+        ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
+        reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
+            says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
+        reduced_before: whether labels were reduced when the network was trained; None if unknown.
+        colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
+        rule: of another split, to be followed instead of all of the above.
         samples, seed: how many pairs to read, at most, and which.
         channels: that the network takes.
 
@@ -48,39 +88,65 @@ def preflight(
         How stored values become classes, for `read_mask`; and what was found, one line for people.
 
     Raises:
-        DataError: masks are missing; a mask is damaged, a JPEG, in colors, of another size than its image, or has a
-            label out of range; every pixel of all masks is ignored.
+        DataError: masks are missing, cannot be read, have another size than their image, labels out of range or no
+            label that counts; labels contradict `reduced_before`.
         InputError: labels cannot be reduced with this `ignore_index`.
     """
     require_masks(dataset)
-    rule = stored_rule(dataset, ignore_index, "no")
-    labels = {
-        mask: _read_pair(image, mask, rule, channels) for image, mask in sample(dataset.with_masks(), samples, seed)
-    }
-    reduce, reason = _decide(reduce_labels, dataset.layout, num_classes, set().union(*labels.values()), ignore_index)
-    if reduce and 0 <= ignore_index < num_classes:
-        what = f"would be class {ignore_index} once labels are reduced"
-        raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
-    rule = replace(rule, reduce=reduce)
-    seen: set[int] = set()
-    for mask, values in labels.items():
-        classes = rule(torch.tensor(sorted(values)))
-        check_labels(classes, num_classes, rule, mask)
-        seen.update(classes.tolist())
-    seen.discard(ignore_index)
+    followed = rule
+    if rule is None:
+        rule = LabelRule(
+            ignore_index=_VOID if ignore_index is None else ignore_index,
+            has_void=dataset.layout in ("voc", "cityscapes"),
+            colors=colors.for_classes(num_classes) if colors else None,
+            drawn_on=drawn_on,
+        )
+    pairs = sample(dataset.with_masks(), samples, seed)
+    rule, turned = _settle_drawn_on(rule, pairs)
+    stored = {mask: _read_pair(image, mask, rule, channels) for image, mask in pairs}
+    reason = "labels as in the split that is trained on"
+    if followed is None:
+        every = set().union(*stored.values())
+        rule, reason = _decide(rule, every, num_classes, dataset, ignore_index, reduce_labels, reduced_before)
+    seen = _seen_classes(stored, rule, num_classes)
     if not seen:
         raise DataError(
             dataset.root,
-            f"has no label that counts, every pixel of {len(labels)} masks is ignored",
+            f"has no label that counts, every pixel of {len(stored)} masks is ignored",
             remedy="see --ignore-index and --reduce-labels",
         )
-    meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
-    return rule, f"{len(labels)} pairs checked, {len(seen)} classes seen, {meaning} ({reason})"
+    if 0 <= rule.ignore_index < num_classes:
+        reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
+    return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}{turned}"
+
+
+def _seen_classes(stored: Mapping[Item, set[int]], rule: LabelRule, num_classes: int) -> set[int]:
+    """The classes of what masks store; a DataError for what is none."""
+    seen: set[int] = set()
+    for mask, values in stored.items():
+        classes = to_classes(torch.tensor(sorted(values)), rule, mask)
+        if (((classes < 0) | (classes >= num_classes)) & (classes != rule.ignore_index)).any():
+            check_labels(read_mask(mask, rule), num_classes, rule, mask)
+        seen.update(classes.tolist())
+    return seen - {rule.ignore_index}
+
+
+def _settle_drawn_on(rule: LabelRule, pairs: Sequence[tuple[Item, Item]]) -> tuple[LabelRule, str]:
+    """What masks are drawn on whose images alone have an EXIF orientation, if those that tell agree; and a line."""
+    turned = [(image, mask) for image, mask in pairs if orientation(image) != 1 and orientation(mask) == 1]
+    if not turned:
+        return rule, ""
+    found = {drawn_on_by_sides(read_stored(mask, rule).shape, image) for image, mask in turned} - {"auto"}
+    if rule.drawn_on == "auto" and len(found) == 1:
+        rule = replace(rule, drawn_on=found.pop())
+    meant = {"upright": "drawn on the upright image", "stored": "turned as their images are"}
+    which = meant.get(rule.drawn_on, "each as its sides say")
+    return rule, f"; {len(turned)} masks lack the EXIF orientation of their images and are taken as {which}"
 
 
 def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int) -> set[int]:
-    """The labels of a mask that has the size of its image."""
-    mask_HW = read_mask(mask_path, rule)
+    """The stored values of a mask that has the size of its image."""
+    mask_HW = make_upright(read_stored(mask_path, rule), mask_path, image_path, rule.drawn_on)
     size = picture_size(read_picture(image_path, channels))
     if size != tuple(mask_HW.shape):
         raise DataError(
@@ -93,15 +159,54 @@ def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int
 
 
 def _decide(
-    wanted: ReduceLabels, layout: str, num_classes: int, stored: set[int], ignore_index: int
+    raw: LabelRule,
+    stored: set[int],
+    num_classes: int,
+    dataset: DataSet,
+    given: int | None,
+    wanted: ReduceLabels,
+    before: bool | None,
+) -> tuple[LabelRule, str]:
+    """How the stored values that were seen become classes, and why."""
+    two = stored - {0}
+    if given is None and wanted == "auto" and num_classes <= _BINARY and 0 in stored and two in ({255}, {65535}):
+        why = f"labels are 0 and {max(two)} alone; --ignore-index {max(two)} leaves it out"
+        return replace(raw, foreground=max(two), has_void=False), f"{max(two)} is class 1 ({why})"
+    labels = {value for value in stored - {raw.ignore_index} if not (raw.has_void and (value == _VOID or value < 0))}
+    reduce, reason = _reduces(raw, labels, num_classes, dataset, wanted, before, has_void=raw.ignore_index in stored)
+    if reduce and 0 <= raw.ignore_index < num_classes:
+        what = f"would be class {raw.ignore_index} once labels are reduced"
+        raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
+    if labels == {0} and given is None and _VOID in stored and num_classes > _BINARY:
+        reason += "; 255 is ignored: if it is a class, the network has to have two"
+    meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
+    return replace(raw, reduce=reduce), f"{meaning} ({reason})"
+
+
+def _reduces(
+    raw: LabelRule,
+    labels: set[int],
+    num_classes: int,
+    dataset: DataSet,
+    wanted: ReduceLabels,
+    before: bool | None,
+    *,
+    has_void: bool,
 ) -> tuple[bool, str]:
-    """Whether to reduce, and why."""
+    """Whether 0 means ignored and class c is stored as c + 1, and why."""
     if wanted != "auto":
         return wanted == "yes", f"--reduce-labels {wanted}"
-    labels = stored - {ignore_index}
-    if layout == "ade20k" and num_classes == _ADE20K_CLASSES and ignore_index not in stored:
+    seen = f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
+    if before is not None:
+        reason = f"as the checkpoint's configuration has it; {seen}"
+        if before and has_void and 0 in labels and max(labels) < num_classes:
+            reason += f", and {raw.ignore_index}, as if reduced before: then set --reduce-labels no"
+        if not before and labels and max(labels) == num_classes:
+            what = f"has labels {min(labels)} to {max(labels)}, while the checkpoint was trained on labels as stored"
+            remedy = f"set --reduce-labels yes if 0 does not count, --ignore-index {max(labels)} if that does not"
+            raise DataError(dataset.root, what, remedy=remedy)
+        return before, reason
+    if dataset.layout == "ade20k" and num_classes == _ADE20K_CLASSES and not has_void:
         return True, "ADE20K stores class c as c + 1"
-    if labels and min(labels) == 1 and max(labels) == num_classes:
-        return True, f"labels are 1 to {num_classes}"
     # 0 .. num_classes is left to the user: the odd one may be the first (ADE20K) or the last (CamVid's "unlabelled").
-    return False, f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
+    return bool(labels) and min(labels) == 1 and max(labels) == num_classes, seen

@@ -1,38 +1,29 @@
-"""How well-known data sets lay out images, masks and splits on disk.
+"""How data sets lay out images, masks and splits on disk.
 
 Each finder returns a `Layout`, or None if the folder does not have it. They are tried from the most specific to
-the least; the last, a plain folder of images, fits everything.
+the least; the last fits everything.
 
     cityscapes      leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, gtFine/SPLIT/CITY/*_gtFine_label[Train]Ids.png
     voc             JPEGImages/, SegmentationClass/, ImageSets/Segmentation/SPLIT.txt
-    ade20k          images/{training,validation}/, annotations/{training,validation}/
-    images+masks    images/[SPLIT/], masks/[SPLIT/]
-    camvid          SPLIT/, SPLITannot/ (or _labels, _masks, ... in place of annot)
-    images          [SPLIT/] with images at any depth, but for folders that hold masks by their names
+    images+masks    any names of folders or files by which pictures and masks, and splits, can be told (`pairing.py`)
+    ade20k, camvid  the same: images/{training,validation}/, annotations/...; SPLIT/, SPLITannot/
+    images          the same without a mask: [SPLIT/] with images at any depth
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from equalize.data.folders import list_folders, list_images, read_text
+from equalize.data.folders import list_folders, list_images, read_text, walk_files
 from equalize.data.images import Item
+from equalize.data.naming import SPLIT_SYNONYMS, read_folder
+from equalize.data.pairing import Matched, match
 from equalize.errors import DataError
 
-SPLIT_SYNONYMS = (
-    ("train", "training"),
-    ("val", "valid", "validation", "dev"),
-    ("test", "testing"),
-    ("trainval",),
-)
-"""Names that data sets give to the same split."""
+__all__ = ["SPLIT_SYNONYMS", "Layout", "Pairs", "find_layout", "split_of"]
 
-_SPLIT_NAMES = frozenset(name for names in SPLIT_SYNONYMS for name in names)
-_MASK_FOLDERS = ("masks", "annotations", "labels")
-_HOLDS_MASKS = r"(?i:annot|annotations?|masks?|labels?)$"
-"""Endings of names of mask folders: a plain folder's images do not include theirs."""
+_DEEPEST_SPLIT = 2  # folders
 
 Pairs = Sequence[tuple[Item, Item | None]]
 """Images, each with its mask or None."""
@@ -51,11 +42,13 @@ class Layout:
         name: one of the names above, or `table`.
         has_masks: whether it has a place for masks.
         readers: its splits.
+        matched: what was told by names; empty for a layout that leaves no choice.
     """
 
     name: str
     has_masks: bool
     readers: Readers
+    matched: Matched = field(default_factory=Matched)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -65,47 +58,48 @@ class Layout:
 
 def find_layout(root: Path) -> Layout:
     """The most specific layout that fits the folder `root`."""
-    for finder in (_find_cityscapes, _find_voc, _find_ade20k, _find_images_and_masks, _find_camvid):
-        if layout := finder(root):
-            return layout
-    return _find_images(root)
-
-
-def without_masks(root: Path, pairs: Pairs) -> Pairs:
-    """Those of a plain folder that lie in no folder of masks, unless all do."""
-
-    def is_mask(item: Item) -> bool:
-        return isinstance(item, Path) and any(
-            re.search(_HOLDS_MASKS, part) for part in item.relative_to(root).parts[:-1]
-        )
-
-    return [pair for pair in pairs if not is_mask(pair[0])] or pairs
+    return _find_cityscapes(root) or _find_voc(root) or _find_by_names(root)
 
 
 def _find_cityscapes(root: Path) -> Layout | None:
     images, masks = root / "leftImg8bit", root / "gtFine"
-    endings = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
-    readers: Readers = {
-        split: partial(_pair, images / split, masks / split, "_leftImg8bit", endings) for split in list_folders(images)
+    readers: Readers = {split: partial(_pair, images / split, masks / split) for split in list_folders(images)}
+    names = {
+        path.stem.rpartition("_")[2] for folder in (images, masks) if folder.is_dir() for path in list_images(folder)
     }
-    return Layout(name="cityscapes", has_masks=True, readers=readers) if readers else None
+    if not readers or "leftImg8bit" not in names or (masks.is_dir() and not names & {"labelIds", "labelTrainIds"}):
+        return None
+    return Layout(name="cityscapes", has_masks=True, readers=readers)
+
+
+def _pair(images: Path, masks: Path) -> _Files:
+    """`images/a/b_leftImg8bit.png` with `masks/a/b_gtFine_labelTrainIds.png`, else with that of `labelIds`."""
+    pairs: _Files = []
+    for image in list_images(images):
+        if image.stem.endswith("_leftImg8bit"):
+            stem = masks / image.relative_to(images).with_name(image.stem.removesuffix("_leftImg8bit"))
+            named = (stem.with_name(f"{stem.name}_gtFine_{which}.png") for which in ("labelTrainIds", "labelIds"))
+            pairs.append((image, next((mask for mask in named if mask.is_file()), None)))
+    return pairs
 
 
 def _find_voc(root: Path) -> Layout | None:
+    """Pascal VOC; where it has lists, only the images in them count."""
     bases = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
     base = next((base for base in bases if (base / "JPEGImages").is_dir()), None)
     if base is None:
         return None
-    pair = partial(_pair, base / "JPEGImages", base / "SegmentationClass")
+    places = [place for place in (base / "JPEGImages", base / "SegmentationClass") if place.is_dir()]
+    found = match(base, [path for place in places for path in list_images(place)])
     lists = sorted((base / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
-    readers: Readers = {listing.stem: partial(_select, pair, listing) for listing in lists}
-    return Layout(name="voc", has_masks=True, readers=readers or {None: pair})
+    readers: Readers = {listing.stem: partial(_select, found, listing) for listing in lists}
+    return Layout(name="voc", has_masks=True, readers=readers or {None: lambda: found.pairs}, matched=found)
 
 
-def _select(pair: Callable[[], _Files], listing: Path) -> _Files:
+def _select(found: Matched, listing: Path) -> _Files:
     """The pairs whose image is named in `listing`, one stem a line."""
     wanted = {line.split()[0] for line in read_text(listing).splitlines() if line.strip()}
-    by_stem = {image.stem: (image, mask) for image, mask in pair()}
+    by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
     missing = sorted(wanted - by_stem.keys())
     if missing:
         raise DataError(
@@ -116,65 +110,40 @@ def _select(pair: Callable[[], _Files], listing: Path) -> _Files:
     return [by_stem[stem] for stem in sorted(wanted)]
 
 
-def _find_ade20k(root: Path) -> Layout | None:
-    for base in (root, root / "ADEChallengeData2016"):
-        images, masks = base / "images", base / "annotations"
-        if masks.is_dir() and {"training", "validation"}.intersection(list_folders(images)):
-            return _find_folders("ade20k", images, masks)
-    return None
+def _find_by_names(root: Path) -> Layout:
+    """Splits are those in which all pairs lie (where there are none, all images), by the names of their folders."""
+    found = match(root, list_images(root))
+    splits = {image: split_of(root, image) for image, _ in found.pairs}
+    paired = [image for image, mask in found.pairs if mask is not None] or [*splits]
+    readers: Readers = {None: lambda: found.pairs}
+    if paired and all(splits[image] for image in paired):
+        names = {split for split in splits.values() if split} | _splits_of_folders(root)
+        readers = {name: partial(_of_split, found.pairs, splits, name) for name in sorted(names)}
+    return Layout(name=_name(root, found, readers), has_masks=found.has_masks, readers=readers, matched=found)
 
 
-def _find_images_and_masks(root: Path) -> Layout | None:
-    masks = next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
-    if masks is None or not (root / "images").is_dir():
-        return None
-    return _find_folders("images+masks", root / "images", masks)
+def split_of(root: Path, path: Path) -> str | None:
+    """The split that the folders of a file name; None where they name none."""
+    return read_folder(path.relative_to(root).parts[:-1]).split
 
 
-def _find_camvid(root: Path) -> Layout | None:
-    """A folder of masks for every split, or for every one but the test split."""
-    folders = list_folders(root)
-    splits = [name for name in folders if name in _SPLIT_NAMES]
-    named_so = {split: [name for name in folders if re.match(f"{split}[_-]*{_HOLDS_MASKS}", name)] for split in splits}
-    masks = {split: root / names[0] for split, names in named_so.items() if names}
-    if not masks or len(folders) != len(splits) + len(masks):
-        return None
-    readers: Readers = {split: partial(_pair, root / split, masks.get(split)) for split in splits}
-    return Layout(name="camvid", has_masks=True, readers=readers)
+def _of_split(pairs: Sequence[tuple[Path, Path | None]], splits: Mapping[Path, str | None], name: str) -> _Files:
+    return [pair for pair in pairs if splits[pair[0]] == name]
 
 
-def _find_images(root: Path) -> Layout:
-    # Without masks the pictures of `images/train` are as good a training split as those of `train`.
-    inner = _find_folders("images", root / "images", None)
-    return inner if inner.splits and list_folders(root) == ["images"] else _find_folders("images", root, None)
+def _splits_of_folders(root: Path) -> set[str]:
+    """Splits beside or in folders of pictures, with a picture in them or not."""
+    folders = {path.relative_to(root).parts[:-1] for path in walk_files(root)}
+    read = [read_folder(parts) for parts in folders if len(parts) <= _DEEPEST_SPLIT]
+    return {each.split for each in read if each.split and each.role != "masks" and each.keys[0] == each.keys[2]}
 
 
-def _find_folders(name: str, images: Path, masks: Path | None) -> Layout:
-    """Splits are subfolders of `images` (and of `masks`) if all of them have the name of a split."""
-    folders = list_folders(images)
-    readers: Readers = {None: partial(_pair, images, masks)}
-    if folders and _SPLIT_NAMES.issuperset(folders):
-        readers = {split: partial(_pair, images / split, masks and masks / split) for split in folders}
-    return Layout(name=name, has_masks=masks is not None, readers=readers)
-
-
-def _pair(images: Path, masks: Path | None, ending: str = "", mask_endings: Sequence[str] = ("",)) -> _Files:
-    """Pairs `images/a/b.jpg` with `masks/a/b.png`: same relative path but for the suffix.
-
-    Args:
-        images, masks: folders; no mask is found where the second does not exist.
-        ending: of the stems of images, which those of masks lack; files without it are none of the images.
-        mask_endings: what the stems of masks have in its place; the first that exists is taken.
-    """
-    by_stem: dict[Path, Path] = {}
-    if masks is not None and masks.is_dir():
-        # Where a mask exists in two formats, PNG is the lossless one.
-        for mask in sorted(list_images(masks), key=lambda path: path.suffix.lower() != ".png"):
-            by_stem.setdefault(mask.relative_to(masks).with_suffix(""), mask)
-    pairs: _Files = []
-    for image in list_images(images):
-        stem = image.relative_to(images).with_suffix("")
-        if stem.name.endswith(ending):
-            candidates = (stem.with_name(stem.name.removesuffix(ending) + each) for each in mask_endings)
-            pairs.append((image, next((by_stem[each] for each in candidates if each in by_stem), None)))
-    return pairs
+def _name(root: Path, found: Matched, readers: Readers) -> str:
+    if not found.has_masks:
+        return "images"
+    image, mask = next((pair for pair in found.pairs if pair[1] is not None), (root, root))
+    above, beside = (path.relative_to(root).parts[:-1] for path in (image, mask or root))
+    if {"images", "annotations"} <= {*above, *beside} and {"training", "validation"} & readers.keys():
+        return "ade20k"
+    is_camvid = not read_folder(above).role and read_folder(beside).role and beside[:-1] == above[:-1]
+    return "camvid" if is_camvid and None not in readers else "images+masks"

@@ -8,8 +8,10 @@ import math
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -188,7 +190,7 @@ class Batches(Dataset[_Loaded]):
         stored_HW = torch.full((1, 1), -1)
         if mask is not None:
             with contextlib.suppress(DataError):
-                read_HW = read_mask(mask, self.rule)
+                read_HW = read_mask(mask, self.rule, self.paths[index])
                 own = picture.shape[1:] if isinstance(picture, Tensor) else (picture.height, picture.width)
                 if tuple(read_HW.shape) == tuple(own):
                     stored_HW = read_HW.masked_fill(read_HW == self.rule.ignore_index, -1).clamp(-1, _LARGEST_LABEL)
@@ -207,7 +209,7 @@ class Batches(Dataset[_Loaded]):
             sampler=places,
             num_workers=workers,
             prefetch_factor=1 if workers else None,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=partial(_start_worker, Image.MAX_IMAGE_PIXELS),
             pin_memory=self.pinned,
             generator=torch.Generator(),  # else each pass would draw from the global random numbers
         )
@@ -227,6 +229,7 @@ def _stack(queue: list[tuple[int, Tensor, Tensor | None]]) -> _Stack:
     return [index for index, _, _ in queue], images_NCHW, torch.stack(labels) if labels else None
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _start_worker(most_pixels: int | None, worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; only the parent handles it and ends its workers."""
+    Image.MAX_IMAGE_PIXELS = most_pixels  # a process that was not forked has PIL's own
     signal.signal(signal.SIGINT, signal.SIG_IGN)

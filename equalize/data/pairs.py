@@ -50,7 +50,7 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
 
     def _read(self, epoch: int, index: int) -> Pair:
         image_path, mask_path = self.pairs[index]
-        labels_HW = read_mask(mask_path, self.rule)
+        labels_HW = read_mask(mask_path, self.rule, image_path)
         check_labels(labels_HW, self.num_classes, self.rule, mask_path)
         picture, labels_HW = self.augment(
             read_picture(image_path, self.channels), labels_HW, draw_seed(self.seed, epoch, index)

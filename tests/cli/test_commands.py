@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from equalize.cli import main
+from tests.support.scenes import write_scenes
 
 SITE_FIELDS = [
     "layer",
@@ -262,3 +264,12 @@ def test_apply_gives_the_same_bits_as_calibrate(run_cli, calibrated, segformer_d
 
 def test_an_equalized_directory_is_a_model_again(run_cli, calibrated):
     assert parsed(run_cli("scan", calibrated[0], "--json"))["sites"][0]["layer"] == "decode_head.linear_fuse"
+
+
+def test_max_pixels_allows_large_pictures_until_the_command_ends(run_cli, segformer_dir, tmp_path, monkeypatch):
+    root = write_scenes(tmp_path / "data", 4, counts={"val": 1}, size=(50, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    refused = run_cli("evaluate", segformer_dir, "--data", root, "--device", "cpu")
+    assert (refused.code, "allow it with --max-pixels 3200" in refused.err) == (2, True)
+    assert run_cli("evaluate", segformer_dir, "--data", root, "--device", "cpu", "--max-pixels", "3200").code == 0
+    assert Image.MAX_IMAGE_PIXELS == 1000

@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint import ModelName
-from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split, sliding
+from equalize.commands import windows
+from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split
 from equalize.commands.labels import check_split
+from equalize.commands.windows import Windows, upsampled
 from equalize.data import open_data
 from equalize.distributed import is_main, leave
-from equalize.errors import DataError, InputError, NumericsError
+from equalize.errors import DataError, NumericsError
 from equalize.metrics import score_of
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import in_two_processes
@@ -102,6 +104,90 @@ def test_a_single_output_is_that_of_class_1(tmp_path):
     assert score.classes[1].pixels > 0
 
 
+def test_a_binary_network_on_masks_of_0_and_255(tmp_path):
+    import segmentation_models_pytorch as smp
+
+    for classes in (1, 2):
+        model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=classes)
+        model.save_pretrained(tmp_path / str(classes))
+    root = write_scenes(tmp_path / "data", 2, counts={"val": 2}, size=(64, 64))
+    name = ModelName(source=str(tmp_path / "1"))
+    for path in (root / "masks/val").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels == 1, 1, 0).astype(np.uint8)).save(path)
+    expected = evaluate(name, root, EvalConfig(device="cpu"))
+    assert expected.classes[1].pixels > 0
+    for path in (root / "masks/val").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+    said = []
+    assert evaluate(name, root, EvalConfig(device="cpu"), notify=said.append) == expected
+    assert "255 is class 1 (labels are 0 and 255 alone; --ignore-index 255 leaves it out)" in said[-1]
+    assert evaluate(name, root, EvalConfig(device="cpu", ignore_index=255)).classes[1].pixels == 0
+    two = evaluate(ModelName(source=str(tmp_path / "2")), root, EvalConfig(device="cpu"))
+    assert two.classes[1].pixels == expected.classes[1].pixels
+
+
+def test_an_ignored_class_is_left_out_of_the_means_and_named(segformer_dir, scenes):
+    said = []
+    name = ModelName(source=str(segformer_dir))
+    every = evaluate(name, scenes, EvalConfig(device="cpu"))
+    score = evaluate(name, scenes, EvalConfig(device="cpu", ignore_index=255))
+    assert score == every
+    for path in (scenes / "masks/val").iterdir():  # 255 as class 3, so that each pixel has a class
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels == 255, 3, labels).astype(np.uint8)).save(path)
+    score = evaluate(name, scenes, EvalConfig(device="cpu", ignore_index=0), notify=said.append)
+    assert (score.classes[0].IoU, score.classes[0].Acc, score.classes[0].pixels) == (None, None, 0)
+    known = [row.IoU for row in score.classes if row.IoU is not None]
+    assert score.mIoU == pytest.approx(sum(known) / len(known))
+    assert "class 0 is ignored: neither scored nor part of the means" in said[-1]
+    assert "left_out" not in score.to_json()
+
+
+def test_a_checkpoint_of_reduced_labels(segformer_dir, scenes, tmp_path):
+    """As SegFormer's of ADE20K: label 0 does not count, and 1 is class 0."""
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    SegformerForSemanticSegmentation.from_pretrained(segformer_dir).save_pretrained(tmp_path / "reduced")
+    processor = SegformerImageProcessor(size={"height": 48, "width": 64}, do_reduce_labels=True)
+    processor.save_pretrained(tmp_path / "reduced")
+    expected = evaluate(ModelName(source=str(segformer_dir)), scenes, EvalConfig(device="cpu"))
+    for path in (scenes / "masks/val").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
+    said = []
+    found = evaluate(ModelName(source=str(tmp_path / "reduced")), scenes, EvalConfig(device="cpu"), notify=said.append)
+    assert found == expected
+    assert "moved down by one (as the checkpoint's configuration has it; labels are 0 to 4)" in said[-1]
+
+
+def test_colored_masks_with_a_file_of_colors(segformer_dir, scenes, tmp_path):
+    name = ModelName(source=str(segformer_dir))
+    expected = evaluate(name, scenes, EvalConfig(device="cpu"))
+    palette = np.array([[9, 9, 9], [0, 0, 200], [7, 90, 0], [255, 255, 255], [1, 2, 3], [0, 0, 0]], np.uint8)
+    for path in (scenes / "masks/val").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(palette[np.where(labels == 255, 5, labels)]).save(path)
+    with pytest.raises(DataError, match=r"\.png: has colors, of which no file says the classes; .* --colors FILE"):
+        evaluate(name, scenes, EvalConfig(device="cpu"))
+    named = zip(("sky", "road", "car", "tree", "sign", "void"), palette.tolist(), strict=True)
+    lines = "".join(f"{name}:{','.join(map(str, color))}::\n" for name, color in named)
+    (tmp_path / "mine.txt").write_text(lines)
+    assert evaluate(name, scenes, EvalConfig(device="cpu", colors=tmp_path / "mine.txt")) == expected
+    (scenes / "labelmap.txt").write_text(lines)
+    assert evaluate(name, scenes, EvalConfig(device="cpu")).aAcc == expected.aAcc
+
+
+def as_tensor(picture, size):
+    return torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)
+
+
+def slid(logits, size, picture, batch_size=1):
+    strips = list(Windows(size=size, batch_size=batch_size, preprocess=as_tensor)(logits, picture))
+    assert [top for top, _ in strips] == [0, *np.cumsum([strip.shape[1] for _, strip in strips])[:-1]]
+    return torch.cat([strip for _, strip in strips], dim=1)
+
+
 def test_sliding_windows_average_where_they_overlap():
     seen = []
 
@@ -109,11 +195,13 @@ def test_sliding_windows_average_where_they_overlap():
         seen.append(tuple(x.shape[2:]))
         return torch.nn.functional.avg_pool2d(x, 2) * 0 + len(seen)
 
-    averaged = sliding(logits, (4, 6), torch.zeros(1, 3, 4, 10))
+    averaged = slid(logits, (4, 6), Image.new("RGB", (10, 4)))
     assert seen == [(4, 6)] * 2
-    assert averaged[0, 0, 0].tolist() == [1, 1, 1, 1, 1.5, 1.5, 2, 2, 2, 2]
-    whole = torch.rand(2, 3, 12, 20)
-    assert torch.allclose(sliding(lambda x: x, (8, 8), whole), whole, atol=1e-6)
+    assert averaged[0, 0].tolist() == [1, 1, 1, 1, 1.5, 1.5, 2, 2, 2, 2]
+    noise = np.random.default_rng(0).integers(0, 255, (37, 20, 3)).astype(np.uint8)
+    for size, batch_size in (((8, 8), 1), ((8, 8), 2), ((11, 64), 3), ((64, 64), 1)):
+        whole = slid(lambda x: x, size, Image.fromarray(noise), batch_size)
+        assert torch.allclose(whole, torch.from_numpy(noise).permute(2, 0, 1).float(), atol=1e-4)  # of 255
 
 
 def test_sliding_window_over_images_of_its_size_is_the_plain_score(segformer_dir, tmp_path):
@@ -122,8 +210,33 @@ def test_sliding_window_over_images_of_its_size_is_the_plain_score(segformer_dir
     plain = evaluate(name, root, EvalConfig(device="cpu"))
     slid = evaluate(name, root, EvalConfig(device="cpu", sliding_window=True))
     assert_same_score(slid.to_json(), plain.to_json())
-    with pytest.raises(InputError, match="smaller than the window"):
-        evaluate(name, root, EvalConfig(device="cpu", sliding_window=True, size=(96, 96)))
+    larger = evaluate(name, root, EvalConfig(device="cpu", sliding_window=True, size=(96, 96)))
+    assert_same_score(larger.to_json(), plain.to_json())  # a window is no larger than the image
+
+
+@pytest.mark.parametrize("size", [(48, 64), (7, 100), (97, 3), (12, 16)])
+def test_strips_are_what_interpolate_gives_at_once(size):
+    scores = torch.randn(5, 12, 16, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(scores[None], size=size, mode="bilinear")[0]
+    for rows in (1, 5, 1000):
+        strips = [strip for _, strip in upsampled(scores, size, at_once=rows * 5 * size[1])]
+        assert strips[0].shape[1] == min(rows, size[0])
+        torch.testing.assert_close(torch.cat(strips, dim=1), expected, atol=1e-5, rtol=0)  # other order of sums
+
+
+def test_large_images_are_scored_in_windows(tmp_path, monkeypatch):
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(0)
+    model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=3)
+    model.save_pretrained(tmp_path / "unet")
+    root = write_scenes(tmp_path / "data", 3, counts={"val": 2}, size=(64, 96))
+    name, config = ModelName(source=str(tmp_path / "unet")), EvalConfig(device="cpu")
+    plain = evaluate(name, root, config)
+    monkeypatch.setattr(windows, "_LARGE", 64 * 96 - 1)
+    said = []
+    assert_same_score(evaluate(name, root, config, notify=said.append).to_json(), plain.to_json())
+    assert said[-1] == "2 large images are scored in windows of 512x512, see --size"
 
 
 def test_names_come_from_file_checkpoint_or_data(segformer_dir, scenes, tmp_path):

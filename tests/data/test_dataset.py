@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,8 +16,10 @@ def plant(root: Path, *names: str) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".tif", ".webp", ".bmp", ".ppm"}:
+        if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".tif", ".webp", ".bmp", ".ppm", ".gif"}:
             Image.new("L", (4, 3), 7).save(path)
+        elif path.suffix == ".npy":
+            np.save(path, np.zeros((3, 4), np.uint8))
         else:
             path.write_text("text\n")
     return root
@@ -95,18 +98,138 @@ def test_folders_of_masks_beside_those_of_splits(tmp_path: Path, ending: str) ->
     with pytest.raises(DataError, match=r"test/c\.png: has no mask"):
         open_data(tmp_path, split="test", labels=True)
     plant(tmp_path, "video/x.png")
-    assert open_data(tmp_path).layout == "images"
+    dataset = open_data(tmp_path)
+    assert names(dataset) == ["train/a.png"]
+    assert dataset.describe().endswith("; 1 image in no split passed over (video/x.png)")
 
 
 def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
     plant(tmp_path, "day/rgb/a.jpg", "day/rgb/b.jpg", "day/labels/a.png", "trainannot/c.png", "train/c.png")
     dataset = open_data(tmp_path)
     assert names(dataset) == ["day/rgb/a.jpg", "day/rgb/b.jpg", "train/c.png"]
-    assert dataset.describe().endswith("no splits, 3 images, 2 more passed over in folders of masks")
+    assert mask_names(dataset) == ["day/labels/a.png", None, "trainannot/c.png"]
+    assert dataset.describe().endswith("no splits, 3 images, 2 pairs; 1 image without a mask (b.jpg)")
     plant(tmp_path / "splits", "train/image/a.png", "train/mask/a.png", "val/image/b.png")
     assert names(open_data(tmp_path / "splits")) == ["train/image/a.png"]
     masks_only = open_data(plant(tmp_path / "only", "masks/a.png", "labels/b.png"))
-    assert (names(masks_only), masks_only.passed_over) == (["labels/b.png", "masks/a.png"], 0)
+    assert names(masks_only) == ["labels/b.png", "masks/a.png"]
+    assert masks_only.describe().endswith("2 images; all lie in folders named as those of masks are")
+
+
+@pytest.mark.parametrize(
+    ("split", "pairs"),
+    [
+        ("val", "img_dir/val/b.jpg ann_dir/val/b.png, img_dir/train/a.jpg ann_dir/train/a.png"),
+        ("val", "images_val/b.jpg masks_val/b.png, images_train/a.jpg masks_train/a.png"),
+        ("Val", "Val/IMAGES/B.JPG Val/Masks/b.PNG, Train/IMAGES/A.JPG Train/Masks/a.PNG"),
+        ("train", "train/img/a.jpg train/gt/a.png"),
+        ("train", "data/train/images/a.jpg data/train/labels/a.png"),
+        ("train", "segmentation/train/a.jpg segmentation/train_mask/a.png"),
+        ("train", "train/a.jpg train_masks/a_mask.gif, train/b.jpg train_masks/b_mask.gif"),
+        ("val", "val/b.jpg annotations/b.png, train/a.jpg annotations/a.png"),
+        ("train", "train/1_sat.jpg train/1_mask.png, train/2_sat.jpg train/2_mask.png"),
+        ("training", "training/images/21_training.tif training/1st_manual/21_manual1.gif, "
+         "training/images/22_training.tif training/1st_manual/22_manual1.gif"),
+        ("tr", "imagesTr/a_0000.png labelsTr/a.png, imagesTr/b_0000.png labelsTr/b.png"),
+        ("training", "ISIC_Training_Input/I_0.jpg ISIC_Training_GroundTruth/I_0_segmentation.png"),
+        ("train", "leftImg8bit/train/x/a_leftImg8bit.jpg gtFine/train/x/a_gtFine_mask.png, "
+         "leftImg8bit/train/x/b_leftImg8bit.jpg gtFine/train/x/b_gtFine_mask.png"),
+        (None, "Images/a.jpg Labels/a.png"),
+        (None, "imgs/a.b.c.bmp masks/a.b.c.tif, imgs/a.b.d.bmp masks/a.b.d.tif"),
+        (None, "img/a.jpg ann/a.jpg.png, img/b.jpg ann/b.jpg.png"),
+        (None, "img/img_1.jpg label/label_1.png, img/img_12.jpg label/label_12.png"),
+        (None, "images/a.jpg annotations/trimaps/a.png"),
+        (None, "rgb/top_1_RGB.tif labels_all/top_1_label.tif, rgb/top_2_RGB.tif labels_all/top_2_label.tif"),
+        (None, "a.jpg a_mask.png, b.jpg b_mask.png"),
+        (None, "a.png a_L.png, b.png b_L.png"),
+        (None, "a.jpg a_gt.npy, b.jpg b_gt.npy"),
+        (None, "a.jpg mask_a.png, b.jpg mask_b.png"),
+        (None, "image1.png mask1.png, image12.png mask12.png"),
+        (None, "001/image.png 001/mask.png, 002/image.png 002/mask.png"),
+        (None, "x/n(1).png x/n(1)_mask.png, x/n(2).png x/n(2)_mask.png"),
+    ],
+)  # fmt: skip
+def test_usual_names_tell_pictures_masks_and_splits(tmp_path: Path, split: str | None, pairs: str) -> None:
+    """mmsegmentation, Kaggle, DeepGlobe, DRIVE, nnU-Net, ISIC, Supervisely, Potsdam, CamVid, BUSI and their like."""
+    planted = [pair.rsplit(" ", 1) for pair in pairs.split(", ")]
+    plant(tmp_path, *(name for pair in planted for name in pair))
+    dataset = open_data(tmp_path, labels=True)
+    of_split = planted[:1] if split and len({path.stem for path in dataset.images}) < len(planted) else planted
+    assert dataset.split == split
+    assert list(map(list, zip(names(dataset), mask_names(dataset), strict=True))) == sorted(of_split)
+    assert dataset.notes == ()
+    every = {name for each in dataset_splits(tmp_path, planted) for name in names(each)}
+    assert every == {picture for picture, _ in planted}
+
+
+def dataset_splits(root: Path, planted: list[list[str]]) -> list[DataSet]:
+    """What calibration sees, of each split."""
+    first = open_data(root)
+    found = ["train", "val"] if first.split and len(planted) > len(first.images) else [first.split]
+    return [open_data(root, split=split) for split in found]
+
+
+def shade(root: Path, *, pictures: list[str], masks: list[str]) -> Path:
+    """Noise for pictures, three labels for masks."""
+    random = np.random.default_rng(0)
+    for name in pictures + masks:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shape, most = ((16, 20, 3), 256) if name in pictures else ((16, 20), 3)
+        Image.fromarray(random.integers(0, most, shape).astype(np.uint8)).save(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [
+        (["a.jpg", "b.jpg"], ["a.png", "b.png"]),
+        (["a.png", "b.png"], ["a_foo.png", "b_foo.png"]),
+        (["orig/a.png", "orig/b.png"], ["out/a.png", "out/b.png"]),
+    ],
+)
+def test_contents_tell_masks_where_names_do_not(tmp_path: Path, pictures: list[str], masks: list[str]) -> None:
+    dataset = open_data(shade(tmp_path / "both", pictures=pictures, masks=masks))
+    assert (names(dataset), mask_names(dataset)) == (pictures, masks)
+    assert f"2 pairs, such as {pictures[0]} with {masks[0]}" in dataset.describe()
+    alike = open_data(shade(tmp_path / "alike", pictures=pictures + masks, masks=[]))
+    assert sorted(names(alike)) == sorted(pictures + masks)
+    assert alike.layout == "images"
+
+
+def test_pictures_of_similar_names_stay_pictures(tmp_path: Path) -> None:
+    plant(tmp_path, "a.jpg", "a_1.jpg", "a_2.jpg", "left/b.jpg", "right/b.jpg", "gt_car.jpg", "label.jpg")
+    assert len(open_data(tmp_path).images) == 7
+
+
+def test_masks_beside_pictures_that_pair_with_nothing_are_named_and_no_pictures(tmp_path: Path) -> None:
+    plant(tmp_path, "a.png", "a_mask.png", "b.png", "b_mask.png", "b_mask_1.png", "images/c.png", "masks/z.png")
+    dataset = open_data(tmp_path / "images")
+    assert names(dataset) == ["c.png"]
+    dataset = open_data(tmp_path)
+    assert names(dataset) == ["a.png", "b.png", "images/c.png"]
+    assert "2 masks without an image (b_mask_1.png, masks/z.png); 1 image without a mask (c.png)" in dataset.describe()
+    with pytest.raises(DataError, match=r"c\.png: has no mask; 1 of 3 .*; 2 masks without an image \(b_mask_1\.png"):
+        open_data(tmp_path, labels=True)
+
+
+def test_several_masks_of_one_picture(tmp_path: Path) -> None:
+    """Train ids go before ids, classes before colors and instances; else the user decides."""
+    ids = [f"gt/a_{kind}.png" for kind in ("labelIds", "labelTrainIds", "color", "instanceIds")]
+    plant(tmp_path / "ids", "img/a.jpg", *ids, "instances/a.png")
+    assert mask_names(open_data(tmp_path / "ids", labels=True)) == ["gt/a_labelTrainIds.png"]
+    plant(
+        tmp_path / "two", "img/a.jpg", "img/b.jpg", *(f"gt/{stem}_{who}.png" for stem in "ab" for who in ("1st", "2nd"))
+    )
+    with pytest.raises(
+        DataError, match=r"a\.jpg: may have several masks: gt/a_1st\.png, gt/a_2nd\.png; leave one kind"
+    ):
+        open_data(tmp_path / "two", labels=True)
+    assert names(open_data(tmp_path / "two")) == ["img/a.jpg", "img/b.jpg"]
+    for stem in ("1", "2"):
+        plant(tmp_path / "drive", f"training/images/{stem}_training.tif", f"training/1st_manual/{stem}_manual1.gif")
+        plant(tmp_path / "drive", f"training/mask/{stem}_training_mask.gif")
+    with pytest.raises(DataError, match=r"several masks: training/mask/1_training_mask\.gif, training/1st_manual/1"):
+        open_data(tmp_path / "drive", labels=True)
 
 
 @pytest.mark.parametrize("prefix", ["", "ADEChallengeData2016/"])

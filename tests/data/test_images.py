@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equalize.data import read_image
+from equalize.data import Item, open_data, read_image
 from equalize.errors import DataError
 
 
-def pixels(path: Path) -> np.ndarray:
+def pixels(path: Item) -> np.ndarray:
     image = read_image(path)
     assert image.mode == "RGB"
     return np.asarray(image)
@@ -68,6 +68,53 @@ def test_16_bit_rgb_png_keeps_the_upper_8(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), [[[0x12, 0x34, 0xFF]]])
 
 
+@pytest.mark.parametrize("kind", ["gray.png", "gray.tif", "rgb.png", "rgb.tif", "lzw.tif", "rgba.tif"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bits_are_scaled_by_what_the_data_set_uses(tmp_path: Path, kind: str, bits: int) -> None:
+    """Written by OpenCV, whose channels are BGR."""
+    cv2 = pytest.importorskip("cv2")
+    shape = {"gray": (9, 12), "rgba": (9, 12, 4)}.get(kind.partition(".")[0], (9, 12, 3))
+    random = np.random.default_rng(0)
+    for number, most in enumerate((2**bits, 2**bits // 3, 2**bits // 200 + 1)):  # a dark one keeps the scale
+        deep = random.integers(0, most, shape).astype(np.uint16)
+        deep.flat[:4] = most - 1
+        flags = [cv2.IMWRITE_TIFF_COMPRESSION, 5 if kind == "lzw.tif" else 1] if kind.endswith("tif") else []
+        cv2.imwrite(
+            str(tmp_path / f"{number}_{kind}"), deep[..., [2, 1, 0, 3][: shape[-1]]] if len(shape) > 2 else deep, flags
+        )
+        np.save(tmp_path / f"{number}", deep)
+    for path in tmp_path.glob("*.npy"):
+        path.rename(path.with_suffix(".values"))
+    data = open_data(tmp_path)
+    for number, image in enumerate(data.images):
+        deep = np.load(tmp_path / f"{number}.values", allow_pickle=False)
+        expected = np.stack([deep] * 3, -1) if deep.ndim == 2 else deep[..., :3]
+        np.testing.assert_array_equal(pixels(image), expected >> (bits - 8))
+    said = f"pictures of 16 bits are read as {bits} bits (the largest value of 3 is {2**bits - 1})"
+    assert said in data.notes
+    assert ("TIFFs of four bands" in data.describe()) == (kind == "rgba.tif")
+
+
+def test_what_a_file_declares_of_its_16_bits_is_followed(tmp_path: Path) -> None:
+    dark = Image.fromarray(np.array([[0, 1000]], np.uint16))
+    dark.save(tmp_path / "a.tif", tiffinfo={281: 4095})
+    data = open_data(tmp_path)
+    assert pixels(data.images[0])[0, :, 0].tolist() == [0, 1000 >> 4]
+    assert data.notes == ("pictures of 16 bits are read as 12 bits (as the files declare)",)
+    (tmp_path / "map").mkdir()
+    (tmp_path / "map/a.pgm").write_bytes(b"P5 2 1 4095\n" + (1000).to_bytes(2, "big") + (4095).to_bytes(2, "big"))
+    (tmp_path / "map/a.pgm").rename(tmp_path / "map/a.ppm")
+    assert pixels(open_data(tmp_path / "map").images[0])[0, :, 0].tolist() == [1000 * 16 // 256, 255]
+
+
+def test_pictures_of_8_bits_stay_as_they_are_and_nothing_is_said(tmp_path: Path) -> None:
+    for suffix in ("png", "tif", "jpg", "bmp"):
+        Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / f"a.{suffix}")
+    data = open_data(tmp_path)
+    assert data.notes == ()
+    assert all(isinstance(item, Path) for item in data.images)
+
+
 def test_32_bits_and_floats(tmp_path: Path) -> None:
     wide = Image.fromarray(np.array([[256, 512]], np.int32))
     np.testing.assert_array_equal(pixels(saved(wide, tmp_path / "a.tif"))[0, :, 0], [1, 2])
@@ -119,5 +166,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     """PIL raises above twice its limit."""
     path = saved(Image.new("L", (10, 10)), tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    with pytest.raises(DataError, match=r"bomb\.png: cannot be read as an image \(.* exceeds limit of"):
+    with pytest.raises(
+        DataError, match=r"bomb\.png: cannot be read .* exceeds limit of .*; allow it with --max-pixels 100"
+    ):
         read_image(path)

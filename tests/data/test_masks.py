@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.data import LabelRule, check_labels, class_names, open_data, preflight, read_class_names, read_mask
+from equalize.data import (
+    LabelRule,
+    check_labels,
+    class_names,
+    open_data,
+    preflight,
+    read_class_names,
+    read_colors,
+    read_mask,
+)
 from equalize.errors import DataError, InputError
 
 STORED = np.array([[0, 1, 2], [149, 150, 255]], np.uint8)
@@ -50,16 +59,113 @@ def test_grayscale_palette_and_16_bit_keep_their_indices(tmp_path: Path) -> None
 
 
 def test_what_is_no_mask(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.png: has 3 channels \(RGB\), expected one label a pixel"):
-        read_mask(save(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png"), LabelRule())
-    with pytest.raises(DataError, match=r"has 4 channels \(RGBA\)"):
+    colored = np.array([[[0, 0, 0], [128, 0, 0]]], np.uint8)
+    with pytest.raises(DataError, match=r"a\.png: has colors, of which no file says the classes; .*--colors FILE"):
+        read_mask(save(colored, tmp_path / "a.png"), LabelRule())
+    with pytest.raises(DataError, match=r"b\.png: has transparent pixels, which are no labels"):
         read_mask(save(np.zeros((2, 2, 4), np.uint8), tmp_path / "b.png"), LabelRule())
+    Image.new("CMYK", (2, 2)).save(tmp_path / "f.tif")
+    with pytest.raises(DataError, match=r"f\.tif: has 4 channels \(CMYK\)"):
+        read_mask(tmp_path / "f.tif", LabelRule())
     with pytest.raises(DataError, match=r"c\.jpg: is a JPEG, whose compression changes labels"):
         read_mask(save(STORED, tmp_path / "c.jpg"), LabelRule())
     with pytest.raises(DataError, match="floating-point pixels"):
         read_mask(save(np.zeros((2, 2), np.float32), tmp_path / "d.tif"), LabelRule())
     with pytest.raises(DataError, match=r"e\.png: cannot be read"):
         read_mask(tmp_path / "e.png", LabelRule())
+
+
+def test_gray_in_equal_channels_or_with_opaque_alpha_is_one_channel(tmp_path: Path) -> None:
+    three = np.stack([STORED] * 3, axis=-1)
+    opaque = np.full_like(STORED, 255)
+    for name, values in (
+        ("rgb", three),
+        ("rgba", np.dstack([three, opaque])),
+        ("la", np.dstack([STORED, opaque])),
+    ):
+        assert read_mask(save(values, tmp_path / f"{name}.png"), LabelRule()).tolist() == STORED.tolist()
+
+
+def test_arrays_of_numpy(tmp_path: Path) -> None:
+    for number, dtype in enumerate((np.uint8, np.int64, np.uint16, bool)):
+        values = STORED.astype(dtype)
+        np.save(tmp_path / f"{number}.npy", values)
+        assert read_mask(tmp_path / f"{number}.npy", LabelRule()).tolist() == values.astype(int).tolist()
+    for name, values in (("float", STORED.astype(np.float32)), ("deep", STORED[None]), ("object", np.array([None]))):
+        np.save(tmp_path / f"{name}.npy", values, allow_pickle=True)
+        with pytest.raises(DataError, match=rf"{name}\.npy: (is no mask, got .* expected integers|cannot be read)"):
+            read_mask(tmp_path / f"{name}.npy", LabelRule())
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "0.npy").read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"cut\.npy: cannot be read as an array"):
+        read_mask(tmp_path / "cut.npy", LabelRule())
+
+
+COLORS = {
+    "labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\nold dog:0,128,7::\n",
+    "class_dict.csv": "name,r,g,b\nbackground,0,0,0\ncat,128,0,0\nold dog,0,128,7\n",
+    "label_colors.txt": "0 0 0\tbackground\n128 0 0\tcat\n0 128 7\told dog\n",
+    "hex.txt": "background #000000\ncat #800000\nold dog #008007\n",
+    "indexed.csv": "id,name,r,g,b\n2,old dog,0,128,7\n0,background,0,0,0\n1,cat,128,0,0\n",
+    "names.json": '{"background": [0, 0, 0], "cat": "#800000", "old dog": [0, 128, 7]}',
+    "by_color.json": '{"#000000": "background", "128,0,0": "cat", "(0, 128, 7)": "old dog"}',
+    "by_index.json": '{"2": {"name": "old dog", "color": [0, 128, 7]}, "0": {"name": "background", "color": [0, 0, 0]},'
+    ' "1": {"name": "cat", "color": [128, 0, 0]}}',
+    "list.json": '[{"id": 0, "label": "background", "rgb": [0, 0, 0]}, {"id": 1, "label": "cat", "rgb": [128, 0, 0]},'
+    ' {"id": 2, "label": "old dog", "rgb": [0, 128, 7]}]',
+}
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_colors_become_the_classes_that_a_file_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(COLORS[name])
+    colors = read_colors(tmp_path / name)
+    assert colors.by_class == ("background", "cat", "old dog")
+    rule = LabelRule(colors=colors)
+    palette = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 7]], np.uint8)
+    labels = np.array([[0, 2], [1, 2]])
+    pixels = palette[labels]
+    assert read_mask(save(pixels, tmp_path / "a.png"), rule).tolist() == labels.tolist()
+    swapped = Image.fromarray(np.array([[2, 1], [0, 1]], np.uint8))
+    swapped.putpalette([128, 0, 0, 0, 128, 7, 0, 0, 0])  # as a program stores it that sorts colors by itself
+    swapped.save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "b.png", rule).tolist() == labels.tolist()
+    assert read_mask(save(labels.astype(np.uint8), tmp_path / "c.png"), rule).tolist() == labels.tolist()
+    with pytest.raises(DataError, match=r"d\.png: has a color that .* not name \(1 such, 0\.5 of .*\), got 1 2 3"):
+        read_mask(save(np.array([[[1, 2, 3], [0, 0, 0]]], np.uint8), tmp_path / "d.png"), rule)
+
+
+def test_a_color_more_than_classes_that_is_called_void_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "labelmap.txt").write_text("void:0,0,0::\nroad:128,0,0::\nsky:0,128,7::\n")
+    rule = LabelRule(colors=read_colors(tmp_path / "labelmap.txt").for_classes(2))
+    pixels = np.array([[[0, 0, 0], [128, 0, 0], [0, 128, 7]]], np.uint8)
+    assert read_mask(save(pixels, tmp_path / "a.png"), rule).tolist() == [[255, 0, 1]]
+
+
+def test_files_of_colors_that_cannot_be_used(tmp_path: Path) -> None:
+    for content, what in (
+        ("name\n", "names no colors"),
+        ("a 1 2 3\nb 1 2 3\n", "names a color or a class twice"),
+        ("1 a 1 2 3\n1 b 1 2 4\n", "names a color or a class twice"),
+    ):
+        (tmp_path / "colors.txt").write_text(content)
+        with pytest.raises(DataError, match=rf"colors\.txt: {what}, expected a line for each class"):
+            read_colors(tmp_path / "colors.txt")
+    (tmp_path / "colors.json").write_text("{")
+    with pytest.raises(DataError, match=r"colors\.json: is no JSON"):
+        read_colors(tmp_path / "colors.json")
+
+
+def test_resampled_masks_get_a_hint(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[10:30, 10:30] = 255
+    smooth = np.asarray(Image.fromarray(labels).resize((97, 97), Image.Resampling.BILINEAR))
+    data = open_data(plant_pairs(tmp_path / "gray", [smooth.tolist()]))
+    with pytest.raises(DataError, match=r"0\.png: has label .*; it looks resized with interpolation, .* nearest"):
+        preflight(data, 2)
+    (tmp_path / "labelmap.txt").write_text("void:0,0,0::\nroad:127,0,0::\n")
+    colored = np.stack([smooth // 2, 0 * smooth, 0 * smooth], axis=-1)
+    with pytest.raises(DataError, match=r"does not name .*; it looks resized with interpolation: resize with nearest"):
+        read_mask(save(colored, tmp_path / "a.png"), LabelRule(colors=read_colors(tmp_path / "labelmap.txt")))
 
 
 def test_rules(tmp_path: Path) -> None:
@@ -125,6 +231,49 @@ def test_preflight_leaves_one_label_too_many_to_the_user(tmp_path: Path) -> None
     assert preflight(data, 3, reduce_labels="yes")[0].reduce
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_preflight_takes_0_and_255_alone_for_two_classes(tmp_path: Path, dtype: type, most: int) -> None:
+    mask = np.array([[0, most], [most, most]], dtype)
+    save(mask, tmp_path / "masks/0.png")
+    save(np.zeros((2, 2, 3), np.uint8), tmp_path / "images/0.jpg")
+    data = open_data(tmp_path)
+    rule, found = preflight(data, 2)
+    why = f"labels are 0 and {most} alone; --ignore-index {most} leaves it out"
+    assert found == f"1 pairs checked, 2 classes seen, {most} is class 1 ({why})"
+    assert read_mask(tmp_path / "masks/0.png", rule).tolist() == [[0, 1], [1, 1]]
+    assert preflight(data, 2, ignore_index=most)[0] == LabelRule(ignore_index=most)
+    with pytest.raises(DataError, match=f"has label 1 where others have 0 and {most} alone; set --ignore-index {most}"):
+        read_mask(save(mask.clip(0, 1), tmp_path / "other.png"), rule)
+    assert preflight(data, 2, rule=rule)[0] is rule
+
+
+def test_preflight_of_0_and_255_alone_for_more_classes_says_that_255_is_ignored(tmp_path: Path) -> None:
+    found = preflight(open_data(plant_pairs(tmp_path, [[[0, 255]]])), 3)[1]
+    assert found.endswith("(labels are 0 to 0; 255 is ignored: if it is a class, the network has to have two)")
+    rule, found = preflight(open_data(plant_pairs(tmp_path, [[[0, 255, 1]]])), 2)
+    assert (rule, "255" in found) == (LabelRule(), False)
+
+
+def test_preflight_follows_the_checkpoint_and_says_what_contradicts(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path, [[[0, 1, 2, 3]]]))
+    rule, found = preflight(data, 3, reduced_before=True)
+    assert rule.reduce
+    assert found.endswith("(as the checkpoint's configuration has it; labels are 0 to 3)")
+    with pytest.raises(DataError, match=r"has labels 0 to 3, while the checkpoint .* as stored; set --reduce-labels"):
+        preflight(data, 3, reduced_before=False)
+    assert not preflight(data, 4, reduced_before=False)[0].reduce
+    assert not preflight(data, 4, reduced_before=True, reduce_labels="no")[0].reduce
+    rule, found = preflight(open_data(plant_pairs(tmp_path / "before", [[[0, 1, 255]]])), 3, reduced_before=True)
+    assert rule.reduce
+    assert "and 255, as if reduced before: then set --reduce-labels no" in found
+
+
+def test_preflight_says_that_an_ignored_class_is_left_out(tmp_path: Path) -> None:
+    rule, found = preflight(open_data(plant_pairs(tmp_path, [[[0, 1, 2]]])), 3, ignore_index=0)
+    assert rule == LabelRule(ignore_index=0)
+    assert found.endswith("; class 0 is ignored: neither scored nor part of the means")
+
+
 def test_preflight_knows_ade20k(tmp_path: Path) -> None:
     save(np.array([[0, 5]], np.uint8), tmp_path / "annotations/training/a.png")
     save(np.zeros((1, 2, 3), np.uint8), tmp_path / "images/training/a.jpg")
@@ -166,6 +315,49 @@ def test_preflight_refuses_bad_pairs(tmp_path: Path) -> None:
         preflight(open_data(tmp_path / "jpeg"), 2)
 
 
+def plant_turned(root: Path, orientation: int, *, size: tuple[int, int], drawn_on: str) -> np.ndarray:
+    """A picture that is stored turned, and its mask without a word about it; the mask as it is upright."""
+    upright = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size) % 7
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    backward = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's names of what undoes each
+    stored = Image.fromarray(upright).transpose(Image.Transpose(backward[orientation]))
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True, exist_ok=True)
+    stored.convert("RGB").save(root / "images/a.jpg", exif=exif)
+    (stored if drawn_on == "stored" else Image.fromarray(upright)).save(root / "masks/a.png")
+    return upright
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("drawn_on", ["upright", "stored"])
+def test_masks_are_turned_as_their_images(tmp_path: Path, orientation: int, drawn_on: str) -> None:
+    upright = plant_turned(tmp_path, orientation, size=(16, 24), drawn_on=drawn_on)
+    data = open_data(tmp_path, labels=True)
+    image, mask = data.with_masks()[0]
+    if orientation < 5:  # nothing tells
+        with pytest.raises(
+            DataError, match=rf"a\.png: has no EXIF .* a\.jpg has {orientation}: .*--masks-drawn-on upright"
+        ):
+            preflight(data, 7)
+    rule, found = preflight(data, 7, drawn_on="auto" if orientation > 4 else drawn_on)
+    assert rule.drawn_on == drawn_on
+    which = {"upright": "drawn on the upright image", "stored": "turned as their images are"}[drawn_on]
+    assert found.endswith(f"; 1 masks lack the EXIF orientation of their images and are taken as {which}")
+    assert read_mask(mask, rule, image).tolist() == upright.tolist()
+
+
+def test_the_orientation_of_a_mask_itself_is_applied(tmp_path: Path) -> None:
+    upright = plant_turned(tmp_path, 3, size=(16, 24), drawn_on="stored")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(tmp_path / "masks/a.png").save(tmp_path / "masks/a.png", exif=exif)
+    data = open_data(tmp_path, labels=True)
+    rule, found = preflight(data, 7)
+    assert "EXIF" not in found
+    assert read_mask(data.with_masks()[0][1], rule, data.with_masks()[0][0]).tolist() == upright.tolist()
+
+
 def test_class_names_from_files(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path, [[[0, 1]]]))
     assert class_names(data) is None
@@ -183,6 +375,8 @@ def test_class_names_from_files(tmp_path: Path) -> None:
         class_names(data)
     with pytest.raises(DataError, match=r"absent\.txt: cannot be read \(No such file or directory\)"):
         read_class_names(tmp_path / "absent.txt")
+    (tmp_path / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n")  # Roboflow's
+    assert read_class_names(tmp_path / "_classes.csv") == ("background", "cat")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(DataError, match=r"latin\.txt: is not UTF-8 text"):
         read_class_names(tmp_path / "latin.txt")

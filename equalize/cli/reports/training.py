@@ -21,6 +21,8 @@ def score_report(score: Score) -> Iterator[ConsoleRenderable]:
     for column in ("IoU %", "Acc %", "pixels"):
         table.add_column(column, justify="right")
     for row in score.classes:
+        if row.id == score.left_out:
+            continue
         table.add_row(str(row.id), row.name, _percent(row.IoU), _percent(row.Acc), str(row.pixels))
     means = f"mIoU {_percent(score.mIoU)}  mAcc {_percent(score.mAcc)}  aAcc {_percent(score.aAcc)}"
     images = "1 image" if score.images == 1 else f"{score.images} images"

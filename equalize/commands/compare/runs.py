@@ -179,7 +179,9 @@ def _score(task: Task, labeled: LabeledSplit | None, counts: Path) -> dict[str, 
         counts_NKK = torch.stack(list(found))
     intersection_NK = counts_NKK.diagonal(dim1=1, dim2=2)
     union_NK = counts_NKK.sum(dim=1) + counts_NKK.sum(dim=2) - intersection_NK
+    if labeled.left_out is not None:
+        union_NK[:, labeled.left_out] = 0
     np.savez_compressed(counts, intersection=intersection_NK.numpy(), union=union_NK.numpy())
-    score = score_of(counts_NKK.sum(dim=0), len(counts_NKK), labeled.names)
+    score = score_of(counts_NKK.sum(dim=0), len(counts_NKK), labeled.names, labeled.left_out)
     by_class = {row.name: row.IoU for row in score.classes}
     return {"mIoU": score.mIoU, "mAcc": score.mAcc, "aAcc": score.aAcc, "IoU": by_class}

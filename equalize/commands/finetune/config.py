@@ -85,8 +85,13 @@ class TrainConfig:
     """As many as the data set names, else as the checkpoint has, if None."""
     class_names: str | None = None
     """A file with names of the classes."""
-    ignore_index: int = 255
+    ignore_index: int | None = None
+    """255 if None, unless labels are 0 and 255 alone and the network has two classes."""
     reduce_labels: Literal["auto", "yes", "no"] = "auto"
+    colors: str | None = None
+    """A file with the colors of classes, or ``none``; one in the data if None."""
+    masks_drawn_on: Literal["auto", "upright", "stored"] = "auto"
+    """Which way up masks are whose images alone have an EXIF orientation."""
     train_split: str = "train"
     val_split: str = "val"
     """Scored during training where the data set has it."""
@@ -147,6 +152,11 @@ class TrainConfig:
         if self.random_resize not in (_RESIZE, (1.0, 1.0)):
             what = f"cannot stand with {flag}: one size is stored"
             raise InputError("--random-resize", what, remedy="leave it away")
+
+    @property
+    def ignored(self) -> int:
+        """The value of pixels without a class, once labels are classes."""
+        return 255 if self.ignore_index is None else self.ignore_index
 
     @property
     def peak_lr(self) -> float:

@@ -20,7 +20,7 @@ def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: Train
 
     Args:
         heads: logits (N, classes, h, w), the main head's first.
-        labels_NHW: classes or `config.ignore_index`; where every label is ignored the loss is 0.
+        labels_NHW: classes or `config.ignored`; where every label is ignored the loss is 0.
         config: class weights, weight of auxiliary heads, ignored label.
 
     Returns:
@@ -39,11 +39,11 @@ def _cross_entropy(logits_NChw: Tensor, labels_NHW: Tensor, config: TrainConfig)
         logits,
         labels_NHW,
         weight=weights_C,
-        ignore_index=config.ignore_index,
+        ignore_index=config.ignored,
         label_smoothing=config.label_smoothing,
         reduction="sum",
     )
-    counted = labels_NHW != config.ignore_index
+    counted = labels_NHW != config.ignored
     total = (counted * weights_C[labels_NHW.where(counted, 0)]).sum()
     return loss / total.clamp(min=torch.finfo(torch.float32).tiny)  # torch's own mean of no label is 0/0
 

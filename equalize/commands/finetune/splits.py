@@ -11,10 +11,18 @@ from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.trained_output import TrainedOutput, trained_output
 from equalize.commands.images import input_shape, spread_images, working_size
 from equalize.commands.input_check import check_input
-from equalize.commands.labels import LabeledSplit, check_split, count_classes, first_image, names_of, with_output
+from equalize.commands.labels import (
+    LabeledSplit,
+    check_split,
+    count_classes,
+    first_image,
+    names_of,
+    trained_on_reduced,
+    with_output,
+)
 from equalize.commands.network_input import fit_input
 from equalize.commands.scan import select_sites
-from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
+from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
@@ -80,23 +88,27 @@ def open_task(
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names)
 
-    def check(dataset: DataSet, what: str, reduce_labels: ReduceLabels) -> LabeledSplit:
+    def check(dataset: DataSet, what: str, rule: LabelRule | None = None) -> LabeledSplit:
         return check_split(
             dataset,
             classes,
             names,
             ignore_index=config.ignore_index,
-            reduce_labels=reduce_labels,
+            reduce_labels=config.reduce_labels,
+            reduced_before=trained_on_reduced(checkpoint),
+            colors=config.colors,
+            drawn_on=config.masks_drawn_on,
             channels=checkpoint.preprocess.bands,
+            rule=rule,
             notify=lambda line: notify(f"{what}: {line}"),
         )
 
-    labeled = check(train, "train", config.reduce_labels)
+    labeled = check(train, "train")
     return Task(
         name=replace(name, output=checkpoint.output),
         checkpoint=checkpoint.with_names(names) if names else checkpoint,
         train=labeled,
-        val=None if val is None else check(val, "val", "yes" if labeled.rule.reduce else "no"),
+        val=None if val is None else check(val, "val", labeled.rule),
         config=config,
         trained=trained,
         device=device,
@@ -155,7 +167,7 @@ def training_pairs(task: Task) -> TrainingPairs:
     augment = Augment(
         crop=config.crop or working_size(checkpoint, config.size),
         base=config.size or checkpoint.preprocess.size,
-        ignore_index=config.ignore_index,
+        ignore_index=config.ignored,
         scale=config.random_resize,
         cat_max_ratio=config.cat_max_ratio,
         flip=config.flip,

@@ -50,7 +50,7 @@ def test_a_directory_loads_as_from_pretrained_does(segformer_dir):
     assert checkpoint.newly_initialized == ()
     assert len(checkpoint.sha256) == 64
     assert checkpoint.preprocess.size == (48, 64)
-    assert checkpoint.preprocess.reduce_labels is True
+    assert checkpoint.preprocess.reduce_labels is False
     assert "preprocessor_config.json" in str(checkpoint.preprocess)
 
 

@@ -1,0 +1,101 @@
+"""Logits of images that are too large to be computed, or resized to their masks, at once."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from equalize.data import Item, Picture, picture_size
+from equalize.data.images import pixels_of
+from equalize.data.loader import Preprocessor
+
+_LARGE = 2**24  # pixels; a UPerNet of 150 classes keeps 10 GB of logits of as many
+_AT_ONCE = 2**27  # numbers: 0.5 GB of float32
+
+Strips = Iterator[tuple[int, Tensor]]
+"""Logits (K, h, W) of an image, each with its first row, from the top."""
+
+
+def is_large(image: Item) -> bool:
+    """Whether an image has more pixels than a network is given at once."""
+    return pixels_of(image) > _LARGE
+
+
+def upsampled(scores_Khw: Tensor, size: Sequence[int], at_once: int = _AT_ONCE) -> Strips:
+    """Logits brought to `size` (H, W) bilinearly, as `interpolate` does it with `align_corners=False`; in strips.
+
+    Rows are interpolated before columns, so that a strip needs no other one; one strip if that has `at_once` numbers.
+    """
+    height, width = size
+    rows = max(1, at_once // (scores_Khw.shape[0] * width))
+    if rows >= height:
+        yield 0, F.interpolate(scores_Khw[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+        return
+    known = scores_Khw.shape[1]
+    for top in range(0, height, rows):
+        place_h = (torch.arange(top, min(top + rows, height), device=scores_Khw.device) + 0.5) * known / height - 0.5
+        above_h = place_h.clamp(min=0).long()
+        share_h = (place_h.clamp(min=0) - above_h)[:, None]
+        strip = torch.lerp(scores_Khw[:, above_h], scores_Khw[:, (above_h + 1).clamp(max=known - 1)], share_h)
+        yield top, F.interpolate(strip[None], size=(len(place_h), width), mode="bilinear", align_corners=False)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """A window that slides over an image (mmsegmentation's `slide` mode); memory is that of one row of windows.
+
+    Attributes:
+        size: (H, W); an image's own side where that is smaller.
+        batch_size: windows a forward pass.
+        preprocess: without a size of its own.
+    """
+
+    size: tuple[int, int]
+    batch_size: int
+    preprocess: Preprocessor
+
+    def __call__(self, logits: Callable[[Tensor], Tensor], picture: Picture) -> Strips:
+        """Logits of windows that overlap by a third, averaged where they do.
+
+        Args:
+            logits: (N, C, h, w) -> (N, K, any size).
+            picture: of any size.
+        """
+        height, width = picture_size(picture)
+        rows, columns = min(self.size[0], height), min(self.size[1], width)
+        tops, starts = [*_starts(height, rows), height], _starts(width, columns)
+        kept: Tensor | None = None  # of rows that further windows will see: sums of logits, and how many they are
+        for top, below in pairwise(tops):
+            band: Tensor | None = None
+            for first in range(0, len(starts), self.batch_size):
+                lefts = starts[first : first + self.batch_size]
+                crops = [_cropped(picture, left, top, left + columns, top + rows) for left in lefts]
+                windows_NChw = torch.stack([self.preprocess(crop, None) for crop in crops])
+                scores = F.interpolate(logits(windows_NChw), size=(rows, columns), mode="bilinear", align_corners=False)
+                if band is None:
+                    band = scores.new_zeros(scores.shape[1] + 1, rows, width)
+                for left, scores_Khw in zip(lefts, scores, strict=True):
+                    band[:-1, :, left : left + columns] += scores_Khw
+                    band[-1, :, left : left + columns] += 1
+            assert band is not None
+            if kept is not None:
+                band[:, : kept.shape[1]] += kept
+            done = band[:, : below - top]
+            kept = band[:, below - top :]
+            yield top, done[:-1] / done[-1]
+
+
+def _cropped(picture: Picture, left: int, top: int, right: int, bottom: int) -> Picture:
+    if isinstance(picture, Tensor):
+        return picture[:, top:bottom, left:right]
+    return picture.crop((left, top, right, bottom))
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Where windows start: evenly, at most two thirds of a window apart, the last flush with the end."""
+    gaps = math.ceil((length - window) / (window * 2 / 3))
+    return [round(step * (length - window) / gaps) for step in range(gaps + 1)] if gaps else [0]

@@ -1,0 +1,151 @@
+"""Colors of classes, as data sets write them down: `labelmap.txt`, `class_dict.csv`, `label_colors.txt`, JSON."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equalize.data.folders import read_text
+from equalize.errors import DataError
+
+COLOR_FILES = (
+    *("labelmap.txt", "label_map.txt", "label_colors.txt", "class_dict.csv", "colors.txt", "colors.csv"),
+    *("colors.json", "color_map.json", "colormap.json", "palette.json"),
+)
+"""Names under which data sets keep them."""
+
+_RGB = re.compile(r"(?<!\d)(\d{1,3})\s*[,;\s]\s*(\d{1,3})\s*[,;\s]\s*(\d{1,3})(?!\d)")
+_HEX = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})\b")
+_INDEX = re.compile(r"(\d+)(?:[,:;\s]+|$)")
+_VOID = re.compile(r"_*(void|ignored?|unlabell?ed|unknown|undefined|outlier)_*", re.IGNORECASE)
+_EDGE_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColorMap:
+    """The color of each class.
+
+    Attributes:
+        origin: the file.
+        colors: (K,) 24 bits, red first.
+        classes: (K,) the class of each.
+        names: of the K colors, in their order; empty where a color has none.
+        void: the color that means no class.
+    """
+
+    origin: Path
+    colors: tuple[int, ...]
+    classes: tuple[int, ...]
+    names: tuple[str, ...] = field(compare=False)
+    void: int | None = None
+
+    @property
+    def by_class(self) -> tuple[str, ...]:
+        """The names of classes 0, 1, ...; empty where the classes leave one out or have no names."""
+        named = dict(zip(self.classes, self.names, strict=True))
+        return tuple(named[k] for k in range(len(named))) if all(named.get(k) for k in range(len(named))) else ()
+
+    @property
+    def is_gray(self) -> bool:
+        """Whether all colors are gray, so that masks of one channel may be meant."""
+        return all(color in (level * 0x010101 for level in range(256)) for color in self.colors)
+
+    def for_classes(self, num_classes: int) -> Self:
+        """The same for a network of so many classes: with one color more, the one called `void` or so is ignored."""
+        voids = [place for place, name in enumerate(self.names) if _VOID.fullmatch(name)]
+        if len(self.colors) != num_classes + 1 or len(voids) != 1:
+            return self
+        last = self.classes[voids[0]]
+        return replace(self, void=self.colors[voids[0]], classes=tuple(k - (k > last) for k in self.classes))
+
+    def __call__(self, rgb_HW3: NDArray[np.uint8], void: int, where: object) -> NDArray[np.int64]:
+        """Colors (H, W, 3) -> classes (H, W), and `void` for the color that means none.
+
+        Raises:
+            DataError: a color has no class.
+        """
+        packed_HW = rgb_HW3.astype(np.int64) @ np.array([0x10000, 0x100, 1])
+        table = dict(zip(self.colors, self.classes, strict=True)) | ({} if self.void is None else {self.void: void})
+        found, place_P, counts = np.unique(packed_HW, return_inverse=True, return_counts=True)
+        if unknown := [color for color in found.tolist() if color not in table]:
+            share = counts[np.isin(found, unknown)].sum() / packed_HW.size
+            what = f"has a color that {self.origin.name} does not name ({len(unknown)} such, {share:.2g} of the pixels)"
+            seems = len(unknown) > 2 and share < _EDGE_SHARE
+            hint = "it looks resized with interpolation: resize with nearest" if seems else "add it, or see --colors"
+            raise DataError(where, what, got=" ".join(map(str, unknown[0].to_bytes(3, "big"))), remedy=hint)
+        return np.array([table[color] for color in found.tolist()])[place_P].reshape(packed_HW.shape)
+
+
+def read_colors(path: str | Path) -> ColorMap:
+    """Read colors: lines with red, green and blue (or #rrggbb), a name and maybe an index; or JSON.
+
+    JSON may be {name: color}, {index: color}, {color: name or index}, or a list of colors or of {"name", "color"}.
+    Without an index the order counts.
+
+    Raises:
+        DataError: the file cannot be read so, or has a color or a class twice.
+    """
+    path = Path(path)
+    text = read_text(path)
+    rows = list(_json_rows(path, text) if path.suffix.lower() == ".json" else map(_line, text.splitlines()))
+    found = [(color, index, name) for color, index, name in rows if color is not None]
+    classes = [index for _, index, _ in found]
+    order = [*range(len(found))] if None in classes else [index for index in classes if index is not None]
+    colors = [color for color, _, _ in found]
+    if not found or len({*colors}) < len(colors) or len({*order}) < len(order):
+        what = "names a color or a class twice" if found else "names no colors"
+        raise DataError(path, what, expected="a line for each class: its name and red, green and blue, or JSON")
+    return ColorMap(origin=path, colors=tuple(colors), classes=tuple(order), names=tuple(name for _, _, name in found))
+
+
+def first_color_file(folders: Sequence[Path]) -> Path | None:
+    """The first of the usual files in these folders that names colors."""
+    paths = (folder / name for folder in folders for name in COLOR_FILES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+_Row = tuple[int | None, int | None, str]
+"""Color, index and name."""
+
+
+def _line(line: str) -> _Row:
+    found = None if line.lstrip().startswith("# ") else _HEX.search(line) or _RGB.search(line)
+    if found is None:
+        return None, None, ""
+    name = f"{line[: found.start()]} {line[found.end() :]}".strip(" \t\"',:;")
+    index = _INDEX.match(name)
+    return _packed(found), index and int(index[1]), (name[index.end() :] if index else name).strip(" \t\"',:;")
+
+
+def _json_rows(path: Path, text: str) -> Iterator[_Row]:
+    try:
+        content: Any = json.loads(text)
+    except ValueError as error:
+        raise DataError(path, f"is no JSON ({error})") from error
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        parts = {**value} if isinstance(value, dict) else {"": value}
+        if isinstance(content, dict):
+            parts["key"] = key
+        color: int | None = None
+        index: int | None = None
+        name = ""
+        for part in parts.values():
+            line = " ".join(map(str, part)) if isinstance(part, list) else str(part)
+            if found := _HEX.fullmatch(line) or _RGB.fullmatch(line.strip("()[] ")):
+                color = _packed(found)
+            elif line.isdigit():
+                index = int(line)
+            else:
+                name = line
+        yield color, index, name
+
+
+def _packed(found: re.Match[str]) -> int:
+    base = 16 if found[0].startswith("#") else 10
+    levels = [min(int(level, base), 255) for level in found.groups()]
+    return levels[0] << 16 | levels[1] << 8 | levels[2]
