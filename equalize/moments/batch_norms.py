@@ -87,7 +87,7 @@ def _under_one_name(
 
 
 class _Seen(NamedTuple):
-    """What the BatchNorm of a `running_mean` saw in a call: numbers a channel, their mean and M2 (2, C) in float64."""
+    """What the BatchNorm of a `running_mean` saw in a call: numbers a channel, their mean and variance (2, C)."""
 
     key: str
     number: int
@@ -124,13 +124,14 @@ def _see(key: str, running: Sequence[Tensor], call: Call) -> _Seen:
     variance_C, mean_C = torch.var_mean(x_CL, dim=1, correction=0)
     for buffer, value_C in zip(running, (mean_C, variance_C), strict=False):
         buffer.copy_(value_C)
-    return _Seen(key, x_CL.shape[1], torch.stack([mean_C.double(), variance_C.double() * x_CL.shape[1]]))
+    return _Seen(key, x_CL.shape[1], torch.stack([mean_C, variance_C]))
 
 
 def _estimated(buffers: Mapping[str, Tensor], key: str, seen: Sequence[_Seen]) -> dict[str, Tensor]:
     """The statistics of one BatchNorm, by key, in the types and on the device of its own."""
     counts_P = torch.tensor([each.number for each in seen], dtype=torch.float64)
-    mean_C, q_CP = merge(counts_P, *torch.stack([each.moments_2C for each in seen], dim=-1))
+    mean_CP, variance_CP = torch.stack([each.moments_2C.double() for each in seen], dim=-1)  # on the CPU
+    mean_C, q_CP = merge(counts_P, mean_CP, variance_CP * counts_P)
     prefix = key.removesuffix("running_mean")
     estimated = {"running_mean": mean_C, "running_var": q_CP.sum(-1) / counts_P.sum()}
     named = {prefix + name: value.to(buffers[prefix + name]) for name, value in estimated.items()}

@@ -118,7 +118,7 @@ def promote(x: Tensor) -> Tensor:
 def corrected(count: int, m_N: Tensor, r_N: Tensor, q_N: Tensor) -> ImageMoments:
     """Moments (N,) from sums over each row about an approximate mean m: r = sum(x - m), q = sum((x - m)^2), (N,)."""
     sums_3N = torch.stack([m_N, r_N, q_N])
-    m_N, r_N, q_N = (sums_3N.cpu() if sums_3N.device.type == "mps" else sums_3N).double()  # no float64 on Metal
+    m_N, r_N, q_N = (sums_3N if sums_3N.is_cuda else sums_3N.cpu()).double()  # Metal has no float64
     return ImageMoments(count=count, mean_N=m_N + r_N / count, m2_N=(q_N - r_N.square() / count).clamp_min_(0))
 
 

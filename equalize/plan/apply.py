@@ -37,7 +37,7 @@ def demand_fit(plan: Plan, model: nn.Module) -> None:
 
 
 def apply_edits(edits: Sequence[Edit], model: nn.Module) -> None:
-    """Carries out edits in order, each computed in float64 and cast back once."""
+    """Carries out edits in order, each computed in float64 on the CPU (Metal has none) and cast back once."""
     tensors = named_tensors(model)
     layers: dict[tuple[str, int], nn.Module] = {}
     with torch.no_grad():
@@ -74,18 +74,20 @@ def _independent(edit: Edit, tensor: Tensor) -> Sequence[Tensor]:
 
 
 def _edited(edit: Edit, tensor: Tensor) -> Tensor:
+    """The tensor after an edit, float64 on the CPU."""
+    value = tensor.cpu().double()
     match edit:
         case Set():
             return torch.tensor(edit.values, dtype=torch.float64).view(tensor.shape)
         case Add():
-            return tensor.double() + torch.tensor(edit.values, dtype=torch.float64, device=tensor.device)
+            return value + torch.tensor(edit.values, dtype=torch.float64)
         case Scale():
-            return tensor.double() * edit.factor
+            return value * edit.factor
         case ScaleInputs():
             rest = _inputs(edit, tensor)
             ranges = [(0, edit.start, 1.0), (edit.start, edit.stop, edit.factor), (edit.stop, rest, 1.0)]
             geometry = Geometry(axis=edit.axis, groups=edit.groups, transposed=False)
-            return scale_inputs(tensor.double(), per_channel(ranges), geometry)
+            return scale_inputs(value, per_channel(ranges), geometry)
     raise AssertionError(edit)
 
 

@@ -127,7 +127,7 @@ def re_estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch]
     """Re-estimates BatchNorms, by `running_mean` key, each on what it will see, and writes that into the model."""
     values = estimate_norms(model, norms, batches, found.norms)
     edits: list[Edit] = [
-        Set(tensor=key, values=tuple(value.double().flatten().tolist())) for key, value in values.items()
+        Set(tensor=key, values=tuple(value.cpu().double().flatten().tolist())) for key, value in values.items()
     ]
     apply_edits(edits, model)
     return edits

@@ -10,8 +10,10 @@ from torch import nn
 
 from equalize.errors import NumericsError, SiteError
 from equalize.plan.apply import apply
+from equalize.plan.attach import attach, fold
 from equalize.plan.calibrate import calibrate
 from equalize.sites.scan import scan
+from tests.support.metal import MetalTensor, on_metal
 from tests.support.networks import batch_norm
 
 
@@ -312,3 +314,19 @@ def test_networks_without_sites_get_an_empty_plan():
     plan = calibrate(model, [torch.randn(2, 3, 4, 4)], "rescale")
     assert (plan.sites, plan.edits) == ((), ())
     assert [refusal.reason for refusal in plan.refusals] == ["has no concat of features"]
+
+
+@pytest.mark.parametrize("strategy", ["rescale", "migrate", "preserve"])
+def test_a_device_without_float64(strategy):
+    plain, metal = network(), on_metal(network())
+    found = scan(plain, batches()[0])
+    with pytest.raises(TypeError, match="float64"):
+        metal.classifier.weight.double()
+    expected = calibrate(plain, batches(), strategy, found=found)
+    plan = calibrate(metal, [x.as_subclass(MetalTensor) for x in batches()], strategy, found=found)
+    assert plan.edits == expected.edits  # the same kernels on the same shapes
+    for key, tensor in plain.state_dict().items():
+        assert torch.equal(metal.state_dict()[key].cpu(), tensor)
+    attach(plan, metal)
+    fold(metal)
+    assert torch.equal(metal.last[0].weight.cpu(), plain.last[0].weight)
