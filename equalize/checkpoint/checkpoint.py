@@ -14,7 +14,7 @@ from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
-from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.outputs import logits_of_padded, main_output
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 
@@ -53,6 +53,8 @@ class Checkpoint:
     arch_args: Mapping[str, object] | None = None
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
+    multiple: int = 1
+    """Images are padded to sides that are multiples of it, where that is all that the network takes."""
 
     @property
     def family(self) -> str:
@@ -80,12 +82,16 @@ class Checkpoint:
         return replace(self, classes=names, save_spec=save)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The main output, (N, classes, h, w), of ``inputs``, (N, 3, H, W), whatever the network wraps it in.
+        """The main output, (N, classes, h, w), of ``inputs``, (N, C, H, W), whatever the network wraps it in.
+
+        Images of sizes that it does not take are padded to ``multiple``; see `logits_of_padded`.
 
         Raises:
             SiteError: the output is none that a segmentation network gives.
         """
-        return main_output(self.model(inputs), self.architecture)
+        return logits_of_padded(
+            lambda padded: main_output(self.model(padded), self.architecture), inputs, self.multiple
+        )
 
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""

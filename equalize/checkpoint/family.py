@@ -21,7 +21,7 @@ from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
 from equalize.checkpoint.keys import Match
 from equalize.checkpoint.limits import limit_construction
 from equalize.checkpoint.outputs import main_output
-from equalize.checkpoint.preprocess import Preprocess
+from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place, fetch_weights, weights_at
 
@@ -188,6 +188,10 @@ class Family(ABC, Generic[S]):
         """The spec with class names; by default in ``class_names.json``, for formats without a field for them."""
         text = json.dumps({str(number): name for number, name in enumerate(names)}, indent=2, ensure_ascii=False)
         return replace(save, texts={**save.texts, CLASS_NAMES_FILE: f"{text}\n"})
+
+    def with_preprocess(self, save: SaveSpec, preprocess: Preprocess) -> SaveSpec:
+        """The spec with a preprocessing that the user gave; in ``preprocess.json``, which `load` reads."""
+        return replace(save, texts={**save.texts, PREPROCESS_FILE: Override.of(preprocess).to_text()})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
         """Load what was written, strictly, by the library's own loader, to verify it.

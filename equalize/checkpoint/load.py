@@ -10,7 +10,8 @@ from torch import nn
 from equalize.checkpoint.checkpoint import Checkpoint, read_class_names, read_plan
 from equalize.checkpoint.families import FAMILIES, family_of_arch
 from equalize.checkpoint.family import Family
-from equalize.checkpoint.files.weights import Weights
+from equalize.checkpoint.files.weights import Weights, read_json
+from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
 from equalize.errors import CheckpointError
@@ -80,12 +81,15 @@ class ModelName(Request):
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
+        preprocess = self.preprocess.over(_as_kept(place, spec.preprocess))
+        if save_spec is not None and self.preprocess.given():
+            save_spec = family.with_preprocess(save_spec, preprocess)
         checkpoint = Checkpoint(
             source=request.source,
             adapter=family,
             architecture=spec.architecture,
             model=model,
-            preprocess=spec.preprocess,
+            preprocess=preprocess,
             classes=spec.classes,
             revision=place.revision,
             notes=notes,
@@ -163,6 +167,14 @@ def _as_recorded(place: Place, request: Request) -> Request:
         remedy = f"name that code again: --arch {named}"
         raise CheckpointError(place.path, "was built by code outside it", remedy=remedy)
     return replace(request, arch=arch, arch_args=arguments)
+
+
+def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:
+    """The preprocessing that `Checkpoint.save` wrote beside the weights, else `preprocess`."""
+    path = place.path / PREPROCESS_FILE
+    if not path.is_file():
+        return preprocess
+    return Override.read(read_json(path), path).over(preprocess, f"from {PREPROCESS_FILE}")
 
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:

@@ -1,20 +1,30 @@
-"""`Preprocess`: how a checkpoint's images are resized and normalized; callable on a PIL image."""
+"""`Preprocess`: how a checkpoint's images are resized and normalized; callable on a PIL image.
 
+`Override` is what the user says of it, and what equalize keeps beside weights whose format has no place for it.
+"""
+
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess"]
+from equalize.errors import InputError
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PREPROCESS_FILE", "Override", "Preprocess"]
+
+PREPROCESS_FILE = "preprocess.json"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST_SIDE = 4096  # pixels; the limit for a size in a file, not for --size
+_FLAGS = "--mean, --std, --rescale, --channel-order"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,39 +35,73 @@ class Preprocess:
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Per channel, in the units of the rescaled pixel."""
+    """Per channel, or one for all, in the units of the rescaled pixel."""
     std: tuple[float, ...] = IMAGENET_STD
     rescale: float = 1 / 255
     size: tuple[int, int] | None = None
     """(height, width) to resize to; None leaves images as they are."""
     channels: Literal["RGB", "BGR"] = "RGB"
+    bands: int = 3
+    """How many channels the network takes; their order matters where they are three."""
+    given: tuple[str, ...] = ()
+    """The fields that the user set; the values of images may have any range if ``rescale`` is one of them."""
     reduce_labels: bool | None = None
     """Whether label 0 is background to be ignored, as ADE20K models have it; None if unknown."""
     origin: str = "ImageNet defaults"
     """Where the numbers come from."""
+    assumed: bool = False
+    """Whether they are a guess: nothing that belongs to the weights says so."""
 
-    def __call__(self, image: Image.Image, size: tuple[int, int] | None = None) -> Tensor:
-        """Turn an RGB image into the (3, H, W) float32 input of the model.
+    def __call__(self, image: Image.Image | Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Turn a picture into the (C, H, W) float32 input of the model.
 
         Args:
-            image: the picture; any mode but RGB is converted.
+            image: of any mode, converted to RGB, or to gray where the network takes one channel; or bands (C, H, W).
             size: (height, width) instead of the checkpoint's own; the resize is bilinear with antialiasing.
+
+        Raises:
+            InputError: bands of more than 8 bits, of a range that nobody named.
         """
         height_width = size or self.size
-        picture = image if image.mode == "RGB" else image.convert("RGB")
-        if height_width is not None and picture.size != (height_width[1], height_width[0]):
-            picture = picture.resize((height_width[1], height_width[0]), Image.Resampling.BILINEAR)
-        x_HWC = torch.from_numpy(np.array(picture)).to(torch.float32)
-        if self.channels == "BGR":
+        x_HWC = self._bands(image, height_width) if isinstance(image, Tensor) else self._pixels(image, height_width)
+        if self.channels == "BGR" and self.bands == 3:
             x_HWC = x_HWC.flip(-1)
         x_HWC = (x_HWC * self.rescale - torch.tensor(self.mean)) / torch.tensor(self.std)
         return x_HWC.permute(2, 0, 1).contiguous()
 
-    def __str__(self) -> str:
+    def _pixels(self, image: Image.Image, size: tuple[int, int] | None) -> Tensor:
+        """A picture as (H, W, C), 0 to 255."""
+        mode = "L" if self.bands == 1 else "RGB"
+        picture = image if image.mode == mode else image.convert(mode)
+        if size is not None and picture.size != (size[1], size[0]):
+            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        x = torch.from_numpy(np.array(picture)).to(torch.float32)
+        return x if x.ndim == 3 else x.unsqueeze(-1)
+
+    def _bands(self, image_CHW: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """Bands as (H, W, C), as they are stored."""
+        if image_CHW.dtype != torch.uint8 and "rescale" not in self.given:
+            what, remedy = "is needed for images of more than 8 bits, whose range is not known", "such as 1 or 1/65535"
+            raise InputError("--rescale", what, expected="what values are multiplied by", remedy=remedy)
+        x_CHW = image_CHW.to(torch.float32)
+        if size is not None and x_CHW.shape[1:] != size:
+            resized = F.interpolate(x_CHW[None], size=size, mode="bilinear", antialias=True, align_corners=False)
+            x_CHW = resized[0]
+        return x_CHW.permute(1, 2, 0)
+
+    @property
+    def numbers(self) -> str:
+        """What is done, and where it stands, in one line."""
         size = f"resize to {self.size[0]}x{self.size[1]}" if self.size else "no resize"
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         scale = "" if abs(self.rescale * 255 - 1) < 1e-6 else f", pixels times {self.rescale:.4g}"
-        return f"{self.channels}, {size}{scale}, mean {mean}, std {std} ({self.origin})"
+        order = self.channels if self.bands == 3 else "1 channel" if self.bands == 1 else f"{self.bands} channels"
+        return f"{order}, {size}{scale}, mean {mean}, std {std} ({self.origin})"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.numbers}; assumed: if it was trained otherwise, say so, {_FLAGS}" if self.assumed else self.numbers
+        )
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, object], origin: str) -> "Preprocess":
@@ -79,6 +123,77 @@ class Preprocess:
             reduce_labels=None if reduce is None else bool(reduce),
             origin=origin,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """Preprocessing as the user says it; None where the checkpoint's own holds."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    rescale: float | None = None
+    channels: Literal["RGB", "BGR"] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def over(self, found: Preprocess, origin: str = "") -> Preprocess:
+        """`found` with the fields that are set.
+
+        Args:
+            found: of the checkpoint.
+            origin: of these fields; the flags if empty.
+
+        Raises:
+            InputError: the mean is given in other units than the pixels are rescaled to.
+        """
+        given = self.given()
+        if not given:
+            return found
+        scaled = replace(found, **given, given=tuple(given))
+        largest = 255 * scaled.rescale
+        mean = max(map(abs, self.mean or (0.0,)))
+        if self.rescale is None and mean and not largest / 255 < mean <= largest:
+            what = f"is not in the units of the pixels, which reach {largest:.4g}"
+            remedy = f"say what pixels are multiplied by: --rescale {'1' if mean > largest else '1/255'}"
+            raise InputError("--mean", what, got=f"{mean:.4g}", remedy=remedy)
+        names = " ".join("--channel-order" if name == "channels" else f"--{name}" for name in given)
+        whole = len(given) == len(fields(self))
+        where = origin or (names if whole else f"{names}; else {found.origin}")
+        return replace(scaled, origin=where, assumed=found.assumed and not {"mean", "std", "rescale"} <= given.keys())
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], where: object) -> Self:
+        """The fields of a JSON object.
+
+        Raises:
+            InputError: it holds something else, or numbers that are not usable.
+        """
+        try:
+            read: dict[str, Any] = {
+                name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in content.items()
+            }
+            override = cls(**read)
+            factor = 1.0 if override.rescale is None else float(override.rescale)
+            numbers = [*(override.mean or ()), *(override.std or ()), factor]
+            if not all(map(math.isfinite, numbers)) or 0 in (override.std or ()):
+                raise ValueError("numbers that are not usable")
+            if override.channels not in (None, "RGB", "BGR"):
+                raise ValueError(f"channels {override.channels!r}")
+        except (TypeError, ValueError) as error:
+            expected = '{"mean": [...], "std": [...], "rescale": ..., "channels": "RGB"}'
+            raise InputError(where, f"is no record of a preprocessing ({error})", expected=expected) from error
+        return override
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> Self:
+        """All fields of a preprocessing."""
+        return cls(**{each.name: getattr(preprocess, each.name) for each in fields(cls)})
+
+    def to_text(self) -> str:
+        """The content of ``preprocess.json``."""
+        return json.dumps(self.given(), indent=2) + "\n"
 
 
 def _floats(values: object) -> tuple[float, ...]:

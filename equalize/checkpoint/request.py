@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from equalize.checkpoint.preprocess import Override
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -16,6 +18,8 @@ class Request:
     init_missing: bool = False
     num_classes: int | None = None
     seed: int = 0
+    preprocess: Override = field(default_factory=Override)
+    """What the user says of the preprocessing."""
 
     @property
     def scheme(self) -> str | None:

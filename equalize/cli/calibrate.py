@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ImageFlags, ModelFlags
+from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 
 __all__ = ["calibrate"]
 
@@ -32,6 +32,10 @@ def calibrate(
         str | None, typer.Option("--sites", metavar="GLOB", help="Fusion layers to equalize, by module path.")
     ] = None,
     images: ImageFlags,
+    preprocess: PreprocessFlags,
+    force_preprocessing: Annotated[
+        bool, typer.Option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
+    ] = False,
     model_flags: ModelFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report; write nothing.")] = False,
     overwrite: o.Overwrite = False,
@@ -50,12 +54,13 @@ def calibrate(
 
         with terminal.progress("measuring") as progress:
             plan = calibrate_checkpoint(
-                model_flags.name(model),
+                model_flags.name(model, preprocess=preprocess.override()),
                 data,
                 out,
                 strategy=strategy,
                 keep_norm=keep_norm,
                 pattern=sites,
+                force_preprocessing=force_preprocessing,
                 config=images.config(model_flags.seed),
                 dry_run=dry_run,
                 overwrite=overwrite,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.training_options import CommonTrainingFlags
 from equalize.errors import InputError
 
@@ -42,6 +42,7 @@ def compare(
     evaluations: Annotated[int, typer.Option(metavar="N", help="Of each run; one after a tenth is added.")] = 10,
     training: CommonTrainingFlags,
     init_missing: o.InitMissing = False,
+    preprocess: PreprocessFlags,
     arch: ArchFlags,
     json: o.Json = False,
 ) -> None:
@@ -64,7 +65,7 @@ def compare(
         from equalize.commands.finetune.config import TrainConfig
 
         setup = Setup.make(
-            arch.name(model, init_missing=init_missing),
+            arch.name(model, init_missing=init_missing, preprocess=preprocess.override()),
             data,
             TrainConfig.make(training.settings(), training.config),
             arms=read_arms(arms.split(",")),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from typer import Context, Option
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 
 __all__ = ["evaluate"]
 
@@ -38,6 +38,7 @@ def evaluate(
     data: o.Data,
     *,
     flags: ScoreFlags,
+    preprocess: PreprocessFlags,
     arch: ArchFlags,
     num_classes: o.NumClasses = None,
     json: o.Json = False,
@@ -54,8 +55,9 @@ def evaluate(
         from equalize.commands import evaluate as command
         from equalize.distributed import leave
 
-        name, config = arch.name(model, num_classes=num_classes), command.EvalConfig(**asdict(flags))
+        name = arch.name(model, num_classes=num_classes, preprocess=preprocess.override())
+        config = command.EvalConfig(**asdict(flags))
         with terminal.progress("scoring") as progress:
-            found = command.evaluate(name, data, config, progress=progress, notify=terminal.note)
+            found = command.evaluate(name, data, config, progress=progress, notify=terminal.note, warn=terminal.warn)
         terminal.result(found.to_json(), score_report(found))
         leave()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.training_options import TrainingFlags
 
 __all__ = ["finetune"]
@@ -23,6 +23,7 @@ def finetune(
     ] = False,
     strategy: Annotated[o.StrategyName | None, typer.Option(help="Of --calibrate.")] = None,
     init_missing: o.InitMissing = False,
+    preprocess: PreprocessFlags,
     arch: ArchFlags,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
     overwrite: o.Overwrite = False,
@@ -45,7 +46,7 @@ def finetune(
         from equalize.distributed import leave
 
         config = TrainConfig.make(given, training.config)
-        name = arch.name(model, init_missing=init_missing, seed=config.seed)
+        name = arch.name(model, init_missing=init_missing, seed=config.seed, preprocess=preprocess.override())
         with terminal.progress("training") as progress:
             done = train(
                 *(name, data, out, config),

@@ -4,15 +4,15 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from equalize.cli import options as o
 
 if TYPE_CHECKING:
-    from equalize.checkpoint import ModelName
+    from equalize.checkpoint import ModelName, Override
     from equalize.commands.images import CalibrationConfig
 
-__all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "grouped"]
+__all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "PreprocessFlags", "grouped"]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,6 +70,23 @@ class ModelFlags(ArchFlags):
     init_missing: o.InitMissing = False
     num_classes: o.NumClasses = None
     seed: o.Seed = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessFlags:
+    """Flags that say how images become the network's input."""
+
+    mean: o.Mean = None
+    std: o.Std = None
+    rescale: o.Rescale = None
+    channel_order: o.ChannelOrder = None
+
+    def override(self) -> "Override":
+        """The flags as an `Override` of the checkpoint's preprocessing."""
+        from equalize.checkpoint import Override
+
+        orders: dict[str | None, Literal["RGB", "BGR"]] = {"rgb": "RGB", "bgr": "BGR"}
+        return Override(mean=self.mean, std=self.std, rescale=self.rescale, channels=orders.get(self.channel_order))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

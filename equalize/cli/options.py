@@ -4,6 +4,7 @@ Flags with a `parser` are annotated as `Any`: in a tuple Typer would see several
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -67,6 +68,34 @@ def read_numbers(text: str) -> tuple[float, ...]:
         raise BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
 
 
+def read_means(text: str) -> tuple[float, ...]:
+    """`none`, one number for all channels, or one for each."""
+    return (0.0,) if text.lower() == "none" else _finite(read_numbers(text))
+
+
+def read_stds(text: str) -> tuple[float, ...]:
+    """`none`, one number for all channels, or one for each; not 0."""
+    numbers = (1.0,) if text.lower() == "none" else _finite(read_numbers(text))
+    if 0 in numbers:
+        raise BadParameter(f"pixels would be divided by 0, got {text!r}")
+    return numbers
+
+
+def read_factor(text: str) -> float:
+    """`0.5`, `1/255`, or `none`."""
+    over, _, under = ("1" if text.lower() == "none" else text).partition("/")
+    (numerator,), (denominator,) = _finite(read_numbers(over)), _finite(read_numbers(under or "1"))
+    if not numerator or not denominator:
+        raise BadParameter(f"is no factor, got {text!r}, expected such as 1, 1/255 or 0.0039")
+    return numerator / denominator
+
+
+def _finite(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(map(math.isfinite, numbers)):
+        raise BadParameter(f"is not finite, got {numbers}")
+    return numbers
+
+
 def demand_data(context: Context, *flags: str) -> None:
     """Refuses flags about images without --data."""
     for name in flags:
@@ -113,6 +142,20 @@ InitMissing = Annotated[
     bool, Option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
 ]
 NumClasses = Annotated[int | None, Option(min=1, metavar="N", help="Classes of a head that is drawn.")]
+Mean = Annotated[
+    Any,
+    Option(
+        metavar="M,M,M",
+        parser=read_means,
+        help="Taken from rescaled pixels: one a channel in the network's order, one for all, or none. Like the other "
+        "three, it counts for more than the checkpoint's, and is kept in OUT.",
+    ),
+]
+Std = Annotated[Any, Option(metavar="S,S,S", parser=read_stds, help="Pixels are divided by it after the mean.")]
+Rescale = Annotated[
+    Any, Option(metavar="F", parser=read_factor, help="Pixels 0..255 are multiplied by it before the mean: 1/255 or 1.")
+]
+ChannelOrder = Annotated[Literal["rgb", "bgr"] | None, Option(help="In which the network takes the colors.")]
 _DATA_HELP = (
     "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub. Where a table leaves a "
     "choice: DATA:image=COLUMN,label=COLUMN,config=NAME."

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ImageFlags, ModelFlags
+from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 
 __all__ = ["scan"]
 
@@ -26,6 +26,7 @@ def scan(
     every: Annotated[bool, typer.Option("--all", help="List those without a resampled branch too.")] = False,
     data: o.MaybeData = None,
     images: ImageFlags,
+    preprocess: PreprocessFlags,
     model_flags: ModelFlags,
     json: o.Json = False,
 ) -> None:
@@ -38,7 +39,7 @@ def scan(
         flag = "--size" if images.size else "--data"
         raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
     if data is None:
-        o.demand_data(context, "samples", "split", "tolerance")
+        o.demand_data(context, "samples", "split", "tolerance", "mean", "std", "rescale", "channel_order")
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
@@ -47,7 +48,7 @@ def scan(
 
         with terminal.progress("measuring") as progress:
             found = scan_checkpoint(
-                model_flags.name(model),
+                model_flags.name(model, preprocess=preprocess.override()),
                 shape=input_shape,
                 plain=every,
                 data=data,

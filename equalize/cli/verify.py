@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 
 __all__ = ["verify"]
 
@@ -20,6 +20,7 @@ def verify(
     data: o.MaybeData = None,
     size: o.Size = None,
     split: o.Split = None,
+    preprocess: PreprocessFlags,
     arch: ArchFlags,
     json: o.Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def verify(
     inputs, does what the plan says.
     """
     if data is None:
-        o.demand_data(context, "size", "split")
+        o.demand_data(context, "size", "split", "mean", "std", "rescale", "channel_order")
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
@@ -38,7 +39,9 @@ def verify(
         from equalize.commands.verify import verify_checkpoint
 
         config = CalibrationConfig(samples=2, size=size, split=split, batch_size=2)
-        plan, check = verify_checkpoint(out, arch.name(against), data, config)
+        plan, check = verify_checkpoint(
+            out, arch.name(against, preprocess=preprocess.override()), data, config, notify=terminal.note
+        )
         compared_on = f"images of {data}" if data else "random inputs"
         report = verification_report(out, against, plan, check, compared_on)
         terminal.result(verification_json(out, against, plan, check), report)

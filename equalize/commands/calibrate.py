@@ -11,7 +11,8 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.commands.images import CalibrationConfig, Images
+from equalize.commands.images import CalibrationConfig, Images, open_images
+from equalize.commands.input_check import check_input
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
@@ -34,6 +35,7 @@ def calibrate_checkpoint(
     strategy: Strategy = "auto",
     keep_norm: bool = False,
     pattern: str | None = None,
+    force_preprocessing: bool = False,
     config: CalibrationConfig | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -48,6 +50,7 @@ def calibrate_checkpoint(
         out: the directory to write; whole or absent afterwards, and absent if there is no site.
         strategy, keep_norm: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
+        force_preprocessing: go on though the BatchNorms say that the input is not the one of the training.
         overwrite: whether `out` may exist.
 
     Returns:
@@ -57,13 +60,16 @@ def calibrate_checkpoint(
     device = own_device(device_of(config.device))
     if not dry_run and is_main():
         check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
-    checkpoint = _load_original(name, notify)
-    images = Images(data, checkpoint, config, progress)
-    notify(f"data: {images.dataset.describe()}")
+    checkpoint, images = open_images(data, _load_original(name, notify), config, progress, notify)
     found = select_sites(checkpoint.model, images.shape, pattern)
+    checkpoint.model.to(device)
     with precision_of(config.precision, device):
+        checked = check_input(checkpoint, images.spread())
+        if not force_preprocessing:
+            checked.demand_right()
+        checked.report(notify, warn)
         plan = calibrate(
-            *(checkpoint.model.to(device), images, strategy, name.seed),
+            *(checkpoint.model, images, strategy, name.seed),
             keep_norm=keep_norm,
             newly_initialized=checkpoint.newly_initialized,
             found=found,
@@ -72,7 +78,8 @@ def calibrate_checkpoint(
     checkpoint.model.cpu()
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
-    plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data)), checkpoint)
+    facts = {**_facts(plan, name, checkpoint, found, images, data), "input_check": checked.to_json()}
+    plan = as_stored(replace(plan, facts=facts), checkpoint)
     if dry_run or not plan.sites or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
@@ -86,7 +93,6 @@ def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
         raise InputError(name.source, f"is already equalized (strategy {earlier})", remedy="calibrate the original")
     for note in checkpoint.notes:
         notify(note)
-    notify(f"preprocessing: {checkpoint.preprocess}")
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {len(drawn)} tensors ({first_of(drawn)})")
     return checkpoint

@@ -1,5 +1,6 @@
 """Scores a segmentation network: counts pixels by label and prediction, at the masks' resolution."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,19 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.images import working_size
+from equalize.commands.images import spread_images, working_size
+from equalize.commands.input_check import check_input
 from equalize.commands.labels import LabeledSplit, as_classes, check_split, count_classes, names_of
+from equalize.commands.network_input import fit_input
 from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, read_mask
 from equalize.data.loader import Batch
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
-from equalize.errors import InputError, NumericsError
+from equalize.errors import EqualizeError, InputError, NumericsError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import Score, count_pixels, score_of
 
 Logits = Callable[[Tensor], Tensor]
-"""(N, 3, H, W) -> (N, classes, h, w)."""
+"""(N, C, H, W) -> (N, classes, h, w)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ def evaluate(
     *,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
+    warn: Notify = ignore,
 ) -> Score:
     """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same.
 
@@ -62,17 +66,23 @@ def evaluate(
     """
     config = config or EvalConfig()
     device = join(device_of(config.device))
-    notify = notify if is_main() else ignore
+    notify, warn = (notify, warn) if is_main() else (ignore, ignore)
     precision_of(config.precision, device)
     dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
     checkpoint.model.to(device)
-    notify(f"preprocessing: {checkpoint.preprocess}")
     size = working_size(checkpoint, config.size) if config.sliding_window else config.size
+    checkpoint = fit_input(checkpoint, dataset.images, size, notify)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    check_input(checkpoint, spread_images(dataset.images, checkpoint, size)).report(notify, warn)
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names)
     labeled = check_split(
-        dataset, classes, names, ignore_index=config.ignore_index, reduce_labels=config.reduce_labels, notify=notify
+        *(dataset, classes, names),
+        ignore_index=config.ignore_index,
+        reduce_labels=config.reduce_labels,
+        channels=checkpoint.preprocess.bands,
+        notify=notify,
     )
     with eval_mode(checkpoint.model):
         return score_split(checkpoint, labeled, config, device, progress=progress)
@@ -109,7 +119,7 @@ def count_images(
     Args:
         checkpoint: whose model the caller has put into eval mode on `device`.
         labeled, config, device: the split, the settings and the device.
-        together: replaces the checkpoint's logits where each process holds a part of the network, so that all must call
+        together: as the checkpoint's logits, where each process holds a part of the network, so that all must call
             it equally often.
     """
     preprocess, size = checkpoint.preprocess, config.size or checkpoint.preprocess.size
@@ -120,12 +130,34 @@ def count_images(
     masks = dict(labeled.dataset.with_masks())
     mine = my_share(labeled.dataset.images)
     read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to score
-    found: Iterable[Batch] = Batches(read, preprocess, size=size, batch_size=config.batch_size, workers=config.workers)
+    found: Iterable[Batch] = Batches(
+        *(read, preprocess),
+        size=size,
+        channels=preprocess.bands,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
     for batch, fresh in in_step(found, device) if together else ((batch, True) for batch in found if mine):
-        with torch.no_grad(), precision_of(config.precision, device):
+        with torch.no_grad(), precision_of(config.precision, device), _refusing(batch):
             scores_NKhw = as_classes(logits(batch.images.to(device))).float()
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
             yield _count(scores_Khw, path, masks[path], labeled)
+
+
+@contextlib.contextmanager
+def _refusing(batch: Batch) -> Iterator[None]:
+    """Whatever a network raises on a size is an InputError that names an image of it; lack of memory stays as it is."""
+    try:
+        yield
+    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:160]
+        if "allocate" in line:
+            raise
+        height, width = batch.images.shape[2:]
+        what = f"has a size that the network does not take, {height}x{width} ({type(error).__name__}: {line})"
+        raise InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)") from error
 
 
 def _count(scores_Khw: Tensor, image: Item, mask: Item, labeled: LabeledSplit) -> Tensor:
@@ -144,7 +176,7 @@ def _count(scores_Khw: Tensor, image: Item, mask: Item, labeled: LabeledSplit) -
 def sliding(logits: Logits, window: tuple[int, int], images_NCHW: Tensor) -> Tensor:
     """Logits of windows that overlap by a third, averaged where they do (mmsegmentation's `slide` mode).
 
-    images_NCHW (N, 3, H, W) -> (N, classes, H, W).
+    images_NCHW (N, C, H, W) -> (N, classes, H, W).
 
     Raises:
         InputError: an image is smaller than the window.

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
-from equalize.data import Batches, DataSet, open_data, sample
+from equalize.checkpoint.outputs import pad_images, round_up
+from equalize.commands.network_input import axes_of, fit_input
+from equalize.data import Batches, DataSet, Item, open_data, sample
 from equalize.device import device_of
 from equalize.errors import DataError
-from equalize.messages import Progress, ignore_progress
+from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.moments.blocks import Block, Blocks, Skip
 
 _DEFAULT_SIZE = (512, 512)
+_DEFAULT_SIDE = {1: 4096, 3: 64}  # of networks of other axes than two
 _MOST_IMAGES = 8
 _MOST_PIXELS = 2**22  # a batch
 _MOST_WORKERS = 8
+_FEW = 4  # images that are enough to see whether the input is right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +61,30 @@ class Images(Blocks):
 
     def __init__(
         self,
-        data: str | Path,
+        dataset: DataSet,
         checkpoint: Checkpoint,
         config: CalibrationConfig,
         progress: Progress = ignore_progress,
     ) -> None:
-        self.dataset: DataSet = open_data(data, split=config.split)
+        self.dataset = dataset
         self.paths = sample(self.dataset.images, config.samples, config.seed)
         if config.tolerance is not None:  # neighboring images are alike: a run that stops early needs a random order
             random.Random(config.seed).shuffle(self.paths)
         self.skipped: list[Skip] = []
         self._progress = progress
-        size = config.size or checkpoint.preprocess.size
+        self._checkpoint, self._skip_bad = checkpoint, config.skip_bad
+        self._multiple, channels = checkpoint.multiple, checkpoint.preprocess.bands
+        self._size = size = config.size or checkpoint.preprocess.size
         device = device_of(config.device)
         workers = _workers(device) if config.workers is None else config.workers
-        read = partial(Batches, self.paths, checkpoint.preprocess, size=size, skip_bad=config.skip_bad)
-        sides = size or _first(read(batch_size=1), self.dataset).shape[2:]
+        read = partial(
+            Batches, self.paths, checkpoint.preprocess, size=size, channels=channels, skip_bad=config.skip_bad
+        )
+        height, width = size or _first(read(batch_size=1), self.dataset).shape[2:]
+        sides = round_up((height, width), self._multiple)
         self.batch_size = config.batch_size or _batch_size(sides)
-        self.shapes = ((min(self.batch_size, len(self.paths)), 3, *sides),)
-        self.shape = (2, 3, *sides)  # (N, C, H, W) that a network is traced with: the first image's size
+        self.shapes = ((min(self.batch_size, len(self.paths)), channels, *sides),)
+        self.shape = (2, channels, *sides)  # (N, C, H, W) that a network is traced with: the first image's size
         self.pixels = len(self.paths) * math.prod(sides)
         self._batches = read(batch_size=self.batch_size, workers=workers, pinned=device.type == "cuda")
 
@@ -92,7 +101,7 @@ class Images(Blocks):
                 self._progress(min(done * step, len(self.paths)), len(self.paths))  # the other processes are as far
                 yield Block(
                     index=group.index,
-                    batches=tuple(batch.images for batch in group.batches),
+                    batches=tuple(pad_images(batch.images, self._multiple) for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
                     skipped=group.skipped,
                 )
@@ -102,9 +111,13 @@ class Images(Blocks):
         self.skipped = list(skipped)
         self._batches.check_skipped(skipped)
 
+    def spread(self) -> list[Tensor]:
+        """A few images; see `spread_images`."""
+        return spread_images(self.paths, self._checkpoint, self._size, skip_bad=self._skip_bad)
+
     def few(self, number: int) -> Tensor:
         """The first images, `number` at most."""
-        return _first(self._batches, self.dataset)[:number]
+        return pad_images(_first(self._batches, self.dataset)[:number], self._multiple)
 
 
 def _first(found: Batches, dataset: DataSet) -> Tensor:
@@ -127,9 +140,50 @@ def _workers(device: torch.device) -> int:
     return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
+def open_images(
+    data: str | Path,
+    checkpoint: Checkpoint,
+    config: CalibrationConfig,
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
+) -> tuple[Checkpoint, Images]:
+    """The images that are measured, and the checkpoint with what its network takes of them; says what was found.
+
+    Raises:
+        DataError: there are no images. InputError: the network does not take them.
+    """
+    dataset = open_data(data, split=config.split)
+    checkpoint = fit_input(checkpoint, dataset.images, config.size, notify, skip_bad=config.skip_bad)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    notify(f"data: {dataset.describe()}")
+    return checkpoint, Images(dataset, checkpoint, config, progress)
+
+
+def spread_images(
+    images: Sequence[Item],
+    checkpoint: Checkpoint,
+    size: tuple[int, int] | None,
+    *,
+    skip_bad: float = 0.0,
+) -> list[Tensor]:
+    """A few images, (1, C, H, W) each, evenly spaced over all: neighbors are alike."""
+    chosen = images[:: max(1, len(images) // _FEW)][:_FEW]
+    read = Batches(
+        *(chosen, checkpoint.preprocess),
+        batch_size=1,
+        size=size or checkpoint.preprocess.size,
+        channels=checkpoint.preprocess.bands,
+        skip_bad=1.0 if skip_bad else 0.0,
+    )
+    return [pad_images(batch.images, checkpoint.multiple) for batch in read]
+
+
 def input_shape(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, ...]:
-    """What a network is traced with, (2, 3, H, W); see `working_size`."""
-    return (2, 3, *working_size(checkpoint, size))
+    """What a network is traced with, (2, C, H, W) by `working_size`; fewer or more axes if it takes no images."""
+    axes, sides = axes_of(checkpoint.model, size or checkpoint.preprocess.size), working_size(checkpoint, size)
+    if axes.space != 2:
+        return (2, axes.channels, *[_DEFAULT_SIDE[axes.space]] * axes.space)
+    return (2, axes.channels, *sides)
 
 
 def working_size(checkpoint: Checkpoint, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from equalize.data import (
     class_names,
     preflight,
     read_class_names,
-    read_image,
+    read_picture,
 )
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
@@ -49,13 +49,14 @@ def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: 
     Raises:
         InputError: it does not take images of that size.
     """
-    image_NCHW = checkpoint.preprocess(read_image(dataset.images[0]), size)[None].to(device)
+    picture = read_picture(dataset.images[0], checkpoint.preprocess.bands)
+    image_NCHW = checkpoint.preprocess(picture, size)[None].to(device)
     try:
         with eval_mode(checkpoint.model):
             return int(as_classes(checkpoint.logits(image_NCHW)).shape[1])
     except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise
-    except Exception as error:  # smp refuses sizes that 32 does not divide, others fail at a concat or wherever they do
+    except Exception as error:  # a network of one size fails at a concat or wherever it does
         if "allocate" in str(error):
             raise
         height, width = image_NCHW.shape[2:]
@@ -74,6 +75,7 @@ def check_split(
     *,
     ignore_index: int = 255,
     reduce_labels: ReduceLabels = "auto",
+    channels: int = 3,
     notify: Notify = ignore,
 ) -> LabeledSplit:
     """Reads a sample of a split and determines how its labels are stored; notifies of it.
@@ -81,7 +83,9 @@ def check_split(
     Raises:
         DataError: a pair could not be trained on or scored.
     """
-    rule, found = preflight(dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels)
+    rule, found = preflight(
+        dataset, num_classes, ignore_index=ignore_index, reduce_labels=reduce_labels, channels=channels
+    )
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint import ModelName
-from equalize.commands.images import CalibrationConfig, Images, input_shape
+from equalize.checkpoint import Checkpoint, ModelName
+from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
+from equalize.commands.input_check import check_input
 from equalize.device import device_of, precision_of
 from equalize.distributed import own_device
 from equalize.errors import CheckpointError, InputError, SiteError
@@ -35,6 +36,7 @@ class CheckpointScan:
         scan: its sites; their branches with moments if images were given.
         images: how many were measured; None without.
         measured_by: the method of measuring; None without images.
+        input_check: what the BatchNorms say of the input; None without images, or where none can tell.
     """
 
     source: str
@@ -44,6 +46,7 @@ class CheckpointScan:
     scan: Scan
     images: int | None = None
     measured_by: str | None = None
+    input_check: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
@@ -54,6 +57,7 @@ class CheckpointScan:
             "architecture": self.architecture,
             "input_shape": list(self.input_shape),
             "tracer": self.scan.tracer,
+            **({} if self.images is None else {"input_check": self.input_check}),
             "sites": [site_json(site) for site in self.scan.sites],
             "refusals": [asdict(refusal) for refusal in self.scan.refusals],
         }
@@ -86,15 +90,13 @@ def scan_checkpoint(
     checkpoint = name.load(weights=data is not None)
     images = None
     if data is not None:
-        images = Images(data, checkpoint, config, progress)
-        notify(f"preprocessing: {checkpoint.preprocess}")
-        notify(f"data: {images.dataset.describe()}")
+        checkpoint, images = open_images(data, checkpoint, config, progress, notify)
         shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, config.size))
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
     facts: dict[str, Any] = {}
     if images is not None:
-        found, facts = _measure_sites(checkpoint.model, found, images, config)
+        found, facts = _measure_sites(checkpoint, found, images, config, notify, warn)
         for path, reason in images.skipped:
             warn(f"skipped {path}: {reason}")
     for note in checkpoint.notes:
@@ -132,14 +134,21 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
 
 
 def _measure_sites(
-    model: nn.Module, found: Scan, images: Images, config: CalibrationConfig
+    checkpoint: Checkpoint, found: Scan, images: Images, config: CalibrationConfig, notify: Notify, warn: Notify
 ) -> tuple[Scan, dict[str, Any]]:
     """The scan with the moments of every branch; how many images were measured, and how."""
     device = own_device(device_of(config.device))
+    model = checkpoint.model.to(device)
     with precision_of(config.precision, device):
-        measured = measure_branches(model.to(device), found.sites, images, tolerance=config.tolerance)
+        checked = check_input(checkpoint, images.spread())
+        checked.report(notify, warn)
+        measured = measure_branches(model, found.sites, images, tolerance=config.tolerance)
     sites = tuple(with_moments(site, measured.moments[site.layer]) for site in found.sites)
-    return replace(found, sites=sites), {"images": measured.images, "measured_by": measured.method or None}
+    return replace(found, sites=sites), {
+        "images": measured.images,
+        "measured_by": measured.method or None,
+        "input_check": checked.to_json(),
+    }
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from equalize.checkpoint import Checkpoint, ModelName, reload, safetensors_copy, state_on_disk
+from equalize.checkpoint import Checkpoint, ModelName, Override, reload, safetensors_copy, state_on_disk
 from equalize.checkpoint.checkpoint import main_output, write_plan
 from equalize.checkpoint.families import family_of_arch
-from equalize.commands.images import CalibrationConfig, Images, input_shape
-from equalize.errors import InputError, SiteError
-from equalize.graph.export import trace
+from equalize.commands.images import CalibrationConfig, input_shape, open_images
+from equalize.errors import InputError
+from equalize.messages import Notify, ignore
 from equalize.plan.apply import demand_fit
 from equalize.plan.plan import Plan
 from equalize.verify.function import Check, check_function
@@ -24,7 +25,12 @@ CHECKED_IMAGES = 2
 
 
 def verify_checkpoint(
-    out: str | Path, name: ModelName, data: str | Path | None = None, config: CalibrationConfig | None = None
+    out: str | Path,
+    name: ModelName,
+    data: str | Path | None = None,
+    config: CalibrationConfig | None = None,
+    *,
+    notify: Notify = ignore,
 ) -> tuple[Plan, Check]:
     """Verifies `out` against the model, on a few images of `data` or on random inputs.
 
@@ -38,12 +44,8 @@ def verify_checkpoint(
     if data is None:
         inputs = random_images(plan, original)
     else:
-        inputs = [Images(data, original, config or CalibrationConfig()).few(CHECKED_IMAGES)]
-        got, expected = inputs[0].shape[1], (plan.facts.get("input_shape") or inputs[0].shape)[1]
-        if got != expected:
-            raise InputError(
-                "--data", "is read as images of other channels", got=got, expected=expected, remedy="leave it away"
-            )
+        _, images = open_images(data, original, config or CalibrationConfig(), notify=notify)
+        inputs = [images.few(CHECKED_IMAGES)]
     return plan, _prove(original, Path(out), name, plan, inputs)
 
 
@@ -110,8 +112,15 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
         arch_args=name.arch_args or (arguments if name.arch in (None, arch) else {}),
         init_missing=name.init_missing or bool(facts.get("init_missing")),
         num_classes=name.num_classes or facts.get("num_classes"),
+        preprocess=name.preprocess if name.preprocess.given() else _given(plan),
         seed=plan.seed,
     )
+
+
+def _given(plan: Plan) -> Override:
+    """The preprocessing that the user gave when the plan was made."""
+    recorded: Any = plan.facts.get("preprocess") or {}
+    return Override.read({name: recorded[name] for name in recorded.get("given", ())}, "equalize.json")
 
 
 def as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:
@@ -128,10 +137,4 @@ def random_images(plan: Plan, checkpoint: Checkpoint) -> list[Tensor]:
         raise InputError("equalize.json", "has no valid input_shape", got=shape, remedy="use the plan as written")
     if not shape:
         shape = input_shape(checkpoint, None)
-        try:
-            trace(checkpoint.model, torch.empty(shape, device="meta"))
-        except SiteError:
-            layers = nn.Module.modules(checkpoint.model)
-            channels = (layer.in_channels for layer in layers if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d))
-            shape = (shape[0], next(channels, shape[1]), *shape[2:])
     return [torch.randn(shape, generator=torch.Generator().manual_seed(0))]

@@ -6,6 +6,7 @@
     table_columns.py  which columns of a table hold pictures and labels
     dataset.py      `open_data`: the match, the split, the pairs
     images.py       one file, or cell of a table -> one RGB picture
+    bands.py        the same for networks of one channel, or of other numbers of them
     loader.py       pictures -> batches of tensors, with a share of bad files allowed
     masks.py        one file or cell -> one class index a pixel
     label_check.py  a sample of the labels, checked before anything is trained or scored
@@ -15,6 +16,7 @@
 It depends on models through the `preprocess` that callers pass alone.
 """
 
+from equalize.data.bands import Picture, picture_size, read_picture
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.dataset import DataSet, open_data, require_masks, sample
 from equalize.data.images import Item, read_image
@@ -27,14 +29,17 @@ __all__ = [
     "DataSet",
     "Item",
     "LabelRule",
+    "Picture",
     "ReduceLabels",
     "check_labels",
     "class_names",
     "open_data",
+    "picture_size",
     "preflight",
     "read_class_names",
     "read_image",
     "read_mask",
+    "read_picture",
     "require_masks",
     "sample",
 ]

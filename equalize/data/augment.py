@@ -8,11 +8,12 @@ import random
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from equalize.data.bands import Picture
 
 _CROPS_TRIED = 10
 
@@ -28,7 +29,7 @@ class Augment:
         scale: smallest and largest random factor.
         cat_max_ratio: a crop of which one class takes a larger share is drawn again, ten times at most.
         flip: probability of left and right exchanged.
-        photometric: whether brightness, contrast, saturation and hue vary, each with probability 1/2.
+        photometric: whether brightness, contrast, saturation and hue vary, each with probability 1/2; not of bands.
     """
 
     crop: tuple[int, int]
@@ -39,8 +40,8 @@ class Augment:
     flip: float = 0.5
     photometric: bool = True
 
-    def __call__(self, image: Image.Image, labels_HW: Tensor, seed: int) -> tuple[Image.Image, Tensor]:
-        """An RGB image and its labels (H, W) -> the augmented pair, labels (h, w), from the random draws of `seed`.
+    def __call__(self, image: Picture, labels_HW: Tensor, seed: int) -> tuple[Picture, Tensor]:
+        """A picture and its labels (H, W) -> the augmented pair, labels (h, w), from the random draws of `seed`.
 
         The global random numbers are left as they were.
         """
@@ -53,11 +54,13 @@ class Augment:
             picture = F.resize(tv_tensors.Image(image), size, antialias=True)
             labels = F.resize(tv_tensors.Mask(labels_HW), size)
             window = self._draw_window(labels.as_subclass(Tensor))
-            steps = v2.Compose([v2.RandomHorizontalFlip(self.flip), *(_photometric() if self.photometric else ())])
+            colors = self.photometric and not isinstance(image, Tensor)
+            steps = v2.Compose([v2.RandomHorizontalFlip(self.flip), *(_photometric() if colors else ())])
             picture, labels = steps(F.crop(picture, *window), F.crop(labels, *window))
         finally:
             generator.set_state(before)
-        return F.to_pil_image(picture), labels.as_subclass(Tensor)
+        whole = picture.as_subclass(Tensor) if isinstance(image, Tensor) else F.to_pil_image(picture)
+        return whole, labels.as_subclass(Tensor)
 
     def _draw_window(self, labels_HW: Tensor) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of which no class takes more than its share, if one is found."""
@@ -79,10 +82,10 @@ def draw_seed(seed: int, epoch: int, index: int) -> int:
     return random.Random(f"{seed} {epoch} {index}").getrandbits(63)
 
 
-def pad(image_CHW: Tensor, labels_HW: Tensor, crop: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Pads (3, H, W) and (H, W) to `crop` at the right and bottom with 0 (the normalized mean) and ignored labels."""
+def pad(image_CHW: Tensor, labels_HW: Tensor, size: tuple[int, int], ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Pads (C, H, W) and (H, W) to `size` at the right and bottom with 0 (the normalized mean) and ignored labels."""
     height, width = labels_HW.shape
-    border = (0, max(0, crop[1] - width), 0, max(0, crop[0] - height))
+    border = (0, max(0, size[1] - width), 0, max(0, size[0] - height))
     return nn.functional.pad(image_CHW, border), nn.functional.pad(labels_HW, border, value=ignore_index)
 
 

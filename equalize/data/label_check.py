@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from equalize.data.bands import picture_size, read_picture
 from equalize.data.dataset import DataSet, require_masks, sample
-from equalize.data.images import Item, read_image
+from equalize.data.images import Item
 from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import DataError, InputError
 
@@ -24,6 +25,7 @@ def preflight(
     reduce_labels: ReduceLabels = "auto",
     samples: int = 64,
     seed: int = 0,
+    channels: int = 3,
 ) -> tuple[LabelRule, str]:
     """Read a sample of pairs and check what training and scoring assume.
 
@@ -34,6 +36,7 @@ def preflight(
         reduce_labels: whether 0 means ignored and class c is stored as c + 1. ``auto`` says yes for ADE20K with its
             150 classes, and where the labels seen are 1 .. num_classes without a 0.
         samples, seed: how many pairs to read, at most, and which.
+        channels: that the network takes.
 
     Returns:
         How stored values become classes, for `read_mask`; and what was found, one line for people.
@@ -45,7 +48,9 @@ def preflight(
     """
     require_masks(dataset)
     rule = LabelRule(ignore_index=ignore_index, has_void=dataset.layout in ("voc", "cityscapes"))
-    labels = {mask: _read_pair(image, mask, rule) for image, mask in sample(dataset.with_masks(), samples, seed)}
+    labels = {
+        mask: _read_pair(image, mask, rule, channels) for image, mask in sample(dataset.with_masks(), samples, seed)
+    }
     reduce, reason = _decide(reduce_labels, dataset.layout, num_classes, set().union(*labels.values()), ignore_index)
     if reduce and 0 <= ignore_index < num_classes:
         what = f"would be class {ignore_index} once labels are reduced"
@@ -67,16 +72,16 @@ def preflight(
     return rule, f"{len(labels)} pairs checked, {len(seen)} classes seen, {meaning} ({reason})"
 
 
-def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule) -> set[int]:
+def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int) -> set[int]:
     """The labels of a mask that has the size of its image."""
     mask_HW = read_mask(mask_path, rule)
-    image = read_image(image_path)
-    if (image.height, image.width) != tuple(mask_HW.shape):
+    size = picture_size(read_picture(image_path, channels))
+    if size != tuple(mask_HW.shape):
         raise DataError(
             mask_path,
             f"has another size than its image {image_path.name} (height x width, after EXIF rotation)",
             got=f"{mask_HW.shape[0]}x{mask_HW.shape[1]}",
-            expected=f"{image.height}x{image.width}",
+            expected=f"{size[0]}x{size[1]}",
         )
     return set(np.unique(mask_HW.numpy()).tolist())
 

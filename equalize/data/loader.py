@@ -9,18 +9,18 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from equalize.data.images import Item, read_image
+from equalize.data.bands import Picture, read_picture
+from equalize.data.images import Item
 from equalize.errors import DataError, EqualizeError, ResourceError
 
 Size = tuple[int, int] | None
 """(H, W), or None: as the checkpoint says, else the image's own."""
 
-Preprocessor = Callable[[Image.Image, Size], Tensor]
-"""A checkpoint's preprocessing: (RGB image, size) -> (3, H, W) float32."""
+Preprocessor = Callable[[Picture, Size], Tensor]
+"""A checkpoint's preprocessing: (picture, size) -> (C, H, W) float32."""
 
 _Loaded = tuple[list[tuple[list[int], Tensor]], list[tuple[int, EqualizeError]]]
 """A group as it comes from a worker, batches and failures: indices into `paths`, for cells need not travel back.
@@ -36,7 +36,7 @@ class Batch:
     """Images of one size.
 
     Attributes:
-        images: (N, 3, H, W) float32.
+        images: (N, C, H, W) float32.
         paths: files or cells of the N images.
     """
 
@@ -72,6 +72,7 @@ class Batches(Dataset[_Loaded]):
         paths: files or cells, as from `sample`.
         preprocess: with workers on a platform that does not fork, it must pickle.
         size: (H, W) handed to `preprocess`.
+        channels: that pictures are read with.
         batch_size: the most images in a batch.
         workers: processes that read; with 0 this one does, between the batches.
         skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 the first bad file is an error.
@@ -83,6 +84,7 @@ class Batches(Dataset[_Loaded]):
     _: KW_ONLY
     batch_size: int
     size: Size = None
+    channels: int = 3
     workers: int = 0
     skip_bad: float = 0.0
     pinned: bool = False
@@ -151,7 +153,7 @@ class Batches(Dataset[_Loaded]):
         waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
         for index, path in enumerate(self.paths[start : start + self.group_size], start):
             try:
-                image_CHW = self.preprocess(read_image(path), self.size)
+                image_CHW = self.preprocess(read_picture(path, self.channels), self.size)
             except EqualizeError as error:
                 errors.append((index, error))
                 continue

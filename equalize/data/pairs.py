@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from equalize.data.augment import Augment, draw_seed, pad
-from equalize.data.images import Item, read_image
+from equalize.data.bands import picture_size, read_picture
+from equalize.data.images import Item
 from equalize.data.loader import Preprocessor
 from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import EqualizeError
 
 Pair = tuple[Tensor, Tensor]
-"""(3, H, W) float32 and (H, W) int64."""
+"""(C, H, W) float32 and (H, W) int64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,10 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
     """Pairs, augmented: item `epoch * len + index` is pair `index` as that epoch sees it.
 
     Our errors are returned as values: torch would carry only their message from a worker.
+
+    Attributes:
+        padded: (H, W) that pairs smaller than it are padded to; no smaller than the crop.
+        channels: that pictures are read with.
     """
 
     pairs: Sequence[tuple[Item, Item]]
@@ -31,6 +36,8 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
     augment: Augment
     preprocess: Preprocessor
     seed: int
+    padded: tuple[int, int]
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -45,9 +52,11 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
         image_path, mask_path = self.pairs[index]
         labels_HW = read_mask(mask_path, self.rule)
         check_labels(labels_HW, self.num_classes, self.rule, mask_path)
-        picture, labels_HW = self.augment(read_image(image_path), labels_HW, draw_seed(self.seed, epoch, index))
-        image_CHW = self.preprocess(picture, (picture.height, picture.width))
-        return pad(image_CHW, labels_HW, self.augment.crop, self.rule.ignore_index)
+        picture, labels_HW = self.augment(
+            read_picture(image_path, self.channels), labels_HW, draw_seed(self.seed, epoch, index)
+        )
+        image_CHW = self.preprocess(picture, picture_size(picture))
+        return pad(image_CHW, labels_HW, self.padded, self.rule.ignore_index)
 
 
 @dataclass(slots=True)
@@ -72,7 +81,7 @@ class EpochOrder(Sampler[int]):
 
 
 def collate(pairs: Sequence[Pair | EqualizeError]) -> dict[str, Any]:
-    """A batch: "pixel_values" (N, 3, H, W) and "labels" (N, H, W); or "failure", the first error among `pairs`."""
+    """A batch: "pixel_values" (N, C, H, W) and "labels" (N, H, W); or "failure", the first error among `pairs`."""
     good = [pair for pair in pairs if not isinstance(pair, EqualizeError)]
     if len(good) < len(pairs):
         return {"failure": next(pair for pair in pairs if isinstance(pair, EqualizeError))}

@@ -83,7 +83,13 @@ def _along(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any
 
 
 def _resample(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, Any]:
-    modes = {"nearest": "nearest", "cubic": "bicubic", "linear": "bilinear"}
+    modes = {
+        "nearest": "nearest",
+        "cubic": "bicubic",
+        "trilinear": "trilinear",
+        "linear1d": "linear",
+        "linear": "bilinear",
+    }
     return {"mode": next((mode for part, mode in modes.items() if part in name), "area")}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
-from equalize.errors import SiteError
+from equalize.errors import EqualizeError, SiteError
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -143,13 +143,31 @@ def observe(
         watch = _Watch(watched, stop=stop)
         output = None
         with contextlib.suppress(_Done), watch:
-            output = model(*(tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch)))
+            inputs = tuple(tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
+            with _refusing(inputs):
+                output = model(*inputs)
         missed = [key for key in observers if id(tensors[key]) not in watch.results]
         if missed and strict:
             what = "was not called when the network ran"
             raise SiteError(missed[0], what, remedy="trace it with an input like the data")
         results = {key: watch.results.get(id(tensors[key]), []) for key in observers}
         yield Observed(results=results, output=output)
+
+
+@contextlib.contextmanager
+def _refusing(inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Whatever a network raises on its inputs is a SiteError with their shapes; lack of memory stays as it is."""
+    try:
+        yield
+    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:160]
+        if "allocate" in line:
+            raise
+        shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
+        what = f"does not take an input of shape {shapes} ({type(error).__name__}: {line})"
+        raise SiteError("the network", what, remedy="bring all images to a size that it takes (--size)") from error
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,9 @@ from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
 
-Resampling = Literal["bilinear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"]
+Resampling = Literal[
+    "bilinear", "trilinear", "linear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"
+]
 
 # What a branch may pass through between being resampled and being concatenated.
 _THROUGH: frozenset[Kind] = frozenset(

@@ -16,7 +16,7 @@ from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.images import CalibrationConfig
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import verify_checkpoint
-from equalize.errors import InputError, NumericsError
+from equalize.errors import DataError, InputError, NumericsError
 from equalize.plan.plan import Plan
 from tests.support.planned import planned
 
@@ -242,9 +242,7 @@ def test_networks_of_other_channels_saved_from_python_are_verified(tmp_path, pho
     assert check.interior < 1e-5
     apply_plan(plan, name, tmp_path / "again")
     if in_one_go:
-        with pytest.raises(
-            InputError, match=rf"--data: is read as images of other channels, got 3, expected {channels}"
-        ):
+        with pytest.raises(DataError, match=rf"0\.png: has 3 channels.*, and the network takes {channels}"):
             verify_checkpoint(tmp_path / "out", name, photos)
 
 

@@ -9,12 +9,13 @@ from PIL import Image
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.commands import images as inputs
 from equalize.commands.images import CalibrationConfig, Images
+from equalize.data import open_data
 from equalize.errors import DataError
 
 
 def images(folder, preprocess=None, **config):
-    checkpoint = SimpleNamespace(preprocess=preprocess or Preprocess())
-    return Images(folder, checkpoint, CalibrationConfig(device="cpu", **config))
+    checkpoint = SimpleNamespace(preprocess=preprocess or Preprocess(), multiple=1)
+    return Images(open_data(folder), checkpoint, CalibrationConfig(device="cpu", **config))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def make_pairs(root, seed=0):
         augment=Augment(crop=(32, 32)),
         preprocess=preprocess,
         seed=seed,
+        padded=(32, 32),
     )
 
 

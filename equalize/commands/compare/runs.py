@@ -139,7 +139,7 @@ class Runs:
             apply(plan, checkpoint.model)
             return plan
         config = self.setup.config_of(run).calibration(self.setup.train.split)
-        plan = prepare_arm(checkpoint, Images(self.setup.data, checkpoint, config), run.arm, run.seed)
+        plan = prepare_arm(checkpoint, Images(self.setup.train, checkpoint, config), run.arm, run.seed)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 

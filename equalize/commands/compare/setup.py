@@ -119,6 +119,7 @@ class Setup:
         """What a comparison that goes on must have in common with this one."""
         return {
             **{key: getattr(self.name, key) for key in _OF_NAME},
+            "preprocess": self.name.preprocess.given(),
             **{key: value for key, value in asdict(self.config).items() if key not in _SET_BY_RUN | _MAY_CHANGE},
             "train": self.train.fingerprint(),
             "val": self.val.fingerprint(),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint import Checkpoint, ModelName, Override
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
@@ -95,7 +95,7 @@ def finetune(
     if not is_main():
         notify = warn = ignore
     check_launch()
-    task = open_task(name, data, config, device, notify)
+    task = open_task(name, data, config, device, notify, warn)
     _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     identity = _identity(task)
     if is_main():
@@ -163,6 +163,7 @@ def _identity(task: Task) -> dict[str, Any]:
         "source": task.name.source,
         "revision": task.checkpoint.revision,
         "sha256": task.checkpoint.sha256,
+        "preprocess": asdict(Override.of(task.checkpoint.preprocess)),
         "seed of drawn weights": task.name.seed,
         "train": task.train.dataset.fingerprint(),
         "val": task.val.dataset.fingerprint() if task.val else None,
@@ -190,9 +191,10 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 run.path,
                 strategy=config.calibrate,
                 keep_norm=config.keep_norm,
+                force_preprocessing=True,  # a wrong input was warned of
                 config=config.calibration(dataset.split),
                 dry_run=True,
-                notify=notify,
+                notify=ignore,
                 warn=warn,
             )
             if not plan.sites:

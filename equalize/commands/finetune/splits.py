@@ -6,15 +6,18 @@ from pathlib import Path
 import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.outputs import round_up
 from equalize.commands.finetune.config import TrainConfig
-from equalize.commands.images import working_size
+from equalize.commands.images import spread_images, working_size
+from equalize.commands.input_check import check_input
 from equalize.commands.labels import LabeledSplit, check_split, count_classes, names_of
+from equalize.commands.network_input import fit_input
 from equalize.data import DataSet, ReduceLabels, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.layouts import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
 from equalize.errors import CheckpointError
-from equalize.messages import Notify, first_of
+from equalize.messages import Notify, first_of, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,14 @@ class Task:
     """Of this process."""
 
 
-def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: torch.device, notify: Notify) -> Task:
+def open_task(
+    name: ModelName,
+    data: str | Path,
+    config: TrainConfig,
+    device: torch.device,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
+) -> Task:
     """Finds the data, loads the model with as many classes, and checks one against the other on a sample.
 
     Raises:
@@ -44,10 +54,12 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
     train, val = open_splits(data, config, notify)
     named = read_class_names(config.class_names) if config.class_names else class_names(train)
     name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
-    notify(f"preprocessing: {checkpoint.preprocess}")
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
     checkpoint.model.to(device)
+    checkpoint = fit_input(checkpoint, train.images, config.size, notify)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    check_input(checkpoint, spread_images(train.images, checkpoint, config.size)).report(notify, warn)
     classes = count_classes(checkpoint, train, config.crop or working_size(checkpoint, config.size), device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
@@ -60,6 +72,7 @@ def open_task(name: ModelName, data: str | Path, config: TrainConfig, device: to
             names,
             ignore_index=config.ignore_index,
             reduce_labels=reduce_labels,
+            channels=checkpoint.preprocess.bands,
             notify=lambda line: notify(f"{what}: {line}"),
         )
 
@@ -131,4 +144,6 @@ def training_pairs(task: Task) -> TrainingPairs:
         augment=augment,
         preprocess=checkpoint.preprocess,
         seed=config.seed,
+        padded=round_up(augment.crop, checkpoint.multiple),
+        channels=checkpoint.preprocess.bands,
     )

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
+from equalize.checkpoint.outputs import logits_of_padded
 from equalize.commands.evaluate import score_split
 from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, lines_of, read_weights
 from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
@@ -193,8 +194,12 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
 
     def _logits(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, classes, h, w) of the network, possibly sharded over the processes."""
-        logits: Tensor = self.model(**self._prepare_inputs({"pixel_values": images_NCHW}))["logits"]
-        return logits
+
+        def run(padded: Tensor) -> Tensor:
+            logits: Tensor = self.model(**self._prepare_inputs({"pixel_values": padded}))["logits"]
+            return logits
+
+        return logits_of_padded(run, images_NCHW, self._task.checkpoint.multiple)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:

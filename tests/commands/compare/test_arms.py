@@ -4,6 +4,7 @@ import torch
 from equalize.commands.compare.arms import ARMS, Arm, baselines, prepare_arm, read_arm, read_arms, scales
 from equalize.commands.compare.runs import digest
 from equalize.commands.images import CalibrationConfig, Images
+from equalize.data import open_data
 from equalize.errors import InputError
 from equalize.plan.apply import apply
 from tests.support.compared_nets import named
@@ -73,9 +74,8 @@ def test_without_none_the_first_arm_is_the_baseline():
 
 def loaded(nets, scenes):
     checkpoint = named(nets).load()
-    return checkpoint, Images(
-        str(scenes), checkpoint, CalibrationConfig(samples=4, size=(48, 64), device="cpu", split="train")
-    )
+    config = CalibrationConfig(samples=4, size=(48, 64), device="cpu")
+    return checkpoint, Images(open_data(scenes, split="train"), checkpoint, config)
 
 
 def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
@@ -109,11 +109,11 @@ def norms_as_seen(model, images) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(nets, scenes, trained):
     name = named(nets, "two.pth", "Two")
     # eight blocks: two rounds
-    config = CalibrationConfig(samples=8, batch_size=1, size=(48, 64), device="cpu", split="train")
+    config = CalibrationConfig(samples=8, batch_size=1, size=(48, 64), device="cpu")
     changed = {}
     for arm in ("redrawn", "reinit"):
         checkpoint = name.load()
-        images = Images(str(scenes), checkpoint, config)
+        images = Images(open_data(scenes, split="train"), checkpoint, config)
         if trained:
             for module in checkpoint.model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):

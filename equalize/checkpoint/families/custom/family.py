@@ -40,7 +40,7 @@ class Custom(Family[Spec]):
         return Spec(
             architecture=request.arch_name,
             make=partial(factory, **arguments),
-            preprocess=Preprocess(origin="ImageNet defaults, the checkpoint does not say"),
+            preprocess=Preprocess(origin="ImageNet defaults, the checkpoint does not say", assumed=True),
             num_classes=request.num_classes,
             arch=arch,
             arguments=arguments,

@@ -44,7 +44,8 @@ def preprocessing(config: Config) -> Preprocess:
         preprocessor = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
     if not isinstance(preprocessor, Mapping):
         mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return Preprocess(mean=mean, std=std, origin="ImageNet defaults, the config does not say", **common)
+        origin = "ImageNet defaults, the config does not say"
+        return Preprocess(mean=mean, std=std, origin=origin, assumed=True, **common)
     flipped = preprocessor.get("bgr_to_rgb", preprocessor.get("to_rgb", False))
     channels: Literal["RGB", "BGR"] = "RGB" if flipped else "BGR"
     return Preprocess(

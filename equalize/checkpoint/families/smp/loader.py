@@ -53,7 +53,8 @@ def preprocessing(encoder: str, pretrained: str) -> Preprocess:
                 raise FileNotFoundError
         settings = encoders.get_preprocessing_params(encoder, pretrained)
     except (ValueError, KeyError, RuntimeError, OSError):
-        return Preprocess(origin=f"ImageNet defaults, smp's settings of encoder {encoder} are not at hand")
+        origin = f"ImageNet defaults, smp's settings of encoder {encoder} are not at hand"
+        return Preprocess(origin=origin, assumed=True)
     channels: Literal["RGB", "BGR"] = "BGR" if settings["input_space"] == "BGR" else "RGB"
     return Preprocess(
         mean=tuple(settings["mean"]),
@@ -61,6 +62,7 @@ def preprocessing(encoder: str, pretrained: str) -> Preprocess:
         rescale=1.0 if max(settings["input_range"]) > 1 else 1 / 255,
         channels=channels,
         origin=f"smp's settings of encoder {encoder}",
+        assumed=True,  # neither smp's directories nor state dicts say what the network itself was trained with
     )
 
 

@@ -56,7 +56,7 @@ class Torchvision(Family[Spec]):
         return Spec(
             architecture=name,
             make=partial(factory, **arguments),
-            preprocess=Preprocess(origin="ImageNet, as torchvision trains"),
+            preprocess=Preprocess(origin="ImageNet, as torchvision trains", assumed=place.library != self.name),
             classes=classes if classes and request.num_classes in (None, len(classes)) else None,
             num_classes=request.num_classes,
             arch=f"{self.scheme}:{name}",

@@ -103,4 +103,18 @@ def preprocessing(directory: Path) -> Preprocess:
                     directory, trust_remote_code=False, local_files_only=True
                 )
                 return Preprocess.from_processor(processor.to_dict(), f"from {name}")
-    return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json")
+    return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json", assumed=True)
+
+
+def with_preprocessing(processor: Mapping[str, object], preprocess: Preprocess) -> dict[str, object]:
+    """An image processor's config with a preprocessing, but for its size."""
+    flips = preprocess.channels == "BGR"
+    return {
+        **processor,
+        **({"do_flip_channel_order": flips} if flips or "do_flip_channel_order" in processor else {}),
+        "do_rescale": True,
+        "rescale_factor": preprocess.rescale,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean) if len(preprocess.mean) > 1 else preprocess.mean[0],
+        "image_std": list(preprocess.std) if len(preprocess.std) > 1 else preprocess.std[0],
+    }

@@ -1,5 +1,6 @@
 """transformers: directories as ``save_pretrained`` writes them, and state dicts under a config that the user names."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from equalize.checkpoint.families.transformers import loader
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.outputs import main_output
+from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
@@ -102,6 +104,16 @@ class Transformers(Family[_Spec]):
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
         """In the config, as ``id2label``."""
         return replace(save, config={**(save.config or {}), **loader.class_fields(dict(enumerate(names)))})
+
+    def with_preprocess(self, save: SaveSpec, preprocess: Preprocess) -> SaveSpec:
+        """Also in the image processor's own fields, if there is one."""
+        save = super().with_preprocess(save, preprocess)
+        places = [save.path, *(path.parent for path in save.beside)]
+        found = next((path for place in places if (path := place / _CONFIG_FILES[1]).is_file()), None)
+        if found is None:
+            return save
+        text = json.dumps(configs.with_preprocessing(read_json(found), preprocess), indent=2, ensure_ascii=False)
+        return replace(save, texts={**save.texts, found.name: f"{text}\n"})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
         """By ``from_pretrained``."""

@@ -1,0 +1,66 @@
+"""Whether a network gets the input that it was trained on, as far as its BatchNorms can tell."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from equalize.checkpoint import Checkpoint
+from equalize.errors import InputError
+from equalize.messages import Notify
+from equalize.moments.batch_norms import VarianceCheck, check_variances
+
+__all__ = ["InputCheck", "check_input"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputCheck:
+    """What the BatchNorms say of a checkpoint's input."""
+
+    checkpoint: Checkpoint
+    found: VarianceCheck
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the input is not the one that it was trained on."""
+        return self.found.is_wrong
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The check in a plan; None where no BatchNorm could tell."""
+        return asdict(self.found) if self.found.norms else None
+
+    def report(self, notify: Notify, warn: Notify) -> None:
+        """A line about the input: a note, or a warning that it is wrong."""
+        if self.is_wrong:
+            warn(f"{self.checkpoint.source}: {self._what()}; say how it was trained: {_FLAGS}")
+        elif not self.found.norms:
+            notify("input: unchecked, no BatchNorm has the statistics of a training")
+        else:
+            notify(f"input: checked, {self._figures()}")
+
+    def demand_right(self) -> None:
+        """Refuses an input that is not the one that the network was trained on, by an InputError."""
+        if self.is_wrong:
+            remedy = f"say how it was trained, {_FLAGS}, or go on with --force-preprocessing"
+            raise InputError(self.checkpoint.source, self._what(), remedy=remedy)
+
+    def _what(self) -> str:
+        return (
+            f"does not get the input that it was trained on ({self.checkpoint.preprocess.numbers}): {self._figures()}"
+        )
+
+    def _figures(self) -> str:
+        typical, first = (10**each for each in (self.found.deviation, self.found.first))
+        return (
+            f"{self.found.norms} BatchNorms see variances {typical:.3g} times off those of the training, "
+            f"the first {first:.3g} times (up to 10 and 100 are usual)"
+        )
+
+
+_FLAGS = "--mean, --std, --rescale, --channel-order"
+
+
+def check_input(checkpoint: Checkpoint, images: Sequence[Tensor]) -> InputCheck:
+    """Compares what the BatchNorms of a checkpoint see in a few images (N, C, H, W) with what they were trained on."""
+    return InputCheck(checkpoint=checkpoint, found=check_variances(checkpoint.model, images))

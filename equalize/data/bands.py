@@ -1,0 +1,122 @@
+"""Reads a picture with as many channels as a network takes.
+
+    3       RGB, as `read_image` has it
+    1       grayscale; colors are refused, since nothing says how they were made gray
+    N       the bands of a TIFF or a picture with alpha, or the frames of a TIFF; `.npy` arrays (H, W, N) or (N, H, W)
+
+TIFFs of more than four bands, or of more than 8 bits in several bands, need the library `tifffile`.
+"""
+
+import importlib.util
+from io import BytesIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, ImageSequence
+from torch import Tensor
+
+from equalize.data.images import Item, open_picture, read_image
+from equalize.errors import DataError
+
+Picture = Image.Image | Tensor
+"""An image of PIL, or bands (C, H, W): uint8, or float32 of any range."""
+
+_TIFF = (".tif", ".tiff")
+_BITS = 258  # the tag of a TIFF: bits of each sample
+_REMEDY = "pip install tifffile, or save it as .npy (H, W, channels)"
+
+
+def read_picture(item: Item, channels: int = 3) -> Picture:
+    """Read a picture with that many channels, upright.
+
+    Raises:
+        DataError: it cannot be read, or has another number of channels.
+    """
+    suffix = item.name.lower().rpartition(".")[2]
+    if suffix == "npy":
+        return _as_bands(_load_array(item), channels, item)
+    if channels == 3:
+        return read_image(item)
+    if channels == 1:
+        return _gray(read_image(item), item)
+    if f".{suffix}" in _TIFF and importlib.util.find_spec("tifffile"):
+        return _as_bands(_load_tiff(item), channels, item)
+    return _as_bands(_load_bands(item), channels, item)
+
+
+def picture_size(picture: Picture) -> tuple[int, int]:
+    """(H, W)."""
+    if isinstance(picture, Tensor):
+        return picture.shape[1], picture.shape[2]
+    return picture.height, picture.width
+
+
+def _gray(picture: Image.Image, item: Item) -> Image.Image:
+    red, green, blue = picture.split()
+    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
+        what = "has 3 channels of different content, and the network takes 1"
+        raise DataError(item, what, remedy="convert the pictures to grayscale as for its training")
+    return red
+
+
+def _load_array(item: Item) -> NDArray[np.generic]:
+    try:
+        with item.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # OSError, ValueError, EOFError, SyntaxError in a header
+        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())[:160]})") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(item, "holds several arrays", expected="one array (H, W, channels)")
+    return array
+
+
+def _load_tiff(item: Item) -> NDArray[np.generic]:
+    import tifffile
+
+    try:
+        with item.open("rb") as file:
+            array: NDArray[np.generic] = tifffile.imread(BytesIO(file.read()))
+    except MemoryError:
+        raise
+    except Exception as error:  # tifffile's own errors, and those of its decoders
+        raise DataError(item, f"cannot be read as a TIFF ({' '.join(str(error).split())[:160]})") from error
+    return array
+
+
+def _load_bands(item: Item) -> NDArray[np.generic]:
+    """(H, W, bands) of what PIL reads: at most four bands a frame, of 8 bits each."""
+    try:
+        with open_picture(item) as image:
+            bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
+            if max(bits) > 8 and len(bits) > 1:
+                raise DataError(item, f"has {len(bits)} bands of {max(bits)} bits", remedy=_REMEDY)
+            frames = [np.asarray(ImageOps.exif_transpose(frame)) for frame in ImageSequence.Iterator(image)]
+    except DataError as error:
+        if item.name.lower().endswith(_TIFF) and error.what.startswith("is not an image"):
+            raise DataError(item, "is no TIFF of at most four bands", remedy=_REMEDY) from error
+        raise
+    same = frames if len({frame.shape for frame in frames}) == 1 else frames[:1]  # others are smaller versions
+    return np.concatenate([frame.reshape(*frame.shape[:2], -1) for frame in same], axis=2)
+
+
+def _as_bands(array: NDArray[np.generic], channels: int, item: Item) -> Tensor:
+    """An array (H, W), (H, W, C) or (C, H, W) as (C, H, W)."""
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    if array.ndim != 3 or array.dtype.kind not in "buif" or not array.size:
+        what = f"is an array of shape {list(array.shape)} and type {array.dtype}"
+        raise DataError(item, what, expected=f"(H, W, {channels}) numbers")
+    if array.shape[2] == channels:
+        array = np.moveaxis(array, 2, 0)
+    elif array.shape[0] != channels:
+        got = min(array.shape[0], array.shape[2])
+        raise DataError(item, f"has {got} channels, and the network takes {channels}")
+    if array.dtype in (np.uint8, np.bool_):
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8))
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if not values.isfinite().all():
+        raise DataError(item, "holds NaN or Inf", remedy="replace what is missing, by the mean for example")
+    return values
