@@ -10,7 +10,7 @@ from torch import nn
 
 from equalize.checkpoint import load
 from equalize.checkpoint.outputs import logits_of_padded
-from equalize.commands.images import CalibrationConfig, open_images
+from equalize.commands.images import CalibrationConfig, input_shape, open_images
 from equalize.commands.network_input import InputAxes, axes_of, fit_input
 from equalize.data import open_data
 from equalize.errors import InputError
@@ -259,15 +259,14 @@ def test_the_axes_of_volumes_and_sequences():
 
 
 @pytest.mark.filterwarnings("ignore:Importing from timm")
-def test_a_recognized_state_dict_of_four_channels(run_cli, tmp_path):
+def test_a_state_dict_of_four_channels(tmp_path):
     import segmentation_models_pytorch as smp
 
-    torch.manual_seed(0)
-    model = smp.Unet("resnet18", encoder_weights=None, in_channels=4, classes=2, decoder_channels=(8, 8, 8, 8, 8))
+    model = smp.FPN("resnet18", encoder_weights=None, in_channels=4, classes=2, decoder_pyramid_channels=8)
     torch.save(model.state_dict(), tmp_path / "net.pth")
-    ran = run_cli("scan", tmp_path / "net.pth", "--arch", "smp:Unet", "--arch-arg", "encoder_name=resnet18", "--json")
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["input_shape"] == [2, 4, 512, 512]
+    checkpoint = load(tmp_path / "net.pth", arch="smp:FPN", arch_args={"encoder_name": "resnet18"}, weights=False)
+    assert input_shape(checkpoint, None) == (2, 4, 512, 512)
+    assert input_shape(checkpoint, (64, 96)) == (2, 4, 64, 96)
 
 
 @pytest.fixture
