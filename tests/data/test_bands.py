@@ -1,0 +1,119 @@
+"""Pictures with as many channels as a network takes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from equalize.checkpoint import Override, Preprocess
+from equalize.data import open_data, picture_size, read_picture
+from equalize.data.augment import Augment
+from equalize.errors import DataError, InputError
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+
+
+def test_three_channels_are_rgb(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.mode == "RGB"
+    assert picture_size(picture) == (6, 8)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.webp"])
+def test_four_bands_of_a_picture(tmp_path, pixels, name):
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True, exact=True)
+    bands = read_picture(tmp_path / name, 4)
+    assert torch.equal(bands, torch.from_numpy(pixels).movedim(2, 0))
+    assert picture_size(bands) == (6, 8)
+
+
+def test_frames_of_a_tiff_are_bands(tmp_path, pixels):
+    frames = [Image.fromarray(pixels[..., index % 4]) for index in range(5)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    bands = read_picture(tmp_path / "a.tif", 5)
+    assert torch.equal(bands[:4], torch.from_numpy(pixels).movedim(2, 0))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB"])
+def test_grayscale_in_any_mode(tmp_path, mode):
+    gray = Image.fromarray(np.array([[0, 255, 0], [255, 255, 0]], np.uint8))
+    gray.convert(mode).save(tmp_path / "a.png")
+    picture = read_picture(tmp_path / "a.png", 1)
+    assert picture.mode == "L"
+    assert np.array_equal(np.asarray(picture), np.asarray(gray))
+
+
+@pytest.mark.parametrize("shape", ["HWC", "CHW"])
+def test_arrays(tmp_path, shape):
+    array = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(6, 7, 5)
+    np.save(tmp_path / "a.npy", array if shape == "HWC" else np.moveaxis(array, 2, 0))
+    bands = read_picture(tmp_path / "a.npy", 5)
+    assert bands.dtype == torch.float32
+    assert np.array_equal(bands.numpy(), np.moveaxis(array, 2, 0))
+    np.save(tmp_path / "b.npy", array[..., 0])
+    assert read_picture(tmp_path / "b.npy", 1).shape == (1, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("array", "channels", "said"),
+    [
+        (np.zeros((6, 7, 3), np.uint8), 5, "has 3 channels, and the network takes 5"),
+        (np.zeros(6), 5, "is an array of shape"),
+        (np.zeros((0, 7, 5)), 5, "is an array of shape"),
+        (np.zeros((6, 7, 5), complex), 5, "type complex128"),
+        (np.full((6, 7, 5), np.nan), 5, "holds NaN or Inf"),
+        (np.array([{}]), 5, "cannot be read as an array"),
+    ],
+)
+def test_arrays_that_are_no_pictures(tmp_path, array, channels, said):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=rf"a\.npy: .*{said}"):
+        read_picture(tmp_path / "a.npy", channels)
+
+
+def test_other_numbers_of_channels_are_named(tmp_path, pixels):
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: has 3 channels, and the network takes 4"):
+        read_picture(tmp_path / "a.png", 4)
+    with pytest.raises(DataError, match=r"has 3 channels of different content, and the network takes 1"):
+        read_picture(tmp_path / "a.png", 1)
+    (tmp_path / "b.tif").write_bytes(b"II*\0 no TIFF")
+    with pytest.raises(DataError, match=r"b\.tif: .*"):
+        read_picture(tmp_path / "b.tif", 6)
+
+
+def test_a_tiff_of_six_bands(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    array = np.random.default_rng(0).integers(0, 4096, (6, 8, 6), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    assert np.array_equal(read_picture(tmp_path / "a.tif", 6).numpy(), np.moveaxis(array, 2, 0))
+
+
+def test_bands_are_scaled_as_the_user_says():
+    bands = torch.arange(2 * 4 * 6, dtype=torch.float32).view(2, 4, 6)
+    with pytest.raises(InputError, match=r"--rescale: is needed for images of more than 8 bits"):
+        Preprocess(bands=2, mean=(0.0,), std=(1.0,))(bands)
+    preprocess = Override(mean=(1.0, 2.0), std=(4.0,), rescale=0.5).over(Preprocess(bands=2))
+    expected = (bands * 0.5 - torch.tensor([1.0, 2.0]).view(2, 1, 1)) / 4
+    torch.testing.assert_close(preprocess(bands), expected)
+    assert preprocess(bands, (2, 3)).shape == (2, 2, 3)
+    smooth = preprocess(torch.full((2, 4, 6), 8.0), (3, 5))
+    torch.testing.assert_close(smooth[0], torch.full((3, 5), 0.75))
+
+
+def test_bands_are_augmented_with_their_labels():
+    labels = torch.randint(0, 5, (12, 16))
+    bands = labels.expand(6, -1, -1).to(torch.uint8) * 10
+    got, moved = Augment(crop=(8, 8), scale=(1.0, 1.0))(bands, labels, seed=3)
+    assert torch.equal(got, (moved * 10).expand(6, -1, -1).to(torch.uint8))  # no colors vary
+
+
+def test_arrays_count_where_there_are_no_pictures(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 4, 5), np.uint8))
+    assert [path.name for path in open_data(tmp_path).images] == ["a.npy"]
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    assert [path.name for path in open_data(tmp_path).images] == ["b.png"]
