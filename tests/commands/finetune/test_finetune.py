@@ -225,7 +225,7 @@ def test_a_label_that_the_sample_missed_names_its_file(custom, tmp_path):
     mask = root / "masks/train/033.png"
     Image.fromarray(np.full((48, 64), 6, np.uint8)).save(mask)
     try:
-        check._read_pair = lambda image, path, rule: {0} if path == mask else seen.add(path) or read(image, path, rule)
+        check._read_pair = lambda image, path, *how: {0} if path == mask else seen.add(path) or read(image, path, *how)
         with pytest.raises(DataError, match=r"033\.png: has label 6"):
             finetune(custom, root, tmp_path / "out", config)
     finally:
