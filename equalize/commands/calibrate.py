@@ -36,6 +36,7 @@ def calibrate_checkpoint(
     pattern: str | None = None,
     config: CalibrationConfig | None = None,
     dry_run: bool = False,
+    demand_sites: bool = True,
     overwrite: bool = False,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
@@ -48,6 +49,8 @@ def calibrate_checkpoint(
         out: the directory to write; whole or absent afterwards.
         strategy, scale: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
+        dry_run: write nothing.
+        demand_sites: raise where no fusion layer can be equalized, rather than return a plan without any.
         overwrite: whether `out` may exist.
 
     Returns:
@@ -78,7 +81,7 @@ def calibrate_checkpoint(
     for path, reason in images.skipped:
         warn(f"skipped {path}: {reason}")
     plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data)), checkpoint)
-    if not plan.sites and not dry_run:
+    if demand_sites and not plan.sites:
         reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
         what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
         raise InputError(name.source, what, remedy="see equalize scan --all, and --sites")

@@ -199,6 +199,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 scale=config.scale or "step",
                 config=config.calibration(dataset.split),
                 dry_run=True,
+                demand_sites=False,
                 notify=notify,
                 warn=warn,
             )
