@@ -38,6 +38,7 @@ def calibrate_checkpoint(
     force_preprocessing: bool = False,
     config: CalibrationConfig | None = None,
     dry_run: bool = False,
+    demand_sites: bool = True,
     overwrite: bool = False,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
@@ -51,6 +52,8 @@ def calibrate_checkpoint(
         strategy, scale: see `equalize.plan.strategies`.
         pattern: a glob over layers; None takes every resampled site.
         force_preprocessing: go on though the BatchNorms say that the input is not the one of the training.
+        dry_run: write nothing.
+        demand_sites: raise where no fusion layer can be equalized, rather than return a plan without any.
         overwrite: whether `out` may exist.
 
     Returns:
@@ -85,7 +88,7 @@ def calibrate_checkpoint(
         warn(f"skipped {path}: {reason}")
     facts = {**_facts(plan, name, checkpoint, found, images, data), "input_check": checked.to_json()}
     plan = as_stored(replace(plan, facts=facts), checkpoint)
-    if not plan.sites and not dry_run:
+    if demand_sites and not plan.sites:
         reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
         what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
         raise InputError(name.source, what, remedy="see equalize scan --all, and --sites")

@@ -1,4 +1,4 @@
-"""Chooses the strategy of each site and computes the edits of a plan from the moments.
+"""Computes the edits of a plan from the moments, by the strategy that was chosen for each site.
 
 strategy   fusion weights            elsewhere                    the network's function
 rescale    W_b * tau/sigma_b         shift s in the bias          changes
@@ -26,11 +26,12 @@ from equalize.moments.covariance import SplitStatistics
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms, values_of, with_moments
 from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
+from equalize.plan.choice import Choice, choose
 from equalize.plan.draw import draw_site
 from equalize.plan.edits import Add, Edit, MapInputs, Scale, ScaleInputs
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.indicator import with_expectation
-from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, changes_function, target_scale
+from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, target_scale
 from equalize.plan.whiten import fold_map, whitening_of
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
@@ -40,34 +41,10 @@ _NEAR_ZERO = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A site and what is to be done with it once it is measured.
-
-    Attributes:
-        seed: of `reinit`.
-        newly_initialized: whether its weights were drawn just now.
-        may_leave: whether it is left alone if nothing is to be gained.
-    """
-
-    site: Site
-    strategy: SiteStrategy
-    seed: int
-    newly_initialized: bool = False
-    may_leave: bool = False
-
-    @property
-    def changes_function(self) -> bool:
-        """Whether the layer will compute something else."""
-        return changes_function(self.strategy, self.newly_initialized)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The measured sites that can be equalized, why the others cannot, and the edits that it takes, in order.
 
-    `maps` are the matrices of `whiten`, by layer.
-
-    `choices` are as given, but for those that leave their site alone.
+    `choices` are as given, but for those that leave their site alone; `maps` are the matrices of `whiten`, by layer.
     """
 
     choices: tuple[Choice, ...]
@@ -112,38 +89,6 @@ def make_plan(
         refusals=decision.refusals,
         maps=decision.maps,
     )
-
-
-def choose(
-    sites: Sequence[Site], strategy: Strategy, seed: int = 0, newly_initialized: Collection[str] = ()
-) -> list[Choice]:
-    """The strategy of each site; the one at place i draws under seed + i.
-
-    "auto": `rescale` for a weight that was drawn just now; `migrate` where a branch can move and all can come to one
-    scale, that is, at most one is fixed; else `preserve`. It may leave a site alone once that is measured.
-
-    Raises:
-        SiteError: for an unknown strategy.
-    """
-    if strategy not in get_args(Strategy):
-        raise SiteError("strategy", "is unknown", got=strategy, expected=" or ".join(get_args(Strategy)))
-    return [
-        Choice(
-            site=site,
-            strategy=_automatic(site, newly_initialized) if strategy == "auto" else strategy,
-            seed=seed + place,
-            newly_initialized=site.weight in newly_initialized,
-            may_leave=strategy == "auto",
-        )
-        for place, site in enumerate(sites)
-    ]
-
-
-def _automatic(site: Site, newly_initialized: Collection[str]) -> SiteStrategy:
-    if site.weight in newly_initialized:
-        return "rescale"
-    fixed = sum(branch.fixed is not None for branch in site.branches)
-    return "migrate" if fixed < len(site.branches) and fixed <= 1 else "preserve"
 
 
 def decide(

@@ -127,8 +127,9 @@ def test_scan_says_that_a_network_fuses_by_addition(run_cli):
 def calibrated(tmp_path_factory, segformer_dir, photos):
     """A directory that calibrate has written, and what it printed as JSON. Read only."""
     out, printed = tmp_path_factory.mktemp("calibrated") / "out", io.StringIO()
+    arguments = ("--data", str(photos), "-o", str(out), *SIZE, "--strategy", "migrate", "--json")
     with contextlib.redirect_stdout(printed):
-        assert main(["calibrate", str(segformer_dir), "--data", str(photos), "-o", str(out), *SIZE, "--json"]) == 0
+        assert main(["calibrate", str(segformer_dir), *arguments]) == 0
     return out, json.loads(printed.getvalue())
 
 
@@ -153,7 +154,7 @@ def test_calibrate_writes_what_it_says(calibrated, segformer_dir):
 
 def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segformer_dir, photos, tmp_path):
     out = tmp_path / "out"
-    ran = run_cli("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE)
+    ran = run_cli("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--strategy", "migrate")
     assert ran.err == ""
     assert "preprocessing: RGB, resize to 48x64" in ran.text
     assert "migrate: scale moved" in ran.text
@@ -166,8 +167,8 @@ def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segfo
 
 def test_calibrate_draws_a_missing_decoder(run_cli, segformer_encoder_dir, photos, tmp_path):
     out = tmp_path / "out"
-    arguments = ("calibrate", segformer_encoder_dir, "--data", photos, "-o", out, *SIZE, "--init-missing")
-    ran = run_cli(*arguments, "--num-classes", 3, "--json")
+    arguments = ("calibrate", segformer_encoder_dir, "--data", photos, "-o", out, *SIZE, "--strategy", "rescale")
+    ran = run_cli(*arguments, "--init-missing", "--num-classes", 3, "--json")
     plan = parsed(ran)
     assert [site["strategy"] for site in plan["sites"]] == ["rescale"]
     assert "decode_head.linear_fuse.weight" in plan["drawn"]
@@ -198,20 +199,21 @@ def test_keep_norm_is_answered_by_what_replaces_it(run_cli, segformer_dir, photo
 def test_dry_run_measures_and_writes_nothing(run_cli, segformer_dir, photos, tmp_path):
     out = tmp_path / "out"
     arguments = ("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--dry-run")
-    ran = run_cli(*arguments)
+    ran = run_cli(*arguments, "--strategy", "migrate")
     assert ran.code == 0, ran.err
     assert "before, 1.00 after" in ran.text
     assert "Nothing was written (--dry-run)." in ran.out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_without_sites_is_no_error(run_cli, lraspp_state, photos, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_network_without_sites_is_refused(run_cli, lraspp_state, photos, tmp_path, flags):
     torch.save(lraspp_state, tmp_path / "lraspp.pth")
     arguments = ("calibrate", tmp_path / "lraspp.pth", "--data", photos, "-o", tmp_path / "out", *SIZE)
-    ran = run_cli(*arguments)
-    assert ran.code == 0
-    assert "fuses by addition" in ran.text
-    assert "nothing was written" in ran.out
+    ran = run_cli(*arguments, *flags)
+    assert (ran.code, ran.out) == (2, "")
+    assert "has no fusion layer that can be equalized" in ran.err
+    assert "fuses by addition" in ran.err
     assert not (tmp_path / "out").exists()
 
 

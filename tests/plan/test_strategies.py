@@ -13,7 +13,8 @@ from equalize.moments.measure import measure
 from equalize.moments.moments import Moments
 from equalize.plan.apply import apply
 from equalize.plan.calibrate import calibrate
-from equalize.plan.strategies import choose, make_plan
+from equalize.plan.choice import choose
+from equalize.plan.strategies import make_plan
 from equalize.sites.scan import scan
 from tests.support.networks import BRANCHES, Fusion, batch_norm, explicit, oracle_moments
 

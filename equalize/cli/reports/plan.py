@@ -71,10 +71,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
             yield _indented(_expectation(site.expect, site.delta), 4)
         yield Text()
     yield from _refusals(plan.refusals)
-    if not plan.sites:
-        yield Text("No fusion layer can be equalized, for the reasons above; nothing was written.")
-        return
-    if not plan.equalized:
+    if plan.sites and not plan.equalized:
         yield Text("Every fusion layer was left alone; a --strategy of your choice equalizes them all the same.")
     facts = plan.facts
     if "images" in facts:

@@ -202,6 +202,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 force_preprocessing=True,  # a wrong input was warned of
                 config=config.calibration(dataset.split),
                 dry_run=True,
+                demand_sites=False,
                 notify=ignore,
                 warn=warn,
             )

@@ -116,7 +116,7 @@ def test_a_measured_scan_says_whether_equalizing_will_help():
 
 
 def test_what_was_left_alone_is_said():
-    site = PlannedSite(**values_of(replace(MEASURED, expect="nothing", delta=0.002), MeasuredSite), strategy="none")
+    site = replace(planned_site("none"), expect="nothing", delta=0.002)
     text = words(plan_report(Plan(strategy="none", sites=(site,), facts={"images": 4})))
     assert "none: left alone, for nothing is to be gained" in text
     assert "expect nothing from equalizing: delta 0.002" in text
@@ -181,11 +181,11 @@ def test_a_plan_that_acts_in_training_alone_says_so(out, strategy, said):
     assert "equalize finetune" not in words(plan_report(replace(plan, facts={"output": None})))
 
 
-def test_a_plan_without_sites_says_so():
+def test_a_plan_without_sites_says_why():
     plan = Plan(strategy="auto", refusals=(Refusal(at="head", reason="fuses by addition"),))
     text = words(plan_report(plan))
     assert "head: fuses by addition" in text
-    assert "nothing was written" in text
+    assert "left alone" not in text
 
 
 def test_a_verification_for_people_and_for_programs():

@@ -1,6 +1,7 @@
 """Each family, with and without equalization, for other classes; what is refused."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.finetune import finetune
 from equalize.errors import CheckpointError, DataError, InputError, OutputError, ResourceError
+from equalize.plan import indicator
 from equalize.plan.plan import Plan
 from tests.support.scenes import write_scenes
 from tests.support.tolerance import TIE
@@ -98,6 +100,15 @@ def test_torchvision(lraspp_state, tmp_path):
     )
 
 
+def test_a_network_that_cannot_be_equalized_is_trained_all_the_same(lraspp_state, tmp_path):
+    torch.save(lraspp_state, tmp_path / "lraspp.pth")
+    root = write_scenes(tmp_path / "data", 4, counts={"train": 4}, size=(64, 64))
+    config, warned = replace(QUICK, max_steps=1, size=(64, 64), calibrate="rescale"), []
+    done = finetune(named(tmp_path / "lraspp.pth"), root, tmp_path / "out", config, warn=warned.append)
+    assert (done.steps, done.train_as) == (1, None)
+    assert f"{tmp_path / 'lraspp.pth'} has no fusion layer that can be equalized" in warned
+
+
 def test_any_network(custom, five_classes, tmp_path):
     done = finetune(custom, five_classes, tmp_path / "out", replace(QUICK, report_to=("tensorboard",)))
     assert falls(done)
@@ -154,7 +165,8 @@ def measure_and_rescale(task):
 
 
 @pytest.mark.parametrize("strategy", ["migrate", "rescale", "auto"])
-def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes, tmp_path, strategy):
+def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes, tmp_path, strategy, monkeypatch):
+    monkeypatch.setattr(indicator, "NOTHING", -math.inf)  # noise has nothing to be told
     said = []
     config = replace(QUICK, max_steps=1, calibrate=strategy, scale="paper")
     done = finetune(custom, five_classes, tmp_path / "out", config, notify=said.append)
@@ -163,6 +175,17 @@ def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes,
     plan = Plan.read(tmp_path / "out")
     assert plan.scale == "paper"
     assert {site.tau for site in plan.sites if site.strategy != "migrate"} <= {1.0}
+
+
+def test_what_auto_leaves_alone_trains_as_it_is(custom, five_classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(indicator, "NOTHING", math.inf)
+    monkeypatch.setattr(indicator, "GAIN", math.inf)
+    config = replace(QUICK, max_steps=1)
+    done = finetune(custom, five_classes, tmp_path / "auto", replace(config, calibrate="auto"))
+    finetune(custom, five_classes, tmp_path / "plain", config)
+    assert (done.strategy, done.train_as) == ("none", None)
+    assert Plan.read(tmp_path / "auto").strategy == "none"
+    assert same(trained_weights(tmp_path / "auto"), trained_weights(tmp_path / "plain"))  # the same training twice
 
 
 def test_a_plan_that_kept_norms_trains_folded_alone(equal, five_classes, tmp_path):
