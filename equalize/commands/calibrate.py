@@ -47,20 +47,13 @@ def calibrate_checkpoint(
     """Measures, embeds, writes, reloads, proves. The processes of a group share the images; the main one writes.
 
     Args:
-        name, data, config: the model, the images, and the pass over them.
-        out: the directory to write; whole or absent afterwards.
-        strategy, scale: see `equalize.plan.strategies`.
+        out: whole or absent afterwards; nothing is written with `dry_run`.
         pattern: a glob over layers; None takes every resampled site.
         force_preprocessing: go on though the BatchNorms say that the input is not the one of the training.
-        dry_run: write nothing.
-        demand_sites: raise where no fusion layer can be equalized, rather than return a plan without any.
-        overwrite: whether `out` may exist.
+        demand_sites: raise an InputError where no fusion layer can be equalized, rather than return a plan without any.
 
     Returns:
-        The plan, its facts filled in: provenance and, in the main process, "check" and "output".
-
-    Raises:
-        InputError: no fusion layer can be equalized; not where `auto` leaves them alone.
+        The plan with its provenance and, in the main process, "check" and "output".
     """
     config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
@@ -89,12 +82,16 @@ def calibrate_checkpoint(
     facts = {**_facts(plan, name, checkpoint, found, images, data), "input_check": checked.to_json()}
     plan = as_stored(replace(plan, facts=facts), checkpoint)
     if demand_sites and not plan.sites:
-        reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
-        what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
-        raise InputError(name.source, what, remedy="see equalize scan --all, and --sites")
+        raise _no_site(name, plan)
     if dry_run or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
+
+
+def _no_site(name: ModelName, plan: Plan) -> InputError:
+    reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
+    what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
+    return InputError(name.source, what, remedy="see equalize scan --all, and --sites")
 
 
 def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
