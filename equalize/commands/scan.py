@@ -3,7 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class CheckpointScan:
             "tracer": self.scan.tracer,
             **expected,
             "sites": [site_json(site) for site in self.scan.sites],
-            "refusals": [asdict(refusal) for refusal in self.scan.refusals],
+            "refusals": [refusal.to_json() for refusal in self.scan.refusals],
         }
 
 

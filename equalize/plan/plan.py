@@ -25,7 +25,8 @@ SiteStrategy = Literal["migrate", "none", "preserve", "reinit", "rescale", "whit
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
 ScaleTo = Literal["step", "paper"]
 
-_UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # needed only while a plan is made
+# Needed only while a plan is made.
+_UNWRITTEN = {"producers", "readers", "fixed", "tensor", "upstream", "norms", "pads_itself"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +118,11 @@ class Plan:
         return {edit.start: edit.factor for edit in edits}
 
     def input_scale(self, site: PlannedSite) -> tuple[float, ...]:
-        """The factor by which the plan divides each branch of a site and multiplies its weights (`migrate`), else 1."""
-        factors = self.scaled_inputs(site) if site.strategy == "migrate" else {}
+        """The factor by which the plan divides each branch of a site and multiplies its weights, 1 for most.
+
+        Others than `migrate` have some where another layer that reads the branch moved it.
+        """
+        factors = {} if site.changes_function else self.scaled_inputs(site)
         return tuple(factors.get(branch.start, 1.0) for branch in site.branches)
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class Plan:
             "seed": self.seed,
             "scale": self.scale,
             "sites": [site_json(site) for site in self.sites],
-            "refusals": [asdict(refusal) for refusal in self.refusals],
+            "refusals": [refusal.to_json() for refusal in self.refusals],
             "changed": list(self.changed),
             "edits": [edit_json(edit) for edit in self.edits],
             **({"maps": "equalize.safetensors"} if any(site.strategy == "whiten" for site in self.sites) else {}),
