@@ -6,6 +6,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
+from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, next_command
 
 __all__ = ["calibrate"]
 
@@ -69,3 +70,5 @@ def calibrate(
                 warn=terminal.warn,
             )
         terminal.result(plan.to_json(), plan_report(plan))
+        if plan.facts.get("output"):
+            terminal.hint(next_command(context, "finetune", out, out="TRAINED", leave=OF_A_PASS | OF_DRAWING))

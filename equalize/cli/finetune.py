@@ -6,6 +6,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, next_command
 from equalize.cli.training_options import TrainingFlags
 
 __all__ = ["finetune"]
@@ -58,4 +59,5 @@ def finetune(
                 warn=terminal.warn,
             )
         terminal.result(done.to_json(), training_report(done))
+        terminal.hint(next_command(context, "evaluate", out, leave=OF_A_PASS | OF_DRAWING))
         leave()

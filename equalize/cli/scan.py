@@ -6,6 +6,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
+from equalize.cli.next_command import next_command
 
 __all__ = ["scan"]
 
@@ -57,6 +58,6 @@ def scan(
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        terminal.result(found.to_json(), scan_report(found))
-        if found.scan.sites and data is None:
-            terminal.hint(f"next: equalize calibrate {model} --data IMAGES -o OUT")
+        terminal.result(found.to_json(), scan_report(found, every=every))
+        if found.scan.sites:
+            terminal.hint(next_command(context, "calibrate", model, out="OUT", defaults={"data": "IMAGES"}))

@@ -87,9 +87,11 @@ class Terminal:
             _print(*self._held.pop(0))
 
     def hint(self, line: str) -> None:
-        """Prints a suggestion; not with --json."""
-        if not self._json:
-            _print(self._err, Text(line, style="dim"))
+        """Prints a suggestion; not with --json. Only the main process prints."""
+        from equalize.distributed import is_main
+
+        if not self._json and is_main():
+            _print(self._err, Text(line, style="dim", no_wrap=True))  # commands are copied as one line
 
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
         """Prints the parts of a report; nothing with --json."""
@@ -154,7 +156,8 @@ def open_terminal(context: typer.Context, *, as_json: bool) -> Iterator[Terminal
 def _print(console: Console, renderable: ConsoleRenderable) -> None:
     """Prints names in full: where the terminal is too narrow for one, the terminal wraps it, and it can be copied."""
     measured = Measurement.get(console, console.options.update(max_width=_WIDEST), renderable)
-    needed = measured.maximum if isinstance(renderable, Table) else measured.minimum
+    whole = isinstance(renderable, Table) or (isinstance(renderable, Text) and renderable.no_wrap)
+    needed = measured.maximum if whole else measured.minimum
     if needed > console.width:
         console = _console(console.file, needed)
     if console.is_terminal:

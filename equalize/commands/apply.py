@@ -5,7 +5,7 @@ from pathlib import Path
 
 from equalize.checkpoint import ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.commands.verify import as_planned, random_images, save_proven
+from equalize.commands.verify import as_planned, as_stored, random_images, save_proven
 from equalize.errors import InputError
 from equalize.messages import Notify, ignore
 from equalize.plan.apply import apply
@@ -36,5 +36,5 @@ def apply_plan(
     apply(plan, checkpoint.model)
     inputs = random_images(plan, checkpoint)
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
-    plan = replace(plan, facts={**plan.facts, **provenance})
+    plan = as_stored(replace(plan, facts={**plan.facts, **provenance}), checkpoint)
     return save_proven(checkpoint, name, plan, Path(out), inputs, overwrite=overwrite)

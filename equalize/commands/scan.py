@@ -3,7 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class CheckpointScan:
             **expected,
             **({} if self.images is None else {"input_check": self.input_check}),
             "sites": [site_json(site) for site in self.scan.sites],
-            "refusals": [asdict(refusal) for refusal in self.scan.refusals],
+            "refusals": [refusal.to_json() for refusal in self.scan.refusals],
         }
 
 

@@ -60,7 +60,7 @@ def verify_checkpoint(
     else:
         _, images = open_images(data, original, config or CalibrationConfig(), notify=notify)
         inputs = [images.few(CHECKED_IMAGES)]
-    return plan, _prove(original, Path(out), name, plan, inputs)
+    return as_stored(plan, original), _prove(original, Path(out), name, plan, inputs)
 
 
 def save_proven(
@@ -79,7 +79,8 @@ def save_proven(
     with checkpoint.writing(out, overwrite=overwrite) as directory:
         checkpoint.model.to("meta")  # it is written: free its memory for the verification
         check = _prove(name.load(), directory, name, plan, inputs)
-        plan = replace(plan, facts={**plan.facts, "output": str(out), "check": check.to_json()})
+        proof = {"check": check.to_json(), "logit_range": check.logit_range}
+        plan = replace(plan, facts={**plan.facts, "output": str(out), **proof})
         write_plan(plan, directory)
     return plan
 
@@ -92,7 +93,7 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
     }  # a classifier of other classes has another shape
     stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in initialized}
     after = state_on_disk(directory)
-    check_tensors(stored, after, {*initialized, *(on_disk.get(key, key) for key in plan.changed)})
+    check_tensors(stored, after, {*initialized, *plan.changed_on_disk})
     if (copy := safetensors_copy(directory)) is not None:
         check_tensors(original.safetensors_copy(after), copy, ())
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
@@ -140,10 +141,11 @@ def _given(plan: Plan) -> Override:
 
 
 def as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:
-    """The plan without the counters of BatchNorms that were saved before PyTorch 0.4.1, which had none."""
+    """The plan with the keys on disk; without the counters that BatchNorms did not have before PyTorch 0.4.1."""
     stored = checkpoint.disk_keys()
     edits = (edit for edit in plan.edits if not edit.tensor.endswith(".num_batches_tracked") or edit.tensor in stored)
-    return replace(plan, edits=tuple(edits))
+    plan = replace(plan, edits=tuple(edits))
+    return replace(plan, disk_keys={key: disk for key in plan.changed if (disk := stored.get(key, key)) != key})
 
 
 def random_images(plan: Plan, checkpoint: Checkpoint) -> list[Tensor]:

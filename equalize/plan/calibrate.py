@@ -17,7 +17,7 @@ from equalize.moments.blocks import Blocks
 from equalize.moments.measure import Measurement, measure_branches
 from equalize.moments.watch import Batch
 from equalize.plan.apply import apply_edits, with_aliases
-from equalize.plan.choice import Choice, choose
+from equalize.plan.choose import Choice, choose
 from equalize.plan.edits import Edit, Set
 from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.plan.strategies import Decision, decide

@@ -25,7 +25,8 @@ SiteStrategy = Literal["migrate", "none", "preserve", "reinit", "rescale", "whit
 Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
 ScaleTo = Literal["step", "paper"]
 
-_UNWRITTEN = {"producers", "fixed", "upstream", "norms", "pads_itself"}  # needed only while a plan is made
+# Needed only while a plan is made.
+_UNWRITTEN = {"producers", "readers", "fixed", "tensor", "upstream", "norms", "pads_itself"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ class Plan:
         scale: what the branches are equalized to, see `target_scale`.
         sites: the measured ones; those of strategy "none" were left alone. refusals: what could not be, and why.
         edits: the changes to the checkpoint, in order.
+        disk_keys: keys in the files of those tensors that the model, whose keys the edits have, calls otherwise.
         facts: provenance and results, as they stand in `equalize.json`.
         maps: the matrices of `whiten`, by layer, see `equalize.plan.whiten`; they stand in `equalize.safetensors`
             beside the plan, and whoever reads that hands them in.
@@ -91,6 +93,7 @@ class Plan:
     sites: tuple[PlannedSite, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     edits: tuple[Edit, ...] = ()
+    disk_keys: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     maps: Mapping[str, "Tensor"] = field(default_factory=dict, repr=False, compare=False)
 
@@ -111,14 +114,22 @@ class Plan:
         """State-dict keys of the tensors that the plan changes."""
         return tuple(dict.fromkeys(key for edit in self.edits for key in (edit.tensor, *edit.aliases)))
 
+    @property
+    def changed_on_disk(self) -> tuple[str, ...]:
+        """The same as they stand in the files."""
+        return tuple(self.disk_keys.get(key, key) for key in self.changed)
+
     def scaled_inputs(self, site: PlannedSite) -> dict[int, float]:
         """The factors that the plan multiplies a site's fusion weights by, by the first channel of each branch."""
         edits = [edit for edit in self.edits if isinstance(edit, ScaleInputs) and edit.tensor == site.weight]
         return {edit.start: edit.factor for edit in edits}
 
     def input_scale(self, site: PlannedSite) -> tuple[float, ...]:
-        """The factor by which the plan divides each branch of a site and multiplies its weights (`migrate`), else 1."""
-        factors = self.scaled_inputs(site) if site.strategy == "migrate" else {}
+        """The factor by which the plan divides each branch of a site and multiplies its weights, 1 for most.
+
+        Others than `migrate` have some where another layer that reads the branch moved it.
+        """
+        factors = {} if site.changes_function else self.scaled_inputs(site)
         return tuple(factors.get(branch.start, 1.0) for branch in site.branches)
 
     def to_json(self) -> dict[str, Any]:
@@ -130,8 +141,9 @@ class Plan:
             "seed": self.seed,
             "scale": self.scale,
             "sites": [site_json(site) for site in self.sites],
-            "refusals": [asdict(refusal) for refusal in self.refusals],
-            "changed": list(self.changed),
+            "refusals": [refusal.to_json() for refusal in self.refusals],
+            "changed": list(self.changed_on_disk),
+            **({"model_keys": {disk: key for key, disk in self.disk_keys.items()}} if self.disk_keys else {}),
             "edits": [edit_json(edit) for edit in self.edits],
             **({"maps": "equalize.safetensors"} if any(site.strategy == "whiten" for site in self.sites) else {}),
         }
@@ -150,6 +162,7 @@ class Plan:
                 sites=tuple(_site({"tau": _old_tau(each, content)} | each) for each in content["sites"]),
                 refusals=tuple(Refusal(**each) for each in content["refusals"]),
                 edits=tuple(read_edit(each) for each in content["edits"]),
+                disk_keys={key: disk for disk, key in content.get("model_keys", {}).items()},
                 facts={key: value for key, value in content.items() if key not in _DERIVED},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -170,7 +183,7 @@ class Plan:
         return cls.from_json(content if isinstance(content, dict) else {}, path)
 
 
-_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "edits", "maps"}
+_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "model_keys", "edits", "maps"}
 
 
 def site_json(site: Site) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Computes the edits of a plan from the moments, by the strategy that was chosen for each site.
+"""Computes the edits of a plan from the moments and the strategy of each site.
 
 strategy   fusion weights            elsewhere                    the network's function
 rescale    W_b * tau/sigma_b         shift s in the bias          changes
@@ -10,8 +10,9 @@ whiten     if drawn just now W A     shift s in the bias          changes
 none       unchanged                 nothing                      stays, to the last bit
 
 A whitens the layer's input, see `equalize.plan.whiten`.
-tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that cannot
-move, the geometric mean of their sigmas, or sigma_rms where all move.
+tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that stay
+where they are, the geometric mean of their sigmas, or sigma_rms where all move. Other layers that read a moved branch
+have their weights scaled along.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,13 +27,14 @@ from equalize.moments.covariance import SplitStatistics
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms, values_of, with_moments
 from equalize.moments.moments import Moments
 from equalize.plan.apply import with_aliases
-from equalize.plan.choice import Choice, choose
+from equalize.plan.choose import Choice, choose, left_alone
 from equalize.plan.draw import draw_site
 from equalize.plan.edits import Add, Edit, MapInputs, Scale, ScaleInputs
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, target_scale
 from equalize.plan.whiten import fold_map, whitening_of
+from equalize.sites.readers import Reader
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
@@ -112,31 +114,44 @@ def decide(
     refusals: list[Refusal] = []
     made: list[Choice] = []
     maps: dict[str, Tensor] = {}
+    moved: dict[str, float] = {}
+    measured = _measured(choices, moments, statistics or {})
+    left = left_alone(choices, measured)
     for choice in choices:
         layer = choice.site.layer
-        if layer not in moments:
-            raise SiteError(layer, "was not measured", remedy="give measure the same sites")
-        statistics_of = (statistics or {}).get(layer)
-        measured = with_expectation(with_moments(choice.site, moments[layer]), statistics_of)
-        if choice.may_leave and measured.expect == "nothing":
+        if layer in left:
             choice = replace(choice, strategy="none")
         made.append(choice)
-        if (constant := _constant(measured)) is not None:
+        if (constant := _constant(measured[layer])) is not None:
             refusals.append(constant)
             continue
         site = PlannedSite(
-            **values_of(measured, MeasuredSite),
+            **values_of(measured[layer], MeasuredSite),
             strategy=choice.strategy,
-            tau=_tau(measured, choice.strategy, scale),
+            tau=_tau(measured[layer], choice.strategy, scale, moved),
             newly_initialized=choice.strategy == "whiten" and choice.newly_initialized,
         )
-        result = _edits(model, site, choice.seed, statistics_of, maps)
+        result = _edits(model, site, choice.seed, (statistics or {}).get(layer), maps, moved)
         if isinstance(result, Refusal):
             refusals.append(result)
         else:
             sites.append(site)
             edits += result
     return Decision(choices=tuple(made), sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits), maps=maps)
+
+
+def _measured(
+    choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], statistics: Mapping[str, SplitStatistics]
+) -> dict[str, MeasuredSite]:
+    """The sites by layer, each with what was measured of it."""
+    sites = {choice.site.layer: choice.site for choice in choices}
+    missing = next((layer for layer in sites if layer not in moments), None)
+    if missing is not None:
+        raise SiteError(missing, "was not measured", remedy="give measure the same sites")
+    return {
+        layer: with_expectation(with_moments(site, moments[layer]), statistics.get(layer))
+        for layer, site in sites.items()
+    }
 
 
 def _constant(site: MeasuredSite) -> Refusal | None:
@@ -149,22 +164,35 @@ def _constant(site: MeasuredSite) -> Refusal | None:
     return None
 
 
-def _tau(site: MeasuredSite, strategy: SiteStrategy, scale: ScaleTo) -> float:
+def _tau(site: MeasuredSite, strategy: SiteStrategy, scale: ScaleTo, moved: Mapping[str, float]) -> float:
     if strategy != "migrate":
         return target_scale(site, scale)
-    fixed = [branch.std for branch in site.branches if branch.fixed is not None]
-    return geometric_mean(fixed) if fixed else sigma_rms(site.branches)
+    stay = [sigma for branch in site.branches if (sigma := _staying(branch, moved)) is not None]
+    return geometric_mean(stay) if stay else sigma_rms(site.branches)
+
+
+def _staying(branch: MeasuredBranch, moved: Mapping[str, float]) -> float | None:
+    """The sigma of a branch that stays where it is or where an earlier site moved it; None if it can move."""
+    if branch.fixed is not None:
+        return branch.std
+    factor = moved.get(branch.producers[0])
+    return None if factor is None else branch.std * factor
 
 
 def _edits(
-    model: nn.Module, site: PlannedSite, seed: int, statistics: SplitStatistics | None, maps: dict[str, Tensor]
+    model: nn.Module,
+    site: PlannedSite,
+    seed: int,
+    statistics: SplitStatistics | None,
+    maps: dict[str, Tensor],
+    moved: dict[str, float],
 ) -> Sequence[Edit] | Refusal:
-    """The edits for one site, or why there are none; `whiten` adds its map to `maps`."""
+    """The edits for one site, or why there are none; `whiten` adds its map to `maps`, `migrate` factors to `moved`."""
     match site.strategy:
         case "none" | "preserve":
             return ()
         case "migrate":
-            return _migrate(site)
+            return _migrate(site, moved)
         case "whiten":
             found = whitening_of(site, statistics)
             if isinstance(found, Refusal):
@@ -202,17 +230,31 @@ def _shift(site: PlannedSite, w: Tensor) -> list[Edit]:
     return [Add(tensor=site.bias, values=tuple((-shift_of(w, mean_I, Geometry.of(site))).tolist()))]
 
 
-def _migrate(site: PlannedSite) -> list[Edit] | Refusal:
-    """Brings all branches that can move to the scale tau."""
-    moving = [branch for branch in site.branches if branch.fixed is None]
-    if not moving:
+def _migrate(site: PlannedSite, moved: dict[str, float]) -> list[Edit] | Refusal:
+    """Brings all branches that can move to the scale tau; `moved` has the factors of producers, and gets more."""
+    if all(branch.fixed is not None for branch in site.branches):
         reasons = "; ".join(dict.fromkeys(str(branch.fixed) for branch in site.branches))
         return Refusal(at=site.layer, reason=f"no branch can move: {reasons}")
     edits: list[Edit] = []
-    for branch in moving:
+    for branch in site.branches:
+        if _staying(branch, moved) is not None:
+            continue
         edits.append(_scale_branch(site, branch, branch.std / site.tau))
+        edits += [_scale_reader(reader, branch.std / site.tau) for reader in branch.readers]
         edits += [Scale(tensor=key, factor=site.tau / branch.std) for key in branch.producers]
+        moved |= dict.fromkeys(branch.producers, site.tau / branch.std)
     return edits
+
+
+def _scale_reader(reader: Reader, factor: float) -> ScaleInputs:
+    return ScaleInputs(
+        tensor=reader.weight,
+        axis=reader.axis,
+        start=reader.start,
+        stop=reader.stop,
+        groups=reader.groups,
+        factor=factor,
+    )
 
 
 def _scale_branch(site: MeasuredSite, branch: MeasuredBranch, factor: float) -> ScaleInputs:

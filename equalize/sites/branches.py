@@ -1,10 +1,12 @@
-"""Walks back from a concat along its branches: how each was resampled, and which parameters set its scale."""
+"""Walks back from a concat along its branches: how each was resampled, what sets its scale and
+what else reads it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from equalize.graph.graph import Graph, Kind, Op
+from equalize.sites.readers import Reader, find_readers, merged, place, scales_through
 
 Resampling = Literal[
     "bilinear", "trilinear", "linear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"
@@ -14,10 +16,8 @@ Resampling = Literal[
 _THROUGH: frozenset[Kind] = frozenset(
     {"identity", "relu", "activation", "elementwise", "add", "norm", "crop", "pad", "permute", "reshape", "concat"}
 )
-# What commutes with multiplication by a positive number, so that a scale can migrate through it.
-_HOMOGENEOUS: frozenset[Kind] = frozenset(
-    {"identity", "relu", "pool", "resample", "pixel_shuffle", "crop", "permute", "reshape", "concat"}
-)
+# What passes its numbers on as they are.
+_UNCHANGED: frozenset[Kind] = frozenset({"identity", "permute", "reshape"})
 # What makes its output from one tensor, channel by channel.
 _SINGLE: frozenset[Kind] = frozenset(
     {"resample", "pixel_shuffle", "identity", "relu", "activation", "norm", "crop", "pad", "permute", "reshape"}
@@ -33,8 +33,11 @@ class Branch:
         resampling: how the branch was resampled on its way, None if it was not.
         factor: output size / input size of that resampling, per spatial axis; ones if there was none.
         source: path of the module that made the branch, before resampling.
-        producers: state-dict keys whose multiplication by c > 0 multiplies this branch, and nothing else, by c.
-        fixed: why there are none, else None.
+        producers: state-dict keys whose multiplication by c > 0 multiplies this branch by c, and further only what
+            `readers` read.
+        readers: other layers that read it, whose weights are divided by c where it is multiplied.
+        fixed: why there are no producers, else None.
+        tensor: name of what the layer reads; layers with the same name here read the same numbers.
     """
 
     start: int
@@ -43,48 +46,54 @@ class Branch:
     factor: tuple[float, ...]
     source: str
     producers: tuple[str, ...] = ()
+    readers: tuple[Reader, ...] = ()
     fixed: str | None = None
+    tensor: str = field(default="", compare=False, repr=False)
 
 
-def find_branches(graph: Graph, concat: Op, way: Sequence[Op], rank: int) -> Iterator[Branch]:
-    """The branches of a concat, in order; `way` leads to the fusion layer, with `rank` spatial axes."""
-    shared = next((op.name for op in (concat, *way) if len(graph.consumers[op.name]) != 1), None)
+def find_branches(graph: Graph, concat: Op, way: Sequence[Op], weight: str, rank: int) -> Iterator[Branch]:
+    """The branches of a concat, in order; `way` leads to the layer with this weight, with `rank` spatial axes."""
+    through = [op.name for op in way if op.kind not in _UNCHANGED]
     start = 0
-    for leaf, inner in _leaves(graph, concat):
+    for leaf in _leaves(graph, concat):
         resample = _find_resampling(graph, leaf)
-        producers: list[str] = []
-        split = shared or inner
-        fixed = f"{place(graph[split])} has a second consumer" if split else _producers(graph, leaf, producers)
-        width = leaf.shape[concat.attributes["dim"]]
+        stop = start + leaf.shape[concat.attributes["dim"]]
+        movement = _movement(graph, leaf, Reader(weight=weight, axis=1, groups=1, start=start, stop=stop))
         yield Branch(
             start=start,
-            stop=start + width,
+            stop=stop,
             resampling=resampling_of(resample) if resample else None,
             factor=_factor(graph, resample) if resample else (1.0,) * rank,
             source=_source(graph, resample or leaf),
-            producers=() if fixed else tuple(producers),
-            fixed=fixed,
+            **({"fixed": movement} if isinstance(movement, str) else movement),
+            tensor=" ".join((_unchanged(graph, leaf).name, *through)),
         )
-        start += width
+        start = stop
 
 
-def _leaves(graph: Graph, concat: Op) -> Iterator[tuple[Op, str | None]]:
-    """The tensors of a concat, with the concats among them taken apart.
+def any_resampled(graph: Graph, concat: Op) -> bool:
+    """Whether any of a concat's tensors was resampled."""
+    return any(_find_resampling(graph, leaf) for leaf in _leaves(graph, concat))
 
-    With each tensor, the name of an op on its way that others read too, or None.
-    """
+
+def _leaves(graph: Graph, concat: Op) -> Iterator[Op]:
+    """The tensors of a concat, with the concats among them taken apart."""
     for name in concat.inputs:
         leaf = graph[name]
         if leaf.shape == (0,) or leaf.shape[concat.attributes["dim"]] == 0:  # what a loop begins with
             continue
-        way = [leaf]
-        while way[-1].kind == "identity":
-            way.append(graph[way[-1].inputs[0]])
-        if way[-1].kind == "concat" and way[-1].attributes["dim"] == concat.attributes["dim"]:
-            shared = next((op.name for op in way if len(graph.consumers[op.name]) != 1), None)
-            yield from ((inner, further or shared) for inner, further in _leaves(graph, way[-1]))
+        inner = _unchanged(graph, leaf, {"identity"})
+        if inner.kind == "concat" and inner.attributes["dim"] == concat.attributes["dim"]:
+            yield from _leaves(graph, inner)
         else:
-            yield leaf, None
+            yield leaf
+
+
+def _unchanged(graph: Graph, op: Op, kinds: Container[Kind] = _UNCHANGED) -> Op:
+    """The op whose numbers `op` passes on."""
+    while op.kind in kinds and op.inputs:
+        op = graph[op.inputs[0]]
+    return op
 
 
 def _find_resampling(graph: Graph, leaf: Op) -> Op | None:
@@ -98,11 +107,6 @@ def _find_resampling(graph: Graph, leaf: Op) -> Op | None:
         level = [graph[name] for name in behind if name not in seen]
         seen.update(behind)
     return None
-
-
-def place(op: Op) -> str:
-    """Where an op happens, for messages: its module, or its own name in the network's own forward."""
-    return op.module or op.name
 
 
 def resampling_of(op: Op) -> Resampling | None:
@@ -131,37 +135,47 @@ def _source(graph: Graph, op: Op) -> str:
     return place(op)
 
 
-def _producers(graph: Graph, leaf: Op, found: list[str]) -> str | None:
-    """Collects the parameters that scale a branch and nothing else; returns the reason if there are none."""
+def _movement(graph: Graph, leaf: Op, own: Reader) -> dict[str, Any] | str:
+    """The producers and readers of a branch that reaches these channels of the layer, or why it cannot move."""
+    made: dict[str, Op] = {}
+    reason = _find_producers(graph, leaf, made)
+    if reason is not None:
+        return reason
+    found: list[Reader] = []
+    for op in made.values():
+        for reader in find_readers(graph, op):
+            if isinstance(reader, str):
+                return f"also {reader}"
+            found.append(reader)
+    readers = merged(found)
+    if [(each.start, each.stop) for each in readers if each.weight == own.weight] != [(own.start, own.stop)]:
+        return f"also read by {own.weight.removesuffix('.weight')} as another branch"
+    keys = [key for op in made.values() for key in _affine_keys(op)]
+    return {"producers": tuple(keys), "readers": tuple(each for each in readers if each.weight != own.weight)}
+
+
+def _find_producers(graph: Graph, leaf: Op, found: dict[str, Op]) -> str | None:
+    """Collects the affine ops that make a branch, by name; returns the reason if there are none."""
     op = leaf
     while True:
-        if len(graph.consumers[op.name]) != 1:
-            return f"{place(op)} has a second consumer"
         if op.kind in {"norm", "convolution", "linear"}:
-            return _affine(graph, op, found)
+            found[op.name] = op
+            return _refuse_affine(graph, op)
         if not scales_through(op):
             return f"{op.target or op.kind} in {place(op)} does not commute with a scale"
         if op.kind == "concat":
-            return next(filter(None, [_producers(graph, graph[name], found) for name in op.inputs]), None)
+            return next(filter(None, [_find_producers(graph, graph[name], found) for name in op.inputs]), None)
         op = graph[op.inputs[0]]
 
 
-def scales_through(op: Op) -> bool:
-    """Whether an op commutes with multiplication by a positive number."""
-    if op.kind == "pad":
-        return bool(op.attributes["zero"]) or op.attributes["mode"] != "constant"
-    return op.kind in _HOMOGENEOUS
+def _affine_keys(op: Op) -> list[str]:
+    return [key for role in ("weight", "bias") if (key := op.parameters.get(role)) is not None]
 
 
-def _affine(graph: Graph, op: Op, found: list[str]) -> str | None:
-    weight = op.parameters.get("weight")
-    if weight is None:
+def _refuse_affine(graph: Graph, op: Op) -> str | None:
+    if op.parameters.get("weight") is None:
         return f"{op.target} {place(op)} has no affine parameters of its own"
-    keys = [key for role in ("weight", "bias") if (key := op.parameters.get(role)) is not None]
     if op.parameters.get("bias", "") is None:
         return f"the bias of {place(op)} is not a plain parameter"
-    shared = next((key for key in keys if graph.uses[key] > 1), None)
-    if shared is not None:
-        return f"{shared} is used {graph.uses[shared]} times"
-    found += keys
-    return None
+    shared = next((key for key in _affine_keys(op) if graph.uses[key] > 1), None)
+    return None if shared is None else f"{shared} is used {graph.uses[shared]} times"

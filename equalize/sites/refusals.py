@@ -2,18 +2,29 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from equalize.graph.graph import Graph, Op
-from equalize.sites.branches import place, resampling_of
+from equalize.sites.branches import resampling_of
+from equalize.sites.readers import place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A concat that became no site: the module it happens in, and why."""
+    """A concat that became no site.
+
+    Attributes:
+        at: the module it happens in. reason: why.
+        plain: whether none of its tensors was resampled, as within an encoder; not written.
+    """
 
     at: str
     reason: str
+    plain: bool = field(default=False, compare=False)
+
+    def to_json(self) -> dict[str, str]:
+        """What stands in JSON."""
+        return {"at": self.at, "reason": self.reason}
 
 
 def explain_nothing(graph: Graph, refusals: Sequence[Refusal]) -> Iterator[Refusal]:

@@ -4,13 +4,13 @@ A site is a convolution or linear layer whose input channels come from a concat 
 From each concat we walk forward to the layers that read it; `branches.py` walks back. Pure Python.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
-from equalize.sites.branches import Branch, find_branches, place, scales_through
+from equalize.sites.branches import Branch, any_resampled, find_branches
+from equalize.sites.readers import carry_axis, place, scales_through, summed_axis, weight_axis
 from equalize.sites.refusals import Refusal, explain_nothing
 
 SiteKind = Literal["resampled", "plain"]
@@ -61,7 +61,8 @@ def find_sites(graph: Graph) -> tuple[tuple[Site, ...], tuple[Refusal, ...]]:
         found, reasons = _sites_of(graph, concat)
         sites += found
         if reasons:
-            refusals.append(Refusal(at=place(concat), reason="; ".join(dict.fromkeys(reasons))))
+            plain = not any_resampled(graph, concat)
+            refusals.append(Refusal(at=place(concat), reason="; ".join(dict.fromkeys(reasons)), plain=plain))
     refusals += _filled(graph)
     order = {op.name: place for place, op in enumerate(graph.ops)}
     sites.sort(key=lambda site: order[graph.readers[site.weight].name])
@@ -117,11 +118,11 @@ def _readings(graph: Graph, concat: Op) -> Iterator[tuple[Op, Sequence[Op]] | st
             if consumer.name in seen:
                 continue
             seen.add(consumer.name)
-            onward = _carry_axis(op, consumer, axis)
+            onward = carry_axis(op, consumer, axis)
             if consumer.kind == "concat":
                 yield _NESTED if onward is not None else f"concatenated again along another axis in {place(consumer)}"
             elif consumer.kind in {"convolution", "linear"}:
-                if consumer.inputs[0] != op.name or axis != _summed_axis(graph, op, consumer):
+                if consumer.inputs[0] != op.name or axis != summed_axis(graph, op, consumer):
                     where = f"axis {axis} of {list(op.shape)}"
                     yield f"concatenated along {where}, which {place(consumer)} does not sum over"
                 else:
@@ -143,36 +144,6 @@ def _readings(graph: Graph, concat: Op) -> Iterator[tuple[Op, Sequence[Op]] | st
 _FORWARD: frozenset[Kind] = frozenset({"identity", "resample", "relu", "pool", "pad", "crop", "permute", "reshape"})
 
 
-def _summed_axis(graph: Graph, data: Op, layer: Op) -> int:
-    """The axis of `data` that a convolution or linear layer sums over."""
-    if layer.kind == "linear":
-        return len(data.shape) - 1
-    weight = layer.parameters.get("weight")
-    spatial = len(graph.shapes[weight] if weight else data.shape) - 2
-    return len(data.shape) - 1 - spatial
-
-
-def _carry_axis(op: Op, consumer: Op, axis: int) -> int | None:
-    """Where `axis` of `op`'s tensor stands in `consumer`'s, or None if its entries do not stay whole and in order."""
-    if consumer.kind == "permute":
-        return list(consumer.attributes["order"]).index(axis)
-    if consumer.kind == "reshape":
-        before, size = math.prod(op.shape[:axis]), op.shape[axis]
-        places = (
-            place
-            for place, length in enumerate(consumer.shape)
-            if length == size and math.prod(consumer.shape[:place]) == before
-        )
-        return next(places, None)
-    if consumer.kind == "concat":
-        return axis if consumer.attributes["dim"] == axis else None
-    dropped: tuple[int, ...] = consumer.attributes.get("dropped", ())
-    if dropped:
-        return None if axis in dropped else axis - sum(dim < axis for dim in dropped)
-    same = len(consumer.shape) == len(op.shape) and consumer.shape[axis] == op.shape[axis]
-    return axis if same else None
-
-
 def _refuse_weight(graph: Graph, layer: Op) -> str | None:
     for role, key in ({"weight": None} | dict(layer.parameters)).items():
         if key is None:
@@ -190,7 +161,7 @@ def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
     transposed = bool(layer.attributes.get("transposed", False))
     bias = layer.parameters.get("bias")
     rank = len(shape if layer.kind == "convolution" else concat.shape) - 2
-    branches = tuple(find_branches(graph, concat, way, rank))
+    branches = tuple(find_branches(graph, concat, way, weight, rank))
     norm, per_channel = _norm_behind(graph, layer)
     # a strided transposed kernel spreads a mean unevenly
     phases = transposed and any(stride > 1 for stride in layer.attributes["stride"])
@@ -204,7 +175,7 @@ def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
         norm=norm,
         op=layer.target.removesuffix("_"),
         kernel=shape[2:],
-        axis=0 if transposed or (groups > 1 and shape[1] == 1) else 1,
+        axis=weight_axis(graph, layer),
         groups=groups,
         kind="resampled" if any(branch.resampling for branch in branches) else "plain",
         exact_border=shift is None or not padded,
@@ -216,14 +187,14 @@ def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
 
 def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, bool]:
     """The module of the normalization that alone reads the layer's output, and whether it is one per channel."""
-    op, axis = layer, _summed_axis(graph, layer, layer)
+    op, axis = layer, summed_axis(graph, layer, layer)
     while len(readers := graph.consumers[op.name]) == 1:
         (reader,) = readers
         if reader.kind == "norm":
             mean = reader.parameters.get("running_mean") or ""
             module = mean.removesuffix(".running_mean") if mean.endswith(".running_mean") else reader.module
             return module, axis == 1 and reader.attributes.get("per_channel", False)
-        onward = _carry_axis(op, reader, axis) if reader.kind in {"identity", "permute", "reshape"} else None
+        onward = carry_axis(op, reader, axis) if reader.kind in {"identity", "permute", "reshape"} else None
         if onward is None:
             break
         op, axis = reader, onward
@@ -239,6 +210,6 @@ def _filled(graph: Graph) -> Iterator[Refusal]:
             for reader in readers
             if reader.kind == "crop" and any(each.target == "copy_" for each in graph.consumers[reader.name])
         ]
-        summed = [_summed_axis(graph, op, each) for each in readers if each.kind in {"convolution", "linear"}]
+        summed = [summed_axis(graph, op, each) for each in readers if each.kind in {"convolution", "linear"}]
         if any(written.count(axis) > 1 for axis in summed):
             yield Refusal(at=place(op), reason="filled slice by slice, which cannot be followed as a concat can")

@@ -7,7 +7,7 @@ the equalizer's definition, not from the folded ones.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,15 +35,17 @@ class Check:
         max_abs_change: of the logits from the original's, absolute.
         interior: of fusion layers' outputs from what they should be, relative to their range, where no padding reaches.
         border: the same where padding reaches; explicit equalizers would pad with the mean.
+        logit_range: largest less smallest logit of the original, which `max_abs_change` is to be held against.
     """
 
     max_abs_change: float
     interior: float
     border: float
+    logit_range: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         """What stands under "check" in a plan."""
-        return asdict(self)
+        return {"max_abs_change": self.max_abs_change, "interior": self.interior, "border": self.border}
 
 
 def check_function(
@@ -82,6 +84,7 @@ def check_function(
         max_abs_change=change,
         interior=max((each.interior for each in comparisons.values()), default=0.0),
         border=max((each.border for each in comparisons.values()), default=0.0),
+        logit_range=extent,
     )
     if keeps_function:
         allowed = tolerance * extent if plan.changed else 0.0

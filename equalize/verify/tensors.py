@@ -58,4 +58,8 @@ def check_planned(original: nn.Module, written: nn.Module, plan: Plan, *, stored
     relative, absolute = 4 * resolution.eps, resolution.smallest_normal * resolution.eps
     for key, tensor in written.state_dict().items():
         if key in plan.changed and not torch.allclose(tensor, expected[key].to(tensor), relative, absolute):
-            raise NumericsError(key, "is not what the plan makes of the original", remedy="apply the plan again")
+            raise NumericsError(
+                plan.disk_keys.get(key, key),
+                "is not what the plan makes of the original",
+                remedy="apply the plan again",
+            )

@@ -1,6 +1,8 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 
 import pytest
 import torch
@@ -149,13 +151,86 @@ def test_calibrate_writes_what_it_says(calibrated, segformer_dir):
     )
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert "decode_head.linear_fuse.weight" in changed
-    assert changed <= set(plan["changed"])  # a bias of zeros stays one
+    assert changed <= {plan["model_keys"].get(key, key) for key in plan["changed"]}  # a bias of zeros stays one
+
+
+def test_changed_tensors_are_named_as_they_stand_in_the_file(run_cli, segformer_dir, photos, tmp_path):
+    """transformers 5 renames `linear_c` while it loads: the file has the one name, the model the other."""
+    out = tmp_path / "out"
+    arguments = ("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--strategy", "migrate")
+    plan = parsed(run_cli(*arguments, "--json"))
+    assert json.loads((out / "equalize.json").read_text()) == plan
+    before, after = (load_file(path / "model.safetensors") for path in (segformer_dir, out))
+    differ = {key for key in before if not torch.equal(before[key], after[key])}
+    assert differ <= set(plan["changed"]) <= set(before)
+    assert "decode_head.linear_c.0.proj.weight" in differ
+    model = "decode_head.linear_projections.0.proj.weight"
+    assert plan["model_keys"]["decode_head.linear_c.0.proj.weight"] == model
+    assert "decode_head.linear_fuse.weight" not in plan["model_keys"]  # the same in both
+    assert parsed(run_cli("verify", out, "--against", segformer_dir, "--json"))["changed"] == plan["changed"]
+    applied = run_cli("apply", out, segformer_dir, "-o", tmp_path / "again")
+    assert "linear_c.3.proj.weight (in the model decode_head.linear_projections.3.proj.weight)" in applied.text
+    assert json.loads((tmp_path / "again" / "equalize.json").read_text())["changed"] == plan["changed"]
+
+
+def next_words(ran):
+    """What the line `next: ...` says, as a shell reads it."""
+    assert ran.code == 0, ran.err
+    (line,) = [line for line in ran.err.splitlines() if line.startswith("next: ")]
+    return shlex.split(line.removeprefix("next: "))
+
+
+def test_the_next_command_has_the_flags_that_were_given(run_cli, segformer_encoder_dir, photos):
+    flags = ["--init-missing", "--num-classes", "3", "--size", "64x96"]
+    ran = run_cli("scan", segformer_encoder_dir, *flags)
+    head = ["equalize", "calibrate", str(segformer_encoder_dir)]
+    assert next_words(ran) == [*head, "--data", "IMAGES", "--size", "64x96", *flags[:3], "-o", "OUT"]
+    ran = run_cli("scan", segformer_encoder_dir, *flags, "--data", photos, "--samples", "all")
+    assert sorted(next_words(ran)[3:]) == sorted([*flags, "--data", str(photos), "--samples", "all", "-o", "OUT"])
+
+
+NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, width=4, name=""):
+        super().__init__()
+        self.a = torch.nn.Conv2d(3, width, 1)
+        self.mix = torch.nn.Conv2d(3 + width, 2, 1)
+    def forward(self, x):
+        low = self.a(torch.nn.functional.avg_pool2d(x, 2))
+        return self.mix(torch.cat([x, torch.nn.functional.interpolate(low, scale_factor=2.0, mode="bilinear")], 1))
+"""
+
+
+def test_the_next_command_names_the_network_of_a_state_dict_again(run_cli, photos, tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    shapes = {"a.weight": (5, 3, 1, 1), "a.bias": (5,), "mix.weight": (2, 8, 1, 1), "mix.bias": (2,)}
+    torch.save({key: 1e4 * torch.randn(shape) for key, shape in shapes.items()}, tmp_path / "net.pth")
+    arch = ["--arch", f"{tmp_path / 'net.py'}:Net", "--arch-arg", "width=5", "--arch-arg", "name=a b"]
+    flags = [*arch, "--data", photos, *SIZE]
+    out = tmp_path / "out"
+    ran = run_cli("calibrate", tmp_path / "net.pth", *flags, "-o", out, "--strategy", "migrate", "--seed", "3")
+    assert sorted(next_words(ran)) == sorted(["equalize", "finetune", str(out), *map(str, flags), "-o", "TRAINED"])
+    # the range of these logits is some millions: a deviation alone would alarm
+    assert re.search(r"logits differ by at most \S+ of a range of [\d,]{6,} \(\d\.\de-0[78]\), which", ran.text)
+
+
+def test_plain_concats_are_counted_and_listed_with_all(run_cli, upernet_dir):
+    """Swin's patch merging concatenates within the encoder: a LayerNorm follows."""
+    short, full = run_cli("scan", upernet_dir, *SIZE), run_cli("scan", upernet_dir, *SIZE, "--all")
+    assert "concats without a resampled branch cannot be equalized; equalize scan --all says why" in short.text
+    assert "already normalized" not in short.text
+    assert "already normalized" in full.text
+    refusals = parsed(run_cli("scan", upernet_dir, *SIZE, "--json"))["refusals"]
+    assert any("already normalized" in refusal["reason"] for refusal in refusals)
+    assert all(list(refusal) == ["at", "reason"] for refusal in refusals)
 
 
 def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segformer_dir, photos, tmp_path):
     out = tmp_path / "out"
     ran = run_cli("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--strategy", "migrate")
-    assert ran.err == ""
+    assert ran.err == f"next: equalize finetune {out} --data {photos} --size 64 -o TRAINED\n"
     assert "preprocessing: RGB, resize to 48x64" in ran.text
     assert "migrate: scale moved" in ran.text
     assert "Measured on 4 images by hooks (so few images" in ran.text

@@ -61,7 +61,7 @@ def into_a_pipe_that_nobody_reads() -> None:
     ("arguments", "hint"),
     [
         ("--help", ""),
-        ("scan MODEL --size 64", "next: equalize calibrate MODEL --data IMAGES -o OUT"),
+        ("scan MODEL --size 64", "next: equalize calibrate MODEL --data IMAGES --size 64 -o OUT"),
         ("scan MODEL --size 64 --json", ""),
     ],
 )

@@ -271,11 +271,10 @@ def test_nested_concats_are_one_list_of_branches():
         ("fuse", [low, high, grown, grown]),
     ]
     assert [site.upstream for site in found.sites] == [(), ("first",), ("first", "second")]
-    assert [[each.fixed is None for each in site.branches] for site in found.sites] == [
-        [False, False],  # u is read again
-        [False, False, False],
-        [False, False, False, True],
-    ]
+    for site in found.sites:  # u is read by all; what a layer makes, by those behind it
+        for branch, first in zip(site.branches, (0, 0, 1, 2), strict=False):
+            behind = {each.weight for each in found.sites[first:]}
+            assert {reader.weight for reader in branch.readers} == behind - {site.weight}
 
 
 def refusal(found: Scan) -> str:
@@ -469,7 +468,8 @@ def test_unets_with_transposed_convolutions_and_crops(dims, size):
     site = found.sites[0]
     assert site.branches[1].factor == (2.0,) * dims
     assert site.exact_border is True
-    assert movable(found) == [False, True]  # the skip also goes down
+    assert movable(found) == [True, True]
+    assert [[reader.weight for reader in branch.readers] for branch in site.branches] == [["down2.weight"], []]
     assert site.kernel == (3,) * dims
 
 

@@ -13,7 +13,7 @@ from equalize.moments.measure import measure
 from equalize.moments.moments import Moments
 from equalize.plan.apply import apply
 from equalize.plan.calibrate import calibrate
-from equalize.plan.choice import choose
+from equalize.plan.choose import choose
 from equalize.plan.strategies import make_plan
 from equalize.sites.scan import scan
 from tests.support.networks import BRANCHES, Fusion, batch_norm, explicit, oracle_moments
@@ -235,9 +235,9 @@ class Gelu(Net):
 
 
 class Skip(Net):
-    """The second branch also feeds the encoder."""
+    """The second branch also feeds a layer of the encoder, which follows."""
 
-    moving, fixed, untouched = (0,), (1,), ("high", "deeper")
+    moving = (0, 1)
 
     def __init__(self):
         super().__init__()
@@ -246,6 +246,17 @@ class Skip(Net):
     def forward(self, x):
         skip = self.high(x)
         low = self.low(self.deeper(F.max_pool2d(skip, 2)))
+        return self.fuse(torch.cat([up(low), skip], 1))
+
+
+class Residual(Skip):
+    """The second branch is also added to something that does not move."""
+
+    moving, fixed, untouched = (0,), (1,), ("high", "deeper")
+
+    def forward(self, x):
+        skip = self.high(x)
+        low = self.low(self.deeper(F.max_pool2d(skip + x[:, :2], 2)))
         return self.fuse(torch.cat([up(low), skip], 1))
 
 
@@ -307,9 +318,9 @@ class Frozen(Net):
 
 
 class Nested(Net):
-    """The inner concat is read again: what is in it cannot move, what is beside it can."""
+    """The inner concat is read again, by a layer that follows."""
 
-    moving, fixed, untouched = (2,), (0, 1), ("low", "high", "other")
+    moving = (0, 1, 2)
 
     def __init__(self):
         super().__init__()
@@ -323,9 +334,9 @@ class Nested(Net):
 
 
 class NestedOnce(Nested):
-    """The same, read once: all of it moves."""
+    """The same, read once."""
 
-    moving, fixed, untouched = (0, 1, 2), (), ("other",)
+    untouched = ("other",)
 
     def forward(self, x):
         inner = torch.cat([up(self.low(F.avg_pool2d(x, 2))), self.high(x)], 1)
@@ -396,7 +407,8 @@ class Depthwise(Net):
 
 
 NETS = [
-    Plain, Relu, Gelu, Skip, Norms, Linears, Frozen, Nested, NestedOnce, Resized, Tied, Penalized, Transposed, Depthwise
+    Plain, Relu, Gelu, Skip, Residual, Norms, Linears, Frozen, Nested, NestedOnce, Resized, Tied, Penalized, Transposed,
+    Depthwise
 ]  # fmt: skip
 
 
@@ -469,7 +481,7 @@ def test_migrating_several_sites_at_once():
         (Plain, (), "migrate"),
         (Gelu, (), "migrate"),  # one fixed branch: the other comes to its scale
         (Frozen, (), "preserve"),  # two fixed branches of two scales
-        (Nested, (), "preserve"),
+        (Nested, (), "migrate"),
         (Tied, (), "preserve"),
         (Plain, ("fuse.weight",), "rescale"),
         (Tied, ("fuse.weight",), "rescale"),

@@ -231,8 +231,69 @@ def test_two_layers_read_one_concat():
     sites, refusals = found(layer("fuse", "cat"), layer("other", "cat"), op("sum", "add", "fuse", "other"))
     assert [site.layer for site in sites] == ["fuse", "other"]
     assert refusals == ()
-    for site in sites:
-        assert [branch.fixed for branch in site.branches] == ["head has a second consumer"] * 2
+    for site, other in zip(sites, reversed(sites), strict=True):
+        assert [branch.producers for branch in site.branches] == [("a.weight",), ("b.weight",)]
+        ranges = [(each.weight, each.start, each.stop) for branch in site.branches for each in branch.readers]
+        assert ranges == [(other.weight, 0, 4), (other.weight, 4, 6)]
+
+
+READ = {  # what else reads the concat: why no branch can move
+    "a norm": ([op("end", "norm", "cat", module="head.norm", target="batch_norm")], "batch_norm in head.norm, which"),
+    "an activation": ([op("end", "activation", "cat", module="act", target="gelu")], "gelu in act, which does not com"),
+    "the output": ([op("end", "output", "cat")], "also returned as an output of the network"),
+    "an addition": ([op("end", "add", "cat", "x", target="add")], "read by add in end, which does not commute"),
+    "a slice of channels": (
+        [op("end", "crop", "cat", shape=(1, 3, 8, 8), target="slice")],
+        "read by slice in end, which does not keep its channels whole",
+    ),
+    "another axis": ([linear("cat")], "read by linear, which does not sum over its channels"),
+    "a computed weight": (
+        [op("dynamic", "convolution", "cat", parameters={"weight": None}, groups=1, stride=(1, 1), transposed=False)],
+        "read by dynamic, whose weight is not a plain parameter",
+    ),
+    "a layer that is used twice": (
+        [layer("other", "cat"), op("again", "linear", "x", parameters={"weight": "other.weight"})],
+        "read by other, whose weight is used 2 times",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_other_readers_that_cannot_follow_are_named(case):
+    others, reason = READ[case]
+    sites, _ = found(layer("fuse", "cat"), *others)
+    (site,) = [site for site in sites if site.layer == "fuse"]
+    for branch in site.branches:
+        assert reason in str(branch.fixed)
+        assert (branch.producers, branch.readers) == ((), ())
+
+
+def test_readers_behind_ops_that_commute_with_a_scale():
+    """One branch is read by a pooled depthwise layer of its own, the other by a transposed one through a concat."""
+    sites, _ = found(
+        layer("fuse", "cat"),
+        op("pooled", "pool", "a", shape=(1, 4, 2, 2)),
+        layer("own", "pooled", groups=4, shape=(1, 4, 2, 2)),
+        op("more", "concat", "x", "b", shape=(1, 5, 8, 8), dim=1),
+        op("dropped", "identity", "more", shape=(1, 5, 8, 8)),
+        layer("up2", "dropped", transposed=True, shape=(1, 3, 16, 16)),
+        **{"own.weight": (4, 1, 3, 3), "up2.weight": (5, 3, 2, 2)},
+    )
+    (low,), (high,) = (branch.readers for branch in next(each for each in sites if each.layer == "fuse").branches)
+    assert (low.weight, low.axis, low.groups, low.start, low.stop) == ("own.weight", 0, 4, 0, 4)
+    assert (high.weight, high.axis, high.groups, high.start, high.stop) == ("up2.weight", 0, 1, 3, 5)
+
+
+def test_one_tensor_in_two_branches_of_one_layer_cannot_move():
+    ops = [
+        *branches()[:-1],
+        op("smaller", "pool", "b", shape=(1, 2, 4, 4)),
+        op("larger", "resample", "smaller", shape=(1, 2, 8, 8), mode="nearest"),
+        op("cat", "concat", "up", "larger", "b", shape=(1, 8, 8, 8), dim=1),
+        layer("fuse", "cat"),
+    ]
+    (site,), _ = find_sites(Graph(ops=tuple(ops), shapes=WEIGHTS | {"fuse.weight": (5, 8, 3, 3)}))
+    assert [branch.fixed for branch in site.branches] == [None, *["also read by fuse as another branch"] * 2]
 
 
 def test_one_layer_and_one_refusal_from_one_concat():
@@ -262,7 +323,7 @@ def test_concats_along_another_axis_are_refused():
     ]
 
 
-def test_inner_concats_that_are_read_again_hold_their_branches():
+def test_inner_concats_that_are_read_again_are_read_by_both_layers():
     sites, _ = found(
         op("more", "relu", "x", shape=(1, 5, 8, 8)),
         op("outer", "concat", "cat", "more", shape=(1, 11, 8, 8), dim=1),
@@ -271,7 +332,8 @@ def test_inner_concats_that_are_read_again_hold_their_branches():
         op("sum", "add", "last", "fuse"),
     )
     last = next(site for site in sites if site.layer == "last")
-    assert [branch.fixed for branch in last.branches[:2]] == ["head has a second consumer"] * 2
+    assert [[reader.weight for reader in branch.readers] for branch in last.branches] == [["fuse.weight"]] * 2 + [[]]
+    assert [branch.fixed is None for branch in last.branches] == [True, True, False]
 
 
 HELD = {  # the op between b and the concat: why the branch cannot move

@@ -32,8 +32,8 @@ _EXPECTATIONS: Mapping[Expectation, str] = {
 }
 
 
-def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
-    """Fusion layers, how each branch was resampled and, if measured, its scale."""
+def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[ConsoleRenderable]:
+    """Fusion layers, how each branch was resampled and, if measured, its scale; refusals, with `every` all of them."""
     shape = "x".join(map(str, found.input_shape))
     method = "torch.export" if found.scan.tracer == "export" else "a recorded run"
     yield Text.assemble((found.source, "bold"), f": {found.family} {found.architecture}, read by {method} at {shape}")
@@ -55,7 +55,7 @@ def scan_report(found: CheckpointScan) -> Iterator[ConsoleRenderable]:
     if found.scan.sites and found.expect is not None:
         largest = ", the largest of its fusion layers" if found.delta is not None and len(found.scan.sites) > 1 else ""
         yield Text(f"This network: {_expectation(found.expect, found.delta)}{largest}.", style="bold")
-    yield from _refusals(found.scan.refusals)
+    yield from _refusals(found.scan.refusals, every=every)
 
 
 def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRenderable]:
@@ -64,7 +64,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     for site in plan.sites:
         before, after = [branch.std for branch in site.branches], _after(plan, site)
         yield from _site_header(site)
-        yield _indented(_strategy(site))
+        yield _indented(_strategy(plan, site))
         yield _branch_table(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
         yield _ratio(f"{_quotient(before)} before, {_quotient(after)} after")
         if site.delta is not None:
@@ -78,7 +78,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
         yield Text(_effort(facts))
     yield Text(_changes(plan))
     if facts.get("check"):
-        yield from _proof(plan, facts["check"], compared_on)
+        yield from _proof(plan, facts["check"], facts.get("logit_range"), compared_on)
     if facts.get("output") is None:
         yield Text("Nothing was written (--dry-run).")
         return
@@ -96,7 +96,7 @@ def verification_json(out: str, against: str, plan: Plan, check: Check) -> dict[
         "output": out,
         "against": against,
         "strategy": plan.strategy,
-        "changed": list(plan.changed),
+        "changed": list(plan.changed_on_disk),
         "check": check.to_json(),
     }
 
@@ -108,7 +108,7 @@ def verification_report(
     layers = ", ".join(f"{site.layer} ({site.strategy})" for site in plan.sites)
     yield Text.assemble((out, "bold"), f" is {against} with its plan carried out: {layers}.")
     yield Text(_changes(plan))
-    yield from _proof(plan, check.to_json(), compared_on)
+    yield from _proof(plan, check.to_json(), check.logit_range, compared_on)
 
 
 def _indented(text: str, columns: int = 2, style: str = "") -> ConsoleRenderable:
@@ -181,21 +181,27 @@ def _count(found: CheckpointScan) -> str:
     return f"{listed}; --all lists {hidden} more without a resampled branch." if hidden else f"{listed}."
 
 
-def _refusals(refusals: Sequence[Refusal]) -> Iterator[ConsoleRenderable]:
-    """One reason, then the places it holds for."""
-    if not refusals:
+def _refusals(refusals: Sequence[Refusal], *, every: bool = False) -> Iterator[ConsoleRenderable]:
+    """One reason, then the places it holds for; of concats without a resampled branch the number, but for `every`."""
+    listed = [refusal for refusal in refusals if every or not refusal.plain]
+    if plain := len(refusals) - len(listed):
+        concats = "concat" if plain == 1 else "concats"
+        yield Text(f"{plain} {concats} without a resampled branch cannot be equalized; equalize scan --all says why.")
+    if not listed:
         return
-    yield Text(f"Cannot be equalized ({len(refusals)}):")
+    yield Text(f"Cannot be equalized ({len(listed)}):")
     places: dict[str, list[str]] = {}
-    for refusal in refusals:
+    for refusal in listed:
         places.setdefault(refusal.reason, []).append(refusal.at)
     for reason, at in places.items():
         yield _indented(f"{first_of(at, _SHOWN)}: {reason}")
     yield Text()
 
 
-def _strategy(site: PlannedSite) -> str:
+def _strategy(plan: Plan, site: PlannedSite) -> str:
     means = ""
+    if site.strategy == "preserve" and plan.scaled_inputs(site):
+        return "preserve: its weights follow a branch that another layer moved; in training, as preserve elsewhere"
     if site.changes_function:
         means = "; means taken out in its bias" if site.shift else "; the means stay"
     return f"{site.strategy}: {MEANING[site.strategy]}{means}"
@@ -225,27 +231,40 @@ def _by(way: str | None) -> str:
 
 
 def _changes(plan: Plan) -> str:
-    keys = plan.changed
-    if not keys:
+    if not plan.changed:
         return "Changed: no tensor."
+    names = {key: f"{disk} (in the model {key})" for key, disk in plan.disk_keys.items()}
+    keys = [names.get(key, key) for key in plan.changed]
     return f"Changed: {len(keys)} tensors ({first_of(keys, _SHOWN)}); all others kept every bit."
 
 
-def _proof(plan: Plan, check: Mapping[str, float], compared_on: str) -> Iterator[ConsoleRenderable]:
+def _proof(
+    plan: Plan, check: Mapping[str, float], logit_range: float | None, compared_on: str
+) -> Iterator[ConsoleRenderable]:
+    """`logit_range` is what a change of logits is held against; None in plans of earlier versions."""
     yield Text(f"Proof: loaded again by its own library and compared with the original on {compared_on}.")
     same = not any(site.changes_function for site in plan.sites)
     change = check["max_abs_change"]
     if not same:
-        yield _indented(f"logits change by up to {change:.3g}, as meant")
+        yield _indented(f"logits change by up to {change:.3g}{_of(change, logit_range)}, as meant")
     else:
         yield _indented(
-            f"logits differ by at most {change:.2g}, which is rounding" if change else "logits: the same bits"
+            f"logits differ by at most {change:.2g}{_of(change, logit_range)}, which is rounding"
+            if change
+            else "logits: the same bits"
         )
     against = "what they gave before" if same else "explicit equalizers in front of the layer"
     exact = all(site.exact_border for site in plan.sites)
     why = "" if same else ", which is padded with zeros, not means"
     border = "" if exact else f" inside, {check['border']:.1e} on the border{why}"
     yield _indented(f"fusion layers against {against}, relative to their range: {check['interior']:.1e}{border}")
+
+
+def _of(change: float, logit_range: float | None) -> str:
+    if not logit_range:
+        return ""
+    size = f"{logit_range:,.0f}" if logit_range >= 100 else f"{logit_range:.3g}"
+    return f" of a range of {size} ({change / logit_range:.1e})"
 
 
 def _loading(out: Path) -> Iterator[ConsoleRenderable]:

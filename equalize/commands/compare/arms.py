@@ -33,7 +33,7 @@ from equalize.errors import InputError, SiteError
 from equalize.moments.batch_norms import untouched_norms
 from equalize.plan.apply import apply_edits, with_aliases
 from equalize.plan.calibrate import calibrate, norms_behind, re_estimate, stages
-from equalize.plan.choice import choose
+from equalize.plan.choose import choose
 from equalize.plan.draw import draw_site
 from equalize.plan.edits import Edit
 from equalize.plan.plan import Plan, ScaleTo, Strategy

@@ -12,7 +12,7 @@ OUT/runs/NAME.json           a finished run; with it, NAME is never trained agai
 import json
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Runs:
             "curve": curve,
             "loss": [list(pair) for pair in done.losses],
             "sites": scales(plan, run.arm, config.train_as),
-            "refusals": [asdict(refusal) for refusal in plan.refusals] if run.arm.strategy else [],
+            "refusals": [refusal.to_json() for refusal in plan.refusals] if run.arm.strategy else [],
             "start": start,
             "seconds": round(time.monotonic() - started, 1),
         }

@@ -1,0 +1,75 @@
+"""The command that goes on from here, with the flags that were given, so that it can be copied and run."""
+
+import json
+import shlex
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import typer
+
+__all__ = ["next_command"]
+
+# What concerns one command's own run and output.
+_OWN = {"json", "out", "overwrite", "dry_run", "resume", "report", "model"}
+OF_A_PASS = {"batch_size", "device", "precision", "workers", "samples", "tolerance", "skip_bad", "split"}
+"""Flags of measuring, which another command means otherwise."""
+OF_DRAWING = {"init_missing", "num_classes", "seed", "strategy", "scale", "sites"}
+"""Flags of what is written to OUT, where it need not be said again."""
+
+
+def next_command(
+    context: typer.Context,
+    name: str,
+    model: str,
+    *,
+    out: str | None = None,
+    leave: Collection[str] = (),
+    defaults: Mapping[str, str] | None = None,
+) -> str:
+    """`next: equalize NAME MODEL ...`.
+
+    Args:
+        context: of the command that ran; its flags are carried over where NAME has them too.
+        out: what NAME is to write. leave: parameters that are not carried over.
+        defaults: words by parameter for what was not given, such as IMAGES.
+    """
+    group: Any = context.find_root().command  # Typer brings its own Click, or uses that of the environment
+    command = group.commands[name]
+    taken = {each.name for each in command.params} - _OWN - set(leave)
+    given = dict(defaults or {})
+    words: list[str] = []
+    for parameter in context.command.params:
+        if parameter.name is None or parameter.name not in taken:
+            continue
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "COMMANDLINE":
+            given.pop(parameter.name, None)
+            words += _words(parameter, context.params[parameter.name])
+    missing = [word for key, value in given.items() for word in (f"--{key}", value)]
+    ends = ["-o", out] if out is not None else []
+    return f"next: {shlex.join(['equalize', name, model, *missing, *words, *ends])}"
+
+
+def _words(option: Any, value: Any) -> list[str]:
+    """An option as it is typed."""
+    flag = max(option.opts, key=len)
+    if isinstance(value, bool):
+        return [flag] if value else [max(option.secondary_opts, key=len)]
+    if option.multiple:
+        return [word for each in value for word in (flag, _text(each))]
+    return [flag, _text(value)]
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed: `all`, `512x768`, `key=value`."""
+    match value:
+        case None:
+            return "all"
+        case (str() as key, content):
+            return f"{key}={content if isinstance(content, str) else json.dumps(content)}"
+        case tuple() if all(isinstance(each, int) for each in value):
+            return "x".join(map(str, dict.fromkeys(value) if len(set(value)) == 1 else value))
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
