@@ -1,6 +1,7 @@
 """`equalize compare`."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,49 @@ Arms = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepFlags:
+    """Flags of the runs that each arm has."""
+
+    seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on; 3 if left away.")
+    ] = None
+    tune_seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="In place of --seeds: they only choose each arm's rate.")
+    ] = None
+    confirm_seeds: Annotated[
+        int, typer.Option(metavar="K", help="With --tune-seeds: as many more, of each arm at its best rate.")
+    ] = 0
+    test_split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the confirming runs are scored on, once.")
+    ] = None
+    lrs: Annotated[
+        Any,
+        typer.Option(metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."),
+    ] = None
+    evaluations: Annotated[int, typer.Option(metavar="N", help="Of each run; one after a tenth is added.")] = 10
+
+    def check(self, training: CommonTrainingFlags) -> None:
+        """Refuses flags that contradict each other."""
+        if training.lr is not None and self.lrs is not None:
+            raise typer.BadParameter("cannot stand with --lrs", param_hint="--lr")
+        if self.seeds is not None and self.tune_seeds is not None:
+            raise typer.BadParameter("cannot stand with --tune-seeds", param_hint="--seeds")
+        if (self.tune_seeds is None) != (self.confirm_seeds == 0):
+            needed = "--confirm-seeds" if self.confirm_seeds == 0 else "--tune-seeds"
+            raise typer.BadParameter("is missing: one tunes, the other confirms", param_hint=needed)
+
+    def settings(self) -> dict[str, Any]:
+        """The flags as `Setup.make` takes them."""
+        return {
+            "rates": self.lrs or (),
+            "seeds": next((number for number in (self.tune_seeds, self.seeds) if number is not None), 3),
+            "confirm_seeds": self.confirm_seeds,
+            "test_split": self.test_split,
+            "evaluations": self.evaluations,
+        }
+
+
 def compare(
     context: typer.Context,
     model: o.Model,
@@ -35,23 +79,7 @@ def compare(
     out: o.Out,
     *,
     arms: Arms = "none,auto",
-    seeds: Annotated[
-        int | None, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on; 3 if left away.")
-    ] = None,
-    tune_seeds: Annotated[
-        int | None, typer.Option(metavar="K", help="In place of --seeds: they only choose each arm's rate.")
-    ] = None,
-    confirm_seeds: Annotated[
-        int, typer.Option(metavar="K", help="With --tune-seeds: as many more, of each arm at its best rate.")
-    ] = 0,
-    test_split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the confirming runs are scored on, once.")
-    ] = None,
-    lrs: Annotated[
-        Any,
-        typer.Option(metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."),
-    ] = None,
-    evaluations: Annotated[int, typer.Option(metavar="N", help="Of each run; one after a tenth is added.")] = 10,
+    sweep: SweepFlags,
     training: CommonTrainingFlags,
     keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
@@ -65,13 +93,7 @@ def compare(
     and, with matplotlib, compare.png; called again with the same flags, what is finished is not trained again, and
     more arms, rates or seeds can be added.
     """
-    if training.lr is not None and lrs is not None:
-        raise typer.BadParameter("cannot stand with --lrs", param_hint="--lr")
-    if seeds is not None and tune_seeds is not None:
-        raise typer.BadParameter("cannot stand with --tune-seeds", param_hint="--seeds")
-    if (tune_seeds is None) != (confirm_seeds == 0):
-        needed = "--confirm-seeds" if confirm_seeds == 0 else "--tune-seeds"
-        raise typer.BadParameter("is missing: one tunes, the other confirms", param_hint=needed)
+    sweep.check(training)
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
@@ -87,11 +109,7 @@ def compare(
             data,
             TrainConfig.make(training.settings(), training.config),
             arms=read_arms(arms.split(",")),
-            rates=lrs or (),
-            seeds=next((number for number in (tune_seeds, seeds) if number is not None), 3),
-            confirm_seeds=confirm_seeds,
-            test_split=test_split,
-            evaluations=evaluations,
+            **sweep.settings(),
             notify=terminal.note,
         )
         with terminal.progress("training") as progress:

@@ -6,10 +6,11 @@ BatchNorms between the two, stand as they will be saved.
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from equalize.errors import SiteError
 from equalize.moments.batch_norms import estimate_norms, untouched_norms
@@ -45,11 +46,9 @@ def calibrate(
         model: any module; only the tensors in the plan's `changed` are rewritten.
         batches: the network's own inputs, (N, C, H, W) or tuples; iterated once for `preserve` and `migrate`, several
             times for the others. An iterator is kept in memory.
-        strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`.
+        strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`. "auto" leaves a site
+            alone where nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         found: the sites to equalize; by default all resampled ones.
-
-    "auto" leaves a site alone where nothing is to be gained, see `indicator`; the plan's strategy is "none" where that
-    holds for all.
 
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
@@ -62,33 +61,13 @@ def calibrate(
     edits: list[Edit] = []
     if any(choice.changes_function for choice in undecided):
         edits += re_estimate(model, untouched_norms(model), batches, found)
-    measured: list[Measurement] = []
-    decided: list[Decision] = []
-    estimated: list[str] = []
-    for stage in stages(undecided):
-        one = measure_branches(
-            model,
-            [each.site for each in stage],
-            batches,
-            tolerance=tolerance,
-            names=names,
-            statistics=any(each.may_leave or each.strategy == "whiten" for each in stage),
-        )
-        measured.append(one)
-        decided.append(decide(model, stage, one.moments, one.statistics, scale=scale))
-        apply_edits(decided[-1].edits, model, decided[-1].maps)
-        undecided = [each for each in undecided if each not in stage]
-        behind = norms_behind([each for decision in decided for each in decision.choices], undecided)
-        edits += [
-            *decided[-1].edits,
-            *re_estimate(model, [key for key in behind if key not in estimated], batches, found),
-        ]
-        estimated += behind
+    measure = partial(measure_branches, model, tolerance=tolerance, names=names)
+    measured, decided, made = _stage_by_stage(model, undecided, measure, batches, found, scale)
+    edits += made
     planned = {site.layer: site for decision in decided for site in decision.sites}
     if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
         edits = [edit for edit in edits if not isinstance(edit, Set)]
-        for key, buffer in nn.Module.named_buffers(model):
-            buffer.copy_(buffers[key])
+        _restore_buffers(model, buffers)
     left = bool(planned) and all(site.strategy == "none" for site in planned.values())
     return Plan(
         strategy="none" if left else strategy,
@@ -100,6 +79,37 @@ def calibrate(
         facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
         maps={layer: each for decision in decided for layer, each in decision.maps.items()},
     )
+
+
+def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    for key, buffer in nn.Module.named_buffers(model):
+        buffer.copy_(buffers[key])
+
+
+def _stage_by_stage(
+    model: nn.Module,
+    undecided: list[Choice],
+    measure: Callable[..., Measurement],
+    batches: Iterable[Batch] | Blocks,
+    found: Scan,
+    scale: ScaleTo,
+) -> tuple[list[Measurement], list[Decision], list[Edit]]:
+    """Measures, decides on and rewrites the sites, and re-estimates the BatchNorms behind them, a stage at a time."""
+    measured: list[Measurement] = []
+    decided: list[Decision] = []
+    edits: list[Edit] = []
+    estimated: list[str] = []
+    for stage in stages(undecided):
+        asked = any(each.may_leave or each.strategy == "whiten" for each in stage)
+        measured.append(measure([each.site for each in stage], batches, statistics=asked))
+        decided.append(decide(model, stage, measured[-1].moments, measured[-1].statistics, scale=scale))
+        apply_edits(decided[-1].edits, model, decided[-1].maps)
+        undecided = [each for each in undecided if each not in stage]
+        behind = norms_behind([each for decision in decided for each in decision.choices], undecided)
+        again = re_estimate(model, [key for key in behind if key not in estimated], batches, found)
+        edits += [*decided[-1].edits, *again]
+        estimated += behind
+    return measured, decided, edits
 
 
 def _first(batches: Iterable[Batch] | Blocks) -> Batch:

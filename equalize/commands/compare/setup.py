@@ -74,31 +74,21 @@ class Setup:
         Args:
             name, data, config, notify: see `finetune`.
             arms: from `read_arms`.
-            rates: of the sweep; the config's own if empty.
-            seeds: how many, from the config's own on.
+            rates: of the sweep; the config's own if empty. seeds: how many, from the config's own on.
             confirm_seeds, test_split: how many more confirm each arm's best rate, on a split that chose nothing.
             evaluations: of each run, evenly spaced; one more after the first tenth where it is not among them.
 
         Raises:
             DataError: there is no validation split. InputError: a setting that a comparison cannot have.
         """
-        for field in ("calibrate", "patience", "eval_every", "eval_first"):
-            if getattr(config, field) is not None:
-                raise InputError(field, "cannot be set in a comparison", remedy="leave it out of the configuration")
-        if len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
-            raise InputError("--lrs", "are no different learning rates", got=rates, expected="such as 1e-4,3e-4,1e-3")
-        if seeds < 1 or evaluations < 1:
-            raise InputError("--seeds" if seeds < 1 else "--evaluations", "is too small", expected="at least 1")
+        _refuse(config, rates, seeds, evaluations)
         train, val = open_splits(data, config, notify)
         if val is None:
             raise DataError(data, "has no validation split: runs could not be compared", remedy="add one")
         if bool(confirm_seeds) != (test_split is not None):
             remedy = "give --tune-seeds, --confirm-seeds and --test-split, or none of them"
             raise InputError("--test-split" if confirm_seeds else "--confirm-seeds", "is missing", remedy=remedy)
-        test = open_data(data, split=test_split, labels=True) if test_split else None
-        if test is not None and test.fingerprint() in (train.fingerprint(), val.fingerprint()):
-            what = "is trained on or chooses the rates already"
-            raise InputError("--test-split", what, got=test_split, expected="a third split")
+        test = _third_split(data, test_split, train, val) if test_split else None
         config = config.resolved()
         batches = max(1, train.pairs // config.batch_size)  # as `trainer.arguments` has them
         steps = config.max_steps or (config.epochs or 1) * -(-batches // config.accumulate)
@@ -159,3 +149,21 @@ class Setup:
         more = {key: now[key] for key in growing if set(before.get(key, ())) <= set(now[key])}
         what, remedy = "holds a comparison with other settings", "repeat them, or name another OUT"
         demand_same({**before, **more}, now, place.parent, what, remedy=remedy)
+
+
+def _refuse(config: TrainConfig, rates: tuple[float, ...], seeds: int, evaluations: int) -> None:
+    for field in ("calibrate", "patience", "eval_every", "eval_first"):
+        if getattr(config, field) is not None:
+            raise InputError(field, "cannot be set in a comparison", remedy="leave it out of the configuration")
+    if len(set(rates)) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+        raise InputError("--lrs", "are no different learning rates", got=rates, expected="such as 1e-4,3e-4,1e-3")
+    if seeds < 1 or evaluations < 1:
+        raise InputError("--seeds" if seeds < 1 else "--evaluations", "is too small", expected="at least 1")
+
+
+def _third_split(data: str, name: str, *others: DataSet) -> DataSet:
+    test = open_data(data, split=name, labels=True)
+    if test.fingerprint() in [other.fingerprint() for other in others]:
+        what = "is trained on or chooses the rates already"
+        raise InputError("--test-split", what, got=name, expected="a third split")
+    return test
