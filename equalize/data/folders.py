@@ -11,16 +11,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All images under `folder`, at any depth, sorted by their relative POSIX path; arrays where there are no images.
+    """All images and arrays under `folder`, at any depth, sorted by their relative POSIX path.
 
     A dangling link is listed: reading it raises an error with its name.
 
     Raises:
         DataError: a folder may not be read.
     """
-    files = list(walk_files(folder))
-    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    found = found or [path for path in files if path.suffix.lower() == ".npy"]
+    found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 

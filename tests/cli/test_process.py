@@ -42,7 +42,8 @@ def test_json_stands_alone_on_clean_streams(segformer_dir, photos, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )
     assert ended.returncode == 0, ended.stderr
-    assert [line.partition(": ")[0] for line in ended.stderr.splitlines()] == ["preprocessing", "data", "no masks"]
+    said = [line.partition(": ")[0] for line in ended.stderr.splitlines()]
+    assert said == ["preprocessing", "data", "no masks", "input"]
     assert json.loads(ended.stdout)["sites"]
 
 

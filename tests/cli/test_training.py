@@ -65,6 +65,9 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
     ran = run_cli(*words, "--resume")
     assert ran.code == 0, ran.err
     assert "complete after step 3" in ran.out
+    (line,) = [line for line in ran.err.splitlines() if line.startswith("next: ")]
+    size = QUICK[QUICK.index("--size") + 1]
+    assert line == f"next: equalize evaluate {out} --data {five_classes} --size {size}"
     ran = run_cli(*words, "--resume", "--seed", "4")
     assert ran.code == 2
     assert "cannot be resumed as another run" in ran.err

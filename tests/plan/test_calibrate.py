@@ -251,23 +251,28 @@ def test_preserve_leaves_norms_without_data_alone():
 
 
 def test_auto_with_drawn_layers_mixes_strategies(monkeypatch):
-    """`last` was drawn: rescaled. `first` and `side` were trained: what is read twice cannot move."""
+    """`last` was drawn: rescaled. `first` and `side` were trained: what can move comes to the scale of `deep`."""
     monkeypatch.setattr(indicator, "NOTHING", -math.inf)  # noise has nothing to be told
     model, expected, data = network(), network(), batches()
     plan = calibrate(model, data, "auto", newly_initialized={"last.0.weight", "classifier.weight"})
     by_hand(expected, expected.last[0], [(0, 4), (4, 8)], data)
     re_estimate(expected, expected.last[1], data)
-    strategies = {site.layer: site.strategy for site in plan.sites}
-    assert strategies["last.0"] == "rescale"
-    assert set(strategies.values()) <= {"rescale", "migrate", "preserve"}
-    if strategies["first.0"] == "migrate":  # the pooled branch comes to the scale of the other: the function stays
-        with torch.no_grad():
-            u = entering(expected, expected.first[0], data)
-            ratio = float(u[:, :6].std(correction=0) / u[:, 6:].std(correction=0))
-            expected.first[0].weight[:, 6:] /= ratio
-            expected.pool[1].weight *= ratio
-            expected.pool[1].bias *= ratio
-    assert strategies == {"first.0": "migrate", "side": "preserve", "last.0": "rescale"}
+    assert {site.layer: site.strategy for site in plan.sites} == {
+        "first.0": "migrate",
+        "side": "migrate",
+        "last.0": "rescale",
+    }
+    pooled, stem = (entering(expected, layer, data) for layer in (expected.first[0], expected.side))
+    with torch.no_grad():
+        ratio = float(pooled[:, :6].std(correction=0) / pooled[:, 6:].std(correction=0))
+        expected.first[0].weight[:, 6:] /= ratio
+        expected.pool[1].weight *= ratio
+        expected.pool[1].bias *= ratio
+        ratio = float(stem[:, :6].std(correction=0) / stem[:, 6:].std(correction=0))
+        for reader in (expected.side.weight[:, 6:], expected.deep[0].weight, expected.lateral[0].weight):
+            reader /= ratio  # all that read the stem
+        expected.stem[1].weight *= ratio
+        expected.stem[1].bias *= ratio
     assert_close(model, expected, 1e-5)
 
 

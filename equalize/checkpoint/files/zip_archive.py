@@ -1,5 +1,6 @@
 """The directory of a zip file that torch.save wrote, checked before anything is unpickled."""
 
+import contextlib
 import zipfile
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def check_archive(path: Path) -> None:
 
 
 def pickled(path: Path) -> bytes:
-    """The pickle in a file that `check_archive` let pass; of any other file nothing."""
-    if not zipfile.is_zipfile(path):
-        return b""
-    with zipfile.ZipFile(path) as archive:
+    """The pickle in a file that `check_archive` let pass; of any other file, or a damaged one, nothing."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return next((archive.read(each) for each in archive.namelist() if each.endswith("/data.pkl")), b"")
+    return b""
