@@ -12,10 +12,10 @@ from equalize.version import __version__
 if TYPE_CHECKING:
     from equalize.checkpoint import Checkpoint, load
     from equalize.errors import EqualizeError
+    from equalize.in_memory import apply, attach
     from equalize.moments.measure import measure
     from equalize.moments.moments import Moments
-    from equalize.plan.apply import apply
-    from equalize.plan.attach import attach, fold
+    from equalize.plan.attach import fold
     from equalize.plan.calibrate import calibrate
     from equalize.plan.edits import Edit
     from equalize.plan.plan import Plan
@@ -56,8 +56,8 @@ _MODULE_OF = {
     "Refusal": "sites.refusals",
     "Scan": "sites.scan",
     "Site": "sites.sites",
-    "apply": "plan.apply",
-    "attach": "plan.attach",
+    "apply": "in_memory",
+    "attach": "in_memory",
     "calibrate": "plan.calibrate",
     "fold": "plan.attach",
     "load": "checkpoint",

@@ -100,7 +100,7 @@ class Plan:
     def map_of(self, layer: str) -> "Tensor":
         """The matrix of a layer; a SiteError where it was not handed in."""
         if layer not in self.maps:
-            what, remedy = "has no matrix", "hand in those of equalize.safetensors: Checkpoint.plan_maps, as Plan.maps"
+            what, remedy = "has no matrix", "give equalize.attach the directory, which has them in equalize.safetensors"
             raise SiteError(layer, what, remedy=remedy)
         return self.maps[layer]
 

@@ -208,7 +208,7 @@ def test_matrices_that_are_missing_or_of_another_layer():
     read = Plan.from_json(content)
     assert read.to_json() == content
     for act in (apply, attach):
-        with pytest.raises(SiteError, match=r"^body\.fuse: has no matrix; hand in those of equalize\.safetensors"):
+        with pytest.raises(SiteError, match=r"^body\.fuse: has no matrix; give equalize\.attach the directory"):
             act(read, model)
     for wrong in (torch.eye(5), torch.zeros(6), torch.eye(6) * math.nan, torch.eye(6)[:, :3]):
         with pytest.raises(SiteError, match=r"^body\.fuse: has a matrix in equalize\.safetensors that does not fit it"):

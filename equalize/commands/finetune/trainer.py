@@ -37,6 +37,7 @@ from equalize.distributed import broadcast_buffers, is_main, wait
 from equalize.errors import InputError, NumericsError, ResourceError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress
+from equalize.plan.plain_state import settle
 from equalize.quiet import quiet_transformers
 
 
@@ -213,6 +214,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
+            settle(self._task.checkpoint.model)  # to the bits that --resume starts with
             if is_main():
                 self._writer.write_best(self.state)
         except RuntimeError as error:  # torch's error for a full disk
@@ -222,7 +224,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             raise ResourceError(self._writer.run.last, what, remedy="make room, --resume") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The weights as the optimizer sees them; not as safetensors, which refuses weights that are shared."""
+        """Plain weights, unless they lie in parts; not as safetensors, which refuses weights that are shared."""
         if self.args.should_save:
             directory = output_dir or self.args.output_dir
             os.makedirs(directory, exist_ok=True)

@@ -81,7 +81,7 @@ def test_without_its_file_a_plan_is_refused(white, custom, five_classes, tmp_pat
     alone = tmp_path / "alone"
     shutil.copytree(white.source, alone)
     (alone / "equalize.safetensors").unlink()
-    with pytest.raises(SiteError, match=r"^fuse: has no matrix; hand in those of equalize\.safetensors"):
+    with pytest.raises(SiteError, match=r"^fuse: has no matrix; give equalize\.attach the directory"):
         finetune(replace(white, source=str(alone)), five_classes, tmp_path / "out", QUICK)
     (alone / "equalize.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=r"equalize\.safetensors: is truncated or damaged"):

@@ -1,0 +1,113 @@
+"""`equalize.attach` and `equalize.apply` as they are called in one's own loop."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+import equalize
+from equalize.checkpoint.checkpoint import write_plan
+from tests.plan.test_attach import drawn, planned
+
+
+@pytest.fixture
+def network():
+    """A network and the plan `rescale` of it."""
+    model, x, _ = drawn("bias")
+    return model, planned(model, x, "rescale")
+
+
+def in_forms(plan, directory: Path):
+    write_plan(plan, directory)
+    return [plan, directory, str(directory), directory / "equalize.json"]
+
+
+def test_both_orders_and_places(network, tmp_path):
+    model, plan = network
+    for given in in_forms(plan, tmp_path):
+        for call in (
+            lambda given: equalize.attach(given, model),
+            lambda given: equalize.attach(model, given),
+            lambda given: equalize.attach(plan=given, model=model),
+            lambda given: equalize.attach(given, torch.compile(model)),
+            lambda given: equalize.attach(torch.nn.DataParallel(model), given),
+        ):
+            call(given)
+            assert parametrize.is_parametrized(model.body.fuse, "weight")
+            equalize.fold(model)
+
+
+def test_applying_in_both_orders(network, tmp_path):
+    """To the last bit: the same plan on the same weights."""
+    results = []
+    for given in in_forms(network[1], tmp_path):
+        for swapped in (False, True):
+            model, _, _ = drawn("bias")
+            before = model.body.fuse.weight.detach().clone()
+            equalize.apply(*((model, given) if swapped else (given, model)))
+            assert not torch.equal(model.body.fuse.weight, before)
+            results.append(model.body.fuse.weight.detach())
+    assert all(torch.equal(each, results[0]) for each in results)
+
+
+def test_a_directory_brings_its_matrices(tmp_path):
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    width = model.body.fuse.weight.shape[1]
+    matrix = torch.eye(width, dtype=torch.float64) * 2
+    sites = tuple(replace(site, strategy="whiten") for site in plan.sites)
+    write_plan(replace(plan, sites=sites, maps={sites[0].layer: matrix}), tmp_path)
+    w = model.body.fuse.weight.detach().clone()
+    with pytest.raises(equalize.EqualizeError, match=r"has no matrix; give equalize\.attach the directory"):
+        equalize.attach(equalize.Plan.read(tmp_path), model)
+    equalize.attach(tmp_path, model)
+    torch.testing.assert_close(model.body.fuse.parametrizations.weight.original.detach(), w / 2)
+
+
+@pytest.mark.parametrize("name", ["attach", "apply"])
+def test_something_else_is_refused(network, tmp_path, name):
+    model, plan = network
+    call = getattr(equalize, name)
+    takes = rf"^equalize\.{name}: takes a plan and a network, got "
+    for given in [(), (plan,), (plan, plan), (model, model), (plan, model, 1), (None, model)]:
+        with pytest.raises(equalize.EqualizeError, match=takes):
+            call(*given)
+    with pytest.raises(equalize.EqualizeError, match=takes + "dict, Head"):
+        call({}, model)
+    with pytest.raises(equalize.EqualizeError, match=r"does not exist; give an equalize\.json or a directory with one"):
+        call(tmp_path, model)
+    (tmp_path / "equalize.json").write_text(json.dumps({"schema": 7}))
+    with pytest.raises(equalize.EqualizeError, match="is no plan of this version"):
+        call(model, tmp_path)
+
+
+def test_a_checkpoint_in_place_of_its_model(segformer_dir, network):
+    checkpoint = equalize.load(segformer_dir)
+    with pytest.raises(equalize.EqualizeError, match=r"got Plan, Checkpoint.*; give checkpoint\.model"):
+        equalize.attach(network[1], checkpoint)
+
+
+@pytest.mark.slow
+def test_types(tmp_path):
+    """A type checker takes both orders and refuses two plans."""
+    lines = [
+        "from pathlib import Path",
+        "import equalize",
+        "from torch import nn",
+        "def f(plan: equalize.Plan, model: nn.Module) -> None:",
+        "    equalize.attach(plan, model); equalize.attach(model, plan); equalize.apply(model, 'OUT')",
+        "    equalize.apply(Path('OUT'), model); equalize.attach(plan=plan, model=model)",
+        "    equalize.attach(plan, plan)",
+    ]
+    file = tmp_path / "use.py"
+    file.write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(equalize.__file__).parents[1])
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert len(errors) == 1, done.stdout
+    assert "use.py:7: error: No overload variant" in errors[0]
