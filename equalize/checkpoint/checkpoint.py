@@ -104,6 +104,11 @@ class Checkpoint:
         save = None if self.save_spec is None else self.adapter.with_classes(self.save_spec, names)
         return replace(self, classes=names, save_spec=save)
 
+    @property
+    def reduced_before(self) -> bool | None:
+        """Whether it was trained on reduced labels; None if its configuration does not say, or its head is new."""
+        return None if self.newly_initialized else self.preprocess.reduce_labels
+
     def logits(self, inputs: Tensor) -> Tensor:
         """See `scores`; inputs are (N, C, H, W). Images of sizes that the network does not take are padded."""
         return logits_of_padded(lambda padded: self.scores(self.model(padded), padded), inputs, self.multiple)

@@ -24,6 +24,7 @@ PREPROCESS_FILE = "preprocess.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST_SIDE = 4096  # pixels; the limit for a size in a file, not for --size
+_SMALLEST_RANGE = 0.25  # of rescaled pixels: 1/4095 and 1/65535 are meant for pictures of 12 and 16 bits
 _FLAGS = "--mean, --std, --rescale, --channel-order"
 
 
@@ -60,7 +61,7 @@ class Preprocess:
             size: (height, width) instead of the checkpoint's own; the resize is bilinear with antialiasing.
 
         Raises:
-            InputError: bands of more than 8 bits, of a range that nobody named.
+            InputError: bands of more than 8 bits, of a range that nobody named; a factor for pictures of more bits.
         """
         height_width = size or self.size
         x_HWC = self._bands(image, height_width) if isinstance(image, Tensor) else self._pixels(image, height_width)
@@ -71,6 +72,9 @@ class Preprocess:
 
     def _pixels(self, image: Image.Image, size: tuple[int, int] | None) -> Tensor:
         """A picture as (H, W, C), 0 to 255."""
+        if "rescale" in self.given and 255 * abs(self.rescale) < _SMALLEST_RANGE:
+            what = "is too small for pixels of 0 to 255, to which pictures of more bits are brought as well"
+            raise InputError("--rescale", what, got=f"{self.rescale:.3g}", remedy="such as 1/255 or 1")
         mode = "L" if self.bands == 1 else "RGB"
         picture = image if image.mode == mode else image.convert(mode)
         if size is not None and picture.size != (size[1], size[0]):

@@ -28,9 +28,7 @@ class ScoreFlags:
         Option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
     ] = "auto"
     colors: o.Colors = None
-    masks_drawn_on: Annotated[
-        o.DrawnOnName, Option(help="What masks without an EXIF orientation show, where their images have one.")
-    ] = "auto"
+    masks_drawn_on: o.DrawnOn = "auto"
     class_names: o.ClassNames = None
     batch_size: Annotated[int, Option(min=1, metavar="N", help="Images a forward pass.")] = 8
     device: o.Device = "auto"

@@ -106,6 +106,8 @@ class ImageFlags:
     skip_bad: o.SkipBad = 0.0
     ignore_index: o.IgnoreIndex = None
     reduce_labels: o.ReduceLabels = "auto"
+    colors: o.Colors = None
+    masks_drawn_on: o.DrawnOn = "auto"
     max_pixels: o.MaxPixels = None
 
     def config(self, seed: int) -> "CalibrationConfig":

@@ -219,7 +219,9 @@ Colors = Annotated[
     str | None,
     Option(metavar="FILE", help="Colors of the classes in colored masks: a line or JSON entry for each; or none."),
 ]
-DrawnOnName = Literal["auto", "upright", "stored"]
+_DrawnOn = Option(help="What masks without an EXIF orientation show, where their images have one.")
+DrawnOn = Annotated[Literal["auto", "upright", "stored"], _DrawnOn]
+MaybeDrawnOn = Annotated[Literal["auto", "upright", "stored"] | None, _DrawnOn]
 MaxPixels = Annotated[
     int | None,
     Option(min=1, metavar="N", callback=allow_pixels, help="Pixels of the largest picture that is read; 178956970."),

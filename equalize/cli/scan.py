@@ -41,6 +41,7 @@ def scan(
         raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
     if data is None:
         o.demand_data(context, "samples", "split", "tolerance", "mean", "std", "rescale", "channel_order")
+        o.demand_data(context, "skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on")
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():

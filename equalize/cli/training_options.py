@@ -50,9 +50,7 @@ class CommonTrainingFlags:
         Literal["auto", "yes", "no"] | None, Option(help="Label 0 does not count, 1 is class 0.")
     ] = None
     colors: o.Colors = None
-    masks_drawn_on: Annotated[
-        o.DrawnOnName | None, Option(help="What masks without an EXIF orientation show, where their images have one.")
-    ] = None
+    masks_drawn_on: o.MaybeDrawnOn = None
     train_split: Annotated[str | None, Option(metavar="NAME")] = None
     val_split: Annotated[str | None, Option(metavar="NAME")] = None
     samples: Annotated[int | None, Option(metavar="N", help="Images that sigmas are measured on; 256.")] = None

@@ -18,17 +18,27 @@ from equalize.commands.labels import (
     check_split,
     count_classes,
     names_of,
-    trained_on_reduced,
     with_output,
 )
 from equalize.commands.network_input import fit_input
 from equalize.commands.windows import Windows, is_large, upsampled
-from equalize.data import Batches, Item, ReduceLabels, check_labels, open_data, picture_size, read_mask, read_picture
+from equalize.data import (
+    Batches,
+    Item,
+    ReduceLabels,
+    check_labels,
+    demand_same_size,
+    open_data,
+    picture_size,
+    read_mask,
+    read_picture,
+)
+from equalize.data.images import upright_size
 from equalize.data.loader import Batch
 from equalize.data.masks import DrawnOn
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
-from equalize.errors import DataError, EqualizeError, InputError, NumericsError
+from equalize.errors import EqualizeError, InputError, NumericsError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import Score, count_pixels, score_of
@@ -106,7 +116,7 @@ def evaluate(
         *(dataset, classes, names),
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
-        reduced_before=trained_on_reduced(checkpoint),
+        reduced_before=checkpoint.reduced_before,
         colors=config.colors,
         drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,
@@ -181,7 +191,7 @@ def count_images(
         batch_size=config.batch_size,
         workers=config.workers,
     )
-    inputs = inputs or Inputs(batches=found, label=partial(_read_label, masks, labeled))
+    inputs = inputs or Inputs(batches=found, label=partial(_read_label, masks, labeled, preprocess.bands))
     for batch, fresh in (
         in_step(inputs.batches, device) if together else ((batch, True) for batch in inputs.batches if mine)
     ):
@@ -218,16 +228,15 @@ def _count_windows(
     device: torch.device,
 ) -> Tensor:
     """One image as `_count`, seen through windows."""
-    picture, label_HW = read_picture(image, channels), _read_label({image: mask}, labeled, image)
-    if tuple(label_HW.shape) != picture_size(picture):
-        what, sides = f"has another size than its image {image.name}", "x".join(map(str, label_HW.shape))
-        raise DataError(mask, what, got=sides, expected="x".join(map(str, picture_size(picture))))
+    picture, label_HW = read_picture(image, channels), _read_label({image: mask}, labeled, channels, image)
     strips = windows(lambda images_NCHW: as_classes(logits(images_NCHW.to(device))).float(), picture)
     return _count(strips, label_HW, image, labeled)
 
 
-def _read_label(masks: Mapping[Item, Item], labeled: LabeledSplit, image: Item) -> Tensor:
+def _read_label(masks: Mapping[Item, Item], labeled: LabeledSplit, channels: int, image: Item) -> Tensor:
     label_HW = read_mask(masks[image], labeled.rule, image)
+    size = upright_size(image) or picture_size(read_picture(image, channels))
+    demand_same_size(label_HW, masks[image], size, image)
     check_labels(label_HW, labeled.num_classes, labeled.rule, masks[image])
     return label_HW
 

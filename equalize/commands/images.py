@@ -21,12 +21,12 @@ from equalize.data import (
     Item,
     LabelRule,
     ReduceLabels,
-    first_color_file,
+    colors_of,
     open_data,
-    read_colors,
     sample,
     stored_rule,
 )
+from equalize.data.masks import DrawnOn
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
@@ -57,23 +57,27 @@ class CalibrationConfig:
     precision: str = "fp32"
     workers: int | None = None
     """Processes that read images; None for a few where there is an accelerator, else none."""
-    skip_bad: float = 0.0
-    """Share of the images that may be unreadable."""
+    skip_bad: float | None = None
+    """Share of the images that may be unreadable; None where the command has no such flag."""
     ignore_index: int | None = None
     """The label of pixels that do not count; None for 255, unless masks hold 0 and 255 alone."""
     reduce_labels: ReduceLabels = "auto"
     """Whether those of label 0 do not count either."""
+    colors: str | Path | None = None
+    """A file with the colors of classes, or ``none``; one in the data if None."""
+    masks_drawn_on: DrawnOn = "auto"
+    """Which way up masks are whose images alone have an EXIF orientation."""
     seed: int = 0
 
 
-NO_LABELS = "no masks: delta is of targets that lie in every branch alike, not of your labels"
-"""What is said where the indicator has no labels."""
+_NO_LABELS = "no masks: delta is of targets that lie in every branch alike, not of your labels"
 
 
 class Images(Blocks):
     """The images that are measured: iterable as often as needed, by one process or several.
 
-    `skipped` are those that could not be read in the pass that ran last; `labeled` says whether blocks have labels.
+    `skipped` are those that could not be read in the pass that ran last; `about_labels` is a line on what their masks
+    mean to blocks, if anything.
     """
 
     shared = True
@@ -93,8 +97,7 @@ class Images(Blocks):
         if config.tolerance is not None:  # neighboring images are alike: a run that stops early needs a random order
             random.Random(config.seed).shuffle(pairs)
         self.paths = [image for image, _ in pairs]
-        self.labeled = labels and any(mask is not None for _, mask in pairs)
-        masks = [mask for _, mask in pairs] if self.labeled else []
+        rule, self.about_labels = _rule_of(dataset, checkpoint, config) if labels else (None, "")
         self.skipped: list[Skip] = []
         self._progress = progress
         self._checkpoint, self._skip_bad = checkpoint, config.skip_bad
@@ -115,8 +118,8 @@ class Images(Blocks):
             batch_size=self.batch_size,
             workers=workers,
             pinned=device.type == "cuda",
-            masks=masks,
-            rule=_rule_of(self.dataset, checkpoint, config) if self.labeled else LabelRule(),
+            masks=[mask for _, mask in pairs] if rule else [],
+            rule=rule or LabelRule(),
         )
 
     def number(self) -> int:
@@ -157,12 +160,20 @@ class Images(Blocks):
         return pad_images(_first(self._batches, self.dataset)[:number], self._multiple)
 
 
-def _rule_of(dataset: DataSet, checkpoint: Checkpoint, config: CalibrationConfig) -> LabelRule:
-    """How the masks are stored; what the checkpoint says of it holds unless its head is new."""
-    before = None if checkpoint.newly_initialized else checkpoint.preprocess.reduce_labels
-    file = first_color_file(dataset.folders)
-    colors = None if file is None else read_colors(file)
-    return stored_rule(dataset, config.ignore_index, config.reduce_labels, before, colors)
+def _rule_of(dataset: DataSet, checkpoint: Checkpoint, config: CalibrationConfig) -> tuple[LabelRule | None, str]:
+    """How the masks are stored, None if there are none to be read; and a line about it."""
+    if not dataset.pairs:
+        return None, _NO_LABELS
+    rule, found = stored_rule(
+        dataset,
+        ignore_index=config.ignore_index,
+        reduce_labels=config.reduce_labels,
+        reduced_before=checkpoint.reduced_before,
+        colors=colors_of(dataset, config.colors),
+        drawn_on=config.masks_drawn_on,
+        channels=checkpoint.preprocess.bands,
+    )
+    return rule, f"masks: {found}" if rule else f"masks: {found}, as if there were {_NO_LABELS}"
 
 
 def _first(found: Batches, dataset: DataSet) -> Tensor:
@@ -204,8 +215,8 @@ def open_images(
     notify(f"preprocessing: {checkpoint.preprocess}")
     notify(f"data: {dataset.describe()}")
     images = Images(dataset, checkpoint, config, progress, labels=labels)
-    if labels and not images.labeled:
-        notify(NO_LABELS)
+    if labels:
+        notify(images.about_labels)
     return checkpoint, images
 
 
@@ -214,7 +225,7 @@ def spread_images(
     checkpoint: Checkpoint,
     size: tuple[int, int] | None,
     *,
-    skip_bad: float = 0.0,
+    skip_bad: float | None = None,
 ) -> list[Tensor]:
     """A few images, (1, C, H, W) each, evenly spaced over all: neighbors are alike."""
     chosen = images[:: max(1, len(images) // _FEW)][:_FEW]
@@ -223,7 +234,7 @@ def spread_images(
         batch_size=1,
         size=size or checkpoint.preprocess.size,
         channels=checkpoint.preprocess.bands,
-        skip_bad=1.0 if skip_bad else 0.0,
+        skip_bad=1.0 if skip_bad else skip_bad,
     )
     return [pad_images(batch.images, checkpoint.multiple) for batch in read]
 

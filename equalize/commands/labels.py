@@ -15,10 +15,9 @@ from equalize.data import (
     LabelRule,
     ReduceLabels,
     class_names,
-    first_color_file,
+    colors_of,
     preflight,
     read_class_names,
-    read_colors,
     read_picture,
 )
 from equalize.data.masks import DrawnOn
@@ -130,25 +129,19 @@ def check_split(
     Raises:
         DataError: a pair could not be trained on or scored.
     """
-    file = first_color_file(dataset.folders) if colors is None else None if colors == "none" else colors
     rule, found = preflight(
         dataset,
         num_classes,
         ignore_index=ignore_index,
         reduce_labels=reduce_labels,
         reduced_before=reduced_before,
-        colors=None if file is None else read_colors(file),
+        colors=colors_of(dataset, colors),
         drawn_on=drawn_on,
         rule=rule,
         channels=channels,
     )
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
-
-
-def trained_on_reduced(checkpoint: Checkpoint) -> bool | None:
-    """Whether a network was trained on reduced labels; None if its configuration does not say, or its head is new."""
-    return None if checkpoint.newly_initialized else checkpoint.preprocess.reduce_labels
 
 
 def names_of(

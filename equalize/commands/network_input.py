@@ -20,8 +20,8 @@ __all__ = ["InputAxes", "axes_of", "fit_input"]
 Size = tuple[int, int]
 
 _MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 32, 64, 128)  # strides of U-Nets, patches of transformers
-_PRIMES = (5, 11, 13, 17, 19, 23, 37, 67, 71)
 _SMALL = 64  # pixels a side of the images that sizes are tried with, at least
+_IN_A_ROW = 4
 _ANY = (512, 512)
 _LAYERS = {"linear", "batch_norm", "convolution", "conv1d", "conv2d", "conv3d"}
 _GROUPS = {"convolution": 8}  # the place of that argument; 6 in the others
@@ -97,7 +97,12 @@ def axes_of(model: nn.Module, size: Size | None) -> InputAxes:
 
 
 def fit_input(
-    checkpoint: Checkpoint, images: Sequence[Item], size: Size | None, notify: Notify = ignore, *, skip_bad: float = 0.0
+    checkpoint: Checkpoint,
+    images: Sequence[Item],
+    size: Size | None,
+    notify: Notify = ignore,
+    *,
+    skip_bad: float | None = None,
 ) -> Checkpoint:
     """The checkpoint with what its network takes: the channels, and a multiple that images are padded to.
 
@@ -121,7 +126,7 @@ def fit_input(
     if multiple == 1 or (multiple and size and round_up(size, multiple) == size):
         return replace(checkpoint, multiple=multiple)
     own = size or _first_size(images, axes.channels, skip_bad)
-    refusal = _refusal(checkpoint, size or (own[0] | 1, own[1] | 1))
+    refusal = _refusal(checkpoint, size) if size else _refusal_of_any(checkpoint, own, 1)
     if refusal is None:  # it refuses small images alone
         return replace(checkpoint, multiple=1)
     if multiple:
@@ -151,20 +156,27 @@ def _for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
             raise InputError(f"--{name}", what, got=f"{len(values)} numbers", remedy=remedy)
         return (sum(values) / len(values),)
 
+    if "channels" in preprocess.given and preprocess.channels == "BGR" and channels != 3:
+        raise InputError("--channel-order", f"is that of three channels, and the network takes {channels}")
     mean, std = fitting("mean", preprocess.mean), fitting("std", preprocess.std)
     return replace(preprocess, mean=mean, std=std, bands=channels)
 
 
 def _smallest_multiple(checkpoint: Checkpoint) -> int | None:
-    """The smallest number whose multiples the network takes as sides, tried on small images; None if there is none.
+    """The smallest number whose multiples the network takes as sides, tried on small images; None if there is none."""
+    smallest = ((multiple, round_up((_SMALL, _SMALL), multiple)) for multiple in _MULTIPLES)
+    return next((multiple for multiple, size in smallest if _refusal_of_any(checkpoint, size, multiple) is None), None)
 
-    Sides are it times a prime, so that no larger number tried divides them.
+
+def _refusal_of_any(checkpoint: Checkpoint, size: Size, multiple: int) -> str | None:
+    """Why the network does not take every multiple as a side; tried on four in a row, from a size on.
+
+    One alone may be taken by chance: 63, halved and rounded up twice, doubles to the same sizes as 64.
     """
-    for multiple in _MULTIPLES:
-        first, second = [prime for prime in _PRIMES if prime * multiple >= _SMALL][:2]
-        if _refusal(checkpoint, (first * multiple, second * multiple)) is None:
-            return multiple
-    return None
+    sides = ([side + step * multiple for step in range(_IN_A_ROW)] for side in size)
+    heights, widths = sides
+    tried = (_refusal(checkpoint, each) for each in zip(heights, widths[1:] + widths[:1], strict=True))
+    return next((refusal for refusal in tried if refusal is not None), None)
 
 
 def _refusal(checkpoint: Checkpoint, size: Size) -> str | None:
@@ -199,7 +211,7 @@ def _demand_one_size(checkpoint: Checkpoint, images: Sequence[Item], own: Size, 
     raise InputError("--size", what, remedy=f"try --size {near}")
 
 
-def _first_size(images: Sequence[Item], channels: int, skip_bad: float, otherwise: Size = _ANY) -> Size:
+def _first_size(images: Sequence[Item], channels: int, skip_bad: float | None, otherwise: Size = _ANY) -> Size:
     """(H, W) of the first image that can be read."""
     for item in images:
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equalize.data import Item, Picture, picture_size
-from equalize.data.images import pixels_of
+from equalize.data.images import upright_size
 from equalize.data.loader import Preprocessor
 
 _LARGE = 2**24  # pixels; a UPerNet of 150 classes keeps 10 GB of logits of as many
@@ -22,7 +22,7 @@ Strips = Iterator[tuple[int, Tensor]]
 
 def is_large(image: Item) -> bool:
     """Whether an image has more pixels than a network is given at once."""
-    return pixels_of(image) > _LARGE
+    return math.prod(upright_size(image) or (0,)) > _LARGE
 
 
 def upsampled(scores_Khw: Tensor, size: Sequence[int], at_once: int = _AT_ONCE) -> Strips:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
-from equalize.data.images import Item, open_picture, read_image
+from equalize.data.images import Item, load_array, open_picture, read_image
 from equalize.errors import DataError
 
 Picture = Image.Image | Tensor
@@ -24,7 +24,7 @@ Picture = Image.Image | Tensor
 
 _TIFF = (".tif", ".tiff")
 _BITS = 258  # the tag of a TIFF: bits of each sample
-_REMEDY = "pip install tifffile, or save it as .npy (H, W, channels)"
+_REMEDY = "pip install equalize[tiff], or save it as .npy (H, W, channels)"
 
 
 def read_picture(item: Item, channels: int = 3) -> Picture:
@@ -33,16 +33,25 @@ def read_picture(item: Item, channels: int = 3) -> Picture:
     Raises:
         DataError: it cannot be read, or has another number of channels.
     """
-    suffix = item.name.lower().rpartition(".")[2]
-    if suffix == "npy":
-        return _as_bands(_load_array(item), channels, item)
-    if channels == 3:
-        return read_image(item)
-    if channels == 1:
-        return _gray(read_image(item), item)
-    if f".{suffix}" in _TIFF and importlib.util.find_spec("tifffile"):
-        return _as_bands(_load_tiff(item), channels, item)
-    return _as_bands(_load_bands(item), channels, item)
+    name = item.name.lower()
+    if name.endswith(".npy"):
+        return _as_bands(load_array(item), channels, item)
+    try:
+        if channels in (1, 3):
+            return read_image(item) if channels == 3 else _gray(read_image(item), item)
+        if not (name.endswith(_TIFF) and _has_tifffile()):
+            return _as_bands(_load_bands(item), channels, item)
+    except DataError as error:
+        if not name.endswith(_TIFF) or not error.what.startswith("is not an image"):
+            raise
+        if not _has_tifffile():
+            what = f"is no TIFF of at most four bands, and the network takes {channels}"
+            raise DataError(item, what, remedy=_REMEDY) from error
+    return _as_bands(_load_tiff(item), channels, item)
+
+
+def _has_tifffile() -> bool:
+    return importlib.util.find_spec("tifffile") is not None
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:
@@ -60,19 +69,6 @@ def _gray(picture: Image.Image, item: Item) -> Image.Image:
     return red
 
 
-def _load_array(item: Item) -> NDArray[np.generic]:
-    try:
-        with item.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # OSError, ValueError, EOFError, SyntaxError in a header
-        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())[:160]})") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(item, "holds several arrays", expected="one array (H, W, channels)")
-    return array
-
-
 def _load_tiff(item: Item) -> NDArray[np.generic]:
     import tifffile
 
@@ -88,16 +84,11 @@ def _load_tiff(item: Item) -> NDArray[np.generic]:
 
 def _load_bands(item: Item) -> NDArray[np.generic]:
     """(H, W, bands) of what PIL reads: at most four bands a frame, of 8 bits each."""
-    try:
-        with open_picture(item) as image:
-            bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
-            if max(bits) > 8 and len(bits) > 1:
-                raise DataError(item, f"has {len(bits)} bands of {max(bits)} bits", remedy=_REMEDY)
-            frames = [np.asarray(ImageOps.exif_transpose(frame)) for frame in ImageSequence.Iterator(image)]
-    except DataError as error:
-        if item.name.lower().endswith(_TIFF) and error.what.startswith("is not an image"):
-            raise DataError(item, "is no TIFF of at most four bands", remedy=_REMEDY) from error
-        raise
+    with open_picture(item) as image:
+        bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
+        if len(bits) > max(1, len(image.getbands())) or (max(bits) > 8 and len(bits) > 1):
+            raise DataError(item, f"has {len(bits)} bands of {max(bits)} bits", remedy=_REMEDY)
+        frames = [np.asarray(ImageOps.exif_transpose(frame)) for frame in ImageSequence.Iterator(image)]
     same = frames if len({frame.shape for frame in frames}) == 1 else frames[:1]  # others are smaller versions
     return np.concatenate([frame.reshape(*frame.shape[:2], -1) for frame in same], axis=2)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from equalize.data.colors import first_color_file, read_colors
+from equalize.data.colors import first_color_file, read_colors, unwrapped
 from equalize.data.dataset import DataSet
 from equalize.data.folders import read_text
 from equalize.data.hf_datasets import hub_class_names
@@ -70,17 +70,26 @@ def _first_file(paths: Iterable[Path]) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def _name_in(entry: dict[str, Any]) -> Any:
+    return next((entry[key] for key in ("name", "title", "label") if key in entry), None)
+
+
 def _from_json(path: Path, text: str) -> tuple[str, ...]:
     try:
-        content: Any = json.loads(text)
+        content = unwrapped(json.loads(text))
         if isinstance(content, dict):
             content = content.get("id2label", content)
+        if isinstance(content, list):
+            content = [_name_in(each) if isinstance(each, dict) else each for each in content]
         names = [content[str(index)] for index in range(len(content))] if isinstance(content, dict) else content
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("not a list of names")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            path, "cannot be read as class names", expected='["road", ...] or {"0": "road", ...} without gaps'
+            path,
+            "cannot be read as class names",
+            expected='["road", ...] or {"0": "road", ...} without gaps',
+            remedy="see --class-names",
         ) from error
     return tuple(names)
 

@@ -127,22 +127,28 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
         content: Any = json.loads(text)
     except ValueError as error:
         raise DataError(path, f"is no JSON ({error})") from error
+    content = unwrapped(content)
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-        parts = {**value} if isinstance(value, dict) else {"": value}
-        if isinstance(content, dict):
-            parts["key"] = key
+        parts = [key] if isinstance(content, dict) else []
         color: int | None = None
         index: int | None = None
         name = ""
-        for part in parts.values():
+        for part in parts + ([*value.values()] if isinstance(value, dict) else [value]):
             line = " ".join(map(str, part)) if isinstance(part, list) else str(part)
             if found := _HEX.fullmatch(line) or _RGB.fullmatch(line.strip("()[] ")):
                 color = _packed(found)
             elif line.isdigit():
                 index = int(line)
             else:
-                name = line
+                name = name or line
         yield color, index, name
+
+
+def unwrapped(content: Any) -> Any:
+    """The list in `{"classes": [{"title": "Water", "color": "#50E3C2"}, …]}`; other JSON as it is."""
+    lists = [*content.values()] if isinstance(content, dict) else []
+    is_wrapped = len(lists) == 1 and isinstance(lists[0], list) and all(isinstance(each, dict) for each in lists[0])
+    return lists[0] if is_wrapped else content
 
 
 def _packed(found: re.Match[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from equalize.data.depth import with_depth
-from equalize.data.folders import IMAGE_SUFFIXES, walk_files
+from equalize.data.folders import IMAGE_SUFFIXES, list_unread, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Deep, Item
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
@@ -127,14 +127,18 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     if not pairs:
         raise _no_images(root, layout, chosen)
     every: list[Item] = [image for image, _ in layout.matched.pairs or pairs]
+    unread = list_unread(root) if layout.name != "table" else []
+    if layout.matched.all_masks and pairs and unread:
+        what = "is of a kind that is not read, and all other files lie in folders named as those of masks are"
+        raise DataError(unread[0], what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
     images, notes = with_depth([image for image, _ in pairs], every)
     dataset = DataSet(
         root=root,
         layout=layout.name,
         split=chosen,
         images=images,
-        masks=tuple(mask for _, mask in pairs) if layout.has_masks else (),
-        notes=(*_notes(root, layout, chosen, pairs), *notes),
+        masks=tuple(mask for _, mask in pairs) if layout.has_masks and not layout.matched.conflict else (),
+        notes=(*_notes(root, layout, chosen, pairs, unread), *notes),
     )
     if labels:
         if layout.matched.conflict:
@@ -196,9 +200,15 @@ def _find(choice: Choice, labels: bool) -> Layout:
     return layout
 
 
-def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs) -> Iterator[str]:
+def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs, unread: Sequence[Path]) -> Iterator[str]:
     """What a user may not expect, in words: whatever pairs with nothing, or lies in no split."""
     found = layout.matched
+    if found.conflict:
+        yield f"masks passed over: {_under(root, Path(str(found.conflict.where)))} {found.conflict.what}"
+    for files, what in ((found.aside, "beside other pictures"), (unread, "of kinds that are not read")):
+        if files:
+            names = first_of([_under(root, each) for each in files])
+            yield f"{_counted(len(files), 'file')} {what} passed over ({names})"
     alone = [_under(root, mask) for mask in found.alone if split is None or split_of(root, mask) in (None, split)]
     bare = [image.name for image, mask in pairs if mask is None]
     if alone:

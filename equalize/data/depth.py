@@ -11,6 +11,7 @@ from equalize.data.images import Deep, Item, deep_values, is_deep, open_picture,
 _BITS = (8, 10, 12, 14, 16)
 _MAX_SAMPLE_VALUE = 281  # the tag of TIFF
 _PHOTOMETRIC, _SEPARATED = 262, 5
+_BANDS = 277
 _LOOKED_AT = 32
 _PROBES = 3
 _FOUR = 4
@@ -26,7 +27,7 @@ def with_depth(images: Sequence[Item], every: Sequence[Item]) -> tuple[tuple[Ite
     notes: list[str] = []
     probes = [each for each in map(_look, _spread(every, _PROBES)) if each]
     if any(bands == _FOUR for bands, _, _ in probes):
-        notes.append("TIFFs of four bands: the first three are taken for red, green and blue, the fourth is left out")
+        notes.append("TIFFs of four bands: networks of 3 channels get the first three as red, green and blue")
     if not any(most for _, most, _ in probes):
         return tuple(images), tuple(notes)
     looked_at = [each for each in map(_look, _spread(every, _LOOKED_AT)) if each]
@@ -34,7 +35,7 @@ def with_depth(images: Sequence[Item], every: Sequence[Item]) -> tuple[tuple[Ite
     largest = max(declared or {most for _, most, _ in looked_at})
     bits = next((each for each in _BITS if largest < 2**each), _BITS[-1])
     why = "as the files declare" if declared else f"the largest value of {len(looked_at)} is {largest}"
-    notes.append(f"pictures of 16 bits are read as {bits} bits ({why})")
+    notes.append(f"pictures of 16 bits use {bits} ({why}); networks of 1 or 3 channels get the upper 8 of these")
     return tuple(item if isinstance(item, Deep) else Deep(item=item, bits=bits) for item in images), tuple(notes)
 
 
@@ -46,7 +47,7 @@ def _look(item: Item) -> tuple[int, int, int] | None:
     try:
         with opened(item) as image:
             tags = getattr(image, "tag_v2", {})
-            bands = 0 if tags.get(_PHOTOMETRIC, _SEPARATED) == _SEPARATED else len(image.getbands())
+            bands = 0 if tags.get(_PHOTOMETRIC, _SEPARATED) == _SEPARATED else tags.get(_BANDS, 1)
             if not is_deep(image):
                 return bands, 0, 0
         with open_picture(item) as image:

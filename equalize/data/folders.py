@@ -6,8 +6,16 @@ from pathlib import Path
 
 from equalize.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif", ".npy")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".npy"),
+)
 """File names that count as images or masks, in any case."""
+
+_UNREAD_SUFFIXES = (
+    *(".heic", ".heif", ".dng", ".cr2", ".nef", ".exr", ".hdr", ".svs", ".czi", ".nd2", ".lif"),
+    *(".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".npz", ".h5", ".hdf5", ".mat", ".zarr"),
+)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -20,6 +28,11 @@ def list_images(folder: Path) -> list[Path]:
     """
     found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def list_unread(folder: Path) -> list[Path]:
+    """Files under `folder` of other kinds that may hold images."""
+    return sorted(path for path in walk_files(folder) if path.name.lower().endswith(_UNREAD_SUFFIXES))
 
 
 def list_folders(folder: Path) -> list[str]:

@@ -30,8 +30,10 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from equalize.errors import DataError
 
 ORIENTATION = 0x0112  # of EXIF
+QUARTER_TURNS = range(5, 9)
 _MOST_LABELS = 64
 _DEEP = "equalize: 16 bits"  # a key of `Image.info`
+_AS_ARRAY = "save it with 8 or 16 bits, or as .npy and say --rescale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +117,14 @@ def read_image(item: Item) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image), item)
 
 
-def pixels_of(item: Item) -> int:
-    """How many pixels a picture has; 0 where that cannot be read."""
+def upright_size(item: Item) -> tuple[int, int] | None:
+    """(H, W) of a picture as viewers show it, by its header; None where that cannot be read."""
     try:
         with opened(item) as image:
-            return image.width * image.height
+            turned = image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
+            return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # what cannot be read is named when it is
-        return 0
+        return None
 
 
 def orientation(item: Item) -> int:
@@ -150,8 +153,9 @@ def deep_values(image: Image.Image, item: Item) -> NDArray[np.int64] | None:
         return None
     if image.mode.startswith("I"):
         values = np.array(image, np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise DataError(item, "has pixels outside 16 bits", got=f"{values.min()} to {values.max()}")
+        least, most = values.min(), values.max()
+        if least < 0 or most > 0xFFFF:
+            raise DataError(item, "has pixels outside 16 bits", got=f"{least} to {most}", remedy=_AS_ARRAY)
         return values
     with opened(item) as again:
         assert isinstance(again, ImageFile.ImageFile)
@@ -196,6 +200,20 @@ def open_picture(item: Item) -> Iterator[Image.Image]:
         raise DataError(item, f"cannot be read as an image ({reason})", remedy=remedy) from error
 
 
+def load_array(item: Item) -> NDArray[np.generic]:
+    """What a file of NumPy holds."""
+    try:
+        with item.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # OSError, ValueError, EOFError, SyntaxError in a header
+        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())[:160]})") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(item, "holds several arrays", expected="one array (H, W, channels)")
+    return array
+
+
 def looks_like_mask(path: Path) -> bool:
     """Whether a file holds few different values, and no JPEG: its labels, if anything asks whether it is a mask."""
     try:
@@ -212,7 +230,7 @@ def looks_like_mask(path: Path) -> bool:
 
 def _to_rgb(image: Image.Image, item: Item) -> Image.Image:
     if image.mode == "F":
-        raise DataError(item, "has floating-point pixels, whose range is not known", remedy="save it with 8 or 16 bits")
+        raise DataError(item, "has floating-point pixels, whose range is not known", remedy=_AS_ARRAY)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about the direct way
     return image.convert("RGB")

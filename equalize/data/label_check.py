@@ -3,19 +3,21 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
 from equalize.data.bands import picture_size, read_picture
-from equalize.data.colors import ColorMap
+from equalize.data.colors import ColorMap, first_color_file, read_colors
 from equalize.data.dataset import DataSet, require_masks, sample
 from equalize.data.images import Item, orientation
 from equalize.data.masks import (
     DrawnOn,
     LabelRule,
     check_labels,
+    demand_same_size,
     drawn_on_by_sides,
     make_upright,
     read_mask,
@@ -34,26 +36,48 @@ _VOID = 255
 
 def stored_rule(
     dataset: DataSet,
+    *,
     ignore_index: int | None = None,
     reduce_labels: ReduceLabels = "auto",
     reduced_before: bool | None = None,
     colors: ColorMap | None = None,
-) -> LabelRule:
-    """How masks are stored, as far as a few of them tell where the number of classes is not known; see `preflight`."""
-    known = reduced_before if reduced_before is not None else dataset.layout == "ade20k"
-    rule = LabelRule(
+    drawn_on: DrawnOn = "auto",
+    channels: int = 3,
+) -> tuple[LabelRule | None, str]:
+    """How masks are stored as far as a few tell, for any number of classes, and a line about it; see `preflight`.
+
+    The rule is None where most of them cannot be read. A color called void or so is none of the classes.
+    """
+    rule = _given_rule(dataset, ignore_index, colors and colors.for_classes(len(colors.colors) - 1), drawn_on)
+    pairs = sample(dataset.with_masks(), _FEW_MASKS, 0)
+    rule, turned = _settle_drawn_on(rule, pairs)
+    stored: set[int] = set()
+    failures: list[DataError] = []
+    for image, mask in pairs:
+        try:
+            stored |= _read_pair(image, mask, rule, channels)
+        except DataError as error:
+            failures.append(error)
+    bad = f"; {len(failures)} of {len(pairs)} masks looked at do not count ({failures[0]})" if failures else ""
+    if 2 * len(failures) > len(pairs):
+        return None, bad.removeprefix("; ")
+    rule, reason = _decide(rule, stored, None, dataset, ignore_index, reduce_labels, reduced_before)
+    return rule, f"{reason}{turned}{bad}"
+
+
+def colors_of(dataset: DataSet, file: str | Path | None) -> ColorMap | None:
+    """The colors of classes in a file, or in one that the data set brings along if None; None for ``none``."""
+    found = first_color_file(dataset.folders) if file is None else None if file == "none" else file
+    return None if found is None else read_colors(found)
+
+
+def _given_rule(dataset: DataSet, ignore_index: int | None, colors: ColorMap | None, drawn_on: DrawnOn) -> LabelRule:
+    return LabelRule(
         ignore_index=_VOID if ignore_index is None else ignore_index,
         has_void=dataset.layout in ("voc", "cityscapes"),
-        reduce=reduce_labels == "yes" or (reduce_labels == "auto" and known),
         colors=colors,
+        drawn_on=drawn_on,
     )
-    stored: set[int] = set()
-    for mask in sample([mask for _, mask in dataset.pairs_of_images if mask is not None], _FEW_MASKS, 0):
-        with contextlib.suppress(DataError):  # it does not count
-            stored.update(np.unique(read_stored(mask, rule).numpy()).tolist())
-    two = stored - {0}
-    is_binary = ignore_index is None and reduce_labels == "auto" and 0 in stored and two in ({255}, {65535})
-    return replace(rule, foreground=max(two), has_void=False, reduce=False) if is_binary else rule
 
 
 def preflight(
@@ -95,12 +119,7 @@ def preflight(
     require_masks(dataset)
     followed = rule
     if rule is None:
-        rule = LabelRule(
-            ignore_index=_VOID if ignore_index is None else ignore_index,
-            has_void=dataset.layout in ("voc", "cityscapes"),
-            colors=colors.for_classes(num_classes) if colors else None,
-            drawn_on=drawn_on,
-        )
+        rule = _given_rule(dataset, ignore_index, colors and colors.for_classes(num_classes), drawn_on)
     pairs = sample(dataset.with_masks(), samples, seed)
     rule, turned = _settle_drawn_on(rule, pairs)
     stored = {mask: _read_pair(image, mask, rule, channels) for image, mask in pairs}
@@ -136,7 +155,10 @@ def _settle_drawn_on(rule: LabelRule, pairs: Sequence[tuple[Item, Item]]) -> tup
     turned = [(image, mask) for image, mask in pairs if orientation(image) != 1 and orientation(mask) == 1]
     if not turned:
         return rule, ""
-    found = {drawn_on_by_sides(read_stored(mask, rule).shape, image) for image, mask in turned} - {"auto"}
+    found: set[DrawnOn] = set()
+    for image, mask in turned:
+        with contextlib.suppress(DataError):  # raised again when the pair is checked
+            found |= {drawn_on_by_sides(read_stored(mask, rule).shape, image)} - {"auto"}
     if rule.drawn_on == "auto" and len(found) == 1:
         rule = replace(rule, drawn_on=found.pop())
     meant = {"upright": "drawn on the upright image", "stored": "turned as their images are"}
@@ -147,37 +169,30 @@ def _settle_drawn_on(rule: LabelRule, pairs: Sequence[tuple[Item, Item]]) -> tup
 def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int) -> set[int]:
     """The stored values of a mask that has the size of its image."""
     mask_HW = make_upright(read_stored(mask_path, rule), mask_path, image_path, rule.drawn_on)
-    size = picture_size(read_picture(image_path, channels))
-    if size != tuple(mask_HW.shape):
-        raise DataError(
-            mask_path,
-            f"has another size than its image {image_path.name} (height x width, after EXIF rotation)",
-            got=f"{mask_HW.shape[0]}x{mask_HW.shape[1]}",
-            expected=f"{size[0]}x{size[1]}",
-        )
+    demand_same_size(mask_HW, mask_path, picture_size(read_picture(image_path, channels)), image_path)
     return set(np.unique(mask_HW.numpy()).tolist())
 
 
 def _decide(
     raw: LabelRule,
     stored: set[int],
-    num_classes: int,
+    num_classes: int | None,
     dataset: DataSet,
     given: int | None,
     wanted: ReduceLabels,
     before: bool | None,
 ) -> tuple[LabelRule, str]:
-    """How the stored values that were seen become classes, and why."""
+    """How the stored values that were seen become classes, and why; `num_classes` is None where any number may be."""
     two = stored - {0}
-    if given is None and wanted == "auto" and num_classes <= _BINARY and 0 in stored and two in ({255}, {65535}):
+    if given is None and wanted == "auto" and (num_classes or 0) <= _BINARY and 0 in stored and two in ({255}, {65535}):
         why = f"labels are 0 and {max(two)} alone; --ignore-index {max(two)} leaves it out"
         return replace(raw, foreground=max(two), has_void=False), f"{max(two)} is class 1 ({why})"
     labels = {value for value in stored - {raw.ignore_index} if not (raw.has_void and (value == _VOID or value < 0))}
     reduce, reason = _reduces(raw, labels, num_classes, dataset, wanted, before, has_void=raw.ignore_index in stored)
-    if reduce and 0 <= raw.ignore_index < num_classes:
+    if reduce and 0 <= raw.ignore_index < (num_classes or 0):
         what = f"would be class {raw.ignore_index} once labels are reduced"
         raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
-    if labels == {0} and given is None and _VOID in stored and num_classes > _BINARY:
+    if labels == {0} and given is None and _VOID in stored and (num_classes or 0) > _BINARY:
         reason += "; 255 is ignored: if it is a class, the network has to have two"
     meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
     return replace(raw, reduce=reduce), f"{meaning} ({reason})"
@@ -186,7 +201,7 @@ def _decide(
 def _reduces(
     raw: LabelRule,
     labels: set[int],
-    num_classes: int,
+    num_classes: int | None,
     dataset: DataSet,
     wanted: ReduceLabels,
     before: bool | None,
@@ -199,14 +214,14 @@ def _reduces(
     seen = f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
     if before is not None:
         reason = f"as the checkpoint's configuration has it; {seen}"
-        if before and has_void and 0 in labels and max(labels) < num_classes:
+        if before and has_void and 0 in labels and (num_classes is None or max(labels) < num_classes):
             reason += f", and {raw.ignore_index}, as if reduced before: then set --reduce-labels no"
         if not before and labels and max(labels) == num_classes:
             what = f"has labels {min(labels)} to {max(labels)}, while the checkpoint was trained on labels as stored"
             remedy = f"set --reduce-labels yes if 0 does not count, --ignore-index {max(labels)} if that does not"
             raise DataError(dataset.root, what, remedy=remedy)
         return before, reason
-    if dataset.layout == "ade20k" and num_classes == _ADE20K_CLASSES and not has_void:
+    if dataset.layout == "ade20k" and num_classes in (None, _ADE20K_CLASSES) and not has_void:
         return True, "ADE20K stores class c as c + 1"
     # 0 .. num_classes is left to the user: the odd one may be the first (ADE20K) or the last (CamVid's "unlabelled").
     return bool(labels) and min(labels) == 1 and max(labels) == num_classes, seen

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from equalize.data.bands import Picture, read_picture
+from equalize.data.bands import Picture, picture_size, read_picture
 from equalize.data.images import Item
 from equalize.data.masks import LabelRule, read_mask
 from equalize.errors import DataError, EqualizeError, ResourceError
@@ -85,7 +85,8 @@ class Batches(Dataset[_Loaded]):
         channels: that pictures are read with.
         batch_size: the most images in a batch.
         workers: processes that read; with 0 this one does, between the batches.
-        skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 the first bad file is an error.
+        skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 or None the first bad file is an error,
+            at 0 one that names --skip-bad.
         pinned: put batches into memory that a CUDA device copies from by itself.
         masks: one for each path, None where it has none; brought to the size of its image, nearest. One that cannot be
             read, or is of another size than its image, counts as none.
@@ -99,7 +100,7 @@ class Batches(Dataset[_Loaded]):
     size: Size = None
     channels: int = 3
     workers: int = 0
-    skip_bad: float = 0.0
+    skip_bad: float | None = None
     pinned: bool = False
     masks: Sequence[Item | None] = ()
     rule: LabelRule = field(default_factory=LabelRule)
@@ -153,7 +154,7 @@ class Batches(Dataset[_Loaded]):
             DataError: names the first that is one too many.
         """
         # Rounded up, so that any share above 0 allows one bad image in a small folder; 1e-9 is for 0.01 * 700 > 7.
-        allowed = min(math.ceil(self.skip_bad * len(self.paths) - 1e-9), len(self.paths) - 1)
+        allowed = min(math.ceil((self.skip_bad or 0) * len(self.paths) - 1e-9), len(self.paths) - 1)
         if len(skipped) > allowed:
             path, reason = skipped[allowed]
             raise DataError(
@@ -191,8 +192,7 @@ class Batches(Dataset[_Loaded]):
         if mask is not None:
             with contextlib.suppress(DataError):
                 read_HW = read_mask(mask, self.rule, self.paths[index])
-                own = picture.shape[1:] if isinstance(picture, Tensor) else (picture.height, picture.width)
-                if tuple(read_HW.shape) == tuple(own):
+                if tuple(read_HW.shape) == picture_size(picture):
                     stored_HW = read_HW.masked_fill(read_HW == self.rule.ignore_index, -1).clamp(-1, _LARGEST_LABEL)
         y_H, x_W = (
             (2 * torch.arange(side) + 1) * length // (2 * side)
@@ -217,8 +217,9 @@ class Batches(Dataset[_Loaded]):
     def _skip(self, path: Item, error: EqualizeError) -> tuple[str, str]:
         if not isinstance(error, DataError):
             raise error
-        if self.skip_bad == 0:
-            error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
+        if not self.skip_bad:
+            share = "" if self.skip_bad is None else ", or allow a share of bad images with --skip-bad"
+            error.remedy = error.remedy or f"repair or remove it{share}"
             raise error
         return str(path), str(error).removeprefix(f"{path}: ")
 

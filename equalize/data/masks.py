@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from equalize.data.colors import COLOR_FILES, ColorMap
-from equalize.data.images import ORIENTATION, Item, open_picture, orientation, read_image
+from equalize.data.images import ORIENTATION, QUARTER_TURNS, Item, load_array, open_picture, orientation, upright_size
 from equalize.errors import DataError
 
 _VOID = 255
@@ -30,7 +30,6 @@ _CITYSCAPES_IDS = 34
 
 DrawnOn = Literal["auto", "upright", "stored"]
 
-_QUARTER_TURNS = range(5, 9)
 _TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
     2: lambda x_HW: x_HW.flip(1),
     3: lambda x_HW: x_HW.flip(0, 1),
@@ -107,12 +106,19 @@ def make_upright(stored_HW: Tensor, item: Item, image: Item, drawn_on: DrawnOn) 
 
 def drawn_on_by_sides(shape: Sequence[int], image: Item) -> DrawnOn:
     """Whether a mask of that (H, W) fits the upright image or the stored one; ``auto`` if both."""
-    picture = read_image(image)
-    upright = (picture.height, picture.width)
-    stored = upright[::-1] if orientation(image) in _QUARTER_TURNS else upright
+    upright = upright_size(image) or (0, 0)
+    stored = upright[::-1] if orientation(image) in QUARTER_TURNS else upright
     if tuple(shape) == stored:
         return "auto" if stored == upright else "stored"
     return "upright"
+
+
+def demand_same_size(labels_HW: Tensor, item: Item, size: Sequence[int], image: Item) -> None:
+    """Refuses a mask (H, W) of another size than its upright image, by a DataError."""
+    if tuple(labels_HW.shape) != tuple(size):
+        what = f"has another size than its image {image.name} (height x width, after EXIF rotation)"
+        got, expected = ("x".join(map(str, each)) for each in (labels_HW.shape, size))
+        raise DataError(item, what, got=got, expected=expected)
 
 
 def read_stored(item: Item, rule: LabelRule) -> Tensor:
@@ -166,13 +172,12 @@ def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Ite
 
 
 def _read_array(item: Item) -> NDArray[np.int64]:
-    """A mask stored by NumPy, (H, W)."""
-    try:
-        with item.open("rb") as file:
-            values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())})") from error
-    if values.ndim != 2 or values.dtype.kind not in "bui":
+    """A mask stored by NumPy, (H, W), with an axis of one channel or without."""
+    values = load_array(item)
+    single = [axis for axis in (0, 2) if values.ndim == len("HWC") and values.shape[axis] == 1]
+    values = np.squeeze(values, axis=tuple(single[:1]))
+    numbers = values if values.dtype.kind in "buif" else np.array(np.nan)
+    if values.ndim != len("HW") or not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
         raise DataError(item, "is no mask", got=f"{values.dtype} {values.shape}", expected="integers of shape (H, W)")
     return np.array(values, np.int64)
 

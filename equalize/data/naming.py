@@ -19,42 +19,24 @@ SPLIT_SYNONYMS = (
 """Names that data sets give to the same split."""
 
 _CANONICAL = {name: names[0] for names in SPLIT_SYNONYMS for name in names}
-_MASKS = frozenset(
-    (
-        *("mask", "masks", "annotation", "annotations", "annot", "annots", "ann", "anns", "anno", "annos"),
-        *(
-            "label",
-            "labels",
-            "lbl",
-            "lbls",
-            "labelmap",
-            "labelmaps",
-            "gt",
-            "gts",
-            "groundtruth",
-            "groundtruths",
-            "truth",
-        ),
-        *("seg", "segs", "segmap", "segmaps", "segmask", "segmasks", "segmentation", "segmentations"),
-        *("manual", "target", "targets", "trimap", "trimaps"),
-    )
-)
-_PICTURES = frozenset(
-    (
-        *("image", "images", "img", "imgs", "im", "ims", "picture", "pictures", "pic", "pics", "photo", "photos"),
-        *("rgb", "frame", "frames", "input", "inputs", "sat"),
-    )
-)
+_MASK_WORDS = """
+mask masks annotation annotations annot annots ann anns anno annos label labels lbl lbls labelmap labelmaps gt gts
+groundtruth groundtruths truth seg segs segmap segmaps segmask segmasks segmentation segmentations semantic semantics
+manual target targets trimap trimaps
+"""
+_PICTURE_WORDS = """
+image images img imgs im ims picture pictures pic pics photo photos rgb frame frames input inputs sat
+"""
+_OTHER_WORDS = """
+color colors colour colours colormap colormaps instance instances object objects panoptic depth visualization
+visualizations vis overlay overlays edge edges boundary boundaries contour contours
+"""
+_MASKS = frozenset(_MASK_WORDS.split())
+_PICTURES = frozenset(_PICTURE_WORDS.split())
 _FURTHER = frozenset(("ground", "id", "ids"))
 """Words that stand beside those of masks: `ground_truth`, `labelTrainIds`."""
 
-_NO_CLASSES = frozenset(
-    (
-        *("color", "colors", "colour", "colours", "instance", "instances", "object", "objects", "panoptic", "depth"),
-        *("visualization", "visualizations", "vis", "overlay", "overlays", "edge", "edges", "boundary", "boundaries"),
-        *("contour", "contours"),
-    )
-)
+_NO_CLASSES = frozenset(_OTHER_WORDS.split())
 """Words of files beside masks that hold something else than one class a pixel."""
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
@@ -131,7 +113,10 @@ def names_mask(stem: str) -> bool:
 
 def holds_no_classes(path: PurePath) -> bool:
     """Whether a file lies among masks and shows colors, instances or edges, by the words of its name and folders."""
-    return any(_NO_CLASSES.intersection(words(part)) for part in path.parts)
+    return any(
+        _NO_CLASSES.intersection(found) or ("rgb" in found and _MASKS.intersection(found))
+        for found in map(words, path.parts)
+    )
 
 
 def is_plain_pair(image: str, mask: str) -> bool:

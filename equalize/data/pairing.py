@@ -3,6 +3,7 @@
 Contents are looked at, in a few files, only where files go by one name and no word says which is the mask.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from equalize.data.naming import (
     read_folder,
     shared_length,
     without_common,
-    words,
 )
 from equalize.errors import DataError
 from equalize.messages import first_of
@@ -30,8 +30,8 @@ _KINDS_LOOKED_AT = 64
 _Folders = Mapping[Path, Folder]
 """Paths relative to the root, with what their folders say."""
 
-_Family = tuple[Path, str, str]
-"""Folder, suffix, and what the stems have beside those of others."""
+_Family = tuple[str, str, str]
+"""Folder but for numbers and names of files, suffix, and what the stems have beside those of others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +42,15 @@ class Matched:
         pairs: every picture, in order, and its mask or None.
         alone: masks that belong to no picture.
         conflict: two masks of one picture, of which neither is to be preferred.
-        all_masks: whether the pictures are masks by the names of their folders, and there is nothing else.
+        all_masks: whether all lie in folders named as those of masks are.
+        aside: what lies beside pictures and is neither a picture nor a mask: arrays, maps of depth or instances.
     """
 
     pairs: Sequence[tuple[Path, Path | None]] = ()
     alone: Sequence[Path] = ()
     conflict: DataError | None = None
     all_masks: bool = False
+    aside: Sequence[Path] = ()
 
     @property
     def has_masks(self) -> bool:
@@ -66,8 +68,11 @@ def match(root: Path, files: Sequence[Path]) -> Matched:
     masks |= _seen_masks(root, [path for path in paths if path not in masks])
     pictures = {path: folder for path, folder in folders.items() if path not in masks}
     if not pictures:
-        return Matched(pairs=[(path, None) for path in files], all_masks=bool(files))
+        pictures, masks = folders, set()
+    aside = _set_aside([*pictures])
+    pictures = {path: folder for path, folder in pictures.items() if path not in aside}
     masks = {path for path in masks if not holds_no_classes(path)} or masks
+    masks -= {path.with_name(path.name.replace("TrainIds", "Ids")) for path in masks if "TrainIds" in path.name}
     found = _candidates(pictures, {path: folder for path, folder in folders.items() if path in masks})
     best = {picture: _preferred(found.get(picture, [])) for picture in pictures}
     unused = masks.difference(*found.values())
@@ -75,12 +80,22 @@ def match(root: Path, files: Sequence[Path]) -> Matched:
     return Matched(
         pairs=[(root / path, root / options[0] if len(options) == 1 else None) for path, options in best.items()],
         alone=[root / mask for mask in alone],
+        aside=[root / path for path in paths if path in aside],
+        all_masks=not masks and all(read_folder(path.parts[:-1]).role == "masks" for path in paths),
         conflict=_conflict(
             root,
             best,
             _candidates({path: pictures[path] for path in found}, {path: folders[path] for path in alone}, levels=2),
         ),
     )
+
+
+def _set_aside(paths: Sequence[Path]) -> set[Path]:
+    """Arrays among pictures, and what folders name as depth or so while pictures elsewhere have the same names."""
+    arrays = {path for path in paths if path.suffix.lower() == ".npy"}
+    others = {path for path in paths if holds_no_classes(path.parent)} - arrays
+    stems = {path.stem for path in {*paths} - arrays - others}
+    return (arrays | {path for path in others if path.stem in stems}) if stems else set()
 
 
 def _conflict(
@@ -140,17 +155,15 @@ def _families(
     paths: Sequence[Path],
 ) -> tuple[dict[_Family, list[Path]], dict[tuple[_Family, _Family], list[tuple[Path, Path]]]]:
     """Files by folder, suffix and addition to the names of others; and which of them go by one name, by families."""
-    stems: dict[Path, set[str]] = defaultdict(set)
-    for path in paths:
-        stems[path.parent].add(path.stem)
-    known = {folder: frozenset(names) for folder, names in stems.items()}
+    known = frozenset(path.stem for path in paths)
     by_name: dict[str, list[tuple[_Family, Path]]] = defaultdict(list)
     families: dict[_Family, list[Path]] = defaultdict(list)
     for path in paths:
-        name, prefix, suffix = affix_of(path.stem, known[path.parent]) or (path.stem, "", "")
+        name, prefix, suffix = affix_of(path.stem, known) or (path.stem, "", "")
         if (prefix + suffix).strip("_-. ()").isdigit():  # `x_2` is another picture
             name, prefix, suffix = path.stem, "", ""
-        family = (path.parent, path.suffix.lower(), f"{prefix}*{suffix}")
+        folder = re.sub(r"\d+", "#", path.parent.as_posix().replace(name, "#"))
+        family = (folder, path.suffix.lower(), f"{prefix}*{suffix}")
         families[family].append(path)
         by_name[name.lower()].append((family, path))
     pairs: dict[tuple[_Family, _Family], list[tuple[Path, Path]]] = defaultdict(list)
@@ -221,8 +234,7 @@ def _with_affix(shorter: _Folders, longer: _Folders, level: int) -> dict[Path, l
 
 
 def _preferred(options: Sequence[Path]) -> list[Path]:
-    """Of several masks of a picture those of train ids, where there are some, and of one mask in two formats PNG."""
-    best = [path for path in options if {"train", "ids"} <= {*words(path.stem)}] or list(options)
-    if len({path.with_suffix("") for path in best}) == 1:
-        best = sorted(best, key=lambda path: (path.suffix.lower() != ".png", path))[:1]
-    return best
+    """Of a mask in several formats, one: PNG if it is among them."""
+    if len({path.with_suffix("") for path in options}) > 1:
+        return [*options]
+    return sorted(options, key=lambda path: (path.suffix.lower() != ".png", path))[:1]

@@ -12,7 +12,7 @@ from equalize.data.augment import Augment, draw_seed, pad
 from equalize.data.bands import picture_size, read_picture
 from equalize.data.images import Item
 from equalize.data.loader import Preprocessor
-from equalize.data.masks import LabelRule, check_labels, read_mask
+from equalize.data.masks import LabelRule, check_labels, demand_same_size, read_mask
 from equalize.errors import EqualizeError
 
 Pair = tuple[Tensor, Tensor]
@@ -52,9 +52,9 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
         image_path, mask_path = self.pairs[index]
         labels_HW = read_mask(mask_path, self.rule, image_path)
         check_labels(labels_HW, self.num_classes, self.rule, mask_path)
-        picture, labels_HW = self.augment(
-            read_picture(image_path, self.channels), labels_HW, draw_seed(self.seed, epoch, index)
-        )
+        picture = read_picture(image_path, self.channels)
+        demand_same_size(labels_HW, mask_path, picture_size(picture), image_path)
+        picture, labels_HW = self.augment(picture, labels_HW, draw_seed(self.seed, epoch, index))
         image_CHW = self.preprocess(picture, picture_size(picture))
         return pad(image_CHW, labels_HW, self.padded, self.rule.ignore_index)
 

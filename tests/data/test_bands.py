@@ -1,5 +1,7 @@
 """Pictures with as many channels as a network takes."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -116,4 +118,42 @@ def test_arrays_count_where_there_are_no_pictures(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((4, 4, 5), np.uint8))
     assert [path.name for path in open_data(tmp_path).images] == ["a.npy"]
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
-    assert [path.name for path in open_data(tmp_path).images] == ["b.png"]
+    data = open_data(tmp_path)
+    assert [path.name for path in data.images] == ["b.png"]
+    assert data.notes == ("1 file beside other pictures passed over (a.npy)",)
+
+
+def test_the_fourth_band_of_a_tiff_that_says_nothing_of_it_is_named(tmp_path, pixels, monkeypatch):
+    Image.frombytes("RGBX", (8, 6), pixels.tobytes()).save(tmp_path / "a.tif")
+    data = open_data(tmp_path)
+    assert data.notes == ("TIFFs of four bands: networks of 3 channels get the first three as red, green and blue",)
+    assert np.array_equal(np.asarray(read_picture(data.images[0])), pixels[..., :3])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"a\.tif: has 4 bands of 8 bits; pip install equalize\[tiff\]"):
+        read_picture(data.images[0], 4)  # PIL gives three of them
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_tiffs_of_six_bands_name_the_library_that_reads_them(tmp_path, pixels, channels, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    Image.frombytes("RGBX", (8, 6), pixels.tobytes()).save(tmp_path / "a.tif")
+    four, six = (struct.pack("<HHIHH", 277, 3, 1, bands, 0) for bands in (4, 6))
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes().replace(four, six))
+    said = rf"a\.tif: is no TIFF of at most four bands, and the network takes {channels}; pip install equalize\[tiff\]"
+    with pytest.raises(DataError, match=said):
+        read_picture(tmp_path / "a.tif", channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_tiff_of_six_bands_for_fewer_channels(tmp_path, channels):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, 6), np.uint8), photometric="minisblack")
+    with pytest.raises(DataError, match=rf"a\.tif: has 6 channels, and the network takes {channels}"):
+        read_picture(tmp_path / "a.tif", channels)
+
+
+def test_a_factor_for_more_bits_is_refused_where_pixels_are_of_8():
+    preprocess = Override(rescale=1 / 4095).over(Preprocess(bands=1, mean=(0.5,), std=(0.2,)))
+    with pytest.raises(InputError, match=r"--rescale: is too small for pixels of 0 to 255, .* got 0.000244"):
+        preprocess(Image.new("L", (4, 4)))
+    assert preprocess(torch.zeros(1, 4, 4)).shape == (1, 4, 4)

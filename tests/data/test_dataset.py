@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from equalize.data import DataSet, open_data, sample
+from equalize.data.folders import IMAGE_SUFFIXES
 from equalize.errors import DataError
 
 
@@ -16,7 +17,7 @@ def plant(root: Path, *names: str) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".tif", ".webp", ".bmp", ".ppm", ".gif"}:
+        if path.suffix.lower() in {*IMAGE_SUFFIXES} - {".npy"}:
             Image.new("L", (4, 3), 7).save(path)
         elif path.suffix == ".npy":
             np.save(path, np.zeros((3, 4), np.uint8))
@@ -147,6 +148,8 @@ def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
         (None, "image1.png mask1.png, image12.png mask12.png"),
         (None, "001/image.png 001/mask.png, 002/image.png 002/mask.png"),
         (None, "x/n(1).png x/n(1)_mask.png, x/n(2).png x/n(2)_mask.png"),
+        (None, "images/a.jfif masks/a.pgm, images/b.JFIF masks/b.pgm"),
+        ("training", "training/image_2/1_10.png training/semantic/1_10.png"),
     ],
 )  # fmt: skip
 def test_usual_names_tell_pictures_masks_and_splits(tmp_path: Path, split: str | None, pairs: str) -> None:
@@ -185,6 +188,7 @@ def shade(root: Path, *, pictures: list[str], masks: list[str]) -> Path:
         (["a.jpg", "b.jpg"], ["a.png", "b.png"]),
         (["a.png", "b.png"], ["a_foo.png", "b_foo.png"]),
         (["orig/a.png", "orig/b.png"], ["out/a.png", "out/b.png"]),
+        ([f"P{n}/P{n}_photo/P{n}.png" for n in "12"], [f"P{n}/P{n}_lesion/P{n}_lesion.png" for n in "12"]),
     ],
 )
 def test_contents_tell_masks_where_names_do_not(tmp_path: Path, pictures: list[str], masks: list[str]) -> None:
@@ -217,6 +221,15 @@ def test_several_masks_of_one_picture(tmp_path: Path) -> None:
     ids = [f"gt/a_{kind}.png" for kind in ("labelIds", "labelTrainIds", "color", "instanceIds")]
     plant(tmp_path / "ids", "img/a.jpg", *ids, "instances/a.png")
     assert mask_names(open_data(tmp_path / "ids", labels=True)) == ["gt/a_labelTrainIds.png"]
+    kinds = ("gt_labelColor", "gt_labelIds", "gt_labelTrainIds")
+    plant(tmp_path / "acdc", "rgb/f/train/a_rgb.png", *(f"gt/f/train/a_{kind}.png" for kind in kinds))
+    assert mask_names(open_data(tmp_path / "acdc", labels=True)) == ["gt/f/train/a_gt_labelTrainIds.png"]
+    plant(
+        tmp_path / "kitti", *(f"training/{kind}/1.png" for kind in ("image_2", "semantic", "semantic_rgb", "instance"))
+    )
+    assert mask_names(open_data(tmp_path / "kitti", labels=True)) == ["training/semantic/1.png"]
+    plant(tmp_path / "maps", "images/a.jpg", "labels/masks/a.png", "labels/colormaps/a.png")
+    assert mask_names(open_data(tmp_path / "maps", labels=True)) == ["labels/masks/a.png"]
     plant(
         tmp_path / "two", "img/a.jpg", "img/b.jpg", *(f"gt/{stem}_{who}.png" for stem in "ab" for who in ("1st", "2nd"))
     )
@@ -224,12 +237,23 @@ def test_several_masks_of_one_picture(tmp_path: Path) -> None:
         DataError, match=r"a\.jpg: may have several masks: gt/a_1st\.png, gt/a_2nd\.png; leave one kind"
     ):
         open_data(tmp_path / "two", labels=True)
-    assert names(open_data(tmp_path / "two")) == ["img/a.jpg", "img/b.jpg"]
+    measured = open_data(tmp_path / "two")
+    assert (names(measured), measured.masks) == (["img/a.jpg", "img/b.jpg"], ())
+    assert "masks passed over: img/a.jpg may have several masks: gt/a_1st.png, gt/a_2nd.png" in measured.describe()
     for stem in ("1", "2"):
         plant(tmp_path / "drive", f"training/images/{stem}_training.tif", f"training/1st_manual/{stem}_manual1.gif")
         plant(tmp_path / "drive", f"training/mask/{stem}_training_mask.gif")
     with pytest.raises(DataError, match=r"several masks: training/mask/1_training_mask\.gif, training/1st_manual/1"):
         open_data(tmp_path / "drive", labels=True)
+
+
+def test_pictures_of_kinds_that_are_not_read_are_named_and_leave_no_masks_behind(tmp_path: Path) -> None:
+    plant(tmp_path / "some", "images/a.jpg", "masks/a.png", "images/b.HEIC", "images/c.nii.gz", "notes.txt")
+    said = "2 files of kinds that are not read passed over (images/b.HEIC, images/c.nii.gz)"
+    assert open_data(tmp_path / "some").notes == (said,)
+    plant(tmp_path / "all", "images/a.dcm", "masks/a.png")
+    with pytest.raises(DataError, match=r"a\.dcm: is of a kind that is not read, and all other files lie in folders"):
+        open_data(tmp_path / "all")
 
 
 @pytest.mark.parametrize("prefix", ["", "ADEChallengeData2016/"])

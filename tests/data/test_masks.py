@@ -87,11 +87,16 @@ def test_gray_in_equal_channels_or_with_opaque_alpha_is_one_channel(tmp_path: Pa
 
 
 def test_arrays_of_numpy(tmp_path: Path) -> None:
-    for number, dtype in enumerate((np.uint8, np.int64, np.uint16, bool)):
+    for number, dtype in enumerate((np.uint8, np.int64, np.uint16, bool, np.float32)):
         values = STORED.astype(dtype)
-        np.save(tmp_path / f"{number}.npy", values)
+        np.save(tmp_path / f"{number}.npy", (values, values[None], values[..., None])[number % 3])
         assert read_mask(tmp_path / f"{number}.npy", LabelRule()).tolist() == values.astype(int).tolist()
-    for name, values in (("float", STORED.astype(np.float32)), ("deep", STORED[None]), ("object", np.array([None]))):
+    for name, values in (
+        ("float", STORED + 0.5),
+        ("deep", np.stack([STORED] * 2)),
+        ("nan", STORED * np.nan),
+        ("object", np.array([None])),
+    ):
         np.save(tmp_path / f"{name}.npy", values, allow_pickle=True)
         with pytest.raises(DataError, match=rf"{name}\.npy: (is no mask, got .* expected integers|cannot be read)"):
             read_mask(tmp_path / f"{name}.npy", LabelRule())
@@ -110,6 +115,8 @@ COLORS = {
     "by_color.json": '{"#000000": "background", "128,0,0": "cat", "(0, 128, 7)": "old dog"}',
     "by_index.json": '{"2": {"name": "old dog", "color": [0, 128, 7]}, "0": {"name": "background", "color": [0, 0, 0]},'
     ' "1": {"name": "cat", "color": [128, 0, 0]}}',
+    "listed.json": '{"classes": [{"title": "background", "shape": "polygon", "color": "#000000"},'
+    ' {"title": "cat", "shape": "polygon", "color": "#800000"}, {"title": "old dog", "color": "#008007"}]}',
     "list.json": '[{"id": 0, "label": "background", "rgb": [0, 0, 0]}, {"id": 1, "label": "cat", "rgb": [128, 0, 0]},'
     ' {"id": 2, "label": "old dog", "rgb": [0, 128, 7]}]',
 }
@@ -363,7 +370,8 @@ def test_class_names_from_files(tmp_path: Path) -> None:
     assert class_names(data) is None
     (tmp_path / "classes.txt").write_text("\ufeffroad\n traffic light \n\n")
     assert class_names(data) == ("road", "traffic light")
-    for content in (["a", "b"], {"1": "b", "0": "a"}, {"id2label": {"0": "a", "1": "b"}}):
+    listed = [{"title": "a", "shape": "polygon", "color": "#50E3C2"}, {"title": "b", "color": "#F5A623"}]
+    for content in (["a", "b"], {"1": "b", "0": "a"}, {"id2label": {"0": "a", "1": "b"}}, listed, {"classes": listed}):
         (tmp_path / "names.json").write_text(json.dumps(content))
         assert read_class_names(tmp_path / "names.json") == ("a", "b")
     for content in ("{", '{"0": "a", "2": "b"}', "[1, 2]", '"a"'):

@@ -140,12 +140,8 @@ class Runs:
         if self.setup.test is None or run.seed not in self.setup.confirm_seeds:
             return {}
         assert task.val is not None
-        rule, classes = task.val.rule, task.val.num_classes
-        labeled = check_split(
-            *(self.setup.test, classes, task.val.names),
-            ignore_index=rule.ignore_index,
-            reduce_labels="yes" if rule.reduce else "no",
-        )
+        bands = task.checkpoint.preprocess.bands
+        labeled = check_split(self.setup.test, task.val.num_classes, task.val.names, rule=task.val.rule, channels=bands)
         return {"test": _score(task, labeled, self._counts(run, "test"))}
 
     def _demand_same_start(self, run: Run, start: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from equalize.checkpoint.files.atomic import atomic_directory
+from equalize.checkpoint.outputs import pad_images
 from equalize.commands.evaluate import Inputs
 from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.run_directory import write_whole
@@ -30,7 +31,7 @@ from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.commands.images import working_size
 from equalize.commands.labels import LabeledSplit
-from equalize.data import Item, check_labels, read_image, read_mask
+from equalize.data import Item, check_labels, demand_same_size, picture_size, read_mask, read_picture
 from equalize.data.augment import Augment, draw_seed
 from equalize.data.loader import Batch
 from equalize.distributed import my_share, wait
@@ -42,7 +43,7 @@ _PART = 64  # images
 _FLAG = "--cache-backbone"
 
 Read = Callable[[int], tuple[Tensor, Tensor]]
-"""Number of a pair -> image (3, H, W) and labels (h, w)."""
+"""Number of a pair -> image (C, H, W) and labels (h, w)."""
 
 
 def digest(model: nn.Module) -> str:
@@ -96,23 +97,26 @@ class BackboneCache:
         path = backbone_of(task.checkpoint)
         assert path is not None  # `freeze` has refused it
         images_2CHW = torch.stack([image_CHW, image_CHW.flip(-1)]).to(task.device)
+        self._blank = torch.zeros(1, len(image_CHW), 1, 1)  # images whose features are stored have only their shape
         self.backbone = StoredBackbone.of(task.checkpoint, path, images_2CHW)
 
     def training(self) -> "CachedPairs":
         """The training split; features of the mirror images, too, if any is to be flipped."""
         augment, train = self._pairs.augment, self._task.train
         split = self._open(train, self._read_training, len(self._pairs), kind="train", mirrored=augment.flip > 0)
-        return CachedPairs(split=split, augment=augment, seed=self._pairs.seed)
+        return CachedPairs(split=split, augment=augment, seed=self._pairs.seed, blank=self._blank)
 
     def inputs(self, labeled: LabeledSplit) -> Inputs:
         """What `count_images` scores; while a batch is handed out, the backbone returns its stored outputs."""
-        pairs, size = labeled.dataset.with_masks(), self._task.config.size
+        pairs, size, checkpoint = labeled.dataset.with_masks(), self._task.config.size, self._task.checkpoint
 
         def read(number: int) -> tuple[Tensor, Tensor]:
             image, mask = pairs[number]
-            labels_HW = read_mask(mask, labeled.rule)
+            labels_HW = read_mask(mask, labeled.rule, image)
             check_labels(labels_HW, labeled.num_classes, labeled.rule, mask)
-            return self._task.checkpoint.preprocess(read_image(image), size), labels_HW
+            picture = read_picture(image, checkpoint.preprocess.bands)
+            demand_same_size(labels_HW, mask, picture_size(picture), image)
+            return pad_images(checkpoint.preprocess(picture, size), checkpoint.multiple), labels_HW
 
         split = self._open(labeled, read, len(pairs), kind="scored", mirrored=False)
         numbers = {image: number for number, (image, _) in enumerate(pairs)}
@@ -126,7 +130,8 @@ class BackboneCache:
         for chunk in (images[start : start + many] for start in range(0, len(images), many)):
             features_NF = split.rows([numbers[image] for image in chunk], [False] * len(chunk))
             with self.backbone.returning(features_NF.to(self._task.device)):
-                yield Batch(images=blank_images(len(chunk), self._task.config.size or ()), paths=tuple(chunk))
+                images_NCHW = self._blank.expand(len(chunk), -1, *(self._task.config.size or ()))
+                yield Batch(images=images_NCHW, paths=tuple(chunk))
 
     def _read_training(self, number: int) -> tuple[Tensor, Tensor]:
         plain = replace(self._pairs, augment=replace(self._pairs.augment, flip=0.0))
@@ -193,11 +198,6 @@ def _load(part: Path, rows: int) -> tuple[NDArray[np.float32], NDArray[Any], NDA
     return features, labels, sizes
 
 
-def blank_images(number: int, size: Sequence[int]) -> Tensor:
-    """In place of images whose features are stored, (N, 3, H, W): of their shape, without their memory."""
-    return torch.zeros(()).expand(number, 3, *size)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedPairs(Dataset[dict[str, Tensor]]):
     """Like `TrainingPairs`, a batch at a time: item `epoch * len + index` is pair `index` as that epoch flips it."""
@@ -205,6 +205,8 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
     split: CachedSplit
     augment: Augment
     seed: int
+    blank: Tensor
+    """(1, C, 1, 1), in place of images."""
 
     def __len__(self) -> int:
         return len(self.split)
@@ -214,7 +216,7 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
         flips = [self.augment.flips(draw_seed(self.seed, epoch, index)) for epoch, index in places]
         labels = [self.split.label(index) for _, index in places]
         return {
-            "pixel_values": blank_images(len(items), self.augment.crop),
+            "pixel_values": self.blank.expand(len(items), -1, *labels[0].shape),
             "labels": torch.stack([each.flip(-1) if flip else each for each, flip in zip(labels, flips, strict=True)]),
             "features": self.split.rows([index for _, index in places], flips),
         }

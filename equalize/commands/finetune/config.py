@@ -197,6 +197,8 @@ class TrainConfig:
             workers=self.workers,
             ignore_index=self.ignore_index,
             reduce_labels=self.reduce_labels,
+            colors=self.colors,
+            masks_drawn_on=self.masks_drawn_on,
             seed=self.seed,
         )
 

@@ -17,7 +17,6 @@ from equalize.commands.labels import (
     count_classes,
     first_image,
     names_of,
-    trained_on_reduced,
     with_output,
 )
 from equalize.commands.network_input import fit_input
@@ -95,7 +94,7 @@ def open_task(
             names,
             ignore_index=config.ignore_index,
             reduce_labels=config.reduce_labels,
-            reduced_before=trained_on_reduced(checkpoint),
+            reduced_before=checkpoint.reduced_before,
             colors=config.colors,
             drawn_on=config.masks_drawn_on,
             channels=checkpoint.preprocess.bands,

@@ -6,8 +6,10 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from equalize.commands.compare.arms import read_arms
 from equalize.commands.compare.compare import compare
@@ -117,6 +119,17 @@ def test_rates_are_chosen_on_one_split_and_confirmed_on_another(nets, three_spli
     shutil.rmtree(out / "features")
     with pytest.raises(InputError, match="holds a comparison with other settings"):
         compare(made(nets, three_splits, seeds=2), out)
+
+
+def test_labels_of_the_third_split_mean_what_they_mean_in_training(nets, tmp_path):
+    """0 and 255 alone are two classes: with 255 ignored, every class 0 that is found would be right."""
+    data = write_scenes(tmp_path / "data", 2, counts={"train": 4, "val": 2, "test": 2})
+    for path in data.glob("masks/*/*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) == 1).astype(np.uint8) * 255).save(path)
+    setup = made(nets, data, replace(CONFIG, num_classes=2), rates=(1e-3,))
+    compare(setup, tmp_path / "out")
+    counts = np.load(next((tmp_path / "out/runs").glob("*.test.npz")))
+    assert counts["intersection"].sum() + counts["union"].sum() == 2 * 2 * 48 * 64  # every pixel, as two classes see it
 
 
 @pytest.mark.parametrize(
