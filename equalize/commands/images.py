@@ -214,7 +214,7 @@ def spread_images(
     checkpoint: Checkpoint,
     size: tuple[int, int] | None,
     *,
-    skip_bad: float = 0.0,
+    skip_bad: float | None = None,
 ) -> list[Tensor]:
     """A few images, (1, C, H, W) each, evenly spaced over all: neighbors are alike."""
     chosen = images[:: max(1, len(images) // _FEW)][:_FEW]
@@ -223,7 +223,7 @@ def spread_images(
         batch_size=1,
         size=size or checkpoint.preprocess.size,
         channels=checkpoint.preprocess.bands,
-        skip_bad=1.0 if skip_bad else 0.0,
+        skip_bad=skip_bad and 1.0,
     )
     return [pad_images(batch.images, checkpoint.multiple) for batch in read]
 

@@ -1,5 +1,6 @@
 """What a network takes, found by trying it: how many channels, how many axes of space, and which sizes."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,6 @@ __all__ = ["InputAxes", "axes_of", "fit_input"]
 Size = tuple[int, int]
 
 _MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 32, 64, 128)  # strides of U-Nets, patches of transformers
-_PRIMES = (5, 11, 13, 17, 19, 23, 37, 67, 71)
 _SMALL = 64  # pixels a side of the images that sizes are tried with, at least
 _ANY = (512, 512)
 _LAYERS = {"linear", "batch_norm", "convolution", "conv1d", "conv2d", "conv3d"}
@@ -121,7 +121,8 @@ def fit_input(
     if multiple == 1 or (multiple and size and round_up(size, multiple) == size):
         return replace(checkpoint, multiple=multiple)
     own = size or _first_size(images, axes.channels, skip_bad)
-    refusal = _refusal(checkpoint, size or (own[0] | 1, own[1] | 1))
+    height, width = round_up(own, 64)
+    refusal = _refusal(checkpoint, size or (height + 1, width - 1))  # odd on all levels, see `_smallest_multiple`
     if refusal is None:  # it refuses small images alone
         return replace(checkpoint, multiple=1)
     if multiple:
@@ -158,11 +159,13 @@ def _for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
 def _smallest_multiple(checkpoint: Checkpoint) -> int | None:
     """The smallest number whose multiples the network takes as sides, tried on small images; None if there is none.
 
-    Sides are it times a prime, so that no larger number tried divides them.
+    Sides are it times an odd number. Of one the halves stay odd however often they are rounded up, of the other where
+    they are rounded down: a network that halves either way and needs even numbers on some level refuses one of them.
     """
     for multiple in _MULTIPLES:
-        first, second = [prime for prime in _PRIMES if prime * multiple >= _SMALL][:2]
-        if _refusal(checkpoint, (first * multiple, second * multiple)) is None:
+        halvings = max(2, math.ceil(math.log2(_SMALL / multiple)))
+        odd_up, odd_down = 2**halvings + 1, 2 ** (halvings + 1) - 1
+        if _refusal(checkpoint, (odd_up * multiple, odd_down * multiple)) is None:
             return multiple
     return None
 

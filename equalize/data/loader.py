@@ -85,7 +85,8 @@ class Batches(Dataset[_Loaded]):
         channels: that pictures are read with.
         batch_size: the most images in a batch.
         workers: processes that read; with 0 this one does, between the batches.
-        skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 the first bad file is an error.
+        skip_bad: share of `paths`, rounded up, that may be unreadable. At 0, and at None in commands without that flag,
+            the first bad file is an error.
         pinned: put batches into memory that a CUDA device copies from by itself.
         masks: one for each path, None where it has none; brought to the size of its image, nearest. One that cannot be
             read, or is of another size than its image, counts as none.
@@ -99,7 +100,7 @@ class Batches(Dataset[_Loaded]):
     size: Size = None
     channels: int = 3
     workers: int = 0
-    skip_bad: float = 0.0
+    skip_bad: float | None = None
     pinned: bool = False
     masks: Sequence[Item | None] = ()
     rule: LabelRule = field(default_factory=LabelRule)
@@ -153,13 +154,14 @@ class Batches(Dataset[_Loaded]):
             DataError: names the first that is one too many.
         """
         # Rounded up, so that any share above 0 allows one bad image in a small folder; 1e-9 is for 0.01 * 700 > 7.
-        allowed = min(math.ceil(self.skip_bad * len(self.paths) - 1e-9), len(self.paths) - 1)
+        share = self.skip_bad or 0.0
+        allowed = min(math.ceil(share * len(self.paths) - 1e-9), len(self.paths) - 1)
         if len(skipped) > allowed:
             path, reason = skipped[allowed]
             raise DataError(
                 path,
                 f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})",
-                expected=f"at most {allowed} (--skip-bad {self.skip_bad:g})",
+                expected=f"at most {allowed} (--skip-bad {share:g})",
                 remedy="repair or remove them, or allow a larger share",
             )
 
@@ -217,8 +219,9 @@ class Batches(Dataset[_Loaded]):
     def _skip(self, path: Item, error: EqualizeError) -> tuple[str, str]:
         if not isinstance(error, DataError):
             raise error
-        if self.skip_bad == 0:
-            error.remedy = error.remedy or "repair or remove it, or allow a share of bad images with --skip-bad"
+        if not self.skip_bad:
+            further = "" if self.skip_bad is None else ", or allow a share of bad images with --skip-bad"
+            error.remedy = error.remedy or f"repair or remove it{further}"
             raise error
         return str(path), str(error).removeprefix(f"{path}: ")
 

@@ -9,9 +9,9 @@ whiten     if drawn just now W A     shift s in the bias          changes
            else as preserve                                       stays, to the last bit
 none       unchanged                 nothing                      stays, to the last bit
 
-A whitens the layer's input, see `equalize.plan.whiten`.
-tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that cannot
-move, the geometric mean of their sigmas, or sigma_rms where all move.
+A whitens the layer's input, see `equalize.plan.whiten`. tau is the site's `target_scale`; `migrate` keeps the function
+at any, and takes the scale of the branches that cannot move, the geometric mean of their sigmas, or sigma_rms where all
+move.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -65,9 +65,7 @@ class Choice:
 class Decision:
     """The measured sites that can be equalized, why the others cannot, and the edits that it takes, in order.
 
-    `maps` are the matrices of `whiten`, by layer.
-
-    `choices` are as given, but for those that leave their site alone.
+    `maps` are the matrices of `whiten`, by layer; `choices` are as given, but for those that leave their site alone.
     """
 
     choices: tuple[Choice, ...]
@@ -99,8 +97,10 @@ def make_plan(
         statistics: of the input channels, by layer, from `measure_branches`; only `whiten` needs them.
 
     Raises:
-        SiteError: for an unknown strategy or scale, or a site without moments.
+        SiteError: for an unknown strategy or scale, a site without moments, or `whiten` without statistics.
     """
+    if strategy == "whiten" and statistics is None:
+        raise SiteError("whiten", "needs covariances, which measure does not give", remedy="use calibrate")
     choices = choose(sites, strategy, seed, newly_initialized)
     decision = decide(model, choices, moments, statistics, scale=scale)
     return Plan(
@@ -233,8 +233,7 @@ def _edits(
                 layer, draws = draw_site(model, site, seed)
             except SiteError as error:
                 return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
-            weight = layer.get_parameter(site.weight.rpartition(".")[2]).detach()
-            return [*draws, *_rescale(site, weight)]
+            return [*draws, *_rescale(site, layer.get_parameter(site.weight.rpartition(".")[2]).detach())]
 
 
 def _rescale(site: PlannedSite, v: Tensor) -> list[Edit]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from equalize.checkpoint.files.atomic import atomic_directory
+from equalize.checkpoint.outputs import pad_images
 from equalize.commands.evaluate import Inputs
 from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.run_directory import write_whole
@@ -30,7 +31,7 @@ from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.commands.images import working_size
 from equalize.commands.labels import LabeledSplit
-from equalize.data import Item, check_labels, read_image, read_mask
+from equalize.data import Item, check_labels, read_mask, read_picture
 from equalize.data.augment import Augment, draw_seed
 from equalize.data.loader import Batch
 from equalize.distributed import my_share, wait
@@ -102,17 +103,19 @@ class BackboneCache:
         """The training split; features of the mirror images, too, if any is to be flipped."""
         augment, train = self._pairs.augment, self._task.train
         split = self._open(train, self._read_training, len(self._pairs), kind="train", mirrored=augment.flip > 0)
-        return CachedPairs(split=split, augment=augment, seed=self._pairs.seed)
+        image_shape = (self._pairs.channels, *self._pairs.padded)
+        return CachedPairs(split=split, augment=augment, image_shape=image_shape, seed=self._pairs.seed)
 
     def inputs(self, labeled: LabeledSplit) -> Inputs:
         """What `count_images` scores; while a batch is handed out, the backbone returns its stored outputs."""
-        pairs, size = labeled.dataset.with_masks(), self._task.config.size
+        pairs, size, checkpoint = labeled.dataset.with_masks(), self._task.config.size, self._task.checkpoint
 
         def read(number: int) -> tuple[Tensor, Tensor]:
             image, mask = pairs[number]
-            labels_HW = read_mask(mask, labeled.rule)
+            labels_HW = read_mask(mask, labeled.rule, image)
             check_labels(labels_HW, labeled.num_classes, labeled.rule, mask)
-            return self._task.checkpoint.preprocess(read_image(image), size), labels_HW
+            image_CHW = checkpoint.preprocess(read_picture(image, checkpoint.preprocess.bands), size)
+            return pad_images(image_CHW, checkpoint.multiple), labels_HW
 
         split = self._open(labeled, read, len(pairs), kind="scored", mirrored=False)
         numbers = {image: number for number, (image, _) in enumerate(pairs)}
@@ -122,11 +125,11 @@ class BackboneCache:
         )
 
     def _batches(self, split: CachedSplit, images: Sequence[Item], numbers: dict[Item, int]) -> Iterator[Batch]:
-        many = self._task.config.batch_size
+        many, bands = self._task.config.batch_size, self._task.checkpoint.preprocess.bands
         for chunk in (images[start : start + many] for start in range(0, len(images), many)):
             features_NF = split.rows([numbers[image] for image in chunk], [False] * len(chunk))
             with self.backbone.returning(features_NF.to(self._task.device)):
-                yield Batch(images=blank_images(len(chunk), self._task.config.size or ()), paths=tuple(chunk))
+                yield Batch(images=blank_images(len(chunk), bands, *self._task.config.size or ()), paths=tuple(chunk))
 
     def _read_training(self, number: int) -> tuple[Tensor, Tensor]:
         plain = replace(self._pairs, augment=replace(self._pairs.augment, flip=0.0))
@@ -143,7 +146,7 @@ class BackboneCache:
             "read": [list(self.backbone.read), self.backbone.shapes],
             "data": labeled.dataset.fingerprint(),
             "labels": [kind, repr(labeled.rule), labeled.num_classes],
-            "images": [repr(preprocess), self._task.config.size, mirrored],
+            "images": [repr(preprocess), self._task.config.size, self._task.checkpoint.multiple, mirrored],
         }
         text = json.dumps(facts, indent=2)
         folder = self._directory / hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -193,9 +196,9 @@ def _load(part: Path, rows: int) -> tuple[NDArray[np.float32], NDArray[Any], NDA
     return features, labels, sizes
 
 
-def blank_images(number: int, size: Sequence[int]) -> Tensor:
-    """In place of images whose features are stored, (N, 3, H, W): of their shape, without their memory."""
-    return torch.zeros(()).expand(number, 3, *size)
+def blank_images(*shape: int) -> Tensor:
+    """In place of images whose features are stored, (N, C, H, W): of their shape, without their memory."""
+    return torch.zeros(()).expand(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +207,8 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
 
     split: CachedSplit
     augment: Augment
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of an image."""
     seed: int
 
     def __len__(self) -> int:
@@ -214,7 +219,7 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
         flips = [self.augment.flips(draw_seed(self.seed, epoch, index)) for epoch, index in places]
         labels = [self.split.label(index) for _, index in places]
         return {
-            "pixel_values": blank_images(len(items), self.augment.crop),
+            "pixel_values": blank_images(len(items), *self.image_shape),
             "labels": torch.stack([each.flip(-1) if flip else each for each, flip in zip(labels, flips, strict=True)]),
             "features": self.split.rows([index for _, index in places], flips),
         }
