@@ -111,7 +111,7 @@ def test_side_outputs_behind_sigmoids_are_trained_as_logits(tmp_path):
 
 def test_some_classes_of_a_softmax_are_not_trained(tmp_path):
     """Of the five that its logits have the network returns four: label 0 may be the first of either."""
-    with pytest.raises(InputError, match="NoBackground: leaves out classes of its softmax, .*, got 4 of 5; train it"):
+    with pytest.raises(InputError, match=r"NoBackground: leaves out classes of its softmax, .*, got 4 of 5; train it"):
         opened(tmp_path, "NoBackground")
 
 
