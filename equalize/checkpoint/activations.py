@@ -57,8 +57,8 @@ class Activations(TorchFunctionMode):
 
 
 def _over_classes(name: str, source: Tensor, others: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a softmax runs along axis 1; a sigmoid always does."""
+    """Whether a softmax runs along axis 1, as it does by default on images; a sigmoid always does."""
     if name != "softmax":
         return source.ndim > 2
     dim = kwargs.get("dim", others[0] if others else None)
-    return isinstance(dim, int) and source.ndim > 2 and dim % source.ndim == 1
+    return source.ndim > 3 and isinstance(dim, int | None) and (1 if dim is None else dim % source.ndim) == 1

@@ -86,7 +86,8 @@ def scored_output(
     found = named_outputs(output, max(len(shape), 4))
     if not found:
         what, expected = "returns no logits", "a tensor (N, classes, h, w)"
-        raise SiteError(architecture, what, got=type(output).__name__, expected=expected)
+        got = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise SiteError(architecture, what, got=got, expected=expected)
     if "" in found:
         return ScoredOutput(tensor=found[""], name="", reason="")
     if chosen is not None:

@@ -1,5 +1,6 @@
 """What a network takes, found by trying it: how many channels, how many axes of space, and which sizes."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,6 @@ Size = tuple[int, int]
 
 _MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 32, 64, 128)  # strides of U-Nets, patches of transformers
 _SMALL = 64  # pixels a side of the images that sizes are tried with, at least
-_IN_A_ROW = 4
 _ANY = (512, 512)
 _LAYERS = {"linear", "batch_norm", "convolution", "conv1d", "conv2d", "conv3d"}
 _GROUPS = {"convolution": 8}  # the place of that argument; 6 in the others
@@ -126,7 +126,8 @@ def fit_input(
     if multiple == 1 or (multiple and size and round_up(size, multiple) == size):
         return replace(checkpoint, multiple=multiple)
     own = size or _first_size(images, axes.channels, skip_bad)
-    refusal = _refusal(checkpoint, size) if size else _refusal_of_any(checkpoint, own, 1)
+    height, width = round_up(own, 64)
+    refusal = _refusal(checkpoint, size or (height + 1, width - 1))  # odd on all levels, see `_smallest_multiple`
     if refusal is None:  # it refuses small images alone
         return replace(checkpoint, multiple=1)
     if multiple:
@@ -163,20 +164,17 @@ def _for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
 
 
 def _smallest_multiple(checkpoint: Checkpoint) -> int | None:
-    """The smallest number whose multiples the network takes as sides, tried on small images; None if there is none."""
-    smallest = ((multiple, round_up((_SMALL, _SMALL), multiple)) for multiple in _MULTIPLES)
-    return next((multiple for multiple, size in smallest if _refusal_of_any(checkpoint, size, multiple) is None), None)
+    """The smallest number whose multiples the network takes as sides, tried on small images; None if there is none.
 
-
-def _refusal_of_any(checkpoint: Checkpoint, size: Size, multiple: int) -> str | None:
-    """Why the network does not take every multiple as a side; tried on four in a row, from a size on.
-
-    One alone may be taken by chance: 63, halved and rounded up twice, doubles to the same sizes as 64.
+    Sides are it times an odd number. Of one the halves stay odd however often they are rounded up, of the other where
+    they are rounded down: a network that halves either way and needs even numbers on some level refuses one of them.
     """
-    sides = ([side + step * multiple for step in range(_IN_A_ROW)] for side in size)
-    heights, widths = sides
-    tried = (_refusal(checkpoint, each) for each in zip(heights, widths[1:] + widths[:1], strict=True))
-    return next((refusal for refusal in tried if refusal is not None), None)
+    for multiple in _MULTIPLES:
+        halvings = max(2, math.ceil(math.log2(_SMALL / multiple)))
+        odd_up, odd_down = 2**halvings + 1, 2 ** (halvings + 1) - 1
+        if _refusal(checkpoint, (odd_up * multiple, odd_down * multiple)) is None:
+            return multiple
+    return None
 
 
 def _refusal(checkpoint: Checkpoint, size: Size) -> str | None:

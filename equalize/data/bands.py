@@ -104,7 +104,8 @@ def _as_bands(array: NDArray[np.generic], channels: int, item: Item) -> Tensor:
         array = np.moveaxis(array, 2, 0)
     elif array.shape[0] != channels:
         got = min(array.shape[0], array.shape[2])
-        raise DataError(item, f"has {got} channels, and the network takes {channels}")
+        what = f"has {got} channels, and the network takes {channels}"
+        raise DataError(item, what, remedy=f"give it as TIFF or .npy with {channels}")
     if array.dtype in (np.uint8, np.bool_):
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8))
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -160,7 +160,7 @@ class Batches(Dataset[_Loaded]):
             raise DataError(
                 path,
                 f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})",
-                expected=f"at most {allowed} (--skip-bad {self.skip_bad:g})",
+                expected=f"at most {allowed} (--skip-bad {self.skip_bad or 0:g})",
                 remedy="repair or remove them, or allow a larger share",
             )
 

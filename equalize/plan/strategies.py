@@ -78,8 +78,10 @@ def make_plan(
         statistics: of the input channels, by layer, from `measure_branches`; only `whiten` needs them.
 
     Raises:
-        SiteError: for an unknown strategy or scale, or a site without moments.
+        SiteError: for an unknown strategy or scale, a site without moments, or `whiten` without statistics.
     """
+    if strategy == "whiten" and statistics is None:
+        raise SiteError("whiten", "needs covariances, which measure does not give", remedy="use calibrate")
     choices = choose(sites, strategy, seed, newly_initialized)
     decision = decide(model, choices, moments, statistics, scale=scale)
     return Plan(
@@ -206,8 +208,7 @@ def _edits(
                 layer, draws = draw_site(model, site, seed)
             except SiteError as error:
                 return Refusal(at=site.layer, reason=f"cannot be drawn anew: {error}")
-            weight = layer.get_parameter(site.weight.rpartition(".")[2]).detach()
-            return [*draws, *_rescale(site, weight)]
+            return [*draws, *_rescale(site, layer.get_parameter(site.weight.rpartition(".")[2]).detach())]
 
 
 def _rescale(site: PlannedSite, v: Tensor) -> list[Edit]:

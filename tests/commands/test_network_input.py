@@ -135,6 +135,30 @@ def test_the_multiple_is_found(strict, mixed, multiple):
     assert fitted(strict, Only(), mixed).multiple == multiple
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("levels", [2, 3])
+def test_a_network_that_takes_some_odd_sizes_is_padded_for_the_others(strict, tmp_path, padding, levels):
+    """ESPNet: 67 pixels become 34, then 17, and twice 17 is 34; but not so 65. Without padding it takes 65, not 67."""
+
+    class Halving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 2, 1 + 2 * padding, stride=2, padding=padding)
+            self.down = nn.Conv2d(2, 2, 1 + 2 * padding, stride=2, padding=padding)
+            self.out = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            down = x
+            for _ in range(levels - 1):
+                down = self.down(down)
+            return self.out(torch.cat([x, nn.functional.interpolate(down, scale_factor=2.0 ** (levels - 1))], 1))
+
+    for number, size in enumerate([(91, 119), (90, 116)]):  # (width, height) of which it takes the first
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    assert fitted(strict, Halving(), tmp_path).multiple == 2**levels
+
+
 def fitted(name, model, data, size=None, notify=lambda line: None):
     from dataclasses import replace
 
@@ -345,7 +369,7 @@ def test_three_channels_for_a_network_of_four(run_cli, photos, tmp_path):
     name = trained_net(tmp_path, tmp_path, lambda _: torch.randn(4, 4, 32, 32), channels=4)
     ran = run_cli("calibrate", *of(name), "--data", photos, "-o", tmp_path / "out")
     assert ran.code == 2
-    assert "0.png: has 3 channels, and the network takes 4" in ran.err
+    assert "0.png: has 3 channels, and the network takes 4; give it as TIFF or .npy with 4" in ran.err
 
 
 # volumes

@@ -118,6 +118,8 @@ def test_a_bad_image_is_an_error_unless_a_share_is_allowed(tmp_path: Path, worke
         list(Batches(paths, to_tensor, batch_size=2, workers=workers, skip_bad=0.0))
     with pytest.raises(DataError, match=r"002\.png: .*repair or remove it$"):  # of a command without the flag
         list(Batches(paths, to_tensor, batch_size=2, workers=workers))
+    with pytest.raises(DataError, match=r"002\.png: .*--skip-bad"):
+        list(Batches(paths, to_tensor, batch_size=2, workers=workers, skip_bad=0.0))
     reader = Batches(paths, to_tensor, batch_size=2, workers=workers, skip_bad=0.01)
     assert [path.stem for batch in reader for path in batch.paths] == ["000", "001", "003", "004"]
     for _ in range(2):  # a pass counts its own alone

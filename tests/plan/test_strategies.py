@@ -520,6 +520,13 @@ def test_sites_without_moments_are_named():
         make_plan(model, sites, {})
 
 
+def test_whitening_needs_covariances():
+    model, x = build(CASES["pointwise with bias"])
+    sites = scan(model, x[:1]).sites
+    with pytest.raises(SiteError, match="whiten: needs covariances, which measure does not give; use calibrate"):
+        make_plan(model, sites, measure(model, sites, [x]), "whiten")
+
+
 def test_unknown_strategy():
     model, x = build(CASES["pointwise with bias"])
     with pytest.raises(SiteError, match="strategy: is unknown, got equalise, expected auto or migrate"):

@@ -131,6 +131,16 @@ CODE = textwrap.dedent("""
         def forward(self, x):
             return nn.Softmax2d()(self.run(x)[2])
 
+    class DefaultSoftmax(Softmax):
+        '''Without a dimension, which is that of the classes.'''
+
+        def forward(self, x):
+            return nn.Softmax()(self.run(x)[2])
+
+    class NoBackground(Softmax):
+        def forward(self, x):
+            return super().forward(x)[:, 1:]
+
     class OneOfSoftmax(Base):
         '''Two classes; only the probability of the second is returned.'''
 

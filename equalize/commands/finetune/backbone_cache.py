@@ -148,7 +148,7 @@ class BackboneCache:
             "read": [list(self.backbone.read), self.backbone.shapes],
             "data": labeled.dataset.fingerprint(),
             "labels": [kind, repr(labeled.rule), labeled.num_classes],
-            "images": [repr(preprocess), self._task.config.size, mirrored],
+            "images": [repr(preprocess), self._task.config.size, self._task.checkpoint.multiple, mirrored],
         }
         text = json.dumps(facts, indent=2)
         folder = self._directory / hashlib.sha256(text.encode()).hexdigest()[:16]

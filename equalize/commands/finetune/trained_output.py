@@ -76,6 +76,11 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
         what = "ends in probabilities, and no sigmoid or softmax that could be taken off for the loss was found"
         raise InputError(checkpoint.architecture, what, remedy="train it without its last activation")
     classes = found[name].shape[1]
+    scored_classes = max(2, scored.tensor.shape[1])
+    if before is not None and max(2, classes) != scored_classes:
+        what = f"leaves out classes of its {seen.name(scored.tensor)}, and which labels they have is not known"
+        got, remedy = f"{scored_classes} of {classes}", "train it without its last activation"
+        raise InputError(checkpoint.architecture, what, got=got, remedy=remedy)
     auxiliary = tuple(each for each, tensor in found.items() if each != name and tensor.shape[1] == classes)
     return TrainedOutput(name=name, auxiliary=auxiliary, before_activation=before is not None)
 

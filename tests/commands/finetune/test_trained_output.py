@@ -58,9 +58,10 @@ def test_the_scored_output_is_trained(tmp_path, name, output, main, others):
             ("InPlace", True),
             ("InPlaceModule", True),
         ),
-        *(("OnlyWhenEvaluated", False), ("Softmax", True), ("OneOfSoftmax", True)),
+        *(("OnlyWhenEvaluated", False), ("Softmax", True), ("DefaultSoftmax", True), ("OneOfSoftmax", True)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 def test_the_loss_is_that_of_the_logits_before_the_activation(tmp_path, name, before):
     """Against the cross entropy of what the activation is given, and its gradient."""
     checkpoint, trained = opened(tmp_path, name)
@@ -106,6 +107,12 @@ def test_side_outputs_behind_sigmoids_are_trained_as_logits(tmp_path):
         heads, (main, checkpoint.model.auxiliary(low), checkpoint.model.boundary(low)), strict=True
     ):
         torch.testing.assert_close(head, logits)
+
+
+def test_some_classes_of_a_softmax_are_not_trained(tmp_path):
+    """Of the five that its logits have the network returns four: label 0 may be the first of either."""
+    with pytest.raises(InputError, match=r"NoBackground: leaves out classes of its softmax, .*, got 4 of 5; train it"):
+        opened(tmp_path, "NoBackground")
 
 
 def test_probabilities_that_no_activation_gave_are_not_trained(tmp_path):
