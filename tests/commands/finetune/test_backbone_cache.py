@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint import ModelName
-from equalize.checkpoint.families.custom.family import load_factory
 from equalize.checkpoint.load import load
 from equalize.checkpoint.user_code import load_factory
 from equalize.commands.evaluate import EvalConfig, evaluate
