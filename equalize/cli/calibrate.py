@@ -20,6 +20,11 @@ Strategy = Annotated[
 ]
 
 
+Force = Annotated[
+    bool, typer.Option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
+]
+
+
 def calibrate(
     context: typer.Context,
     model: o.Model,
@@ -33,9 +38,7 @@ def calibrate(
     ] = None,
     images: ImageFlags,
     preprocess: PreprocessFlags,
-    force_preprocessing: Annotated[
-        bool, typer.Option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
-    ] = False,
+    force_preprocessing: Force = False,
     model_flags: ModelFlags,
     keep_norm: o.KeepNorm = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report; write nothing.")] = False,
@@ -44,8 +47,7 @@ def calibrate(
 ) -> None:
     """Measure MODEL on images and write OUT, equalized.
 
-    OUT has the format of MODEL and loads in its own library; OUT/equalize.json is the receipt. What was written is
-    loaded again and compared with MODEL before OUT appears.
+    OUT has MODEL's format and loads in its library; it is loaded again and compared with MODEL before it appears.
     """
     from equalize.cli.terminal import open_terminal
 

@@ -11,6 +11,12 @@ from equalize.cli.next_command import next_command
 __all__ = ["scan"]
 
 
+_OF_IMAGES = (
+    *("samples", "split", "tolerance", "mean", "std", "rescale", "channel_order"),
+    *("skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on"),
+)
+
+
 def scan(
     context: typer.Context,
     model: o.Model,
@@ -40,8 +46,7 @@ def scan(
         flag = "--size" if images.size else "--data"
         raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
     if data is None:
-        o.demand_data(context, "samples", "split", "tolerance", "mean", "std", "rescale", "channel_order")
-        o.demand_data(context, "skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on")
+        o.demand_data(context, *_OF_IMAGES)
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():

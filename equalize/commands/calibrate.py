@@ -12,7 +12,7 @@ import torch
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
 from equalize.commands.images import CalibrationConfig, Images, open_images
-from equalize.commands.input_check import check_input
+from equalize.commands.input_check import InputCheck, check_input
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
@@ -47,28 +47,20 @@ def calibrate_checkpoint(
     """Measures, embeds, writes, reloads, proves. The processes of a group share the images; the main one writes.
 
     Args:
-        out: whole or absent afterwards; nothing is written with `dry_run`.
-        pattern: a glob over layers; None takes every resampled site.
-        force_preprocessing: go on though the BatchNorms say that the input is not the one of the training.
-        demand_sites: raise an InputError where no fusion layer can be equalized, rather than return a plan without any.
-
-    Returns:
-        The plan with its provenance and, in the main process, "check" and "output".
+        out: whole or absent afterwards. pattern: a glob over layers; None takes every resampled site.
+        force_preprocessing: whatever the BatchNorms say. demand_sites: raise where no layer can be equalized.
     """
     config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
     if not dry_run and is_main():
         check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
-    original = _load_original(name, notify)
-    checkpoint, images = open_images(data, original, config, progress, notify, labels=strategy == "auto")
+    checkpoint = _load_original(name, notify)
+    checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=strategy == "auto")
     found = select_sites(checkpoint.model, images.shape, pattern)
+    checkpoint = checkpoint.with_output(images.few(1), notify)
     checkpoint.model.to(device)
-    checkpoint = checkpoint.with_output(images.few(1).to(device), notify)
     with precision_of(config.precision, device):
-        checked = check_input(checkpoint, images.spread())
-        if not force_preprocessing:
-            checked.demand_right()
-        checked.report(notify, warn)
+        checked = _checked(checkpoint, images, notify, warn, force=force_preprocessing)
         plan = calibrate(
             *(checkpoint.model, images, strategy, name.seed),
             scale=scale,
@@ -77,8 +69,7 @@ def calibrate_checkpoint(
             tolerance=config.tolerance,
         )
     checkpoint.model.cpu()
-    for path, reason in images.skipped:
-        warn(f"skipped {path}: {reason}")
+    images.report_skipped(warn)
     facts = {**_facts(plan, name, checkpoint, found, images, data), "input_check": checked.to_json()}
     plan = as_stored(replace(plan, facts=facts), checkpoint)
     if demand_sites and not plan.sites:
@@ -86,6 +77,14 @@ def calibrate_checkpoint(
     if dry_run or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
+
+
+def _checked(checkpoint: Checkpoint, images: Images, notify: Notify, warn: Notify, *, force: bool) -> InputCheck:
+    checked = check_input(checkpoint, images.spread())
+    if not force:
+        checked.demand_right()
+    checked.report(notify, warn)
+    return checked
 
 
 def _no_site(name: ModelName, plan: Plan) -> InputError:

@@ -151,6 +151,11 @@ class Images(Blocks):
         self.skipped = list(skipped)
         self._batches.check_skipped(skipped)
 
+    def report_skipped(self, warn: Notify) -> None:
+        """Names what could not be read."""
+        for path, reason in self.skipped:
+            warn(f"skipped {path}: {reason}")
+
     def spread(self) -> list[Tensor]:
         """A few images; see `spread_images`."""
         return spread_images(self.paths, self._checkpoint, self._size, skip_bad=self._skip_bad)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
 from equalize.commands.input_check import check_input
 from equalize.device import device_of, precision_of
@@ -90,8 +90,7 @@ def scan_checkpoint(
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
         config: those images, and the pass over them; the processes of a group share it.
-        progress: called with the images done in this pass, and all of it.
-        notify, warn: called with what a user should know, or may want to act on; a line at a time.
+        progress, notify, warn: see `equalize.messages`.
     """
     config = config or CalibrationConfig()
     kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
@@ -104,17 +103,8 @@ def scan_checkpoint(
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
     facts: dict[str, Any] = {}
     if images is not None:
-        # what was drawn trains with statistics of its own, so it is measured with these, as calibrate does
-        norms = untouched_norms(checkpoint.model) if checkpoint.newly_initialized else []
-        if norms:
-            notify(f"estimated on the images first: {len(norms)} BatchNorms that never saw data")
-        with precision_of(config.precision, own_device(device_of(config.device))):
-            checked = check_input(checkpoint, images.spread())
-        checked.report(notify, warn)
-        found, facts = _measure_sites(checkpoint.model, found, images, config, norms)
-        facts["input_check"] = checked.to_json()
-        for path, reason in images.skipped:
-            warn(f"skipped {path}: {reason}")
+        found, facts = _measure_sites(checkpoint, found, images, config, notify, warn)
+        images.report_skipped(warn)
     for note in checkpoint.notes:
         notify(note)
     return CheckpointScan(
@@ -150,12 +140,18 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
 
 
 def _measure_sites(
-    model: nn.Module, found: Scan, images: Images, config: CalibrationConfig, norms: Sequence[str]
+    checkpoint: Checkpoint, found: Scan, images: Images, config: CalibrationConfig, notify: Notify, warn: Notify
 ) -> tuple[Scan, dict[str, Any]]:
-    """The scan with the moments of every branch, once `norms` are estimated; how many images were measured, and how."""
+    """The scan with the moments of every branch and what to expect; how many images were measured, and how."""
     device = own_device(device_of(config.device))
-    model.to(device)
+    model = checkpoint.model.to(device)
+    # what was drawn trains with statistics of its own, so it is measured with these, as calibrate does
+    norms = untouched_norms(model) if checkpoint.newly_initialized else []
+    if norms:
+        notify(f"estimated on the images first: {len(norms)} BatchNorms that never saw data")
     with precision_of(config.precision, device):
+        checked = check_input(checkpoint, images.spread())
+        checked.report(notify, warn)
         re_estimate(model, norms, images, found)
         measured = measure_branches(model, found.sites, images, tolerance=config.tolerance, statistics=True)
     sites = tuple(
@@ -164,7 +160,7 @@ def _measure_sites(
     )
     expect, delta = expected_of_all(sites)
     facts = {"images": measured.images, "measured_by": measured.method or None, "expect": expect, "delta": delta}
-    return replace(found, sites=sites), facts
+    return replace(found, sites=sites), {**facts, "input_check": checked.to_json()}
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:

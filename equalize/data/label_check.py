@@ -97,24 +97,17 @@ def preflight(
     """Read a sample of pairs and check what training and scoring assume.
 
     Args:
-        dataset: opened with labels.
-        num_classes: how many classes the network has.
+        dataset: opened with labels. num_classes: of the network.
         ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
         reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
             says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
         reduced_before: whether labels were reduced when the network was trained; None if unknown.
         colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
-        samples, seed: how many pairs to read, at most, and which.
-        channels: that the network takes.
+        samples, seed: how many pairs to read, at most, and which. channels: that the network takes.
 
     Returns:
         How stored values become classes, for `read_mask`; and what was found, one line for people.
-
-    Raises:
-        DataError: masks are missing, cannot be read, have another size than their image, labels out of range or no
-            label that counts; labels contradict `reduced_before`.
-        InputError: labels cannot be reduced with this `ignore_index`.
     """
     require_masks(dataset)
     followed = rule

@@ -44,8 +44,7 @@ def calibrate(
 
     Args:
         model: any module; only the tensors in the plan's `changed` are rewritten.
-        batches: the network's own inputs, (N, C, H, W) or tuples; iterated once for `preserve` and `migrate`, several
-            times for the others. An iterator is kept in memory.
+        batches: the network's own inputs, (N, C, H, W) or tuples; iterated several times; iterators are kept in memory.
         strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`. "auto" leaves a site
             alone where nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         found: the sites to equalize; by default all resampled ones.

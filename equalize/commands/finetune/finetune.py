@@ -81,13 +81,10 @@ def finetune(
     """`equalize finetune`. Leaves the global random numbers as they were; under `torchrun` every process calls it.
 
     Args:
-        name, data: the model, and a data set with masks.
-        out, overwrite: the directory to write, see `run_directory`, and whether it may exist.
-        config: how to train.
-        resume: go on where an interrupted run with the same arguments stopped.
+        out, overwrite: see `run_directory`; data has masks.
+        resume: go on where a run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
         models: whether to write the best model and the last one; without, OUT holds what `resume` needs.
-        progress, notify, warn: see `equalize.messages`; progress counts pairs.
 
     Raises:
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.

@@ -1,6 +1,7 @@
 """The data and the network of a training, checked before its first step; its training pairs."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,41 +68,22 @@ def open_task(
     train, val = open_splits(data, config, notify)
     named = read_class_names(config.class_names) if config.class_names else class_names(train)
     name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
-    for note in checkpoint.notes:
-        notify(note)
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
     checkpoint.model.to(device)
-    checkpoint = fit_input(checkpoint, train.images, config.size, notify)
-    notify(f"preprocessing: {checkpoint.preprocess}")
-    check_input(checkpoint, spread_images(train.images, checkpoint, config.size)).report(notify, warn)
+    checkpoint = _fitted(checkpoint, train, config, notify, warn)
     crop = config.crop or working_size(checkpoint, config.size)
     checkpoint = with_output(checkpoint, train, crop, device, notify)
     trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device))
     if trained.auxiliary and config.aux_weight:
-        notify(
-            f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {first_of(trained.auxiliary)}"
-        )
+        auxiliary = first_of(trained.auxiliary)
+        notify(f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {auxiliary}")
     classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names)
 
-    def check(dataset: DataSet, what: str, rule: LabelRule | None = None) -> LabeledSplit:
-        return check_split(
-            dataset,
-            classes,
-            names,
-            ignore_index=config.ignore_index,
-            reduce_labels=config.reduce_labels,
-            reduced_before=checkpoint.reduced_before,
-            colors=config.colors,
-            drawn_on=config.masks_drawn_on,
-            channels=checkpoint.preprocess.bands,
-            rule=rule,
-            notify=lambda line: notify(f"{what}: {line}"),
-        )
-
+    check = partial(_check, checkpoint, config, classes, names, notify)
     labeled = check(train, "train")
     return Task(
         name=replace(name, output=checkpoint.output),
@@ -113,6 +95,41 @@ def open_task(
         device=device,
         fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
     )
+
+
+def _check(
+    checkpoint: Checkpoint,
+    config: TrainConfig,
+    classes: int,
+    names: tuple[str, ...] | None,
+    notify: Notify,
+    dataset: DataSet,
+    what: str,
+    rule: LabelRule | None = None,
+) -> LabeledSplit:
+    return check_split(
+        dataset,
+        classes,
+        names,
+        ignore_index=config.ignore_index,
+        reduce_labels=config.reduce_labels,
+        reduced_before=checkpoint.reduced_before,
+        colors=config.colors,
+        drawn_on=config.masks_drawn_on,
+        channels=checkpoint.preprocess.bands,
+        rule=rule,
+        notify=lambda line: notify(f"{what}: {line}"),
+    )
+
+
+def _fitted(checkpoint: Checkpoint, train: DataSet, config: TrainConfig, notify: Notify, warn: Notify) -> Checkpoint:
+    """The checkpoint with what its network takes of the images; says how they are prepared."""
+    for note in checkpoint.notes:
+        notify(note)
+    checkpoint = fit_input(checkpoint, train.images, config.size, notify)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    check_input(checkpoint, spread_images(train.images, checkpoint, config.size)).report(notify, warn)
+    return checkpoint
 
 
 def _fusion_weights(checkpoint: Checkpoint, config: TrainConfig) -> tuple[str, ...]:
