@@ -45,24 +45,24 @@ def gather(job: Job, out: Path) -> Runs:
 
 
 def tuning(job: Job, runs: Runs) -> dict[str, dict[float, list[float]]]:
-    """mIoU on val of the tuning seeds, by arm and rate; only rates that have all of them."""
+    """mIoU on val of the tuning seeds that are finished, by arm and rate."""
     found: dict[str, dict[float, list[float]]] = {arm: {} for arm in job.arms}
     for run in runs:
         if run["seed"] < job.tune and run["arm"] in found:
             found[run["arm"]].setdefault(run["lr"], []).append(run["mIoU"])
-    complete = {arm: {lr: v for lr, v in rates.items() if len(v) == job.tune} for arm, rates in found.items()}
-    return {arm: dict(sorted(rates.items())) for arm, rates in complete.items()}
+    return {arm: dict(sorted(rates.items())) for arm, rates in found.items()}
 
 
 def tuning_table(job: Job, runs: Runs) -> str:
-    """Rows of arms, columns of rates: mean mIoU on val; the best of each arm in bold."""
+    """Rows of arms, columns of rates: mean mIoU on val, with * where a seed is missing; the best of each in bold."""
     found = tuning(job, runs)
     rates = sorted({rate for each in found.values() for rate in each})
     lines = [f"| arm, val mIoU | {' | '.join(f'{rate:g}' for rate in rates)} |", f"|---{'|---:' * len(rates)}|"]
     for arm, scores in found.items():
         means = {rate: fmean(values) for rate, values in scores.items()}
         best = max(means, key=lambda rate: means[rate], default=None)
-        cells = ["" if rate not in means else f"{means[rate]:.1f}" for rate in rates]
+        stars = {rate: "*" * (len(values) < job.tune) for rate, values in scores.items()}
+        cells = ["" if rate not in means else f"{means[rate]:.1f}{stars[rate]}" for rate in rates]
         cells = [f"**{cell}**" if rate == best else cell for rate, cell in zip(rates, cells, strict=True)]
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -116,7 +116,7 @@ def plot(job: Job, found: Mapping[str, Mapping[float, list[float]]]) -> str:
 def section(job: Job, runs: Runs) -> Iterable[str]:
     """What docs/results.md says of a job."""
     yield f"### {job.name}\n"
-    yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val:\n"
+    yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val (*: not all {job.tune} seeds yet):\n"
     yield tuning_table(job, runs) + "\n"
     yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
     yield "Each arm at its own best rate, fresh seeds, scored once on test:\n"
