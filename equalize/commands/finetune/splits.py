@@ -78,7 +78,7 @@ def open_task(
     check_input(checkpoint, spread_images(train.images, checkpoint, config.size)).report(notify, warn)
     crop = config.crop or working_size(checkpoint, config.size)
     checkpoint = with_output(checkpoint, train, crop, device, notify)
-    trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device))
+    trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device).repeat(2, 1, 1, 1))
     if trained.auxiliary and config.aux_weight:
         notify(
             f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {first_of(trained.auxiliary)}"
