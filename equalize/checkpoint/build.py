@@ -23,7 +23,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False, seed: int = 0) -> nn.Module:
-    """Call a factory under a seed, on the CPU or on the meta device, where nothing takes memory.
+    """Call a factory under a seed, on the CPU or on the meta device, where nothing takes memory; float32, in eval mode.
 
     Raises:
         CheckpointError: the factory raises, or returns something that is not a module.
@@ -40,7 +40,8 @@ def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False
         ) from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(name, "is no model factory", got=type(model).__name__, expected="a torch.nn.Module")
-    return model.eval()
+    dtypes = {parameter.dtype for parameter in nn.Module.parameters(model) if parameter.is_floating_point()}
+    return (model if torch.float32 in dtypes else model.float()).eval()
 
 
 def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:

@@ -89,15 +89,24 @@ def scored_output(
         got = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise SiteError(architecture, what, got=got, expected=expected)
     if "" in found:
-        return ScoredOutput(tensor=found[""], name="", reason="")
-    if chosen is not None:
+        name, reason = "", ""
+    elif chosen is not None:
         name, reason = _named(found, chosen, architecture), ""
     elif (evident := _evident(found, tuple(shape[2:]), num_classes)) is not None:
         name, reason = evident
     else:
         what, remedy = "returns several outputs that may be the logits", "choose one with --output INDEX or NAME"
         raise SiteError(architecture, what, got=listed(found), remedy=remedy)
+    if not _is_of(found[name], shape):
+        what = f"returns logits whose axes are not (N, classes, h, w) for images {tuple(shape)}"
+        raise SiteError(architecture, what, got=tuple(found[name].shape), remedy="permute them in its code")
     return ScoredOutput(tensor=found[name], name=name, reason=reason)
+
+
+def _is_of(tensor: Tensor, shape: Sequence[int]) -> bool:
+    """Whether an output can be of such an input: as many images, of about the same proportions."""
+    factors = [there / max(1, here) for there, here in zip(shape[2:], tensor.shape[2:], strict=False)]
+    return len(tensor) == shape[0] and max(factors, default=1) <= 2 * min(factors, default=1)
 
 
 def _named(found: Mapping[str, Tensor], chosen: str, architecture: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images
+from equalize.commands.network_input import size_error
 from equalize.data import (
     DataSet,
     LabelRule,
@@ -21,7 +22,7 @@ from equalize.data import (
     read_picture,
 )
 from equalize.data.masks import DrawnOn
-from equalize.errors import DataError, EqualizeError, InputError
+from equalize.errors import DataError, EqualizeError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
@@ -95,12 +96,7 @@ def _on_first_image(
         if "allocate" in str(error):
             raise
         height, width = image_NCHW.shape[2:]
-        near = "x".join(str(max(1, round(side / 32)) * 32) for side in (height, width))
-        raise InputError(
-            "--size",
-            f"{checkpoint.architecture} takes no images of {height}x{width} ({' '.join(str(error).split())[:120]})",
-            remedy=f"try --size {near}",
-        ) from error
+        raise size_error(checkpoint, (height, width), " ".join(str(error).split())[:120]) from error
 
 
 def check_split(

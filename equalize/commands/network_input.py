@@ -204,9 +204,17 @@ def _demand_one_size(checkpoint: Checkpoint, images: Sequence[Item], own: Size, 
         raise InputError("--size", what, remedy=f"bring all images to --size {own[0]}x{own[1]}")
     if refusal is None:
         return
-    near = "x".join(str(max(1, round(side / 32)) * 32) for side in own)
-    what = f"{checkpoint.architecture} takes no images of {own[0]}x{own[1]} ({refusal})"
-    raise InputError("--size", what, remedy=f"try --size {near}")
+    raise size_error(checkpoint, own, refusal)
+
+
+def size_error(checkpoint: Checkpoint, size: Size, reason: str) -> InputError:
+    """The error for images of a size that a network does not take."""
+    near = tuple(max(1, round(side / 32)) * 32 for side in size)
+    what = f"{checkpoint.architecture} takes no images of {size[0]}x{size[1]} ({reason})"
+    if near == size:
+        remedy = "where it is no matter of size, name a factory whose network takes images (N, C, H, W) alone"
+        return InputError(checkpoint.source, what, remedy=remedy)
+    return InputError("--size", what, remedy=f"try --size {near[0]}x{near[1]}")
 
 
 def _first_size(images: Sequence[Item], channels: int, skip_bad: float | None, otherwise: Size = _ANY) -> Size:

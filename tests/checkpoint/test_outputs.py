@@ -74,6 +74,14 @@ def test_no_logits_at_all():
             scored_output(output, "Net", SHAPE)
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 16, 5), (1, 5, 8, 16), (2, 5, 16, 4)])
+def test_outputs_that_are_none_of_the_images(shape):
+    """Classes last, as in Keras; one image of two; a map of other proportions."""
+    with pytest.raises(SiteError, match=r"Net: returns logits whose axes are not \(N, classes, h, w\) for images"):
+        scored_output(torch.zeros(shape), "Net", (2, 3, 32, 64))
+    assert scored_output(torch.zeros(2, 5, 1, 2), "Net", (2, 3, 33, 49)).name == ""  # rounded at stride 32
+
+
 def test_levels_that_are_stacked_in_one_tensor():
     found = named_outputs(torch.stack([logits(5), logits(5) + 1], 1), rank=4)
     assert [float(tensor.max()) for tensor in found.values()] == [0.0, 1.0]

@@ -199,6 +199,21 @@ def test_a_network_of_one_size(strict, mixed, photos):
         fitted(strict, Fixed(), mixed, (50, 60))
 
 
+def test_a_network_that_takes_no_images_at_all(strict, mixed):
+    class Batch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return self.stem(x["image"])
+
+    with pytest.raises(
+        InputError, match=r"takes no images of 64x96 \(.*; where it is no matter of size, name a factory"
+    ):
+        fitted(strict, Batch(), mixed, (64, 96))
+
+
 def test_cropped_logits_of_a_coarser_output():
     x = torch.rand(1, 3, 10, 12)
     seen = []

@@ -72,6 +72,19 @@ CODE = textwrap.dedent("""
             main = self.run(x)[2]
             return F.cross_entropy(main, targets) if self.training else main
 
+    class Frozen(Base):
+        def __init__(self, num_classes=5):
+            super().__init__(num_classes)
+            self.requires_grad_(False)
+
+        def forward(self, x):
+            return self.run(x)[2]
+
+    class WithoutGradients(Base):
+        @torch.no_grad()
+        def forward(self, x):
+            return self.run(x)[2]
+
     class Named(Base):
         def forward(self, x):
             low, deep, main = self.run(x)

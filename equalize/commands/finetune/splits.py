@@ -74,7 +74,7 @@ def open_task(
     checkpoint = _fitted(checkpoint, train, config, notify, warn)
     crop = config.crop or working_size(checkpoint, config.size)
     checkpoint = with_output(checkpoint, train, crop, device, notify)
-    trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device))
+    trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device).repeat(2, 1, 1, 1))
     if trained.auxiliary and config.aux_weight:
         auxiliary = first_of(trained.auxiliary)
         notify(f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {auxiliary}")

@@ -70,6 +70,11 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
             what = "returns other outputs in training, and by their values none or several may be the scored one"
             remedy = "choose one with --output INDEX or NAME"
             raise InputError(checkpoint.architecture, what, got=listed(found), remedy=remedy)
+        if not found[name].requires_grad:
+            what = "cannot be trained: all its parameters are frozen, or it is run without gradients"
+            raise InputError(
+                checkpoint.architecture, what, remedy="take requires_grad_ and torch.no_grad out of its code"
+            )
         before = seen.before(found[name])
         found = found if before is None else _logits(found, seen)
     if before is None and checkpoint.probabilities and not _is(found[name], logits):
@@ -91,7 +96,8 @@ def _in_training(checkpoint: Checkpoint, x_NCHW: Tensor) -> dict[str, Tensor]:
     for module in nn.Module.modules(network):
         module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
     try:
-        return checkpoint.adapter.heads(network, x_NCHW)
+        with torch.enable_grad():
+            return checkpoint.adapter.heads(network, x_NCHW)
     except (MemoryError, torch.OutOfMemoryError, EqualizeError):
         raise
     except Exception as error:  # the network's code may raise anything, for want of targets for example
@@ -104,5 +110,6 @@ def _is(one: Tensor, other: Tensor | None) -> bool:
     """Whether two outputs have the same values, to rounding."""
     if other is None or one.shape != other.shape:
         return False
+    one, other = one.detach(), other.detach()
     extent = float(other.max() - other.min())
     return float((one - other).abs().max()) <= _SAME * max(extent, 1e-6)

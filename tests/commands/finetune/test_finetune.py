@@ -164,6 +164,15 @@ def measure_and_rescale(task):
     return calibrate(task.checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
 
 
+def test_where_nothing_is_to_be_gained_that_is_said(custom, five_classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(indicator, "NOTHING", math.inf)
+    said = []
+    config = replace(QUICK, max_steps=1, calibrate="auto")
+    done = finetune(custom, five_classes, tmp_path / "out", config, notify=said.append)
+    assert (done.strategy, done.train_as) == ("none", None)
+    assert "nothing is to be gained from equalizing: the network trains as it is" in said
+
+
 @pytest.mark.parametrize("strategy", ["migrate", "rescale", "auto"])
 def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes, tmp_path, strategy, monkeypatch):
     monkeypatch.setattr(indicator, "NOTHING", -math.inf)  # noise has nothing to be told

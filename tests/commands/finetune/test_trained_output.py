@@ -115,6 +115,12 @@ def test_some_classes_of_a_softmax_are_not_trained(tmp_path):
         opened(tmp_path, "NoBackground")
 
 
+@pytest.mark.parametrize("name", ["Frozen", "WithoutGradients"])
+def test_a_network_without_gradients_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=f"{name}: cannot be trained: all its parameters are frozen, or"):
+        opened(tmp_path, name)
+
+
 def test_probabilities_that_no_activation_gave_are_not_trained(tmp_path):
     path, arch = save_net(tmp_path, "ByHand")
     checkpoint = load(path, arch).with_output(X)
