@@ -13,14 +13,23 @@ from torch.nn.utils import parametrize
 from equalize.errors import SiteError
 from equalize.plan.apply import demand_weight
 from equalize.plan.equation import DiagonalMap, Geometry, InputMap, branch_vectors
-from equalize.plan.parametrization import FoldedWeight, ShiftedBias, attached, plain_tensors, take_written
+from equalize.plan.parametrization import (
+    FoldedWeight,
+    ShiftedBias,
+    attached,
+    parametrizations,
+    plain_tensors,
+    take_written,
+)
 from equalize.plan.plain_state import register_plain_state, remove_plain_state
 from equalize.plan.plan import Plan, PlannedSite, target_scale
 from equalize.plan.whiten import WhiteningMap, demand_map
 
 
 def attach(plan: Plan, model: nn.Module) -> None:
-    """Parametrizes each site's weight W by its equalized V, of the same shape. The parameter stays the same object.
+    """Parametrizes each site's weight W by its equalized V, of the same shape.
+
+    The parameters stay the objects that they are, so that an optimizer may be built before or afterwards.
 
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
@@ -42,13 +51,27 @@ def attach(plan: Plan, model: nn.Module) -> None:
         layer = model.get_submodule(path)
         weight = layer.get_parameter(name)
         folded = FoldedWeight(layer, weight, _input_map(plan, site, weight))
-        parametrize.register_parametrization(layer, name, folded)
+        _parametrize(layer, name, folded)
         if site.shift == "bias" and site.bias is not None:
             bias = site.bias.rpartition(".")[2]
             mean_I, _ = branch_vectors(site, plan.input_scale(site))
             shifted = ShiftedBias(layer, name, layer.get_parameter(bias), mean_I.to(weight), Geometry.of(site))
-            parametrize.register_parametrization(layer, bias, shifted)
+            _parametrize(layer, bias, shifted)
         register_plain_state(layer, fold)
+
+
+def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> None:
+    """Registers a parametrization in front of the parameter that there is.
+
+    torch would give it other storage, by `set_`, and then gradients no longer reach DistributedDataParallel's hooks.
+    """
+    parameter = layer.get_parameter(name)
+    stand_in = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    setattr(layer, name, stand_in)
+    parametrize.register_parametrization(layer, name, parametrization)
+    with torch.no_grad():
+        parameter.copy_(stand_in)
+    parametrizations(layer)[name].original = parameter
 
 
 def demand_trainable(plan: Plan) -> None:

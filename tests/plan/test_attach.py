@@ -304,6 +304,25 @@ def test_a_layer_that_is_compiled_is_folded_in_itself():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
+def test_parameters_stay_what_optimizers_and_wrappers_hold():
+    """DistributedDataParallel hooks onto the accumulators of gradients."""
+    model, x, y = drawn("bias")
+    plan = planned(model, x)
+    held = [model.body.fuse.weight, model.body.fuse.bias]
+    places = [each.data_ptr() for each in held]
+    accumulators = [each.expand_as(each).grad_fn.next_functions[0][0] for each in held]
+    reached = []
+    for index, accumulator in enumerate(accumulators):
+        accumulator.register_hook(lambda *_, index=index: reached.append(index))
+    attach(plan, model)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=1)
+    assert sorted(reached) == [0, 1]
+    fold(model)
+    assert model.body.fuse.weight is held[0]
+    assert model.body.fuse.bias is held[1]
+    assert [each.data_ptr() for each in held] == places
+
+
 def test_attaching_twice_is_refused():
     model, x, _ = drawn("bias")
     plan = planned(model, x)

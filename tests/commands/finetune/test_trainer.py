@@ -185,6 +185,8 @@ def test_calibrated_run_resumes_with_the_scales_it_measured(custom, five_classes
         finetune(custom, five_classes, tmp_path / "out", config, progress=kill_at(4 * 2))
     finetune(custom, five_classes, tmp_path / "out", config, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "out")
+    plain = {f"network.{key}" for key in torch.load(custom.source, weights_only=True)}
+    assert newest(tmp_path / "out")["weights"].keys() == plain
 
 
 def test_frozen_parts_do_not_move(custom, five_classes, tmp_path):
