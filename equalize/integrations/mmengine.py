@@ -18,6 +18,8 @@ from equalize.integrations.training import EqualizedTraining
 class EqualizeHook(Hook):  # type: ignore[misc]
     """Trains through the equalizers of a plan; what the runner saves and the trained model are plain.
 
+    mmengine 0.10.7 reads checkpoints of its own, to resume, only where TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 is set.
+
     Args:
         plan: a plan, or where it lies; without, that beside the checkpoint of `load_from`.
     """

@@ -94,7 +94,7 @@ def _plain_out(layer: nn.Module, state: _State, prefix: str, metadata: Any) -> N
     with torch.inference_mode(False), torch.no_grad():
         take_written(layer)
         for name, plain in plain_tensors(layer).items():
-            tensor = _again(folded.shown.get(name), plain)
+            tensor = _handed_out(folded.shown.get(name), found[name][1]).copy_(plain)
             folded.shown[name] = (tensor, tensor._version)
     of_layer = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
     for name in found:
@@ -104,11 +104,14 @@ def _plain_out(layer: nn.Module, state: _State, prefix: str, metadata: Any) -> N
     state.update({key: of_layer[key] for key in dict.fromkeys((*own, *of_layer))})
 
 
-def _again(shown: tuple[Tensor, int] | None, plain: Tensor) -> Tensor:
-    """The tensor that was handed out before, with the values of now: whoever kept a state dict sees them, as ever."""
-    if shown is None or (shown[0].device, shown[0].dtype) != (plain.device, plain.dtype):
-        return plain
-    return shown[0].copy_(plain)
+def _handed_out(shown: tuple[Tensor, int] | None, original: Tensor) -> Tensor:
+    """The tensor that was handed out before, so that whoever kept a state dict sees the values of now, as ever.
+
+    The first one has the layout of the parameter, which safetensors may insist on.
+    """
+    if shown is None or (shown[0].device, shown[0].dtype) != (original.device, original.dtype):
+        return torch.empty_like(original)
+    return shown[0]
 
 
 def _plain_in(layer: nn.Module, state: _State, prefix: str, metadata: Any, strict: bool, *reports: list[str]) -> None:
