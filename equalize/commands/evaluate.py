@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.images import spread_images, working_size
-from equalize.commands.input_check import check_input
+from equalize.commands.images import fit_images, working_size
 from equalize.commands.labels import (
     LabeledSplit,
     as_classes,
@@ -20,7 +19,6 @@ from equalize.commands.labels import (
     names_of,
     with_output,
 )
-from equalize.commands.network_input import fit_input
 from equalize.commands.windows import Windows, is_large, upsampled
 from equalize.data import (
     Batches,
@@ -102,13 +100,8 @@ def evaluate(
     precision_of(config.precision, device)
     dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
-    checkpoint.model.to(device)
-    for note in checkpoint.notes:
-        notify(note)
     size = working_size(checkpoint, config.size) if config.sliding_window else config.size
-    checkpoint = fit_input(checkpoint, dataset.images, size, notify)
-    notify(f"preprocessing: {checkpoint.preprocess}")
-    check_input(checkpoint, spread_images(dataset.images, checkpoint, size)).report(notify, warn)
+    checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
     checkpoint = with_output(checkpoint, dataset, size, device, notify)
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images, round_up
+from equalize.commands.input_check import check_input
 from equalize.commands.network_input import axes_of, fit_input
 from equalize.data import (
     Batches,
@@ -223,6 +224,28 @@ def open_images(
     if labels:
         notify(images.about_labels)
     return checkpoint, images
+
+
+def fit_images(
+    checkpoint: Checkpoint,
+    images: Sequence[Item],
+    size: tuple[int, int] | None,
+    device: torch.device,
+    notify: Notify,
+    warn: Notify,
+) -> Checkpoint:
+    """The checkpoint, moved to `device`, with what its network takes of the images; says all that was found of it.
+
+    Raises:
+        InputError: the network does not take them.
+    """
+    for note in checkpoint.notes:
+        notify(note)
+    checkpoint.model.to(device)
+    checkpoint = fit_input(checkpoint, images, size, notify)
+    notify(f"preprocessing: {checkpoint.preprocess}")
+    check_input(checkpoint, spread_images(images, checkpoint, size)).report(notify, warn)
+    return checkpoint
 
 
 def spread_images(

@@ -83,7 +83,7 @@ class ModelWithLoss(nn.Module):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, features: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss of a batch, (N, 3, H, W) and (N, H, W); without labels the logits of the main head.
+        """The loss of a batch, (N, C, H, W) and (N, H, W); without labels the logits of the main head.
 
         With `features`, (N, F), the backbone returns them, and only the shape of `pixel_values` matters.
         """

@@ -10,8 +10,7 @@ from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.outputs import round_up
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.trained_output import TrainedOutput, trained_output
-from equalize.commands.images import input_shape, spread_images, working_size
-from equalize.commands.input_check import check_input
+from equalize.commands.images import fit_images, input_shape, working_size
 from equalize.commands.labels import (
     LabeledSplit,
     check_split,
@@ -20,7 +19,6 @@ from equalize.commands.labels import (
     names_of,
     with_output,
 )
-from equalize.commands.network_input import fit_input
 from equalize.commands.scan import select_sites
 from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
@@ -70,14 +68,12 @@ def open_task(
     name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
-    checkpoint.model.to(device)
-    checkpoint = _fitted(checkpoint, train, config, notify, warn)
+    checkpoint = fit_images(checkpoint, train.images, config.size, device, notify, warn)
     crop = config.crop or working_size(checkpoint, config.size)
     checkpoint = with_output(checkpoint, train, crop, device, notify)
     trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device).repeat(2, 1, 1, 1))
-    if trained.auxiliary and config.aux_weight:
-        auxiliary = first_of(trained.auxiliary)
-        notify(f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {auxiliary}")
+    if config.aux_weight and (others := first_of(trained.auxiliary)):
+        notify(f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {others}")
     classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
@@ -120,16 +116,6 @@ def _check(
         rule=rule,
         notify=lambda line: notify(f"{what}: {line}"),
     )
-
-
-def _fitted(checkpoint: Checkpoint, train: DataSet, config: TrainConfig, notify: Notify, warn: Notify) -> Checkpoint:
-    """The checkpoint with what its network takes of the images; says how they are prepared."""
-    for note in checkpoint.notes:
-        notify(note)
-    checkpoint = fit_input(checkpoint, train.images, config.size, notify)
-    notify(f"preprocessing: {checkpoint.preprocess}")
-    check_input(checkpoint, spread_images(train.images, checkpoint, config.size)).report(notify, warn)
-    return checkpoint
 
 
 def _fusion_weights(checkpoint: Checkpoint, config: TrainConfig) -> tuple[str, ...]:
