@@ -138,6 +138,8 @@ class Checkpoint:
             if within and name is None:  # logits would grow with what the network is given
                 far = self.scored(self.model(-1e6 * inputs), inputs).tensor
                 within = _between_0_and_1(far[far.isfinite()])  # an exponential may overflow
+        if self.output is not None and not scored.name:
+            notify(f"--output {self.output}: the network gives one output alone where it is scored, and that is taken")
         if scored.reason:
             notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
         if name:

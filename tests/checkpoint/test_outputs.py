@@ -1,6 +1,7 @@
 """Which of a network's outputs is scored: by evidence, by --output, or refused; and probabilities among them."""
 
 import collections
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,3 +126,10 @@ def test_logits_that_happen_to_be_small_and_positive_are_logits(tmp_path):
         x = torch.randn(2, 3, 32, 32)
         assert 0 < checkpoint.model(x)["seg"].min() < checkpoint.model(x)["seg"].max() < 1
     assert not checkpoint.with_output(x).probabilities
+
+
+def test_an_output_that_is_named_where_there_is_one_alone_is_said(tmp_path):
+    path, arch = save_net(tmp_path, "Sigmoid")
+    notes = []
+    replace(load(path, arch), output="3").with_output(torch.randn(2, 3, 32, 32), notes.append)
+    assert notes[0] == "--output 3: the network gives one output alone where it is scored, and that is taken"
