@@ -1,5 +1,6 @@
 """Notes what a network's last sigmoid or softmax was given: outputs that are probabilities and no logits."""
 
+import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -7,7 +8,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_PROBABILITIES = frozenset({"sigmoid", "softmax", "hardsigmoid", "special_expit"})
+THRESHOLDS = {
+    **dict.fromkeys(("sigmoid", "softmax", "hardsigmoid", "special_expit"), 0.5),
+    **dict.fromkeys(("log_sigmoid", "log_softmax", "special_log_softmax"), math.log(0.5)),
+}
+"""Functions that make probabilities, or their logarithms: above which value a class is more likely than not."""
 _KEEPING = frozenset(
     {"interpolate", "upsample", "clamp", "clip", "contiguous", "clone", "to", "float", "type", "type_as", "dropout"}
 )
@@ -30,10 +35,10 @@ class Activations(TorchFunctionMode):
         called = getattr(func, "__name__", "")
         name = called if called.startswith("__") else called.removesuffix("_")
         source = args[0] if args else kwargs.get("input")
-        if not isinstance(source, Tensor) or (name not in _PROBABILITIES | _KEEPING and name != "__getitem__"):
+        if not isinstance(source, Tensor) or (name not in THRESHOLDS.keys() | _KEEPING and name != "__getitem__"):
             return func(*args, **kwargs)
         in_place = name != called or any(each is True for each in (*args[1:2], kwargs.get("inplace")))
-        if name in _PROBABILITIES and _over_classes(name, source, args[1:], kwargs):
+        if name in THRESHOLDS and _over_classes(name, source, args[1:], kwargs):
             noted = (source.clone() if in_place else source, name)
             result = func(*args, **kwargs)
             self._before[result] = noted
@@ -58,7 +63,7 @@ class Activations(TorchFunctionMode):
 
 def _over_classes(name: str, source: Tensor, others: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a softmax runs along axis 1, as it does by default on images; a sigmoid always does."""
-    if name != "softmax":
+    if not name.endswith("softmax"):
         return source.ndim > 2
     dim = kwargs.get("dim", others[0] if others else None)
     return source.ndim > 3 and isinstance(dim, int | None) and (1 if dim is None else dim % source.ndim) == 1

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from equalize.checkpoint.activations import Activations
+from equalize.checkpoint.activations import THRESHOLDS, Activations
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
@@ -72,8 +72,8 @@ class Checkpoint:
     """Which of several outputs is scored: its key or index, as the user or a record has it."""
     num_classes: int | None = None
     """Of the network, if the files or the user say."""
-    probabilities: bool = False
-    """Whether the network ends in a sigmoid or softmax, as `with_output` found."""
+    threshold: float = 0.0
+    """Above which a single output is class 1: 0 for logits, else what `with_output` found the network to end in."""
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
     multiple: int = 1
@@ -116,14 +116,13 @@ class Checkpoint:
     def scores(self, output: Any, inputs: Tensor) -> Tensor:
         """The main output (N, classes, h, w) of all that the network returned for ``inputs``.
 
-        The largest is the class; a single one stands for class 1 where it is above 0. Where the network ends in a
-        sigmoid, a single one is thus its probability less 0.5.
+        The largest is the class; a single one stands for class 1 where it is above 0: it is given less `threshold`.
 
         Raises:
             SiteError: the output is none that a segmentation network gives, or one of several that may be meant.
         """
         found = self.scored(output, inputs).tensor
-        return found - 0.5 if self.probabilities and found.shape[1] == 1 else found
+        return found - self.threshold if self.threshold and found.shape[1] == 1 else found
 
     def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
         """The checkpoint with what a run shows: which output is scored, and whether it holds probabilities.
@@ -143,11 +142,12 @@ class Checkpoint:
         if scored.reason:
             notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
         if name:
-            notify(f"the network ends in a {name}: what it gives are probabilities, not logits")
+            what = "probabilities" if THRESHOLDS[name] > 0 else "logarithms of probabilities"
+            notify(f"the network ends in a {name}: what it gives are {what}, not logits")
         elif within:
             notify("all outputs lie between 0 and 1: they are taken as probabilities, not logits")
         chosen = self.output or (scored.name if scored.reason else None)
-        return replace(self, output=chosen, probabilities=name is not None or within)
+        return replace(self, output=chosen, threshold=THRESHOLDS[name] if name else 0.5 * within)
 
     def scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
         """See `scored_output`."""

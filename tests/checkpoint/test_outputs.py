@@ -105,12 +105,25 @@ def test_probabilities_count_above_one_half(tmp_path, name):
     assert "probabilities, not logits" in notes[0]
 
 
+@pytest.mark.parametrize("name", ["LogSigmoid", "OneOfLogSoftmax"])
+def test_logarithms_of_probabilities_count_above_that_of_one_half(tmp_path, name):
+    path, arch = save_net(tmp_path, name)
+    x, notes = torch.randn(2, 3, 32, 32), []
+    checkpoint = load(path, arch).with_output(x, notes.append)
+    with torch.no_grad():
+        is_class_1 = checkpoint.model(x).exp() > 0.5
+        assert 0 < float(is_class_1.float().mean()) < 1
+        assert ((checkpoint.logits(x) > 0) != is_class_1).float().mean() < 1e-3  # exp may round across the threshold
+    assert len(notes) == 1
+    assert "logarithms of probabilities, not logits" in notes[0]
+
+
 @pytest.mark.parametrize("name", ["Named", "Deep"])
 def test_logits_stay_what_they_are(tmp_path, name):
     path, arch = save_net(tmp_path, name)
     x, notes = torch.randn(2, 3, 32, 32), []
     checkpoint = load(path, arch).with_output(x, notes.append)
-    assert not checkpoint.probabilities
+    assert checkpoint.threshold == 0
     output = checkpoint.model(x)
     assert torch.equal(checkpoint.logits(x), output["seg"] if name == "Named" else output[0])
     assert len(notes) == 1
@@ -125,7 +138,7 @@ def test_logits_that_happen_to_be_small_and_positive_are_logits(tmp_path):
         checkpoint.model.main.bias.fill_(0.5)
         x = torch.randn(2, 3, 32, 32)
         assert 0 < checkpoint.model(x)["seg"].min() < checkpoint.model(x)["seg"].max() < 1
-    assert not checkpoint.with_output(x).probabilities
+    assert checkpoint.with_output(x).threshold == 0
 
 
 def test_an_output_that_is_named_where_there_is_one_alone_is_said(tmp_path):

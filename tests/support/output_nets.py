@@ -104,6 +104,10 @@ CODE = textwrap.dedent("""
         def forward(self, x):
             return torch.sigmoid(self.run(x)[2])
 
+    class LogSigmoid(Sigmoid):
+        def forward(self, x):
+            return F.logsigmoid(self.run(x)[2])
+
     class SigmoidModule(Sigmoid):
         def __init__(self, num_classes=1):
             super().__init__(num_classes)
@@ -162,6 +166,14 @@ CODE = textwrap.dedent("""
 
         def forward(self, x):
             return self.run(x)[2].softmax(dim=1)[:, 1:]
+
+    class OneOfLogSoftmax(OneOfSoftmax):
+        def forward(self, x):
+            return F.log_softmax(self.run(x)[2], 1)[:, 1:]
+
+    class LogSoftmax(Softmax):
+        def forward(self, x):
+            return F.log_softmax(self.run(x)[2], dim=1)
 
     class ByHand(Sigmoid):
         def forward(self, x):

@@ -77,7 +77,7 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
             )
         before = seen.before(found[name])
         found = found if before is None else _logits(found, seen)
-    if before is None and checkpoint.probabilities and not _is(found[name], logits):
+    if before is None and checkpoint.threshold and not _is(found[name], logits):
         what = "ends in probabilities, and no sigmoid or softmax that could be taken off for the loss was found"
         raise InputError(checkpoint.architecture, what, remedy="train it without its last activation")
     classes = found[name].shape[1]

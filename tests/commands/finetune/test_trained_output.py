@@ -59,6 +59,7 @@ def test_the_scored_output_is_trained(tmp_path, name, output, main, others):
             ("InPlaceModule", True),
         ),
         *(("OnlyWhenEvaluated", False), ("Softmax", True), ("DefaultSoftmax", True), ("OneOfSoftmax", True)),
+        *(("LogSigmoid", True), ("OneOfLogSoftmax", True), ("LogSoftmax", True)),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice")
@@ -140,9 +141,9 @@ def test_an_activation_of_smp(smp_dir, tmp_path):
     checkpoint = load(tmp_path / "plain")
     checkpoint.model.segmentation_head[2] = model.segmentation_head[2]
     seen = checkpoint.with_output(X)
-    assert seen.probabilities
+    assert seen.threshold == 0.5
     assert trained_output(seen, X).before_activation
-    assert not load(tmp_path / "plain").with_output(X).probabilities
+    assert load(tmp_path / "plain").with_output(X).threshold == 0
 
 
 @pytest.mark.parametrize(
