@@ -33,6 +33,7 @@ ORIENTATION = 0x0112  # of EXIF
 QUARTER_TURNS = range(5, 9)
 _MOST_LABELS = 64
 _DEEP = "equalize: 16 bits"  # a key of `Image.info`
+_HOT = 0.01  # share of the values that may lie above the range: they are clipped
 _AS_ARRAY = "save it with 8 or 16 bits, or as .npy and say --rescale"
 
 
@@ -110,11 +111,24 @@ def read_image(item: Item) -> Image.Image:
         turned = image.getexif().get(ORIENTATION, 1)
         if (values := deep_values(image, item)) is not None:
             bits = item.bits if isinstance(item, Deep) else 16
+            _demand_range(values, bits, item)
             if values.ndim > len("HW"):
                 values = values[..., :3] if values.shape[2] >= len("RGB") else values[..., 0]
             image = Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
             image.getexif()[ORIENTATION] = turned
         return _to_rgb(ImageOps.exif_transpose(image), item)
+
+
+def _demand_range(values: NDArray[np.int64], bits: int, item: Item) -> None:
+    """Refuses a picture whose values lie above the bits that its data set was found to use; a few are hot pixels."""
+    above = float((values >= 2**bits).mean())
+    if above > _HOT:
+        raise DataError(
+            item,
+            f"uses more than the {bits} bits that other pictures of the data set use",
+            got=f"values up to {values.max()}, {above:.0%} of them above",
+            remedy="save all pictures on one scale, with 8 bits a channel for example",
+        )
 
 
 def upright_size(item: Item) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from equalize.data import Item, open_data, read_image
+from equalize.data.images import Deep
 from equalize.errors import DataError
 
 
@@ -106,6 +107,18 @@ def test_what_a_file_declares_of_its_16_bits_is_followed(tmp_path: Path) -> None
     (tmp_path / "map").mkdir()
     (tmp_path / "map/a.pgm").write_bytes(b"P5 2 1 4095\n" + (1000).to_bytes(2, "big") + (4095).to_bytes(2, "big"))
     assert pixels(open_data(tmp_path / "map").images[0])[0, :, 0].tolist() == [1000 * 16 // 256, 255]
+
+
+def test_a_picture_beyond_the_range_of_the_others_is_refused_and_hot_pixels_are_clipped(tmp_path: Path) -> None:
+    values = np.full((10, 20), 4000, np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    values[0, :2] = 65535  # one in a hundred
+    Image.fromarray(values).save(tmp_path / "hot.png")
+    assert set(pixels(Deep(item=tmp_path / "hot.png", bits=12)).flatten().tolist()) == {4000 >> 4, 255}
+    values[1, 0] = 65535
+    Image.fromarray(values).save(tmp_path / "hot.png")
+    with pytest.raises(DataError, match=r"hot\.png: uses more than the 12 bits that other .* up to 65535, 2% of them"):
+        read_image(Deep(item=tmp_path / "hot.png", bits=12))
 
 
 def test_pictures_of_8_bits_stay_as_they_are_and_nothing_is_said(tmp_path: Path) -> None:
