@@ -56,7 +56,7 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module, maps: Mapping[str, Tens
                     layers[path, edit.seed] = redraw(model.get_submodule(path), edit.seed)
                 tensor.copy_(getattr(layers[path, edit.seed], name))
             elif isinstance(edit, MapInputs):
-                tensor.copy_(fold_map(tensor.double(), (maps or {})[edit.layer]))
+                tensor.copy_(fold_map(tensor.cpu().double(), (maps or {})[edit.layer]))
             else:
                 for rows in _independent(edit, tensor):
                     rows.copy_(_edited(edit, rows))

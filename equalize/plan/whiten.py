@@ -127,9 +127,9 @@ def fold_map(v: Tensor, map_CC: Tensor) -> Tensor:
 
 
 def unfold_map(w: Tensor, map_CC: Tensor) -> Tensor:
-    """V from W, of w's shape (O, C/G, *K) and dtype: solved in float64."""
-    v = torch.linalg.solve(_blocks(map_CC).to(w.device).double(), _rows(w, map_CC).double(), left=False)
-    return _weight(v, w).to(w.dtype)
+    """V from W, of w's shape (O, C/G, *K), dtype and device: solved in float64 on the CPU, as Metal has none."""
+    v = torch.linalg.solve(_blocks(map_CC).cpu().double(), _rows(w, map_CC).cpu().double(), left=False)
+    return _weight(v, w).to(w)
 
 
 def _blocks(map_CC: Tensor) -> Tensor:

@@ -347,7 +347,7 @@ def test_what_is_left_alone_does_not_hold_up_the_norms_behind(monkeypatch):
     assert_close(model, expected, 1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["rescale", "migrate", "preserve"])
+@pytest.mark.parametrize("strategy", ["rescale", "migrate", "preserve", "whiten"])
 def test_a_device_without_float64(strategy):
     plain, metal = network(), on_metal(network())
     found = scan(plain, batches()[0])
