@@ -104,7 +104,8 @@ def test_the_state_of_a_training_stays_behind_and_is_named(run_cli, photos, segf
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     mine = {path.name for path in segformer_dir.iterdir()}
     assert written == {*mine, "equalize.json", "training_args.bin", "notes/README.md"}
-    line = "checkpoint-40: not copied, state of the training: checkpoint-20, global_step40, optimizer.pt and 5 more"
+    line = "checkpoint-40: holds the state of a training too, which copies leave out: "
+    line += "checkpoint-20, global_step40, optimizer.pt and 5 more"
     assert line in ran.text
 
 
@@ -115,4 +116,4 @@ def test_a_state_dict_beside_the_state_of_its_training_is_the_only_choice(lraspp
     assert checkpoint.architecture == "lraspp_mobilenet_v3_large"
     torch.save({"state_dict": lraspp_state, "optimizer_states": [], "epoch": 3}, tmp_path / "weights.pth")
     notes = ModelName(source=str(tmp_path / "weights.pth")).load().notes
-    assert notes == ("weights.pth: copied as it is, state of the training: optimizer_states",)
+    assert notes == ("weights.pth: holds the state of a training too, which copies keep: optimizer_states",)

@@ -90,7 +90,7 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | 
                 read, *left = ["/".join(way) for way in (file.nest, *file.others)]
                 notes.append(f"{path.name}: read from {read!r}; left as it is: {', '.join(map(repr, left))}")
             if state := file.training_state:
-                notes.append(f"{path.name}: copied as it is, state of the training: {first_of(state)}")
+                notes.append(f"{path.name}: holds the state of a training too, which copies keep: {first_of(state)}")
         tensors |= found
         file_of |= dict.fromkeys(found, path)
     if not tensors:
