@@ -24,7 +24,7 @@ from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.sites.scan import Scan
 from equalize.version import __version__
 
-__all__ = ["calibrate_checkpoint"]
+__all__ = ["calibrate_checkpoint", "demand_original"]
 
 
 def calibrate_checkpoint(
@@ -93,12 +93,17 @@ def _no_site(name: ModelName, plan: Plan) -> InputError:
     return InputError(name.source, what, remedy="see equalize scan --all, and --sites")
 
 
+def demand_original(checkpoint: Checkpoint) -> None:
+    """Refuses, by an InputError, what is equalized already: that would be done twice. `auto` may have done nothing."""
+    earlier = "none" if checkpoint.plan_json is None else checkpoint.plan_json.get("strategy", "unknown")
+    if earlier != "none":
+        raise InputError(checkpoint.source, f"is already equalized (strategy {earlier})", remedy="give the original")
+
+
 def _load_original(name: ModelName, notify: Notify) -> Checkpoint:
     """The checkpoint, which must not be equalized yet."""
     checkpoint = name.load()
-    if checkpoint.plan_json is not None:
-        earlier = checkpoint.plan_json.get("strategy", "unknown")
-        raise InputError(name.source, f"is already equalized (strategy {earlier})", remedy="calibrate the original")
+    demand_original(checkpoint)
     for note in checkpoint.notes:
         notify(note)
     if drawn := checkpoint.newly_initialized:

@@ -320,5 +320,8 @@ def test_auto_leaves_alone_what_gains_nothing_and_writes_all_the_same(
     equalize.attach(plan, written)
     assert dict(written.named_parameters()).keys() == parameters.keys()
     assert apply_plan(Plan.read(tmp_path / "out"), name, tmp_path / "again").strategy == "none"
+    untouched = ModelName(source=str(tmp_path / "out"))
+    forced = calibrate_checkpoint(untouched, photos, tmp_path / "forced", strategy="migrate", config=CONFIG)
+    assert forced.strategy == Plan.read(tmp_path / "forced").strategy == "migrate"
     named = calibrate_checkpoint(name, photos, tmp_path / "named", config=CONFIG, strategy="rescale")
     assert named.strategy == named.sites[0].strategy == "rescale"

@@ -26,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from equalize.checkpoint import Checkpoint
+from equalize.commands.calibrate import demand_original
 from equalize.commands.finetune.config import TrainAs
 from equalize.commands.images import Images
 from equalize.commands.scan import select_sites
@@ -126,9 +127,10 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
 
     Raises:
-        SiteError: the network has no fusion layer of resampled branches.
+        SiteError: the network has no fusion layer of resampled branches. InputError: it is equalized already.
     """
     model = checkpoint.model
+    demand_original(checkpoint)
     found = select_sites(checkpoint.model, images.shape)
     if not found.sites:
         raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,6 +92,14 @@ def test_redrawn_has_the_draw_that_reinit_equalizes(nets, scenes):
     sigmas = torch.tensor([branch.std for branch in plan.sites[0].branches]).repeat_interleave(8)
     unscaled = equalized.model.fuse.weight * sigmas[None, :, None, None] / plan.sites[0].tau
     torch.testing.assert_close(unscaled, plain.model.fuse.weight)
+
+
+def test_what_is_equalized_already_is_not_equalized_again(nets, scenes):
+    checkpoint, images = loaded(nets, scenes)
+    prepare_arm(replace(checkpoint, plan_json={"strategy": "none"}), images, read_arm("none"), 0)
+    for arm in ("none", "explicit"):
+        with pytest.raises(InputError, match=r"is already equalized \(strategy rescale\); give the original"):
+            prepare_arm(replace(checkpoint, plan_json={"strategy": "rescale"}), images, read_arm(arm), 0)
 
 
 def test_arms_of_one_start_share_a_plan():
