@@ -112,9 +112,12 @@ class Setup:
         return [Run(arm=arm, rate=rate, seed=seed) for seed in self.seeds for rate in self.rates for arm in self.arms]
 
     def config_of(self, run: Run) -> TrainConfig:
-        """How a run is trained."""
+        """How a run is trained; one that only tunes a rate is scored after its last step alone."""
+        config = self.config
+        if self.test is not None and run.seed in self.seeds and config.patience is None:
+            config = replace(config, eval_every=config.max_steps, eval_first=config.max_steps)
         return replace(
-            self.config,
+            config,
             lr=run.rate,
             seed=run.seed,
             calibrate=run.arm.strategy,

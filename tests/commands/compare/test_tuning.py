@@ -95,7 +95,7 @@ def made(nets, data, config=CONFIG, **options) -> Setup:
 def test_rates_are_chosen_on_one_split_and_confirmed_on_another(nets, three_splits, tmp_path, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr("equalize.commands.compare.tuning._MOST_STEPS", 1)
-    setup = made(nets, three_splits)
+    setup = made(nets, three_splits, evaluations=2)
     found = compare(setup, out)
     content = json.loads((out / "compare.json").read_text())
     assert (content["tuned_on"], content["confirmed_on"], content["confirm_seeds"]) == ("val", "test", [1, 2])
@@ -104,6 +104,8 @@ def test_rates_are_chosen_on_one_split_and_confirmed_on_another(nets, three_spli
     assert {key for key, run in runs.items() if "test" in run} == {
         (arm, rate, seed) for arm, rate in best.items() for seed in (1, 2)
     }
+    assert {len(run["curve"]) for run in runs.values() if "test" not in run} == {1}  # tuning wants the end alone
+    assert all(len(run["curve"]) > 1 for run in runs.values() if "test" in run)
     for row in found.confirmed:
         assert row.scores == tuple(runs[row.arm, row.lr, seed]["test"]["mIoU"] for seed in (1, 2))
         assert row.loss_at_tenth is not None
@@ -118,7 +120,7 @@ def test_rates_are_chosen_on_one_split_and_confirmed_on_another(nets, three_spli
     assert again["confirmed"] == found.to_json()["confirmed"]
     shutil.rmtree(out / "features")
     with pytest.raises(InputError, match="holds a comparison with other settings"):
-        compare(made(nets, three_splits, seeds=2), out)
+        compare(made(nets, three_splits, seeds=2, evaluations=2), out)
 
 
 def test_labels_of_the_third_split_mean_what_they_mean_in_training(nets, tmp_path):
