@@ -1,0 +1,1 @@
+"""Reports as pages and pictures: the only package that imports matplotlib, and only where something is drawn."""
