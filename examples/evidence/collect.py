@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
+from claims import verdicts
 from matplotlib import pyplot
 from run import Job, jobs
 from scipy import stats
@@ -34,7 +35,7 @@ def gather(job: Job, out: Path) -> Runs:
     place = RESULTS / f"{job.name}.jsonl"
     lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
     runs = {(each["arm"], each["lr"], each["seed"]): each for each in map(json.loads, lines)}
-    for path in sorted((out / job.name / "runs").glob("*.json")):
+    for path in sorted((out / job.name).rglob("runs/*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: found[key] for key in KEPT} | {"test": (found.get("test") or {}).get("mIoU")}
         kept["curve"] = [[step, round(value, 3)] for step, value in kept["curve"]]
@@ -42,6 +43,25 @@ def gather(job: Job, out: Path) -> Runs:
     if runs:
         place.write_text("".join(json.dumps(runs[key]) + "\n" for key in sorted(runs)), encoding="utf-8")
     return [runs[key] for key in sorted(runs)]
+
+
+def keep_scans(out: Path) -> None:
+    """What the indicator said of each network: results/scans.json."""
+    place = RESULTS / "scans.json"
+    kept = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    for path in sorted(out.glob("scan-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        branches = [[(b["stop"] - b["start"], b["std"]) for b in site["branches"]] for site in found["sites"]]
+        kept[path.stem.removeprefix("scan-")] = {
+            "delta": found["delta"],
+            "expect": found["expect"],
+            "ratio": [round(max(s for _, s in each) / min(s for _, s in each), 2) for each in branches],
+            "sigma_rms": [
+                round((sum(c * s**2 for c, s in each) / sum(c for c, _ in each)) ** 0.5, 4) for each in branches
+            ],
+        }
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+    place.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def tuning(job: Job, runs: Runs) -> dict[str, dict[float, list[float]]]:
@@ -129,7 +149,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("evidence"))
     out = parser.parse_args().out
     RESULTS.mkdir(exist_ok=True)
-    parts = [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
+    keep_scans(out)
+    parts = ["### Verdicts\n", verdicts(RESULTS) + "\n"]
+    parts += [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
     page = DOCS / "results.md"
     begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
     text = page.read_text(encoding="utf-8")

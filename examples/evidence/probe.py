@@ -247,6 +247,12 @@ def main() -> None:
             case = Case.of(name, splits["train"], widths)
             rows.append((optimizer, name, case, runs.gains(name, case)))
     (arguments.results / "probe.md").write_text(table(rows))
+    cases = [
+        {"optimizer": optimizer, "case": name, "ratio": case.ratio, "delta": case.delta(optimizer)}
+        | {arm: gain.mean for arm, gain in gains.items()}
+        for optimizer, name, case, gains in rows
+    ]
+    (arguments.results / "probe.json").write_text(json.dumps(cases, indent=1) + "\n")
     print(table(rows))
 
 

