@@ -223,6 +223,18 @@ CLAIMS: dict[str, Callable[[Evidence], Iterator[Finding]]] = {
 }
 
 
+def _expects_gain(evidence: Evidence) -> bool:
+    return any(evidence.scans[f"{network}-drawn"]["delta"] >= GAIN for network in BOTH)
+
+
+def _verdict(found: Sequence[Finding], *, whole: bool, speaks: bool) -> str:
+    if not whole:
+        return "open"
+    if not found or not speaks:
+        return "no case"
+    return "holds" if all(ok for _, ok in found) else "fails"
+
+
 def verdicts(results: Path) -> str:
     """A table in Markdown: claim, verdict, what was found."""
     evidence = Evidence.read(results)
@@ -235,14 +247,6 @@ def verdicts(results: Path) -> str:
                 found.append(finding)
         except (MissingRunsError, KeyError):
             whole = False
-        verdict = (
-            "open"
-            if not whole
-            else "no case"
-            if not found or not speaks
-            else "holds"
-            if all(ok for _, ok in found)
-            else "fails"
-        )
+        verdict = _verdict(found, whole=whole, speaks=claim not in _WHERE_GAIN or _expects_gain(evidence))
         lines.append(f"| {claim} | {verdict} | {'; '.join(text for text, _ in found)} |")
     return "\n".join(lines)
