@@ -3,6 +3,7 @@
     app.py              the commands
     options.py          arguments and flags that commands share
     flag_groups.py      flags that go together
+    panels.py           help: flags in panels, examples
     training_options.py those of a training
     terminal.py         stdout, stderr, bars; keeps libraries quiet
     process.py          signals, and readers that go away
@@ -13,6 +14,7 @@ A command is one file with one function. Before it runs, only Typer and the stan
 needs it imports inside.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process if None.
     """
     open_streams()
+    if "_EQUALIZE_COMPLETE" in os.environ:  # what --install-completion wrote asks; Typer answers and exits
+        app(prog_name="equalize")
     arguments = list(sys.argv[1:] if argv is None else argv)
     with interruptible() as signals:
         try:

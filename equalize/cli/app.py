@@ -11,6 +11,7 @@ from equalize.cli.demo import demo
 from equalize.cli.evaluate import evaluate
 from equalize.cli.finetune import finetune
 from equalize.cli.flag_groups import grouped
+from equalize.cli.panels import PanelCommand, PanelGroup, help_and_examples
 from equalize.cli.push import push
 from equalize.cli.scan import scan
 from equalize.cli.verify import verify
@@ -21,12 +22,13 @@ __all__ = ["app"]
 app = typer.Typer(
     name="equalize",
     help="Embed scale equalization into the fusion layers of pretrained segmentation checkpoints.",
-    add_completion=False,
-    rich_markup_mode=None,  # plain help starts in half the time
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=PanelGroup,
+    rich_markup_mode=None,  # see panels.py
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for _command in (scan, calibrate, apply, verify, finetune, evaluate, compare, push, demo):
-    app.command()(grouped(_command))
+    _help, _examples = help_and_examples(_command)
+    app.command(cls=PanelCommand, help=_help, epilog=_examples)(grouped(_command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,12 +7,13 @@ import typer
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, next_command
+from equalize.cli.panels import equalization_option, output_option
 
 __all__ = ["calibrate"]
 
 Strategy = Annotated[
     o.StrategyName,
-    typer.Option(
+    equalization_option(
         help="auto: drawn weights are rescaled, trained ones migrated or preserved; a layer with nothing to gain is "
         "left alone. migrate and preserve keep what the network computes; rescale and reinit (weights drawn anew) "
         "change it.",
@@ -21,7 +22,7 @@ Strategy = Annotated[
 
 
 Force = Annotated[
-    bool, typer.Option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
+    bool, equalization_option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
 ]
 
 
@@ -32,22 +33,36 @@ def calibrate(
     out: o.Out,
     *,
     strategy: Strategy = "auto",
-    scale: Annotated[o.ScaleName, typer.Option(help=o.SCALE_HELP)] = "step",
+    scale: Annotated[o.ScaleName, equalization_option(help=o.SCALE_HELP)] = "step",
     sites: Annotated[
-        str | None, typer.Option("--sites", metavar="GLOB", help="Fusion layers to equalize, by module path.")
+        str | None,
+        equalization_option(
+            "--sites",
+            metavar="GLOB",
+            show_default="those with a resampled branch",
+            help="Fusion layers to equalize, by module path.",
+        ),
     ] = None,
     images: ImageFlags,
     preprocess: PreprocessFlags,
     force_preprocessing: Force = False,
     model_flags: ModelFlags,
     keep_norm: o.KeepNorm = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report; write nothing.")] = False,
+    dry_run: Annotated[bool, output_option("--dry-run", help="Measure and report; write nothing.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
     """Measure MODEL on images and write OUT, equalized.
 
     OUT has MODEL's format and loads in its library; it is loaded again and compared with MODEL before it appears.
+
+    Examples:
+        # measure 256 images, write the equalized network
+        equalize calibrate openmmlab/upernet-swin-tiny --data camvid -o OUT
+
+        # an encoder, with a decoder drawn anew for 11 classes
+        equalize calibrate nvidia/mit-b0 --data camvid -o OUT \\
+            --init-missing --num-classes 11
     """
     from equalize.cli.terminal import open_terminal
 

@@ -9,6 +9,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.panels import data_option, equalization_option, optimizer_option, output_option
 from equalize.cli.training_options import CommonTrainingFlags
 from equalize.errors import InputError
 
@@ -20,7 +21,7 @@ __all__ = ["compare"]
 
 Arms = Annotated[
     str,
-    typer.Option(
+    equalization_option(
         metavar="ARM,ARM,...",
         help="none, none+head-lr3, none+head-lr10 (a higher rate for fusion layers), rescale and paper (folded, at the "
         "two scales), explicit (trained through equalizers), preserve, preserve+paper, whiten, migrate, auto, redrawn "
@@ -34,22 +35,29 @@ class SweepFlags:
     """Flags of the runs that each arm has."""
 
     seeds: Annotated[
-        int | None, typer.Option(metavar="K", help="Runs of each arm and rate, from --seed on; 3 if left away.")
+        int | None,
+        optimizer_option(metavar="K", show_default="3", help="Runs of each arm and rate, from --seed on."),
     ] = None
     tune_seeds: Annotated[
-        int | None, typer.Option(metavar="K", help="In place of --seeds: they only choose each arm's rate.")
+        int | None,
+        optimizer_option(metavar="K", help="In place of --seeds: they only choose each arm's rate."),
     ] = None
     confirm_seeds: Annotated[
-        int, typer.Option(metavar="K", help="With --tune-seeds: as many more, of each arm at its best rate.")
+        int, optimizer_option(metavar="K", help="With --tune-seeds: as many more, of each arm at its best rate.")
     ] = 0
     test_split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the confirming runs are scored on, once.")
+        str | None, data_option(metavar="NAME", help="What the confirming runs are scored on, once.")
     ] = None
     lrs: Annotated[
         Any,
-        typer.Option(metavar="LR,LR,...", parser=o.read_numbers, help="Rates that every arm is trained with; or --lr."),
+        optimizer_option(
+            metavar="LR,LR,...",
+            parser=o.read_numbers,
+            show_default="--lr",
+            help="Learning rates that every arm is trained with.",
+        ),
     ] = None
-    evaluations: Annotated[int, typer.Option(metavar="N", help="Of each run; one after a tenth is added.")] = 10
+    evaluations: Annotated[int, output_option(metavar="N", help="Of each run; one after a tenth is added.")] = 10
 
     def check(self, training: CommonTrainingFlags) -> None:
         """Refuses flags that contradict each other."""
@@ -87,11 +95,21 @@ def compare(
     arch: ArchFlags,
     json: o.Json = False,
 ) -> None:
-    """Train MODEL with and without equalization, from the same seeds, and say whether it made a difference.
+    """Train MODEL with and without equalization and compare.
 
+    Says whether it made a difference, with an interval over the seeds.
     All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md
     and, with matplotlib, compare.png; called again with the same flags, what is finished is not trained again, and
     more arms, rates or seeds can be added.
+
+    Examples:
+        # as it is, and equalized: three runs of each
+        equalize compare openmmlab/upernet-swin-tiny --data camvid -o CMP --epochs 10
+
+        # each at its own best of three learning rates, confirmed on the test split
+        equalize compare nvidia/mit-b0 --init-missing --data camvid -o CMP \\
+            --arms none,rescale --lrs 3e-5,1e-4,3e-4 --max-steps 500 \\
+            --tune-seeds 2 --confirm-seeds 5 --test-split test
     """
     sweep.check(training)
     from equalize.cli.terminal import open_terminal

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli.panels import output_option
 
 __all__ = ["demo"]
 
@@ -34,7 +35,8 @@ _BEFORE = {
 def demo(
     context: typer.Context,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", metavar="OUT", help="Keep what is written, in this directory.")
+        str | None,
+        output_option("-o", "--out", metavar="OUT", help="Keep what is written, in this directory."),
     ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -42,6 +44,12 @@ def demo(
     """Scan, calibrate and verify a small embedded model.
 
     A UPerNet trained on drawn street scenes, and scenes it has not seen, come with the package: nothing is downloaded.
+
+    Examples:
+        equalize demo
+
+        # keep the equalized network
+        equalize demo -o OUT
     """
     from equalize.cli.terminal import open_terminal
 

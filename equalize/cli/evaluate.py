@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-from typer import Context, Option
+from typer import Context
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.panels import data_option
 
 __all__ = ["evaluate"]
 
@@ -15,25 +16,29 @@ __all__ = ["evaluate"]
 class ScoreFlags:
     """The fields of `EvalConfig`."""
 
-    split: Annotated[str | None, Option(metavar="NAME", help="Of the data set; val, else test, if left away.")] = None
+    split: Annotated[
+        str | None, data_option(metavar="NAME", show_default="val, else test", help="Of the data set.")
+    ] = None
     size: o.Size = None
     sliding_window: Annotated[
-        bool, Option("--sliding-window", help="Leave images at their own size, slide a window of --size over them.")
+        bool,
+        data_option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
     ] = False
     ignore_index: Annotated[
-        int | None, Option(metavar="N", help="The label that is not scored; 255, unless it is class 1 of two.")
+        int | None,
+        data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
     ] = None
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"],
-        Option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
+        data_option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
     ] = "auto"
     colors: o.Colors = None
     masks_drawn_on: o.DrawnOn = "auto"
     class_names: o.ClassNames = None
-    batch_size: Annotated[int, Option(min=1, metavar="N", help="Images a forward pass.")] = 8
+    batch_size: Annotated[int, data_option(min=1, metavar="N", help="Images a forward pass.")] = 8
     device: o.Device = "auto"
     precision: o.Precision = "fp32"
-    workers: Annotated[int, Option(min=0, metavar="N", help="Processes that read images.")] = 0
+    workers: Annotated[int, data_option(min=0, metavar="N", help="Processes that read images.")] = 0
 
 
 def evaluate(
@@ -48,10 +53,18 @@ def evaluate(
     max_pixels: o.MaxPixels = None,
     json: o.Json = False,
 ) -> None:
-    """Score MODEL on images with masks: mIoU, mAcc, aAcc and a table of the classes, in percent.
+    """Score MODEL on images with masks, in percent.
 
-    Images are brought to --size, or the checkpoint's size, or left at their own; the logits are brought to the size
-    of the mask, which is scored as it is stored. Under torchrun every process scores a share.
+    mIoU, mAcc, aAcc and a table of the classes. Images are brought to --size, or the checkpoint's size, or left at
+    their own; the logits are brought to the size of the mask, which is scored as it is stored. Under torchrun every
+    process scores a share.
+
+    Examples:
+        # the validation split
+        equalize evaluate OUT --data camvid --ignore-index 11
+
+        # large pictures in windows, as a program reads it
+        equalize evaluate OUT --data cityscapes --size 512 --sliding-window --json
     """
     from equalize.cli.terminal import open_terminal
 

@@ -7,6 +7,7 @@ import typer
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, next_command
+from equalize.cli.panels import equalization_option, output_option
 from equalize.cli.training_options import TrainingFlags
 
 __all__ = ["finetune"]
@@ -20,21 +21,33 @@ def finetune(
     *,
     training: TrainingFlags,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Equalize first, on the training split, with --strategy or auto.")
+        bool, equalization_option("--calibrate", help="Equalize first, on the training split.")
     ] = False,
-    strategy: Annotated[o.StrategyName | None, typer.Option(help="Of --calibrate.")] = None,
+    strategy: Annotated[
+        o.StrategyName | None,
+        equalization_option(show_default="auto", help="Of --calibrate; see equalize calibrate --help."),
+    ] = None,
     keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
+    resume: Annotated[bool, output_option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
 ) -> None:
-    """Train MODEL on images with masks and write OUT, in MODEL's format.
+    """Train MODEL on images with masks and write OUT.
 
-    OUT holds the best model by mIoU of the validation split, metrics.jsonl, finetune.yaml with every setting, and
-    last/ for --resume. Scale equalization of MODEL stays in effect: see --train-as.
+    OUT has MODEL's format. It holds the best model by mIoU of the validation split, metrics.jsonl, finetune.yaml with
+    every setting, and last/ for --resume. Scale equalization of MODEL stays in effect: see --train-as.
+
+    Examples:
+        # equalize and train in one go
+        equalize finetune openmmlab/upernet-swin-tiny --data camvid -o OUT \\
+            --calibrate --epochs 20
+
+        # the decoder alone, behind a frozen backbone that runs once an image
+        equalize finetune nvidia/mit-b0 --init-missing --data camvid -o OUT \\
+            --freeze-backbone --cache-backbone --max-steps 500
     """
     if strategy and not calibrate:
         raise typer.BadParameter("needs --calibrate", param_hint="--strategy")

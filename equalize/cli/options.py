@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from typer import Argument, BadParameter, Context, Option
+from typer import Argument, BadParameter, Context
+
+from equalize.cli.panels import data_option, equalization_option, model_option, output_option
 
 # Below this a network's deepest level, most often 1/32 of the image, is less than a pixel.
 _SMALLEST = 16
@@ -141,7 +143,8 @@ SCALE_HELP = (
     "step: equalize to the root mean square of a layer's sigmas, under which a learning rate means what it meant; "
     "paper: to 1, as published."
 )
-KeepNorm = Annotated[bool | None, Option("--keep-norm", hidden=True, callback=refuse_keep_norm)]
+OF_CHECKPOINT = "the checkpoint's"
+KeepNorm = Annotated[bool | None, equalization_option("--keep-norm", hidden=True, callback=refuse_keep_norm)]
 
 Model = Annotated[
     str,
@@ -153,95 +156,123 @@ Model = Annotated[
 ]
 Arch = Annotated[
     str | None,
-    Option(
+    model_option(
         metavar="ARCH",
+        show_default="what its keys or files say",
         help="What builds the network of a state dict: torchvision:NAME, smp:NAME, transformers:DIR, "
         "mmseg:config.py, file.py:Factory or package.module:Factory. The last three run that code.",
     ),
 ]
 ArchArgs = Annotated[
     list[Any] | None,
-    Option(
-        "--arch-arg",
-        metavar="KEY=VALUE",
-        parser=read_arch_arg,
-        help="An argument of --arch, as JSON or text; repeatable.",
+    model_option(
+        "--arch-arg", metavar="KEY=VALUE", parser=read_arch_arg, help="An argument of --arch, JSON or text; repeatable."
     ),
 ]
 Key = Annotated[
-    str | None, Option(metavar="NAME", help="Of the state dict in a file that holds several, such as model_ema.")
+    str | None,
+    model_option(metavar="NAME", help="Which state dict of a file that holds several, such as model_ema."),
 ]
 Output = Annotated[
-    str | None, Option(metavar="INDEX|NAME", help="Which output of a network with several is scored and trained.")
+    str | None,
+    model_option(metavar="INDEX|NAME", help="Which output of a network with several is scored and trained."),
 ]
 InitMissing = Annotated[
-    bool, Option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
+    bool, model_option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
 ]
-NumClasses = Annotated[int | None, Option(min=1, metavar="N", help="Classes of a head that is drawn.")]
+NumClasses = Annotated[
+    int | None,
+    model_option(min=1, metavar="N", show_default=OF_CHECKPOINT, help="Classes of a head that is drawn."),
+]
 Mean = Annotated[
     Any,
-    Option(
+    data_option(
         metavar="M,M,M",
         parser=read_means,
-        help="Taken from rescaled pixels: one a channel in the network's order, one for all, or none. Like the other "
-        "three, it counts for more than the checkpoint's, and is kept in OUT.",
+        show_default=OF_CHECKPOINT,
+        help="Taken from rescaled pixels: one a channel in the network's order, one for all, or none. Like --std, "
+        "--rescale and --channel-order, it counts for more than the checkpoint's, and is kept in what is written.",
     ),
 ]
-Std = Annotated[Any, Option(metavar="S,S,S", parser=read_stds, help="Pixels are divided by it after the mean.")]
-Rescale = Annotated[
-    Any, Option(metavar="F", parser=read_factor, help="Pixels 0..255 are multiplied by it before the mean: 1/255 or 1.")
+Std = Annotated[
+    Any,
+    data_option(
+        metavar="S,S,S", parser=read_stds, show_default=OF_CHECKPOINT, help="Pixels are divided by it after the mean."
+    ),
 ]
-ChannelOrder = Annotated[Literal["rgb", "bgr"] | None, Option(help="In which the network takes the colors.")]
+Rescale = Annotated[
+    Any,
+    data_option(
+        metavar="F",
+        parser=read_factor,
+        show_default=OF_CHECKPOINT,
+        help="Pixels 0..255 are multiplied by it before the mean: 1/255 or 1.",
+    ),
+]
+ChannelOrder = Annotated[
+    Literal["rgb", "bgr"] | None,
+    data_option(show_default=OF_CHECKPOINT, help="In which the network takes the colors."),
+]
 _DATA_HELP = (
     "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub. Where a table leaves a "
     "choice: DATA:image=COLUMN,label=COLUMN,config=NAME."
 )
-Data = Annotated[str, Option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
-MaybeData = Annotated[str | None, Option(metavar="DATA", help=_DATA_HELP)]
-Split = Annotated[str | None, Option(metavar="NAME", help="Of the data set; the training split if left away.")]
-Out = Annotated[str, Option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace OUT if it exists.")]
+Data = Annotated[str, data_option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
+MaybeData = Annotated[str | None, data_option(metavar="DATA", help=_DATA_HELP)]
+Split = Annotated[str | None, data_option(metavar="NAME", show_default="the training split", help="Of the data set.")]
+Out = Annotated[str, output_option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write.")]
+Overwrite = Annotated[bool, output_option("--overwrite", help="Replace OUT if it exists.")]
 Size = Annotated[
-    Any, Option(metavar="H[xW]", parser=read_size, help="Bring images to this size; the checkpoint's if left away.")
+    Any,
+    data_option(
+        metavar="H[xW]", parser=read_size, show_default=OF_CHECKPOINT, help="The size that images are brought to."
+    ),
 ]
 Samples = Annotated[
-    Any, Option(metavar="N", parser=read_samples, help="How many images to draw from the data, or all.")
+    Any, data_option(metavar="N", parser=read_samples, help="How many images to draw from the data, or all.")
 ]
 Tolerance = Annotated[
     float | None,
-    Option(
-        metavar="T",
-        callback=check_tolerance,
-        help="Stop when the 95 % interval of every sigma is this tight, relative to it.",
+    equalization_option(
+        metavar="T", callback=check_tolerance, help="Stop when every sigma's relative 95 % interval is this tight."
     ),
 ]
 Colors = Annotated[
     str | None,
-    Option(metavar="FILE", help="Colors of the classes in colored masks: a line or JSON entry for each; or none."),
+    data_option(
+        metavar="FILE",
+        show_default="a file in the data, if any",
+        help="Colors of the classes in colored masks: a line or JSON entry for each; or none.",
+    ),
 ]
-_DrawnOn = Option(help="What masks without an EXIF orientation show, where their images have one.")
-DrawnOn = Annotated[Literal["auto", "upright", "stored"], _DrawnOn]
-MaybeDrawnOn = Annotated[Literal["auto", "upright", "stored"] | None, _DrawnOn]
+_DRAWN_ON = "What masks without an EXIF orientation show, where their images have one."
+DrawnOn = Annotated[Literal["auto", "upright", "stored"], data_option(help=_DRAWN_ON)]
+MaybeDrawnOn = Annotated[Literal["auto", "upright", "stored"] | None, data_option(show_default="auto", help=_DRAWN_ON)]
 MaxPixels = Annotated[
     int | None,
-    Option(min=1, metavar="N", callback=allow_pixels, help="Pixels of the largest picture that is read; 178956970."),
+    data_option(
+        min=1, metavar="N", callback=allow_pixels, show_default="178956970", help="Pixels of the largest picture."
+    ),
 ]
-ClassNames = Annotated[str | None, Option(metavar="FILE", help="Names of the classes: text or JSON.")]
+ClassNames = Annotated[
+    str | None,
+    data_option(metavar="FILE", show_default="the data's or the checkpoint's", help="Names of classes: text or JSON."),
+]
 BatchSize = Annotated[
     int | None,
-    Option(min=1, metavar="N", help="Images a forward pass; at most 8, by their size, if left away."),
+    data_option(min=1, metavar="N", show_default="at most 8, by their size", help="Images a forward pass."),
 ]
-Device = Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
-Precision = Annotated[PrecisionName, Option(help="Of the forward pass.")]
+Device = Annotated[str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
+Precision = Annotated[PrecisionName, model_option(help="Of the forward pass.")]
 Workers = Annotated[
     int | None,
-    Option(min=0, metavar="N", help="Processes that read images; if left away, none on a CPU and some on a GPU."),
+    data_option(min=0, metavar="N", show_default="none on a CPU, some on a GPU", help="Processes that read images."),
 ]
-SkipBad = Annotated[float, Option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
-IgnoreIndex = Annotated[int | None, Option(metavar="N", help="The label that does not count; 255 if left away.")]
+SkipBad = Annotated[float, data_option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
+IgnoreIndex = Annotated[int | None, data_option(metavar="N", show_default="255", help="The label that does not count.")]
 ReduceLabels = Annotated[
     Literal["auto", "yes", "no"],
-    Option(help="Whether label 0 does not count and 1 is class 0; auto looks at the data."),
+    data_option(help="Whether label 0 does not count and 1 is class 0; auto looks at the data."),
 ]
-Seed = Annotated[int, Option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
-Json = Annotated[bool, Option("--json", help="One JSON object on stdout, and nothing else there.")]
+Seed = Annotated[int, model_option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
+Json = Annotated[bool, output_option("--json", help="One JSON object on stdout, and nothing else there.")]

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli.panels import output_option
 
 __all__ = ["push"]
 
@@ -20,18 +21,21 @@ def push(
     ],
     private: Annotated[
         bool | None,
-        typer.Option(
+        output_option(
             "--private/--public",
-            show_default=False,
-            help="Of a repository that is made: private, if neither is given. One that exists stays what it is.",
+            show_default="private",
+            help="Of a repository that is made; one that exists stays what it is.",
         ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="BRANCH", help="Commit there; made if it does not exist.")
+        str | None,
+        output_option(
+            "--revision", metavar="BRANCH", show_default="main", help="Commit there; made if it does not exist."
+        ),
     ] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    create_pr: Annotated[bool, output_option("--create-pr", help="Open a pull request instead.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files and send nothing; needs no network and no login.")
+        bool, output_option("--dry-run", help="List the files and send nothing; needs no network and no login.")
     ] = False,
     json: o.Json = False,
 ) -> None:
@@ -39,6 +43,13 @@ def push(
 
     Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
     a training stay behind.
+
+    Examples:
+        # see what would be sent
+        equalize push OUT my-name/upernet-swin-tiny-camvid --dry-run
+
+        # propose it to a repository of others
+        equalize push OUT their-name/upernet-swin-tiny-camvid --create-pr
     """
     from equalize.cli.terminal import open_terminal
 

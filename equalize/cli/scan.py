@@ -7,6 +7,7 @@ import typer
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import next_command
+from equalize.cli.panels import data_option, output_option
 
 __all__ = ["scan"]
 
@@ -23,14 +24,14 @@ def scan(
     *,
     input_shape: Annotated[
         Any,
-        typer.Option(
+        data_option(
             "--input-shape",
             metavar="N,C,...",
             parser=o.read_shape,
             help="Of the network's input; instead of --size.",
         ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="List those without a resampled branch too.")] = False,
+    every: Annotated[bool, output_option("--all", help="List those without a resampled branch too.")] = False,
     data: o.MaybeData = None,
     images: ImageFlags,
     preprocess: PreprocessFlags,
@@ -41,6 +42,13 @@ def scan(
 
     Says what cannot be equalized, and why. With --data, the scale of each branch is measured as well; without, only
     the network's structure is read.
+
+    Examples:
+        # what is fused, from the configuration alone
+        equalize scan nvidia/segformer-b0-finetuned-ade-512-512
+
+        # at which scales, and whether equalizing will help
+        equalize scan resnet50_unet.pth --arch smp:Unet --data camvid --samples 64
     """
     if input_shape and (images.size or data):
         flag = "--size" if images.size else "--data"

@@ -3,9 +3,15 @@
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from typer import Option
-
 from equalize.cli import options as o
+from equalize.cli.panels import (
+    augmentation_option,
+    data_option,
+    equalization_option,
+    model_option,
+    optimizer_option,
+    output_option,
+)
 
 __all__ = ["CommonTrainingFlags", "TrainingFlags"]
 
@@ -17,52 +23,120 @@ _IN_EFFECT = ("config", "max_pixels")
 class CommonTrainingFlags:
     """Those that `finetune` and `compare` share."""
 
-    config: Annotated[str | None, Option(metavar="FILE", help="YAML with any of these settings; flags win.")] = None
-    epochs: Annotated[int | None, Option(metavar="E", help="20 if left away.")] = None
-    max_steps: Annotated[int | None, Option("--max-steps", "--steps", metavar="K", help="Instead of --epochs.")] = None
-    batch_size: Annotated[int | None, Option(metavar="N", help="Pairs a step and process; 8.")] = None
-    accumulate: Annotated[int | None, Option(metavar="N", help="Batches that make a step.")] = None
-    optimizer: Annotated[Literal["adamw", "sgd"] | None, Option(help="adamw if left away; sgd has momentum 0.9.")] = (
-        None
-    )
-    lr: Annotated[float | None, Option(help="Peak learning rate; 1e-4 for adamw, 0.01 for sgd if left away.")] = None
-    head_lr_mult: Annotated[float | None, Option(help="How much faster all but the backbone learns; 1.")] = None
-    fusion_lr_mult: Annotated[float | None, Option(help="How much faster the fusion layers' weights learn; 1.")] = None
-    precision: Annotated[o.PrecisionName | None, Option(help="fp32 if left away.")] = None
-    freeze_backbone: bool | None = None
+    config: Annotated[
+        str | None, optimizer_option(metavar="FILE", help="YAML with any settings of a training; flags win.")
+    ] = None
+    epochs: Annotated[
+        int | None,
+        optimizer_option(metavar="E", show_default="20, without --max-steps", help="Passes over the training split."),
+    ] = None
+    max_steps: Annotated[
+        int | None, optimizer_option("--max-steps", "--steps", metavar="K", help="Steps, instead of --epochs.")
+    ] = None
+    batch_size: Annotated[
+        int | None, optimizer_option(metavar="N", show_default="8", help="Pairs a step, in each process.")
+    ] = None
+    accumulate: Annotated[
+        int | None, optimizer_option(metavar="N", show_default="1", help="Batches that make a step.")
+    ] = None
+    optimizer: Annotated[
+        Literal["adamw", "sgd"] | None, optimizer_option(show_default="adamw", help="sgd has momentum 0.9.")
+    ] = None
+    lr: Annotated[
+        float | None,
+        optimizer_option(
+            metavar="RATE", show_default="0.0001 for adamw, 0.01 for sgd", help="Learning rate, at its peak."
+        ),
+    ] = None
+    head_lr_mult: Annotated[
+        float | None,
+        optimizer_option(metavar="FACTOR", show_default="1.0", help="How much faster all but the backbone learns."),
+    ] = None
+    fusion_lr_mult: Annotated[
+        float | None,
+        optimizer_option(
+            metavar="FACTOR", show_default="1.0", help="How much faster the fusion layers' weights learn."
+        ),
+    ] = None
+    precision: Annotated[
+        o.PrecisionName | None,
+        model_option(show_default="Accelerate's configuration, else fp32", help="Of forward and backward pass."),
+    ] = None
+    freeze_backbone: Annotated[
+        bool | None, optimizer_option(show_default="no", help="Leave the backbone's weights as they are.")
+    ] = None
     cache_backbone: Annotated[
-        bool | None, Option(help="Run the frozen backbone once an image, and no augmentation but the flip.")
+        bool | None,
+        optimizer_option(
+            show_default="no", help="Run the frozen backbone once an image, and no augmentation but the flip."
+        ),
     ] = None
     cache_dir: Annotated[
-        str | None, Option(metavar="DIR", help="Where its outputs are kept, for other trainings too; OUT if left away.")
+        str | None,
+        optimizer_option(
+            metavar="DIR", show_default="in OUT", help="Where its outputs are kept, for other trainings too."
+        ),
     ] = None
-    freeze_norms: bool | None = None
+    freeze_norms: Annotated[
+        bool | None,
+        optimizer_option(show_default="no", help="Leave weights and statistics of normalizations as they are."),
+    ] = None
     size: o.Size = None
     crop: Annotated[
-        Any, Option(metavar="H[xW]", parser=o.read_size, help="What training sees; --size if left away.")
+        Any,
+        augmentation_option(
+            metavar="H[xW]", parser=o.read_size, show_default="--size, else 512x512", help="What training sees."
+        ),
     ] = None
-    num_classes: Annotated[int | None, Option(metavar="N", help="The classifier is drawn anew if it has others.")] = (
-        None
-    )
+    num_classes: Annotated[
+        int | None,
+        model_option(
+            metavar="N",
+            show_default="as the data names, else the checkpoint's",
+            help="The classifier is drawn anew if it has others.",
+        ),
+    ] = None
     class_names: o.ClassNames = None
-    ignore_index: Annotated[int | None, Option(help="Label that does not count; 255, if it is no class.")] = None
+    ignore_index: Annotated[
+        int | None,
+        data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
+    ] = None
     reduce_labels: Annotated[
-        Literal["auto", "yes", "no"] | None, Option(help="Label 0 does not count, 1 is class 0.")
+        Literal["auto", "yes", "no"] | None,
+        data_option(
+            show_default="auto",
+            help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels.",
+        ),
     ] = None
     colors: o.Colors = None
     masks_drawn_on: o.MaybeDrawnOn = None
-    train_split: Annotated[str | None, Option(metavar="NAME")] = None
-    val_split: Annotated[str | None, Option(metavar="NAME")] = None
-    samples: Annotated[int | None, Option(metavar="N", help="Images that sigmas are measured on; 256.")] = None
+    train_split: Annotated[
+        str | None, data_option(metavar="NAME", show_default="train", help="What is trained on.")
+    ] = None
+    val_split: Annotated[
+        str | None,
+        data_option(metavar="NAME", show_default="val", help="What is scored during training, where the data has it."),
+    ] = None
+    samples: Annotated[
+        int | None,
+        equalization_option(metavar="N", show_default="256", help="Images that sigmas are measured on."),
+    ] = None
     train_as: Annotated[
         Literal["explicit", "folded"] | None,
-        Option(
-            help="Whether the optimizer sees the weights behind equalizers or those on disk; explicit if left away."
+        equalization_option(
+            show_default="explicit",
+            help="Whether the optimizer sees the weights behind equalizers or those on disk.",
         ),
     ] = None
-    seed: Annotated[int | None, Option(min=0, metavar="N", help="Of all that is random; 0.")] = None
-    workers: Annotated[int | None, Option(metavar="N", help="Processes that read pairs.")] = None
-    device: Annotated[str | None, Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = None
+    seed: Annotated[
+        int | None, optimizer_option(min=0, metavar="N", show_default="0", help="Of all that is random.")
+    ] = None
+    workers: Annotated[int | None, data_option(metavar="N", show_default="0", help="Processes that read images.")] = (
+        None
+    )
+    device: Annotated[
+        str | None, model_option(metavar="NAME", show_default="auto", help="auto, cpu, cuda, cuda:0 or mps.")
+    ] = None
     max_pixels: o.MaxPixels = None
 
     def settings(self) -> dict[str, Any]:
@@ -79,25 +153,69 @@ class CommonTrainingFlags:
 class TrainingFlags(CommonTrainingFlags):
     """Those of `finetune`."""
 
-    weight_decay: Annotated[float | None, Option(help="0.01 for adamw, 5e-4 for sgd.")] = None
-    power: Annotated[float | None, Option(help="Of the polynomial decay; 0.9.")] = None
-    warmup: Annotated[float | None, Option(help="Share of the steps with a rising rate; 0.05.")] = None
-    clip: Annotated[float | None, Option(help="Largest norm of the gradient; 1; 0 for none.")] = None
-    label_smoothing: float | None = None
+    weight_decay: Annotated[
+        float | None,
+        optimizer_option(
+            metavar="DECAY", show_default="0.01 for adamw, 0.0005 for sgd", help="Never on biases and normalizations."
+        ),
+    ] = None
+    power: Annotated[
+        float | None, optimizer_option(metavar="P", show_default="0.9", help="Of the polynomial decay of the rate.")
+    ] = None
+    warmup: Annotated[
+        float | None,
+        optimizer_option(metavar="SHARE", show_default="0.05", help="Share of the steps with a rising rate."),
+    ] = None
+    clip: Annotated[
+        float | None,
+        optimizer_option(metavar="NORM", show_default="1.0", help="Largest norm of the gradient; 0 for any."),
+    ] = None
+    label_smoothing: Annotated[
+        float | None,
+        optimizer_option(metavar="SHARE", show_default="0.0", help="Share of a label that all classes get."),
+    ] = None
     class_weights: Annotated[
-        Any, Option(metavar="W,W,...", parser=o.read_numbers, help="Of the loss, one a class.")
+        Any,
+        optimizer_option(
+            metavar="W,W,...", parser=o.read_numbers, show_default="all alike", help="Of the loss, one a class."
+        ),
     ] = None
-    aux_weight: Annotated[float | None, Option(help="Of an auxiliary head's loss; 0.4.")] = None
+    aux_weight: Annotated[
+        float | None, optimizer_option(metavar="W", show_default="0.4", help="Of an auxiliary head's loss.")
+    ] = None
     random_resize: Annotated[
-        Any, Option(metavar="LOW,HIGH", parser=o.read_numbers, help="Range of its factor; 0.5,2.")
+        Any,
+        augmentation_option(
+            metavar="LOW,HIGH", parser=o.read_numbers, show_default="0.5,2.0", help="Range of its factor."
+        ),
     ] = None
-    flip: Annotated[float | None, Option(help="Probability; 0.5.")] = None
-    cat_max_ratio: Annotated[float | None, Option(help="Largest share of one class in a crop; 0.75.")] = None
-    photometric: Annotated[bool | None, Option(help="Vary brightness, contrast, colors.")] = None
-    eval_every: Annotated[int | None, Option(metavar="STEPS", help="Score and save; each epoch if left away.")] = None
-    log_every: Annotated[int | None, Option(metavar="STEPS")] = None
-    patience: Annotated[int | None, Option(metavar="N", help="Stop after N evaluations without a better mIoU.")] = None
-    scale: Annotated[Any, Option(metavar="step|paper", parser=o.read_scale, help=f"Of --calibrate. {o.SCALE_HELP}")] = (
-        None
-    )
-    report_to: Annotated[list[str] | None, Option(metavar="NAME", help="tensorboard or trackio; repeatable.")] = None
+    flip: Annotated[
+        float | None, augmentation_option(metavar="P", show_default="0.5", help="Probability of a mirror image.")
+    ] = None
+    cat_max_ratio: Annotated[
+        float | None,
+        augmentation_option(metavar="SHARE", show_default="0.75", help="Largest share of one class in a crop."),
+    ] = None
+    photometric: Annotated[
+        bool | None, augmentation_option(show_default="yes", help="Vary brightness, contrast, colors.")
+    ] = None
+    eval_every: Annotated[
+        int | None, output_option(metavar="STEPS", show_default="an epoch", help="When to score and save.")
+    ] = None
+    log_every: Annotated[
+        int | None,
+        output_option(metavar="STEPS", show_default="a hundredth of them", help="When to write to metrics.jsonl."),
+    ] = None
+    patience: Annotated[
+        int | None,
+        optimizer_option(metavar="N", show_default="never", help="Stop after N evaluations without a better mIoU."),
+    ] = None
+    scale: Annotated[
+        Any,
+        equalization_option(
+            metavar="step|paper", parser=o.read_scale, show_default="step", help=f"Of --calibrate. {o.SCALE_HELP}"
+        ),
+    ] = None
+    report_to: Annotated[
+        list[str] | None, output_option(metavar="NAME", help="tensorboard or trackio; repeatable.")
+    ] = None

@@ -6,6 +6,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.panels import model_option
 
 __all__ = ["verify"]
 
@@ -15,7 +16,9 @@ def verify(
     out: Annotated[
         str, typer.Argument(metavar="OUT", show_default=False, help="A directory that equalize calibrate wrote.")
     ],
-    against: Annotated[str, typer.Option("--against", metavar="MODEL", help="The model that OUT was made of.")],
+    against: Annotated[
+        str, model_option("--against", metavar="MODEL", show_default=False, help="The model that OUT was made of.")
+    ],
     *,
     data: o.MaybeData = None,
     size: o.Size = None,
@@ -29,6 +32,13 @@ def verify(
 
     Same keys; only the listed tensors changed; and each fusion layer, on a few images of --data or else on random
     inputs, does what the plan says.
+
+    Examples:
+        # on random inputs
+        equalize verify OUT --against openmmlab/upernet-swin-tiny
+
+        # on images
+        equalize verify OUT --against openmmlab/upernet-swin-tiny --data camvid
     """
     if data is None:
         o.demand_data(context, "size", "split", "mean", "std", "rescale", "channel_order")

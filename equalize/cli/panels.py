@@ -1,0 +1,84 @@
+"""Help as plain text: flags in panels, examples at the end.
+
+Rich's tables would cut long flags and names, and importing Rich takes longer than the rest of `--help`.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from typer import Option
+from typer.core import TyperCommand, TyperGroup
+
+__all__ = [
+    "PanelCommand",
+    "PanelGroup",
+    "augmentation_option",
+    "data_option",
+    "equalization_option",
+    "help_and_examples",
+    "model_option",
+    "optimizer_option",
+    "output_option",
+]
+
+_PANELS = ("Arguments", "Data", "Model", "Optimizer", "Augmentation", "Equalization", "Output")
+_FLAG_WIDTH = 30  # a longer flag has its text below
+
+data_option = partial(Option, rich_help_panel="Data")
+model_option = partial(Option, rich_help_panel="Model")
+optimizer_option = partial(Option, rich_help_panel="Optimizer")
+augmentation_option = partial(Option, rich_help_panel="Augmentation")
+equalization_option = partial(Option, rich_help_panel="Equalization")
+output_option = partial(Option, rich_help_panel="Output")
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help has a section for each `rich_help_panel`, and its epilog as it is written."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments and flags."""
+        panels: dict[str, list[tuple[str, str]]] = {name: [] for name in _PANELS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:  # hidden
+                continue
+            argument = parameter.param_type_name == "argument"
+            # --help has no panel
+            panel = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Output"
+            panels.setdefault(panel, []).append((record[0].removesuffix(" <str>"), _plain_default(record[1])))
+        names = [name for rows in panels.values() for name, _ in rows]
+        width = min(_FLAG_WIDTH, max(map(len, names)))
+        for panel, rows in panels.items():
+            if rows:
+                with formatter.section(panel):
+                    formatter.write_dl([(name.ljust(width), text) for name, text in rows], col_max=_FLAG_WIDTH)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Writes the examples, one line as one line."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}".rstrip() + "\n" for line in self.epilog.splitlines()))
+
+
+class PanelGroup(TyperGroup):
+    """A group that shows the first sentence of each command in full."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands."""
+        with formatter.section("Commands"):
+            whole = 1_000
+            formatter.write_dl([(name, each.get_short_help_str(whole)) for name, each in self.commands.items()])
+
+
+def help_and_examples(command: Callable[..., None]) -> tuple[str, str]:
+    """Typer's `help` and `epilog` of a command, from a docstring that ends with a section `Examples:`."""
+    text, _, examples = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
+    return text, inspect.cleandoc(examples)
+
+
+def _plain_default(text: str) -> str:
+    """Without the parentheses that Typer puts around a default in words."""
+    return re.sub(r"default: \((.*?)\)(?=[;\]])", r"default: \1", text)
