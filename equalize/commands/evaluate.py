@@ -1,8 +1,7 @@
 """Scores a segmentation network: counts pixels by label and prediction, at the masks' resolution."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,18 +9,17 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, ModelName
+from equalize.commands.forward import Forward, Logits, predicted
 from equalize.commands.images import fit_images, working_size
 from equalize.commands.labels import (
     LabeledSplit,
-    as_classes,
     check_split,
     count_classes,
     names_of,
     with_output,
 )
-from equalize.commands.windows import Windows, is_large, upsampled
+from equalize.commands.windows import Strips, upsampled
 from equalize.data import (
-    Batches,
     Item,
     ReduceLabels,
     check_labels,
@@ -36,13 +34,9 @@ from equalize.data.loader import Batch
 from equalize.data.masks import DrawnOn
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
-from equalize.errors import EqualizeError, InputError, NumericsError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.metrics import Score, count_pixels, score_of
-
-Logits = Callable[[Tensor], Tensor]
-"""(N, C, H, W) -> (N, classes, h, w)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +109,7 @@ def evaluate(
         channels=checkpoint.preprocess.bands,
         notify=notify,
     )
-    if not (config.sliding_window or size or checkpoint.preprocess.size):
-        large = sum(map(is_large, dataset.images))
-        window = working_size(checkpoint, None)
-        notify(f"{large} large images are scored in windows of {window[0]}x{window[1]}, see --size") if large else None
+    Forward(checkpoint=checkpoint, config=config, device=device).tell_windows(dataset.images, notify)
     with eval_mode(checkpoint.model):
         return score_split(checkpoint, labeled, config, device, progress=progress)
 
@@ -161,69 +152,25 @@ def count_images(
             it equally often.
         inputs: replaces the images and masks of the split.
     """
-    preprocess, size = checkpoint.preprocess, config.size or checkpoint.preprocess.size
-    logits: Logits = together or checkpoint.logits
+    forward = Forward(checkpoint=checkpoint, config=config, device=device)
+    channels = checkpoint.preprocess.bands
     masks = dict(labeled.dataset.with_masks())
     mine = my_share(labeled.dataset.images)
-    may_be_large = size is None and together is None and inputs is None
-    in_windows = [image for image in mine if config.sliding_window or (may_be_large and is_large(image))]
-    if in_windows:
-        window = working_size(checkpoint, config.size)
-        windows = Windows(size=window, batch_size=config.batch_size, preprocess=replace(preprocess, size=None))
-        with torch.no_grad(), precision_of(config.precision, device):
-            yield from (
-                _count_windows(windows, preprocess.bands, logits, image, masks[image], labeled, device)
-                for image in in_windows
-            )
-        mine = [image for image in mine if image not in {*in_windows}]
+    for_windows = [] if together or inputs else forward.for_windows(mine)
+    for image in for_windows:
+        label_HW = _read_label(masks, labeled, channels, image)
+        yield _count(forward.in_windows(read_picture(image, channels)), label_HW, image, labeled)
+    if for_windows:
+        mine = [image for image in mine if image not in {*for_windows}]
     read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to score
-    found: Iterable[Batch] = Batches(
-        *(read, preprocess),
-        size=size,
-        channels=preprocess.bands,
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )
-    inputs = inputs or Inputs(batches=found, label=partial(_read_label, masks, labeled, preprocess.bands))
+    inputs = inputs or Inputs(batches=forward.batches(read), label=partial(_read_label, masks, labeled, channels))
     for batch, fresh in (
         in_step(inputs.batches, device) if together else ((batch, True) for batch in inputs.batches if mine)
     ):
-        with torch.no_grad(), precision_of(config.precision, device), _refusing(batch):
-            scores_NKhw = as_classes(logits(batch.images.to(device))).float()
+        scores_NKhw = forward.of_batch(batch, together)
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
             label_HW = inputs.label(path)
             yield _count(upsampled(scores_Khw, label_HW.shape), label_HW, path, labeled)
-
-
-@contextlib.contextmanager
-def _refusing(batch: Batch) -> Iterator[None]:
-    """Whatever a network raises on a size is an InputError that names an image of it; lack of memory stays as it is."""
-    try:
-        yield
-    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        line = " ".join(str(error).split())[:160]
-        if "allocate" in line:
-            raise
-        height, width = batch.images.shape[2:]
-        what = f"has a size that the network does not take, {height}x{width} ({type(error).__name__}: {line})"
-        raise InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)") from error
-
-
-def _count_windows(
-    windows: Windows,
-    channels: int,
-    logits: Logits,
-    image: Item,
-    mask: Item,
-    labeled: LabeledSplit,
-    device: torch.device,
-) -> Tensor:
-    """One image as `_count`, seen through windows."""
-    picture, label_HW = read_picture(image, channels), _read_label({image: mask}, labeled, channels, image)
-    strips = windows(lambda images_NCHW: as_classes(logits(images_NCHW.to(device))).float(), picture)
-    return _count(strips, label_HW, image, labeled)
 
 
 def _read_label(masks: Mapping[Item, Item], labeled: LabeledSplit, channels: int, image: Item) -> Tensor:
@@ -234,13 +181,11 @@ def _read_label(masks: Mapping[Item, Item], labeled: LabeledSplit, channels: int
     return label_HW
 
 
-def _count(strips: Iterable[tuple[int, Tensor]], label_HW: Tensor, image: Item, labeled: LabeledSplit) -> Tensor:
-    """One image, (K, K) counts: strips (K, h, W) of logits from their first row on, argmax."""
+def _count(strips: Strips, label_HW: Tensor, image: Item, labeled: LabeledSplit) -> Tensor:
+    """One image, (K, K) counts, by strips of its logits."""
     counts_KK = torch.zeros(labeled.num_classes, labeled.num_classes, dtype=torch.int64)
-    for top, scores_KhW in strips:
-        if not scores_KhW.isfinite().all():
-            raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
-        label_hW = label_HW[top : top + scores_KhW.shape[1]].to(scores_KhW.device)
+    for top, classes_hW in predicted(strips, image):
+        label_hW = label_HW[top : top + len(classes_hW)].to(classes_hW.device)
         ignored = labeled.rule.ignore_index
-        counts_KK += count_pixels(scores_KhW.argmax(dim=0), label_hW, labeled.num_classes, ignore_index=ignored)
+        counts_KK += count_pixels(classes_hW, label_hW, labeled.num_classes, ignore_index=ignored)
     return counts_KK

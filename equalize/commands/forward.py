@@ -1,0 +1,138 @@
+"""Images through a network: the logits of each, and the class of each pixel.
+
+N images, K classes, H x W pixels, h x w logits.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from equalize.checkpoint import Checkpoint
+from equalize.commands.images import working_size
+from equalize.commands.labels import as_classes
+from equalize.commands.windows import Strips, Windows, is_large
+from equalize.data import Batches, Item, Picture
+from equalize.data.loader import Batch
+from equalize.device import precision_of
+from equalize.errors import EqualizeError, InputError, NumericsError
+from equalize.messages import Notify
+
+__all__ = ["Forward", "ForwardConfig", "Logits", "predicted"]
+
+Logits = Callable[[Tensor], Tensor]
+"""(N, C, H, W) -> (N, classes, h, w)."""
+
+
+class ForwardConfig(Protocol):
+    """The fields of a command's configuration that its forward passes depend on."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
+
+    @property
+    def sliding_window(self) -> bool:
+        """Leave images at their own size and let a window of `size` slide over them."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images, or windows, a forward pass."""
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that read images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """How images are run through a checkpoint's model, which is in eval mode on `device`."""
+
+    checkpoint: Checkpoint
+    config: ForwardConfig
+    device: torch.device
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) that whole images are brought to; None for their own."""
+        return self.config.size or self.checkpoint.preprocess.size
+
+    def for_windows(self, images: Sequence[Item]) -> list[Item]:
+        """Those of the images that are seen through windows: all if asked for, else large ones at their own size."""
+        if self.config.sliding_window:
+            return [*images]
+        return [] if self.size else [image for image in images if is_large(image)]
+
+    def tell_windows(self, images: Sequence[Item], notify: Notify) -> None:
+        """Notifies of large images, which nobody has asked to see through windows."""
+        large = len(self.for_windows(images))
+        if large and not self.config.sliding_window:
+            height, width = working_size(self.checkpoint, None)
+            notify(f"{large} large images are taken in windows of {height}x{width}, see --size")
+
+    def in_windows(self, picture: Picture) -> Strips:
+        """Logits (K, h, W) of a picture at its own size, by strips."""
+        windows = Windows(
+            size=working_size(self.checkpoint, self.config.size),
+            batch_size=self.config.batch_size,
+            preprocess=replace(self.checkpoint.preprocess, size=None),
+        )
+        with torch.no_grad(), precision_of(self.config.precision, self.device):
+            yield from windows(
+                lambda x_NCHW: as_classes(self.checkpoint.logits(x_NCHW.to(self.device))).float(), picture
+            )
+
+    def batches(self, images: Sequence[Item], skip_bad: float | None = None) -> Batches:
+        """Whole images, read in batches."""
+        preprocess = self.checkpoint.preprocess
+        return Batches(
+            *(images, preprocess),
+            size=self.size,
+            channels=preprocess.bands,
+            batch_size=self.config.batch_size,
+            workers=self.config.workers,
+            skip_bad=skip_bad,
+        )
+
+    def of_batch(self, batch: Batch, logits: Logits | None = None) -> Tensor:
+        """Logits (N, K, h, w) of a batch, by `logits` in place of the checkpoint's if given."""
+        with torch.no_grad(), precision_of(self.config.precision, self.device), _refusing(batch):
+            return self._logits(batch.images, logits or self.checkpoint.logits)
+
+    def _logits(self, images_NCHW: Tensor, logits: Logits) -> Tensor:
+        return as_classes(logits(images_NCHW.to(self.device))).float()
+
+
+@contextlib.contextmanager
+def _refusing(batch: Batch) -> Iterator[None]:
+    """Whatever a network raises on a size is an InputError that names an image of it; lack of memory stays as it is."""
+    try:
+        yield
+    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:160]
+        if "allocate" in line:
+            raise
+        height, width = batch.images.shape[2:]
+        what = f"has a size that the network does not take, {height}x{width} ({type(error).__name__}: {line})"
+        raise InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)") from error
+
+
+def predicted(strips: Strips, image: Item) -> Iterator[tuple[int, Tensor]]:
+    """The classes (h, W) of an image, by strips of logits (K, h, W) from their first row on: argmax.
+
+    Raises:
+        NumericsError: a logit is not finite.
+    """
+    for top, scores_KhW in strips:
+        if not scores_KhW.isfinite().all():
+            raise NumericsError(image, "makes the network give NaN or Inf", remedy="use --precision fp32")
+        yield top, scores_KhW.argmax(dim=0)
