@@ -55,6 +55,8 @@ class Checkpoint:
     """In eval mode and float32; on the meta device if loaded without weights."""
     preprocess: Preprocess
     classes: tuple[str, ...] | None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """Red, green and blue of each class, where the files say."""
     revision: str | None
     """The commit that a Hub id resolved to."""
     notes: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ class Checkpoint:
         if names == self.classes:
             return self
         save = None if self.save_spec is None else self.adapter.with_classes(self.save_spec, names)
-        return replace(self, classes=names, save_spec=save)
+        return replace(self, classes=names, palette=None, save_spec=save)
 
     @property
     def reduced_before(self) -> bool | None:

@@ -37,6 +37,8 @@ class Spec:
     """Builds it with fresh weights; downloads nothing."""
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """Red, green and blue of each class, 0 to 255."""
     num_classes: int | None = None
     """The number that the user gave."""
     notes: tuple[str, ...] = ()

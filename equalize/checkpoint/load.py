@@ -101,6 +101,7 @@ class ModelName(Request):
             model=model,
             preprocess=preprocess,
             classes=spec.classes,
+            palette=spec.palette,
             revision=place.revision,
             notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,

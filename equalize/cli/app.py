@@ -12,6 +12,7 @@ from equalize.cli.evaluate import evaluate
 from equalize.cli.finetune import finetune
 from equalize.cli.flag_groups import grouped
 from equalize.cli.panels import PanelCommand, PanelGroup, help_and_examples
+from equalize.cli.predict import predict
 from equalize.cli.push import push
 from equalize.cli.scan import scan
 from equalize.cli.verify import verify
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # see panels.py
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _command in (scan, calibrate, apply, verify, finetune, evaluate, compare, push, demo):
+for _command in (scan, calibrate, apply, verify, finetune, evaluate, compare, predict, push, demo):
     _help, _examples = help_and_examples(_command)
     app.command(cls=PanelCommand, help=_help, epilog=_examples)(grouped(_command))
 

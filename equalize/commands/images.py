@@ -233,6 +233,8 @@ def fit_images(
     device: torch.device,
     notify: Notify,
     warn: Notify,
+    *,
+    skip_bad: float | None = None,
 ) -> Checkpoint:
     """The checkpoint, moved to `device`, with what its network takes of the images; says all that was found of it.
 
@@ -242,9 +244,9 @@ def fit_images(
     for note in checkpoint.notes:
         notify(note)
     checkpoint.model.to(device)
-    checkpoint = fit_input(checkpoint, images, size, notify)
+    checkpoint = fit_input(checkpoint, images, size, notify, skip_bad=skip_bad)
     notify(f"preprocessing: {checkpoint.preprocess}")
-    check_input(checkpoint, spread_images(images, checkpoint, size)).report(notify, warn)
+    check_input(checkpoint, spread_images(images, checkpoint, size, skip_bad=skip_bad)).report(notify, warn)
     return checkpoint
 
 

@@ -25,6 +25,21 @@ def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None
 
 
+def palette(meta: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...] | None:
+    """The colors of the classes from ``dataset_meta`` (mmengine) or ``PALETTE`` (mmcv), None if there are none."""
+    described = meta.get("dataset_meta")
+    colors = described.get("palette") if isinstance(described, Mapping) else meta.get("PALETTE")
+    listed: Sequence[Any] = colors if isinstance(colors, (list, tuple)) else ()
+    if not listed or not all(map(_is_color, listed)):
+        return None
+    return tuple((red, green, blue) for red, green, blue in listed)
+
+
+def _is_color(color: object) -> bool:
+    levels: Sequence[Any] = color if isinstance(color, (list, tuple)) else ()
+    return len(levels) == 3 and all(isinstance(level, int) and 0 <= level <= 255 for level in levels)
+
+
 def meta_with_classes(names: Sequence[str] | None) -> dict[str, object]:
     """Changes to ``meta`` for new class names; None removes an entry about the old ones."""
     described = None if names is None else {"classes": tuple(names)}

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.families.mmsegmentation import registry
 from equalize.checkpoint.families.mmsegmentation.config import Config, bare_model, read_literals, with_classes
-from equalize.checkpoint.families.mmsegmentation.facts import class_names, config_text, meta_with_classes, preprocessing
+from equalize.checkpoint.families.mmsegmentation.facts import (
+    class_names,
+    config_text,
+    meta_with_classes,
+    palette,
+    preprocessing,
+)
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
 from equalize.checkpoint.keys import unwrapped
@@ -58,12 +64,14 @@ class MMSegmentation(Family[_Spec]):
             if text is not None:
                 text = registry.dump({**config, "model": with_classes(config["model"], number)})
                 meta |= {key: text for key in ("cfg", "config") if key in weights.meta}
-        names = class_names(weights.meta)
+        names, colors = class_names(weights.meta), palette(weights.meta)
+        there = _head(model).get("num_classes")
         return _Spec(
             architecture=_architecture(model),
             make=registry.builder(model, draw=request.init_missing, trusted=trusted),
             preprocess=preprocessing(config),
-            classes=names if names and len(names) == _head(model).get("num_classes") else None,
+            classes=names if names and len(names) == there else None,
+            palette=colors if colors and len(colors) == there else None,
             num_classes=number,
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
             arguments={"num_classes": number} if trusted and number is not None else {},  # else in its text

@@ -1,0 +1,106 @@
+"""`equalize predict`."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from typer import Argument, Context
+
+from equalize.cli import options as o
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.panels import data_option, output_option
+from equalize.errors import InputError
+
+__all__ = ["predict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictFlags:
+    """The fields of `PredictConfig`."""
+
+    size: o.Size = None
+    sliding_window: Annotated[
+        bool,
+        data_option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
+    ] = False
+    batch_size: Annotated[int, data_option(min=1, metavar="N", help="Images a forward pass.")] = 8
+    workers: Annotated[int, data_option(min=0, metavar="N", help="Processes that read images.")] = 0
+    skip_bad: o.SkipBad = 0.0
+    device: o.Device = "auto"
+    precision: o.Precision = "fp32"
+    colors: Annotated[
+        str | None,
+        output_option(
+            metavar="FILE",
+            show_default="the checkpoint's, else distinct ones",
+            help="Colors of the classes: a line or JSON entry for each.",
+        ),
+    ] = None
+    class_names: Annotated[
+        str | None,
+        output_option(metavar="FILE", show_default=o.OF_CHECKPOINT, help="Names of the classes: text or JSON."),
+    ] = None
+    overlays: Annotated[
+        bool, output_option("--overlays/--no-overlays", help="Whether to write pictures with the classes over them.")
+    ] = True
+
+
+def predict(
+    context: Context,
+    model: o.Model,
+    images: Annotated[
+        list[str],
+        Argument(
+            metavar="IMAGES",
+            show_default=False,
+            help="Pictures, folders at any depth, or a pattern in quotes such as 'drive/**/*.jpg'.",
+        ),
+    ],
+    out: Annotated[
+        str, output_option("-o", "--out", metavar="DIR", show_default=False, help="The directory to write.")
+    ],
+    *,
+    flags: PredictFlags,
+    preprocess: PreprocessFlags,
+    arch: ArchFlags,
+    num_classes: o.NumClasses = None,
+    max_pixels: o.MaxPixels = None,
+    overwrite: Annotated[bool, output_option("--overwrite", help="Replace DIR if it exists.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Write the class of each pixel, as masks and as overlays.
+
+    DIR/masks has a PNG for each picture, of the picture's own size and upright, whose gray values are class indices
+    from 0 on: 8 bits, or 16 for more than 256 classes. DIR/overlays has the pictures with the colors of the classes
+    over them, DIR/legend.png what the colors mean. Names and subfolders are those of the pictures.
+
+    Examples:
+        # a folder, with its subfolders
+        equalize predict OUT photos -o PREDICTED
+
+        # large pictures in windows, in colors of one's own
+        equalize predict OUT 'drive/**/*.png' -o PREDICTED \\
+            --sliding-window --size 512 --colors labelmap.txt
+    """
+    from equalize.cli.terminal import open_terminal
+
+    with open_terminal(context, as_json=json) as terminal:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise InputError(
+                "torchrun", "predictions are made in one process", remedy="call equalize predict without it"
+            )
+        from equalize.cli.reports.predictions import predictions_report
+        from equalize.commands.predict.predict import PredictConfig
+        from equalize.commands.predict.predict import predict as run
+
+        name = arch.name(model, num_classes=num_classes, preprocess=preprocess.override())
+        config = PredictConfig(**asdict(flags))
+        with terminal.progress("predicting") as progress:
+            done = run(
+                *(name, images, out, config),
+                overwrite=overwrite,
+                progress=progress,
+                notify=terminal.note,
+                warn=terminal.warn,
+            )
+        terminal.result(done.to_json(), predictions_report(done))

@@ -1,0 +1,171 @@
+"""Runs a network over pictures and writes the class of each pixel."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.commands.forward import Forward
+from equalize.commands.images import fit_images, working_size
+from equalize.commands.labels import count_classes, names_of, with_output
+from equalize.commands.overlays import class_colors
+from equalize.commands.predict.files import Predictions, Skip, Writer
+from equalize.commands.windows import Strips, upsampled
+from equalize.data import DataSet, Item, Picture, picture_size, read_colors, read_picture
+from equalize.data.selection import Selection, file_of, select_pictures
+from equalize.device import device_of, precision_of
+from equalize.errors import DataError, OutputError
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify, Progress, ignore, ignore_progress
+
+__all__ = ["PredictConfig", "predict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictConfig:
+    """How classes are predicted and shown."""
+
+    size: tuple[int, int] | None = None
+    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
+    sliding_window: bool = False
+    """Leave images at their own size and let a window of `size` slide over them."""
+    batch_size: int = 8
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
+    skip_bad: float = 0.0
+    """Share of the pictures that may be unreadable."""
+    colors: str | Path | None = None
+    """A file with the colors of classes; the checkpoint's own, else distinct ones, if None."""
+    class_names: str | Path | None = None
+    """A file with names of the classes."""
+    overlays: bool = True
+
+
+def predict(
+    name: ModelName,
+    places: Sequence[str | Path],
+    out: str | Path,
+    config: PredictConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = ignore_progress,
+    notify: Notify = ignore,
+    warn: Notify = ignore,
+) -> Predictions:
+    """Writes `out`, whole or not at all.
+
+    Args:
+        name: the model.
+        places: pictures, folders of any depth, patterns.
+        out: the directory to make.
+        config: defaults if None.
+        overwrite: whether the directory may exist.
+        progress, notify, warn: see `equalize.messages`.
+
+    Raises:
+        CheckpointError: the model cannot be loaded. DataError: a picture cannot be read. OutputError: `out` exists, or
+        touches what is read. NumericsError: the network gives NaN or Inf.
+    """
+    config = config or PredictConfig()
+    check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
+    selection = select_pictures(places)
+    _demand_apart(Path(out), selection)
+    for note in selection.notes:
+        notify(note)
+    device = device_of(config.device)
+    precision_of(config.precision, device)
+    checkpoint, sample = _fitted(name.load(), selection.images, config, device, notify, warn)
+    number = count_classes(checkpoint, sample, _size(checkpoint, config), device)
+    colors = class_colors(number, read_colors(config.colors) if config.colors else None, checkpoint.palette)
+    names = names_of(number, sample, checkpoint, config.class_names) or tuple(map(str, range(number)))
+    if checkpoint.reduced_before:
+        notify("masks: classes from 0 on; the network was trained on reduced labels, its class 0 was stored as label 1")
+    forward = Forward(checkpoint=checkpoint, config=config, device=device)
+    forward.tell_windows(selection.images, notify)
+    with atomic_directory(out, overwrite=overwrite) as work, eval_mode(checkpoint.model):
+        writer = Writer(work, selection, colors, names, overlays=config.overlays)
+        read = _pictures(forward, selection.images, config.skip_bad, writer.skipped)
+        for done, (image, picture, strips) in enumerate(read, 1):
+            writer.write(image, picture, strips)
+            progress(done, len(selection.images))
+        for path, reason in writer.skipped:
+            warn(f"skipped {path}: {reason}")
+        return writer.finish(checkpoint.source, out)
+
+
+def _size(checkpoint: Checkpoint, config: PredictConfig) -> tuple[int, int] | None:
+    """What the network is tried with: a window, or the size that images are brought to."""
+    return working_size(checkpoint, config.size) if config.sliding_window else config.size
+
+
+def _fitted(
+    checkpoint: Checkpoint,
+    images: Sequence[Item],
+    config: PredictConfig,
+    device: torch.device,
+    notify: Notify,
+    warn: Notify,
+) -> tuple[Checkpoint, DataSet]:
+    """The checkpoint with what its network takes and gives, and the first picture that can be read."""
+    size, skip_bad = _size(checkpoint, config), config.skip_bad
+    checkpoint = fit_images(checkpoint, images, size, device, notify, warn, skip_bad=skip_bad)
+    first = _first_readable(images, checkpoint.preprocess.bands, skip_bad)
+    sample = DataSet(root=file_of(first).parent, layout="images", split=None, images=(first,))
+    return with_output(checkpoint, sample, size, device, notify), sample
+
+
+def _demand_apart(out: Path, selection: Selection) -> None:
+    """Refuses to write among the pictures, or in place of them."""
+    target = out.expanduser().resolve()
+    remedy = "name a directory elsewhere"
+    for path in map(file_of, selection.images):
+        if target in path.resolve().parents:
+            raise OutputError(out, f"holds a picture that is read, {path}", remedy=remedy)
+    for folder in selection.folders:
+        if folder.resolve() in target.parents:
+            raise OutputError(out, f"lies in {folder}, whose pictures are read", remedy=remedy)
+
+
+def _first_readable(images: Sequence[Item], bands: int, skip_bad: float) -> Item:
+    for image in images:
+        try:
+            read_picture(image, bands)
+        except DataError:
+            if not skip_bad:
+                raise
+        else:
+            return image
+    raise DataError(images[0], f"cannot be read, nor can any other of {len(images)} pictures")
+
+
+def _pictures(
+    forward: Forward, images: Sequence[Item], skip_bad: float, skipped: list[Skip]
+) -> Iterator[tuple[Item, Picture, Strips]]:
+    """Each picture that can be read with its logits at its own size, in strips; the others go to `skipped`."""
+    bands = forward.checkpoint.preprocess.bands
+    every = forward.batches(images, skip_bad)
+    for_windows = forward.for_windows(images)
+    for image in for_windows:
+        try:
+            picture = read_picture(image, bands)
+        except DataError as error:
+            if not skip_bad:
+                raise
+            skipped.append((str(image), str(error).removeprefix(f"{image}: ")))
+            every.check_skipped(skipped)
+            continue
+        yield image, picture, forward.in_windows(picture)
+    taken = {*for_windows}
+    whole = [image for image in images if image not in taken]
+    for group in forward.batches(whole, skip_bad).groups() if whole else ():
+        skipped += group.skipped
+        every.check_skipped(skipped)
+        for batch in group.batches:
+            scores_NKhw = forward.of_batch(batch)
+            for image, scores_Khw in zip(batch.paths, scores_NKhw, strict=True):
+                picture = read_picture(image, bands)  # again, at its own size
+                yield image, picture, upsampled(scores_Khw, picture_size(picture))
