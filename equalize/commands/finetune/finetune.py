@@ -18,6 +18,7 @@ from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
 from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
+from equalize.commands.finetune.report import write_report
 from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
@@ -113,6 +114,8 @@ def finetune(
         models=models,
     )
     state = train(task, writer, progress, notify)
+    if models and is_main():
+        write_report(task, writer, state, notify)
     return _result(str(out), state, writer, seconds=time.monotonic() - started)
 
 
