@@ -90,8 +90,8 @@ def compare(
     """Train MODEL with and without equalization, from the same seeds, and say whether it made a difference.
 
     All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md,
-    report.html and, with matplotlib, their pictures; called again with the same flags, what is finished is not trained again, and
-    more arms, rates or seeds can be added.
+    report.html and, with matplotlib, their pictures; called again with the same flags, what is finished is not trained
+    again, and more arms, rates or seeds can be added.
     """
     sweep.check(training)
     from equalize.cli.terminal import open_terminal

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from equalize.commands.compare.compare import Comparison
 from equalize.commands.compare.statistics import Verdict
-from equalize.commands.report.page import Section, Table as PageTable
+from equalize.commands.report.page import Section
+from equalize.commands.report.page import Table as PageTable
 from equalize.commands.report.style import Picture
 
 __all__ = ["comparison_page", "comparison_report", "markdown"]
