@@ -31,7 +31,8 @@ def main() -> None:
     panels = [panel_of(checkpoint, split, *pair, EvalConfig(), torch.device("cpu")) for pair in pairs]
     out.write_bytes(draw_panels(panels, class_colors(len(names), split.rule), names).light)
     with Image.open(out) as drawn:  # few colors: a third of the bytes
-        drawn.convert("RGB").quantize(128).save(out, optimize=True)
+        drawn.thumbnail((960, 960), Image.Resampling.LANCZOS)
+        drawn.convert("RGB").quantize(256).save(out, optimize=True)
 
 
 if __name__ == "__main__":
