@@ -75,6 +75,7 @@ def finetune(
     overwrite: bool = False,
     prepare: Callable[[Task], Plan | None] | None = None,
     models: bool = True,
+    command: str = "",
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -85,7 +86,8 @@ def finetune(
         out, overwrite: see `run_directory`; data has masks.
         resume: go on where a run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
-        models: whether to write the best model and the last one; without, OUT holds what `resume` needs.
+        models: whether to write the best model, the last one and the report; without, OUT holds what `resume` needs.
+        command: the command line, for the record.
 
     Raises:
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
@@ -102,6 +104,7 @@ def finetune(
     identity = _identity(task)
     if is_main():
         run.prepare(identity, config.to_yaml())
+        run.record(command)
     wait()
     plan = prepare(task) if prepare else _equalize(task, run, notify, warn)
     train_as = _attach(plan, config.train_as, task.checkpoint, notify)

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ def write_report(task: Task, writer: CheckpointWriter, state: TrainerState, noti
     settings = (writer.run.path / "finetune.yaml").read_text(encoding="utf-8")
     sections += [Section(heading="Settings (finetune.yaml)", code=settings.strip())]
     sections += [Section(heading="Next", code="\n".join(_next(task, writer)))]
-    write_page(writer.run.path, f"Training of {task.name.source}", sections)
+    source = task.name.source
+    title = f"Training of {source if task.checkpoint.revision else Path(source).name}"
+    write_page(writer.run.path, title, sections)
 
 
 def _result(
@@ -67,7 +70,8 @@ def _result(
         where += f", split {task.val.dataset.split}" if task.val.dataset.split else ""
         of = f"the best of {len(scored)} evaluations" if len(scored) > 1 else "the only evaluation"
         verdict = f"mIoU {best['mIoU']:.2f} % on {where}: {of}, at step {best['step']} of {state.global_step}."
-    trained = f"{state.global_step} steps of {task.train.dataset.describe()}."
+    pairs = task.train.dataset.pairs
+    trained = f"{state.global_step} steps on {pairs} images of {task.train.dataset.name}, seed {task.config.seed}."
     plan, seen = writer.plan, writer.facts.get("train_as")
     if plan is None or not plan.equalized:
         how = "No scale equalization was in effect."
@@ -128,7 +132,9 @@ def _next(task: Task, writer: CheckpointWriter) -> Iterator[str]:
         words += ["--reduce-labels", config.reduce_labels]
     if config.colors is not None:
         words += ["--colors", config.colors]
-    yield shlex.join(["equalize", "evaluate", out, "--data", str(task.train.dataset.root), *words])
+    data = task.train.dataset
+    place = str(data.root) if data.is_on_hub else str(data.root.expanduser().absolute())
+    yield shlex.join(["equalize", "evaluate", out, "--data", place, *words])
     yield shlex.join(["equalize", "push", out, "ORG/NAME", "--dry-run", "--show-card"])
 
 
