@@ -1,10 +1,10 @@
-"""The Hugging Face Hub: the form of its ids, and whether it can be reached."""
+"""The Hugging Face Hub: the form of its ids, and whether it can be reached, or why not."""
 
 import os
 import re
 import socket
 
-__all__ = ["HUB_ID", "hub_reachable"]
+__all__ = ["HUB_ID", "hub_reachable", "why_not_reached"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
 """``organization/name`` or ``organization/name@revision``."""
@@ -24,3 +24,12 @@ def hub_reachable() -> bool:
     except OSError:
         return False
     return True
+
+
+def why_not_reached() -> tuple[str, str]:
+    """Where `hub_reachable` is false: the reason, and what to do."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+    return "the Hub cannot be reached", "check the network"

@@ -18,7 +18,7 @@ from equalize.checkpoint.files.weights import (
     shards,
 )
 from equalize.errors import CheckpointError, ResourceError
-from equalize.hub import HUB_ID, hub_reachable
+from equalize.hub import HUB_ID, hub_reachable, why_not_reached
 
 NO_WEIGHTS = Weights(files=(), index=None, tensors={}, file_of={})
 """Stands for the weights where JSON files describe the structure."""
@@ -108,6 +108,8 @@ def fetch_weights(place: Place) -> None:
         _download(place.repository, place.revision, [*wanted, MAPS_FILE], place.repository)
         if all((place.path / file).is_file() for file in wanted):
             return
+    if not hub_reachable():
+        raise _not_cached(place.repository, place.revision, "the weights of ")
     raise CheckpointError(place.repository, "has no weights", expected=" or ".join(_WEIGHTS))
 
 
@@ -125,8 +127,22 @@ def _download(repository: str, revision: str | None, patterns: list[str], name: 
         remedy = "check the name; private models need `hf auth login`"
         raise ResourceError(name, "no such path, and no such model on the Hub", remedy=remedy) from error
     except errors.LocalEntryNotFoundError as error:
-        what = "no such path, and the Hub cannot be reached to look for a model of that name"
-        raise ResourceError(name, what, remedy="check the name or the network") from error
+        raise _not_cached(repository, revision) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ResourceError(name, f"cannot be downloaded from the Hub ({line})") from error
+
+
+def _not_cached(repository: str, revision: str | None, part: str = "") -> ResourceError:
+    """What is neither in the Hub's cache nor to be had; says which revision was looked for, and which are there."""
+    from huggingface_hub import constants
+
+    refs = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs"
+    known = sorted(path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file())
+    others = f" (it has {', '.join(known)})" if known and revision not in known and not part else ""
+    why, remedy = why_not_reached()
+    lacks = f"the Hub's cache lacks {part}revision {revision or constants.DEFAULT_REVISION} of it{others}, and {why}"
+    fetch = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+    what, check = (lacks, "") if part else (f"no such path; {lacks}", "check the name, and ")
+    remedy = f"{check}{remedy}, or fetch it where there is a network: {fetch}"
+    return ResourceError(f"{repository}@{revision}" if revision else repository, what, remedy=remedy)

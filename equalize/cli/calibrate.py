@@ -6,7 +6,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
-from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, next_command
+from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command
 from equalize.cli.panels import equalization_option, output_option
 
 __all__ = ["calibrate"]
@@ -82,6 +82,7 @@ def calibrate(
                 config=images.config(model_flags.seed),
                 dry_run=dry_run,
                 overwrite=overwrite,
+                command=command_line(context),
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,

@@ -98,9 +98,9 @@ def compare(
     """Train MODEL with and without equalization and compare.
 
     Says whether it made a difference, with an interval over the seeds.
-    All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md
-    and, with matplotlib, compare.png; called again with the same flags, what is finished is not trained again, and
-    more arms, rates or seeds can be added.
+    All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md,
+    report.html and, with matplotlib, their pictures; called again with the same flags, what is finished is not trained
+    again, and more arms, rates or seeds can be added.
 
     Examples:
         # as it is, and equalized: three runs of each
@@ -136,15 +136,18 @@ def compare(
 
 
 def _report(found: "Comparison", out: Path, terminal: "Terminal") -> None:
-    """Writes compare.md and, with matplotlib, compare.png; prints the report."""
-    from equalize.cli.reports.comparison import comparison_report, markdown
-    from equalize.commands.compare.curves import can_draw, draw_curves
+    """Writes compare.md, report.html and, with matplotlib, their pictures; prints the report."""
+    from equalize.cli.reports.comparison import comparison_page, comparison_report, markdown
+    from equalize.commands.compare.pictures import draw_comparison
+    from equalize.commands.report.page import write_page
+    from equalize.commands.report.style import can_draw
 
-    has_plot = can_draw()
-    if has_plot:
-        draw_curves(found, out / "compare.png")
-    (out / "compare.md").write_text(markdown(found, "compare.png" if has_plot else None), encoding="utf-8")
+    pictures = draw_comparison(found) if can_draw() else ()
+    (out / "compare.md").write_text(markdown(found, pictures), encoding="utf-8")
+    arms = ", ".join(arm.name for arm in found.setup.arms)
+    write_page(out, f"{arms} on {found.setup.data}", list(comparison_page(found, pictures)))
     terminal.result(found.to_json(), comparison_report(found))
-    terminal.hint(f"wrote compare.json, compare.md{', compare.png' if has_plot else ''} to {out}")
-    if not has_plot:
-        terminal.hint("for a picture of the learning curves: pip install 'equalize[plot]', then this command again")
+    drawn = [f"{picture.name}.png" for picture in pictures]
+    terminal.hint(f"wrote {', '.join(['compare.json', 'compare.md', 'report.html', *drawn])} to {out}")
+    if not pictures:
+        terminal.hint("for pictures: pip install 'equalize[plot]', then this command again")

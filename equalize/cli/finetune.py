@@ -6,7 +6,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
-from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, next_command
+from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command
 from equalize.cli.panels import equalization_option, output_option
 from equalize.cli.training_options import TrainingFlags
 
@@ -67,6 +67,7 @@ def finetune(
                 *(name, data, out, config),
                 resume=resume,
                 overwrite=overwrite,
+                command=command_line(context),
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,

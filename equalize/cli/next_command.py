@@ -3,11 +3,12 @@
 import json
 import shlex
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 
-__all__ = ["next_command"]
+__all__ = ["command_line", "next_command"]
 
 # What concerns one command's own run and output.
 _OWN = {"json", "out", "overwrite", "dry_run", "resume", "report", "model"}
@@ -48,6 +49,25 @@ def next_command(
     missing = [word for key, value in given.items() for word in (f"--{key}", value)]
     ends = ["-o", out] if out is not None else []
     return f"next: {shlex.join(['equalize', name, model, *missing, *words, *ends])}"
+
+
+def command_line(context: typer.Context) -> str:
+    """The command that runs, to be recorded for others: as it was typed, but without the folders of local paths."""
+    from equalize.commands.push.files import without_folders
+    from equalize.hub import HUB_ID
+
+    words = ["equalize", str(context.command.name)]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name else None
+        if parameter.name is None or parameter.name == "json" or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name]
+        given = [_text(value)] if parameter.param_type_name == "argument" else _words(parameter, value)
+        place = given[-1]
+        if parameter.name not in ("model", "data") or not HUB_ID.fullmatch(place) or Path(place).exists():
+            given = ["=".join(map(without_folders, word.split("=", 1))) for word in given]
+        words += given
+    return shlex.join(words)
 
 
 def _words(option: Any, value: Any) -> list[str]:

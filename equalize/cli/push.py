@@ -37,12 +37,16 @@ def push(
     dry_run: Annotated[
         bool, output_option("--dry-run", help="List the files and send nothing; needs no network and no login.")
     ] = False,
+    show_card: Annotated[bool, output_option("--show-card", help="Print the model card too.")] = False,
+    with_panels: Annotated[
+        bool, output_option("--with-panels", help="Send pictures of the validation split, and show them on the card.")
+    ] = False,
     json: o.Json = False,
 ) -> None:
     """Upload OUT to the Hugging Face Hub, with a model card.
 
     Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
-    a training stay behind.
+    a training stay behind, and so do report.html and panels.png, which show the data.
 
     Examples:
         # see what would be sent
@@ -64,7 +68,9 @@ def push(
             revision=revision,
             create_pr=create_pr,
             dry_run=dry_run,
+            with_panels=with_panels,
             notify=terminal.note,
             warn=terminal.warn,
         )
-        terminal.result(pushed.to_json(), push_report(pushed))
+        content = pushed.to_json() | ({"card": pushed.card} if show_card else {})
+        terminal.result(content, push_report(pushed, show_card=show_card))

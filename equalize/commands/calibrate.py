@@ -40,6 +40,7 @@ def calibrate_checkpoint(
     dry_run: bool = False,
     demand_sites: bool = True,
     overwrite: bool = False,
+    command: str | None = None,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -49,6 +50,7 @@ def calibrate_checkpoint(
     Args:
         out: whole or absent afterwards. pattern: a glob over layers; None takes every resampled site.
         force_preprocessing: whatever the BatchNorms say. demand_sites: raise where no layer can be equalized.
+        command: the command line, for the record.
     """
     config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
@@ -70,7 +72,11 @@ def calibrate_checkpoint(
         )
     checkpoint.model.cpu()
     images.report_skipped(warn)
-    facts = {**_facts(plan, name, checkpoint, found, images, data), "input_check": checked.to_json()}
+    facts = {
+        **_facts(plan, name, checkpoint, found, images, data),
+        "input_check": checked.to_json(),
+        "command": command,
+    }
     plan = as_stored(replace(plan, facts=facts), checkpoint)
     if demand_sites and not plan.sites:
         raise _no_site(name, plan)

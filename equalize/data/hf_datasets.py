@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from equalize.data.folders import walk_files
 from equalize.errors import DataError, EqualizeError, ResourceError
-from equalize.hub import HUB_ID, hub_reachable
+from equalize.hub import HUB_ID, hub_reachable, why_not_reached
 
 Tables = Mapping[str | None, Any]
 """A `datasets.Dataset` for each split; for None where there are no splits."""
@@ -103,16 +103,16 @@ def _load_from_hub(name: str, config: str | None) -> Tables:
     from huggingface_hub import constants
 
     repository, _, revision = name.partition("@")
-    before, offline = constants.HF_HUB_OFFLINE, not hub_reachable()
+    before, offline, why = constants.HF_HUB_OFFLINE, not hub_reachable(), why_not_reached()
     constants.HF_HUB_OFFLINE = offline  # else the client tries again for half a minute
     try:
-        with _library(name, hub=True) as datasets:
+        with _library(name, hub=why) as datasets:
             tables = _by_split(datasets.load_dataset(repository, config, revision=revision or None))
     finally:
         constants.HF_HUB_OFFLINE = before
     if offline and revision and not _is_of_revision(tables, repository, revision):
-        what = "another revision is in the cache, and the Hub cannot be reached"
-        raise ResourceError(name, what, remedy="check the network")
+        what = f"another revision is in the cache, not {revision}, and {why[0]}"
+        raise ResourceError(name, what, remedy=why[1])
     return tables
 
 
@@ -133,8 +133,11 @@ def _by_split(loaded: Any) -> Tables:
 
 
 @contextmanager
-def _library(where: object, *, hub: bool = False) -> Iterator[ModuleType]:
-    """The library, which is an extra, without its warnings and, off a terminal, its progress bars."""
+def _library(where: object, *, hub: tuple[str, str] | None = None) -> Iterator[ModuleType]:
+    """The library, which is an extra, without its warnings and, off a terminal, its progress bars.
+
+    `hub` says, if the data set is there, why it may be out of reach, and what to do then.
+    """
     try:
         import datasets
         from datasets import logging as its_logging
@@ -158,7 +161,7 @@ def _library(where: object, *, hub: bool = False) -> Iterator[ModuleType]:
             datasets.enable_progress_bars()
 
 
-def _explained(where: object, error: Exception, *, hub: bool) -> EqualizeError:
+def _explained(where: object, error: Exception, *, hub: tuple[str, str] | None) -> EqualizeError:
     """An error of the library as one of ours."""
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
@@ -172,8 +175,7 @@ def _explained(where: object, error: Exception, *, hub: bool) -> EqualizeError:
         what = "no such path, and no such data set on the Hub, or none for you"
         remedy = "check the name; private and gated ones need `hf auth login`"
     elif hub and isinstance(error, ConnectionError):
-        what = "no such path, and the Hub cannot be reached to look for a data set of that name"
-        remedy = "check the name or the network"
+        what, remedy = f"no such path, no such data set in the cache, and {hub[0]}", f"check the name, and {hub[1]}"
     elif hub and numbers:  # errors of HTTP are OSErrors as well
         what = f"cannot be downloaded from the Hub ({reason})"
     else:

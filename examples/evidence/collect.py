@@ -3,7 +3,7 @@
     python examples/evidence/collect.py --out EVIDENCE
 
 Every run becomes a line of `examples/evidence/results/JOB.jsonl`; the tables between the marks of docs/results.md and
-docs/results-JOB.svg are made from these lines alone, so that they can be made again without the runs.
+docs/results-JOB.png are made from these lines alone, so that they can be made again without the runs.
 """
 
 import argparse
@@ -14,13 +14,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 from claims import verdicts
-from matplotlib import pyplot
 from run import Job, jobs
 from scipy import stats
+
+from equalize.commands.report.comparison import draw_rates
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -119,18 +117,12 @@ def _difference(arm: list[float], baseline: list[float]) -> str:
 
 
 def plot(job: Job, found: Mapping[str, Mapping[float, list[float]]]) -> str:
-    """mIoU against rate, an arm a line, with the range over seeds; returns the file's name."""
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-    for arm, scores in found.items():
-        rates = list(scores)
-        (line,) = axes.plot(rates, [fmean(scores[rate]) for rate in rates], marker="o", markersize=3, label=arm)
-        low, high = ([extreme(scores[rate]) for rate in rates] for extreme in (min, max))
-        axes.fill_between(rates, low, high, alpha=0.12, color=line.get_color())
-    axes.set(xscale="log", xlabel="learning rate", ylabel="mIoU on val, %", title=f"{job.name}, {job.steps} steps")
-    axes.legend(fontsize="small")
-    figure.savefig(DOCS / f"results-{job.name}.svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return f"results-{job.name}.svg"
+    """mIoU against rate as `equalize compare` draws it; returns the file's name."""
+    first = job.arms[0]  # the baseline
+    arms = {arm: scores for arm, scores in found.items() if scores or arm == first}
+    picture = draw_rates(arms, split="val", title=[f"{job.name}, {job.steps} steps"])
+    (DOCS / f"results-{job.name}.png").write_bytes(picture.light)
+    return f"results-{job.name}.png"
 
 
 def section(job: Job, runs: Runs) -> Iterable[str]:

@@ -1,6 +1,7 @@
 """`equalize compare`, from the words typed to what is printed and written."""
 
 import contextlib
+import html
 import io
 import json
 import shutil
@@ -60,7 +61,10 @@ def test_one_object_a_table_and_a_picture(printed, out):
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "compare.md").read_text()
     assert "| migrate | 0.01 |" in text
-    assert "![Learning curves](compare.png)" in text
+    assert "](compare.png)" in text
+    page = (out / "report.html").read_text()
+    assert page.count("<img ") == text.count("](") == 2  # one rate: learning curves, and differences by class
+    assert content["verdict"][0]["best"]["sentence"] in html.unescape(page)
     assert "wrote" not in printed
 
 
@@ -82,7 +86,7 @@ def test_again_it_only_reports(run_cli, words, out):
 def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, tmp_path, monkeypatch):
     shutil.copytree(out, tmp_path / "copy")
     (tmp_path / "copy/compare.png").unlink()
-    monkeypatch.setattr("equalize.commands.compare.curves.can_draw", lambda: False)
+    monkeypatch.setattr("equalize.commands.report.style.can_draw", lambda: False)
     moved = [tmp_path / "copy" if word == out else word for word in words]
     ran = run_cli(*moved, *ONE)
     assert ran.code == 0, ran.err

@@ -94,7 +94,7 @@ def test_finetune_comes_to_the_same_weights_and_resumes(run_cli, segformer_dir, 
 def test_errors_are_one_line(run_cli, segformer_dir, tables, monkeypatch):
     ran = run_cli("evaluate", segformer_dir, "--data", "acme/streets", *CPU)
     assert (ran.code, ran.err.count("\n")) == (3, 1)
-    assert ran.err.startswith("error: acme/streets: no such path, and the Hub cannot be reached to look for a data set")
+    assert ran.err.startswith("error: acme/streets: no such path, no such data set in the cache, and HF_HUB_OFFLINE")
     monkeypatch.setitem(sys.modules, "datasets", None)
     ran = run_cli("calibrate", segformer_dir, "--data", tables, "-o", tables.parent / "out", *CPU)
     assert (ran.code, ran.err.count("\n")) == (3, 1)

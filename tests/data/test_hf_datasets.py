@@ -91,12 +91,16 @@ def test_a_data_set_on_the_hub_and_then_from_the_cache(server: DataHub, tmp_path
     # Where the Hub cannot be reached, it is not waited for: the cache answers at once.
     *cached, nope, nothing = ask(home, *names, HF_ENDPOINT="http://hub.invalid")
     assert cached == found
-    assert nope.startswith(f"3 {STREETS}@nope: another revision is in the cache, and the Hub cannot be reached")
-    assert nothing.startswith("3 acme/nothing: no such path, and the Hub cannot be reached to look for a data set")
+    assert nope.startswith(
+        f"3 {STREETS}@nope: another revision is in the cache, not nope, and the Hub cannot be reached; check the"
+    )
+    assert nothing.startswith(
+        "3 acme/nothing: no such path, no such data set in the cache, and the Hub cannot be reached"
+    )
 
 
 def test_what_could_be_a_name_on_the_hub() -> None:
-    with pytest.raises(ResourceError, match="acme/streets@main: no such path, and the Hub cannot be reached"):
+    with pytest.raises(ResourceError, match=r"acme/streets@main: no such path, .* HF_HUB_OFFLINE is set; .* unset"):
         open_data("acme/streets@main")
     for path in ("./acme/streets", "acme", "acme/streets/images", "acme/streets.parquet"):
         with pytest.raises(DataError, match="no such folder"):

@@ -23,6 +23,7 @@ MAPS_FILE = "equalize.safetensors"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: older temporary directories were left by a killed process
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
+_WRITTEN_ANEW |= {"curves.png", "panels.png", "report.html"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 TRAINING_STATE = (
     *("checkpoint-*", "global_step*", "optimizer*", "*.optimizer*", "*optim_states*", "scheduler.*", "scaler.*"),

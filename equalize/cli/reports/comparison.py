@@ -10,8 +10,11 @@ from rich.text import Text
 
 from equalize.commands.compare.compare import Comparison
 from equalize.commands.compare.statistics import Verdict
+from equalize.commands.report.page import Section
+from equalize.commands.report.page import Table as PageTable
+from equalize.commands.report.style import Picture
 
-__all__ = ["comparison_report", "markdown"]
+__all__ = ["comparison_page", "comparison_report", "markdown"]
 
 _HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % images", "early", "early difference")
 
@@ -40,8 +43,22 @@ def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
             yield Padding(Text(f"{question}: {said}"), (0, 0, 0, 2))
 
 
-def markdown(found: Comparison, curves: str | None = None) -> str:
-    """The same as a Markdown file; `curves` is the picture's file name, if there is one."""
+def comparison_page(found: Comparison, pictures: Sequence[Picture]) -> Iterator[Section]:
+    """The same for a browser."""
+    for verdict in found.verdicts:
+        (_, best), *others = _sentences(verdict)
+        said = tuple(f"{question}: {sentence}" for question, sentence in others)
+        yield Section(heading=f"{verdict.arm} against {verdict.baseline}", verdict=best, paragraphs=said)
+    if found.confirmed:
+        table = PageTable(header=_CONFIRMED, rows=tuple(map(tuple, _confirmed(found))))
+        yield Section(heading="Confirmed", paragraphs=(_confirmed_legend(found),), table=table)
+    yield Section(heading="Pictures", pictures=tuple(pictures))
+    table = PageTable(header=_HEADINGS, rows=tuple(map(tuple, _table(found))))
+    yield Section(heading="Every arm and rate", paragraphs=(_legend(found),), table=table)
+
+
+def markdown(found: Comparison, pictures: Sequence[Picture] = ()) -> str:
+    """The same as a Markdown file."""
     setup = found.setup
     rows = [_HEADINGS, ["---", *["---:"] * (len(_HEADINGS) - 1)], *_table(found)]
     lines = [f"# Comparison of {', '.join(arm.name for arm in setup.arms)}", ""]
@@ -54,8 +71,8 @@ def markdown(found: Comparison, curves: str | None = None) -> str:
     for verdict in found.verdicts:
         lines += ["", f"## {verdict.arm} against {verdict.baseline}", ""]
         lines += [f"- **{question}**: {said}" for question, said in _sentences(verdict)]
-    if curves:
-        lines += ["", f"![Learning curves]({curves})"]
+    for picture in pictures:
+        lines += ["", f"![{picture.alt}]({picture.name}.png)"]
     return "\n".join(lines) + "\n"
 
 

@@ -13,8 +13,8 @@ from equalize.commands.push.push import Push
 __all__ = ["push_report"]
 
 
-def push_report(pushed: Push) -> Iterator[ConsoleRenderable]:
-    """The files that were or would be uploaded, those that were not and why, and the address."""
+def push_report(pushed: Push, *, show_card: bool = False) -> Iterator[ConsoleRenderable]:
+    """The files that were or would be uploaded, those that were not and why, the address, and the card if wanted."""
     total = decimal(sum(file.size for file in pushed.files))
     verb = "would go" if pushed.dry_run else "went"
     head = f"{len(pushed.files)} files of {total} {verb} to {pushed.repo}, revision {pushed.revision}"
@@ -32,3 +32,5 @@ def push_report(pushed: Push) -> Iterator[ConsoleRenderable]:
         yield Text(f"Nothing was sent. If {pushed.repo} does not exist, it will be made, {visibility}.")
     else:
         yield Text(f"{pushed.url} ({visibility})")
+    if show_card:
+        yield Text(f"\n{pushed.card}", no_wrap=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 from transformers.utils import WEIGHTS_NAME
 
@@ -68,15 +68,19 @@ class CheckpointWriter:
         elif state.best_global_step != state.global_step:
             self._write(self.run.last / "model", state)
 
-    def _write(self, directory: Path, state: TrainerState) -> None:
-        step = state.global_step
-        scores = {entry["step"]: entry["score"] for entry in state.log_history if "score" in entry}
+    def read_model(self, step: int) -> nn.Module:
+        """The network after a step of which the state is kept, with plain weights, on the CPU."""
         model = copy.deepcopy(self.checkpoint.model)
         model.load_state_dict(read_weights(self.run.state_of(step)))
         fold(model)
+        return model
+
+    def _write(self, directory: Path, state: TrainerState) -> None:
+        step = state.global_step
+        scores = {entry["step"]: entry["score"] for entry in state.log_history if "score" in entry}
         finetuned = {**self.facts, "step": step, "score": scores.get(step)}
         plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": finetuned})
-        replace(self.checkpoint, model=model).save(directory, plan, overwrite=True)
+        replace(self.checkpoint, model=self.read_model(step)).save(directory, plan, overwrite=True)
         self._correct_processor(directory / "preprocessor_config.json")
 
     def _correct_processor(self, path: Path) -> None:

@@ -18,6 +18,7 @@ from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
 from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
+from equalize.commands.finetune.report import write_report
 from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
@@ -74,6 +75,7 @@ def finetune(
     overwrite: bool = False,
     prepare: Callable[[Task], Plan | None] | None = None,
     models: bool = True,
+    command: str = "",
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -84,7 +86,8 @@ def finetune(
         out, overwrite: see `run_directory`; data has masks.
         resume: go on where a run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
-        models: whether to write the best model and the last one; without, OUT holds what `resume` needs.
+        models: whether to write the best model, the last one and the report; without, OUT holds what `resume` needs.
+        command: the command line, for the record.
 
     Raises:
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
@@ -101,6 +104,7 @@ def finetune(
     identity = _identity(task)
     if is_main():
         run.prepare(identity, config.to_yaml())
+        run.record(command)
     wait()
     plan = prepare(task) if prepare else _equalize(task, run, notify, warn)
     train_as = _attach(plan, config.train_as, task.checkpoint, notify)
@@ -113,6 +117,8 @@ def finetune(
         models=models,
     )
     state = train(task, writer, progress, notify)
+    if models and is_main():
+        write_report(task, writer, state, notify)
     return _result(str(out), state, writer, seconds=time.monotonic() - started)
 
 

@@ -4,6 +4,10 @@ OUT/                    the best model so far, in its own format
 OUT/metrics.jsonl       one object a line
 OUT/finetune.yaml       the resolved configuration, for --config
 OUT/last/run.json       facts that a resumed run must share
+OUT/last/commands.txt   the command line of each sitting, for the model card
+OUT/curves.png          loss, mIoU and learning rate, written at the end as the two below
+OUT/panels.png          what the best model makes of four images of the validation split
+OUT/report.html         both, with scores and settings
 OUT/last/checkpoint-N/  weights, optimizer, schedule, random numbers after step N: the newest one is for --resume
 OUT/last/model/         the model of the last step, in its own format, where it is not the best
 """
@@ -65,6 +69,13 @@ class RunDirectory:
             (new / _METRICS).touch()
             (new / "finetune.yaml").write_text(config, encoding="utf-8")
             (new / self._run.relative_to(self.path)).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+    def record(self, command: str) -> None:
+        """Adds a command line to those of earlier sittings."""
+        place = self.last / "commands.txt"
+        known = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
+        if command and command not in known:
+            write_whole(place, "".join(f"{line}\n" for line in (*known, command)))
 
     def newest_state(self) -> Path | None:
         """The newest state that is whole."""

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_fr
 from equalize.checkpoint.checkpoint import PLAN_FILE
 from equalize.checkpoint.files.weights import directory_weights, read_json
 from equalize.checkpoint.load import written_by
-from equalize.commands.push.files import without_paths
+from equalize.commands.push.files import PANELS_FILE, OutgoingFile, without_local_paths, without_paths
 from equalize.errors import InputError
 from equalize.plan.plan import MEANING, Plan
 
@@ -28,12 +28,14 @@ _END = "<!-- equalize: end -->"
 _GENERATED = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)
 
 _RUN = "last/run.json"  # of a training, with or without a plan
+_COMMANDS = "last/commands.txt"  # a line for each sitting of it
+_CURVES = "curves.png"
 _METRICS = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "accuracy"}  # our names -> the Hub's
 _TAGS = ["equalize", "scale-equalization", "semantic-segmentation"]
 _INHERITED = ("license", "license_name", "license_link")  # of the base model, as they hold for what is made of it
 
 
-def model_card(out: Path, repository: str, revision: str | None = None) -> str:
+def model_card(out: Path, repository: str, revision: str | None = None, *, with_panels: bool = False) -> str:
     """The content of README.md for what lies in a directory.
 
     A card that the directory holds already is kept: its metadata win over ours, its text stays. Only if it is the base
@@ -44,11 +46,13 @@ def model_card(out: Path, repository: str, revision: str | None = None) -> str:
         out: the directory.
         repository: ORG/NAME.
         revision: the branch, where it is not the main one.
+        with_panels: whether it shows pictures of the validation split.
 
     Raises:
         InputError: there is no model or a damaged one, or the card there has metadata that cannot be read.
     """
     facts = _read_facts(out)
+    pictures = (_CURVES, *([PANELS_FILE] if with_panels else []))
     family = written_by(out)
     base = _parse(facts["base_readme"], "the base model's README.md")
     title = repository.partition("/")[2]
@@ -63,6 +67,7 @@ def model_card(out: Path, repository: str, revision: str | None = None) -> str:
         loading_code=family.loading_code(out, repository, revision),
         base_card=_GENERATED.sub("", base.text).strip() if facts["readme"] else "",
         meaning=MEANING,
+        pictures=[name for name in pictures if _is_file(out / name)],
         code=_code,
         plain=_plain,
         **facts,
@@ -95,9 +100,28 @@ def _read_facts(out: Path) -> dict[str, Any]:
         "logged": next((line for line in reversed(lines) if "loss" in line), {}),
         "score": score,  # of these weights: data, split, images, step, classes, and the metrics in percent
         "metrics": {name: score[name] for name in _METRICS if score.get(name) is not None},
+        "commands": _commands(plan, out),
+        "settings": _settings(out / "finetune.yaml"),
         "readme": "" if (out / "README.md").is_symlink() else _text(out / "README.md"),
         "base_readme": _base_readme(source, base_model, str(revision)),
     }
+
+
+def _commands(plan: Plan | None, out: Path) -> list[str]:
+    """The command lines that were recorded: of the calibration, and of each sitting of the training."""
+    measured = plan.facts.get("command") if plan else None
+    return [*([str(measured)] if measured else []), *_text(out / _COMMANDS).splitlines()]
+
+
+def _settings(path: Path) -> str:
+    """The resolved settings of a training, without local paths."""
+    if not _is_file(path):
+        return ""
+    return without_local_paths(OutgoingFile(path=path.name, source=path)).read().decode().strip()
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()  # links stay behind
 
 
 def _base_readme(source: str, base_model: str | None, revision: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,7 @@ from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
 from equalize.errors import InputError
 from equalize.hub import HUB_ID
 
-__all__ = ["OutgoingFile", "choose_files", "refuse_tokens", "without_local_paths", "without_paths"]
+__all__ = ["OutgoingFile", "choose_files", "refuse_tokens", "without_folders", "without_local_paths", "without_paths"]
 
 _STAYS = {
     "hidden": (".*",),
@@ -25,11 +25,22 @@ _STAYS = {
 }
 """Reason -> names of files and folders, in lower case."""
 
+PANELS_FILE = "panels.png"
+_PAGE = "report.html"
+_SHOW_DATA = {PANELS_FILE, _PAGE}  # pictures of the user's data, or a page that may embed them
+
 _TOKEN = re.compile(rb"(?<![A-Za-z0-9_])(hf|api_org)_[A-Za-z0-9]{30,}")
 _NOT_SCANNED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 _RECORDS = ("equalize.json", ARCHITECTURE_FILE, "finetune.yaml")
-_PLACES = ("source", "data", "path", "output", "arch", "class_names")
+_PLACES = ("source", "model", "data", "path", "output", "arch", "class_names")
+_EMBEDDED = re.compile(r'("data:[^"]*")')
+_ABSOLUTE = re.compile(r'(?<![\w</.~-])(?:~|\.\.?|[A-Za-z]:)?(?:[/\\][^\s<>"&/\\]+)*[/\\](?=[^\s<>"&/\\])')
+"""The folders of a path in the text of a page."""
+_FOLDERS = re.compile(
+    r'"data:[^"]*"|(?<![\w</.~-])(?:~|\.\.?|[A-Za-z]:)?(?:[/\\][^\s<>"\'&/\\]+)*[/\\](?=[^\s<>"\'&/\\>])'
+)
+"""In a page: an embedded picture, or the folders of a path."""
 _FOLDERS = re.compile(r"^([a-z]+:)?.*[/\\](?=.)")  # behind a scheme such as that of `transformers:DIR`
 
 
@@ -50,8 +61,14 @@ class OutgoingFile:
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
-def choose_files(directory: Path, prefix: str = "") -> tuple[list[OutgoingFile], dict[str, str]]:
+def choose_files(
+    directory: Path, prefix: str = "", *, with_panels: bool = False
+) -> tuple[list[OutgoingFile], dict[str, str]]:
     """Walks a directory. Symbolic links are neither followed nor sent, wherever they lead.
+
+    Args:
+        directory: is not changed. prefix: of the paths in it.
+        with_panels: whether files that show the user's data go.
 
     Returns:
         The files that go, and why each other file or folder stays.
@@ -62,6 +79,8 @@ def choose_files(directory: Path, prefix: str = "") -> tuple[list[OutgoingFile],
         path = prefix + entry.name
         if reason := _reason_to_stay(entry):
             left_out[path] = reason
+        elif path in _SHOW_DATA and not with_panels:
+            left_out[path] = "shows the data, see --with-panels"
         elif entry.is_dir():
             inside, left_inside = choose_files(entry, f"{path}/")
             files += inside
@@ -100,6 +119,8 @@ def without_local_paths(file: OutgoingFile) -> OutgoingFile:
     Raises:
         InputError: it is one of ours, and damaged.
     """
+    if file.path == _PAGE and isinstance(file.source, Path):
+        return replace(file, source=_page_without_paths(file.source).encode())
     if file.path not in _RECORDS:
         return file
     is_yaml = file.path.endswith(".yaml")
@@ -112,6 +133,39 @@ def without_local_paths(file: OutgoingFile) -> OutgoingFile:
         return file
     text = yaml.safe_dump(after, sort_keys=False) if is_yaml else json.dumps(after, indent=2, ensure_ascii=False) + "\n"
     return replace(file, source=text.encode())
+
+
+def _page_without_paths(page: Path) -> str:
+    """A page without folders: of paths from the root or from where a command ran, and of those in the records."""
+    known: dict[str, str] = {}
+    for name in _RECORDS:
+        place = page.with_name(name)
+        if place.is_file():
+            load = json.loads if place.suffix == ".json" else yaml.safe_load
+            content = load(place.read_text(encoding="utf-8"))
+            known |= dict(_changed(content, without_paths(content)))
+    parts = _EMBEDDED.split(page.read_text(encoding="utf-8"))
+    for index in range(0, len(parts), 2):
+        for before in sorted(known, key=len, reverse=True):
+            parts[index] = parts[index].replace(before, known[before])
+        parts[index] = _ABSOLUTE.sub("", parts[index])
+    return "".join(parts)
+
+
+def _changed(before: Any, after: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(before, dict):
+        for key in before:
+            yield from _changed(before[key], after[key])
+    elif isinstance(before, list):
+        for one, other in zip(before, after, strict=True):
+            yield from _changed(one, other)
+    elif before != after:
+        yield before, after
+
+
+def without_folders(place: str) -> str:
+    """The last component of a path, behind its scheme if it has one."""
+    return _FOLDERS.sub(r"\1", place)
 
 
 def without_paths(content: Any) -> Any:
@@ -131,5 +185,5 @@ def _public(key: str, value: str, record: Mapping[str, Any]) -> str:
         on_hub = bool(record.get("revision"))  # only an id on the Hub resolves to a commit
     else:
         place = value.partition(":")[0]
-        on_hub = key in ("data", "path") and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
-    return value if on_hub else _FOLDERS.sub(r"\1", value)
+        on_hub = key in ("model", "data", "path") and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
+    return value if on_hub else without_folders(value)

@@ -49,6 +49,11 @@ class Push:
     commit: str | None = None
     pull_request: str | None = None
 
+    @property
+    def card(self) -> str:
+        """The content of README.md."""
+        return next(file.read().decode() for file in self.files if file.path == _CARD)
+
     def to_json(self) -> dict[str, Any]:
         """The object that `equalize push --json` prints."""
         return {
@@ -73,6 +78,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     dry_run: bool = False,
+    with_panels: bool = False,
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Push:
@@ -85,6 +91,7 @@ def push(
         revision: the branch to commit to, made if it does not exist.
         create_pr: open a pull request instead of committing to the branch.
         dry_run: only list the files; needs no network and no access token.
+        with_panels: send pictures of the validation split too, and show them on the card.
         notify, warn: called with what a user should know, or may want to act on, a line at a time.
 
     Raises:
@@ -95,7 +102,7 @@ def push(
         raise InputError(repr(repository), "is no name of a repository", expected="ORG/NAME")
     token = get_token()
     branch = None if revision == constants.DEFAULT_REVISION else revision
-    files, left_out = _files(Path(out).expanduser(), repository, branch, token)
+    files, left_out = _files(Path(out).expanduser(), repository, branch, token, with_panels=with_panels)
     chosen = Push(
         repo=repository,
         revision=branch or constants.DEFAULT_REVISION,
@@ -116,10 +123,10 @@ def push(
 
 
 def _files(
-    out: Path, repository: str, branch: str | None, token: str | None
+    out: Path, repository: str, branch: str | None, token: str | None, *, with_panels: bool
 ) -> tuple[list[OutgoingFile], dict[str, str]]:
-    card = OutgoingFile(path=_CARD, source=model_card(out, repository, branch).encode())
-    files, left_out = choose_files(out)
+    card = OutgoingFile(path=_CARD, source=model_card(out, repository, branch, with_panels=with_panels).encode())
+    files, left_out = choose_files(out, with_panels=with_panels)
     weights, index = weight_files(out)
     for path in (*weights, *([index] if index else [])):
         if path.name in left_out:

@@ -1,0 +1,213 @@
+"""What came of a training as a page: curves, four images, scores of the classes, settings, what to do next."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import TrainerState
+
+from equalize.checkpoint import Checkpoint
+from equalize.commands.evaluate import EvalConfig
+from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
+from equalize.commands.finetune.splits import Task
+from equalize.commands.images import working_size
+from equalize.commands.labels import LabeledSplit, as_classes
+from equalize.commands.report.page import Section, Table, write_page
+from equalize.commands.report.style import can_draw
+from equalize.commands.report.training import Panel, draw_curves, draw_panels
+from equalize.commands.windows import Windows, is_large, upsampled
+from equalize.data import Item, Picture, read_mask, read_picture
+from equalize.data.palette import class_colors
+from equalize.device import precision_of
+from equalize.eval_mode import eval_mode
+from equalize.messages import Notify
+from equalize.plan.plan import Plan
+
+__all__ = ["panel_of", "spread", "write_report"]
+
+_IMAGES = 4
+_LONGEST = 480  # pixels of the longer side of an image in the panels
+
+
+def write_report(task: Task, writer: CheckpointWriter, state: TrainerState, notify: Notify) -> None:
+    """Writes OUT/report.html, and OUT/curves.png and OUT/panels.png where matplotlib is installed."""
+    lines = lines_of(state)
+    scored = [line for line in lines if line.get("mIoU") is not None]
+    best = max(scored, key=lambda line: float(line["mIoU"]), default=None)
+    sections = [_result(task, writer, state, scored, best)]
+    if can_draw():
+        sections.append(Section(heading="Curves", pictures=(draw_curves(lines, best["step"] if best else None),)))
+        if best is not None and task.val is not None:
+            sections.append(_images(task, task.val, writer, best["step"]))
+    else:
+        notify("no curves.png and no panels.png: pip install 'equalize[plot]', then this command again with --resume")
+    if best is not None:
+        sections.append(_classes(best))
+    if writer.plan is not None and writer.plan.sites:
+        sections.append(_scales(writer.plan))
+    settings = (writer.run.path / "finetune.yaml").read_text(encoding="utf-8")
+    sections += [Section(heading="Settings (finetune.yaml)", code=settings.strip())]
+    sections += [Section(heading="Next", code="\n".join(_next(task, writer)))]
+    source = task.name.source
+    title = f"Training of {source if task.checkpoint.revision else Path(source).name}"
+    write_page(writer.run.path, title, sections)
+
+
+def _result(
+    task: Task, writer: CheckpointWriter, state: TrainerState, scored: Sequence[dict[str, Any]], best: Any
+) -> Section:
+    if best is None or task.val is None:
+        verdict = f"{state.global_step} steps; nothing was scored, and the model is that of the last step."
+    else:
+        where = f"{len(task.val.dataset.images)} images of {task.val.dataset.name}"
+        where += f", split {task.val.dataset.split}" if task.val.dataset.split else ""
+        of = f"the best of {len(scored)} evaluations" if len(scored) > 1 else "the only evaluation"
+        verdict = f"mIoU {best['mIoU']:.2f} % on {where}: {of}, at step {best['step']} of {state.global_step}."
+    pairs = task.train.dataset.pairs
+    trained = f"{state.global_step} steps on {pairs} images of {task.train.dataset.name}, seed {task.config.seed}."
+    plan, seen = writer.plan, writer.facts.get("train_as")
+    if plan is None or not plan.equalized:
+        how = "No scale equalization was in effect."
+    else:
+        what = "the equalized weights" if seen == "explicit" else "the weights as they are stored"
+        layers = f"{len(plan.equalized)} fusion layer{'s' * (len(plan.equalized) > 1)}"
+        how = f"Scale equalization of {layers} ({plan.strategy}): the optimizer saw {what}."
+    return Section(heading="Result", verdict=verdict, paragraphs=(trained, how))
+
+
+def _classes(best: dict[str, Any]) -> Section:
+    rows = best["classes"]
+    pixels = max(1, sum(row["pixels"] for row in rows))
+    cells = tuple(
+        (row["name"], _percent(row["IoU"]), _percent(row["Acc"]), _percent(100 * row["pixels"] / pixels))
+        for row in rows
+        if row["pixels"] or row["IoU"] is not None
+    )
+    means = ("mean", _percent(best["mIoU"]), _percent(best["mAcc"]), "")
+    absent = len(rows) - len(cells)
+    said = (f"{absent} classes that were neither labeled nor predicted are left away.",) if absent else ()
+    header = ("class", "IoU, %", "accuracy, %", "share of the labels, %")
+    return Section(heading="Classes", paragraphs=said, table=Table(header=header, rows=(*cells, means)))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _scales(plan: Plan) -> Section:
+    rows = tuple(
+        (
+            f"{site.layer}: channels {branch.start} to {branch.stop - 1}",
+            branch.resampling or "-",
+            f"{branch.std:.4g}",
+            "-" if branch.ci95 is None else f"± {branch.ci95:.1%}",
+            site.strategy,
+        )
+        for site in plan.sites
+        for branch in site.branches
+    )
+    said = f"Measured on {plan.facts['images']} images before the training." if plan.facts.get("images") else ""
+    header = ("branch", "resampling", "sigma", "95 %", "strategy")
+    return Section(heading="Scales of the branches", paragraphs=(said,), table=Table(header=header, rows=rows))
+
+
+def _next(task: Task, writer: CheckpointWriter) -> Iterator[str]:
+    """The commands that go on from OUT, whole."""
+    config, arch, out = task.config, task.name.arch, str(writer.run.path)
+    words: list[str] = []
+    if arch is not None and task.checkpoint.adapter.runs_code(arch):
+        words += ["--arch", arch]
+    if config.size is not None:
+        words += ["--size", "x".join(map(str, config.size))]
+    if config.ignore_index is not None:
+        words += ["--ignore-index", str(config.ignore_index)]
+    if config.reduce_labels != "auto":
+        words += ["--reduce-labels", config.reduce_labels]
+    if config.colors is not None:
+        words += ["--colors", config.colors]
+    data = task.train.dataset
+    place = str(data.root) if data.is_on_hub else str(data.root.expanduser().absolute())
+    yield shlex.join(["equalize", "evaluate", out, "--data", place, *words])
+    yield shlex.join(["equalize", "push", out, "ORG/NAME", "--dry-run", "--show-card"])
+
+
+def _images(task: Task, val: LabeledSplit, writer: CheckpointWriter, step: int) -> Section:
+    """Four images of the validation split, seen by the best model."""
+    pairs = spread(val.dataset.with_masks())
+    checkpoint = replace(task.checkpoint, model=writer.read_model(step).to(task.device))
+    config = task.config.scoring()
+    with eval_mode(checkpoint.model):
+        panels = [panel_of(checkpoint, val, image, mask, config, task.device) for image, mask in pairs]
+    names = val.names or tuple(str(k) for k in range(val.num_classes))
+    picture = draw_panels(panels, class_colors(val.num_classes, val.rule, pairs[0][1]), names)
+    said = (
+        f"The model of step {step} on {len(panels)} of {len(val.dataset.images)} images, evenly spread over the split."
+    )
+    return Section(heading="Images of the validation split", paragraphs=(said,), pictures=(picture,))
+
+
+def spread(items: Sequence[Any], count: int = _IMAGES) -> list[Any]:
+    """At most `count` of the items, evenly spread over them, always the same."""
+    places = dict.fromkeys((2 * number + 1) * len(items) // (2 * count) for number in range(count))
+    return [items[place] for place in places] if items else []
+
+
+def panel_of(
+    checkpoint: Checkpoint, val: LabeledSplit, image: Item, mask: Item, config: EvalConfig, device: torch.device
+) -> Panel:
+    """An image as it is scored, then reduced to what is shown; the model is in eval mode on `device`."""
+    picture, label_HW = read_picture(image, checkpoint.preprocess.bands), read_mask(mask, val.rule, image)
+    prediction_HW = _predict(checkpoint, picture, image, label_HW, config, device)
+    counts_HW = label_HW != val.rule.ignore_index
+    wrong = float((prediction_HW != label_HW)[counts_HW].double().mean()) if counts_HW.any() else None
+    height, width = label_HW.shape
+    scale = min(1.0, _LONGEST / max(height, width))
+    size = max(1, round(scale * height)), max(1, round(scale * width))
+    rows_h, columns_w = ((torch.arange(to) + 0.5) * of // to for to, of in zip(size, (height, width), strict=True))
+    places = rows_h.long()[:, None], columns_w.long()[None]
+    return Panel(
+        name=image.name,
+        picture_HW3=_shown(picture, size),
+        label_HW=label_HW[places].numpy(),
+        prediction_HW=prediction_HW[places].numpy(),
+        ignore_index=val.rule.ignore_index,
+        wrong=wrong,
+    )
+
+
+def _predict(
+    checkpoint: Checkpoint, picture: Picture, image: Item, label_HW: Tensor, config: EvalConfig, device: torch.device
+) -> Tensor:
+    """Classes (H, W) of an image, as `count_images` scores it."""
+
+    def logits(images_NCHW: Tensor) -> Tensor:
+        return as_classes(checkpoint.logits(images_NCHW.to(device))).float()
+
+    preprocess = checkpoint.preprocess
+    with torch.no_grad(), precision_of(config.precision, device):
+        if config.size is None and preprocess.size is None and is_large(image):
+            windows = Windows(size=working_size(checkpoint, None), batch_size=1, preprocess=preprocess)
+            strips = windows(logits, picture)
+        else:
+            strips = upsampled(logits(preprocess(picture, config.size)[None])[0], label_HW.shape)
+        return torch.cat([scores_KhW.argmax(dim=0).cpu() for _, scores_KhW in strips])
+
+
+def _shown(picture: Picture, size: tuple[int, int]) -> np.typing.NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8 of that size: of bands the first three, or the first, from their 2 % to 98 %."""
+    if isinstance(picture, Image.Image):
+        shown = picture.convert("RGB")
+        return np.asarray(shown if shown.size == size[::-1] else shown.resize(size[::-1], Image.Resampling.LANCZOS))
+    bands_CHW = picture[: 3 if len(picture) >= 3 else 1].float()
+    if bands_CHW.shape[1:] != size:
+        bands_CHW = F.interpolate(bands_CHW[None], size=size, mode="area")[0]
+    low, high = (np.quantile(bands_CHW.numpy(), share, axis=(1, 2), keepdims=True) for share in (0.02, 0.98))
+    shares_CHW = ((bands_CHW.numpy() - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
+    return np.broadcast_to(np.moveaxis(255 * shares_CHW, 0, 2), (*size, 3)).astype(np.uint8)
