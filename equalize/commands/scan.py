@@ -3,7 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class CheckpointScan:
         measured_by: the method of measuring; None without images.
         expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
         input_check: what the BatchNorms say of the input; None without images, or where none can tell.
+        histograms: of the branches' values, by layer, if asked for.
     """
 
     source: str
@@ -53,6 +54,7 @@ class CheckpointScan:
     expect: Expectation | None = None
     delta: float | None = None
     input_check: Mapping[str, Any] | None = None
+    histograms: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
@@ -78,6 +80,7 @@ def scan_checkpoint(
     plain: bool = False,
     data: str | Path | None = None,
     config: CalibrationConfig | None = None,
+    histograms: bool = False,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -90,6 +93,7 @@ def scan_checkpoint(
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
         config: those images, and the pass over them; the processes of a group share it.
+        histograms: count the values of the branches, for a report.
         progress, notify, warn: see `equalize.messages`.
     """
     config = config or CalibrationConfig()
@@ -103,7 +107,7 @@ def scan_checkpoint(
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
     facts: dict[str, Any] = {}
     if images is not None:
-        found, facts = _measure_sites(checkpoint, found, images, config, notify, warn)
+        found, facts = _measure_sites(checkpoint, found, images, config, histograms, notify, warn)
         images.report_skipped(warn)
     for note in checkpoint.notes:
         notify(note)
@@ -140,7 +144,13 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
 
 
 def _measure_sites(
-    checkpoint: Checkpoint, found: Scan, images: Images, config: CalibrationConfig, notify: Notify, warn: Notify
+    checkpoint: Checkpoint,
+    found: Scan,
+    images: Images,
+    config: CalibrationConfig,
+    histograms: bool,
+    notify: Notify,
+    warn: Notify,
 ) -> tuple[Scan, dict[str, Any]]:
     """The scan with the moments of every branch and what to expect; how many images were measured, and how."""
     device = own_device(device_of(config.device))
@@ -153,14 +163,20 @@ def _measure_sites(
         checked = check_input(checkpoint, images.spread())
         checked.report(notify, warn)
         re_estimate(model, norms, images, found)
-        measured = measure_branches(model, found.sites, images, tolerance=config.tolerance, statistics=True)
+        measured = measure_branches(
+            *(model, found.sites, images), tolerance=config.tolerance, statistics=True, histograms=histograms
+        )
     sites = tuple(
         with_expectation(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer))
         for site in found.sites
     )
     expect, delta = expected_of_all(sites)
     facts = {"images": measured.images, "measured_by": measured.method or None, "expect": expect, "delta": delta}
-    return replace(found, sites=sites), {**facts, "input_check": checked.to_json()}
+    return replace(found, sites=sites), {
+        **facts,
+        "input_check": checked.to_json(),
+        "histograms": measured.histograms,
+    }
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
