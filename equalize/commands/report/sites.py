@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DrawnSite", "draw_branches", "draw_layer", "resampling_name"]
 
+_TIMES, _SIGMA = "\N{MULTIPLICATION SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _WIDTH = 8.7
 _ROW = 0.46  # inches
 _SMALL = 7.5
@@ -54,11 +55,12 @@ class DrawnSite:
 
 
 def resampling_name(branch: Branch) -> str:
-    """`bilinear ×2`; empty where a branch was not resampled."""
+    """`bilinear x2`; empty where a branch was not resampled."""
     if branch.resampling is None:
         return ""
     factors = [f"{factor:.3g}" for factor in branch.factor]
-    return f"{branch.resampling.replace('_', ' ')} ×{factors[0] if len(set(factors)) == 1 else '×'.join(factors)}"
+    factor = factors[0] if len(set(factors)) == 1 else _TIMES.join(factors)
+    return f"{branch.resampling.replace('_', ' ')} {_TIMES}{factor}"
 
 
 def draw_layer(drawn: DrawnSite) -> Picture:
@@ -77,8 +79,16 @@ def draw_branches(drawn: DrawnSite) -> Picture:
 
 
 def short_names(names: Sequence[str], most: int) -> list[str]:
-    """Module paths by their ends, of `most` characters at most."""
-    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in (each or "input" for each in names)]
+    """Module paths by their ends, of `most` characters at most, cut between modules where that is possible."""
+    return [_short(name or "input", most) for name in names]
+
+
+def _short(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    end = name[1 - most :]
+    _, dot, modules = end.partition(".")
+    return f"…{modules if dot and len(modules) > most // 2 else end}"
 
 
 def _canvas(figure: "Figure") -> "Axes":
@@ -106,11 +116,11 @@ def _draw_layer(drawn: DrawnSite, height: float, figure: "Figure") -> None:
         if name := resampling_name(branch):
             _box(axes, (2.98, y - 0.13, 1.5, 0.26), color, opaque=True)
             axes.text(3.73, y, name, ha="center", va="center", fontsize=_SMALL, zorder=4)
-        label = f"σ {branch.std:.3g}"
+        label = f"{_SIGMA} {branch.std:.3g}"
         axes.text(5.36, y - 0.05 - thickness / 144, label, ha="right", va="bottom", fontsize=_SMALL)
         _box(axes, (5.46, y - _ROW / 2, 0.44, _ROW), color, alpha=0.55, corner=0)
         axes.text(5.68, y, f"{branch.stop - branch.start}", ha="center", va="center", fontsize=_SMALL)
-    kernel = " " + "×".join(map(str, site.kernel)) if site.kernel else ""
+    kernel = " " + _TIMES.join(map(str, site.kernel)) if site.kernel else ""
     groups = f", {site.groups} groups" if site.groups > 1 else ""
     lines = [f"{site.op.replace('_', ' ')}{kernel}", f"{site.branches[-1].stop} channels{groups}"]
     end = 7.3
@@ -182,7 +192,7 @@ def _draw_branches(drawn: DrawnSite, figure: "Figure") -> None:
     wide = (_WIDTH - left - 0.25) / 2
     sigmas = [branch.std for branch in site.branches]
     errors = [branch.std * (branch.ci95 or 0.0) for branch in site.branches]
-    _draw_bars(_column(figure, drawn, (left, wide), "σ ± 95 %"), drawn, sigmas, drawn.after, ".3g", errors)
+    _draw_bars(_column(figure, drawn, (left, wide), f"{_SIGMA} ± 95 %"), drawn, sigmas, drawn.after, ".3g", errors)
     shares = [branch.step_share or 0.0 for branch in site.branches]
     axes = _column(figure, drawn, (left + wide + 0.2, wide), "share of a step")
     _draw_bars(axes, drawn, shares, drawn.shares, ".1%")
