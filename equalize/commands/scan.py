@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
 from equalize.commands.input_check import check_input
+from equalize.commands.report.layers import scan_page
+from equalize.commands.report.page import PAGE_FILE, write_page
 from equalize.device import device_of, precision_of
-from equalize.distributed import own_device
+from equalize.distributed import is_main, own_device
 from equalize.errors import CheckpointError, InputError, SiteError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.moments.batch_norms import untouched_norms
@@ -26,7 +28,7 @@ from equalize.plan.plan import SCHEMA, site_json
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
 
-__all__ = ["CheckpointScan", "scan_checkpoint", "select_sites"]
+__all__ = ["CheckpointScan", "scan_checkpoint", "select_sites", "write_scan_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,17 @@ def scan_checkpoint(
         scan=found,
         **facts,
     )
+
+
+def write_scan_report(found: CheckpointScan, directory: str | Path, onward: str) -> Path:
+    """Writes a page with pictures of what was measured, see `write_page`; only the main process does.
+
+    Args:
+        onward: the next command, empty if there is none.
+    """
+    if is_main():
+        write_page(directory, f"Fusion layers of {found.source}", scan_page(found, onward))
+    return Path(directory) / PAGE_FILE
 
 
 def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = None) -> Scan:
