@@ -1,6 +1,6 @@
 """`equalize calibrate`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command
 from equalize.cli.panels import equalization_option, output_option
+
+if TYPE_CHECKING:
+    from equalize.moments.measure import Measurement
 
 __all__ = ["calibrate"]
 
@@ -50,6 +53,7 @@ def calibrate(
     keep_norm: o.KeepNorm = None,
     dry_run: Annotated[bool, output_option("--dry-run", help="Measure and report; write nothing.")] = False,
     overwrite: o.Overwrite = False,
+    report: o.Report = None,
     json: o.Json = False,
 ) -> None:
     """Measure MODEL on images and write OUT, equalized.
@@ -68,8 +72,12 @@ def calibrate(
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import plan_report
-        from equalize.commands.calibrate import calibrate_checkpoint
+        from equalize.commands.calibrate import calibrate_checkpoint, write_calibration_report
+        from equalize.commands.report.page import demand_report
 
+        if report is not None:
+            demand_report(report)
+        kept: list[Measurement] = []
         with terminal.progress("measuring") as progress:
             plan = calibrate_checkpoint(
                 model_flags.name(model, preprocess=preprocess.override()),
@@ -83,10 +91,17 @@ def calibrate(
                 dry_run=dry_run,
                 overwrite=overwrite,
                 command=command_line(context),
+                keep=kept.append if report else None,
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        terminal.result(plan.to_json(), plan_report(plan))
+        onward = ""
         if plan.facts.get("output"):
-            terminal.hint(next_command(context, "finetune", out, out="TRAINED", leave=OF_A_PASS | OF_DRAWING))
+            onward = next_command(context, "finetune", out, out="TRAINED", leave=OF_A_PASS | OF_DRAWING)
+        page = write_calibration_report(plan, kept, report, onward) if report else None
+        terminal.result(plan.to_json(), plan_report(plan))
+        if page:
+            terminal.hint(f"report: {page}")
+        if onward:
+            terminal.hint(onward)

@@ -221,6 +221,14 @@ Data = Annotated[str, data_option("--data", metavar="DATA", show_default=False, 
 MaybeData = Annotated[str | None, data_option(metavar="DATA", help=_DATA_HELP)]
 Split = Annotated[str | None, data_option(metavar="NAME", show_default="the training split", help="Of the data set.")]
 Out = Annotated[str, output_option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write.")]
+Report = Annotated[
+    str | None,
+    output_option(
+        "--report",
+        metavar="DIR",
+        help="Write report.html there, with pictures of each layer's branches. Needs equalize[plot].",
+    ),
+]
 Overwrite = Annotated[bool, output_option("--overwrite", help="Replace OUT if it exists.")]
 Size = Annotated[
     Any,

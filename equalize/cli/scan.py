@@ -13,7 +13,7 @@ __all__ = ["scan"]
 
 
 _OF_IMAGES = (
-    *("samples", "split", "tolerance", "mean", "std", "rescale", "channel_order"),
+    *("samples", "split", "tolerance", "report", "mean", "std", "rescale", "channel_order"),
     *("skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on"),
 )
 
@@ -33,6 +33,7 @@ def scan(
     ] = None,
     every: Annotated[bool, output_option("--all", help="List those without a resampled branch too.")] = False,
     data: o.MaybeData = None,
+    report: o.Report = None,
     images: ImageFlags,
     preprocess: PreprocessFlags,
     model_flags: ModelFlags,
@@ -59,8 +60,11 @@ def scan(
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import scan_report
-        from equalize.commands.scan import scan_checkpoint
+        from equalize.commands.report.page import demand_report
+        from equalize.commands.scan import scan_checkpoint, write_scan_report
 
+        if report is not None:
+            demand_report(report)
         with terminal.progress("measuring") as progress:
             found = scan_checkpoint(
                 model_flags.name(model, preprocess=preprocess.override()),
@@ -68,10 +72,17 @@ def scan(
                 plain=every,
                 data=data,
                 config=images.config(model_flags.seed),
+                histograms=report is not None,
                 progress=progress,
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        terminal.result(found.to_json(), scan_report(found, every=every))
+        onward = ""
         if found.scan.sites:
-            terminal.hint(next_command(context, "calibrate", model, out="OUT", defaults={"data": "IMAGES"}))
+            onward = next_command(context, "calibrate", model, out="OUT", defaults={"data": "IMAGES"})
+        page = write_scan_report(found, report, onward) if report else None
+        terminal.result(found.to_json(), scan_report(found, every=every))
+        if page:
+            terminal.hint(f"report: {page}")
+        if onward:
+            terminal.hint(onward)

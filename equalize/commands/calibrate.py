@@ -3,6 +3,7 @@
 Measures, embeds, writes, reloads and verifies.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,22 @@ from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
 from equalize.commands.images import CalibrationConfig, Images, open_images
 from equalize.commands.input_check import InputCheck, check_input
+from equalize.commands.report.layers import calibration_page
+from equalize.commands.report.page import PAGE_FILE, write_page
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
 from equalize.device import device_of, precision_of
 from equalize.distributed import is_main, own_device
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, first_of, ignore, ignore_progress
+from equalize.moments.measure import Measurement
 from equalize.plan.calibrate import calibrate
+from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.sites.scan import Scan
 from equalize.version import __version__
 
-__all__ = ["calibrate_checkpoint", "demand_original"]
+__all__ = ["calibrate_checkpoint", "demand_original", "write_calibration_report"]
 
 
 def calibrate_checkpoint(
@@ -41,6 +46,7 @@ def calibrate_checkpoint(
     demand_sites: bool = True,
     overwrite: bool = False,
     command: str | None = None,
+    keep: Callable[[Measurement], None] | None = None,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -51,13 +57,16 @@ def calibrate_checkpoint(
         out: whole or absent afterwards. pattern: a glob over layers; None takes every resampled site.
         force_preprocessing: whatever the BatchNorms say. demand_sites: raise where no layer can be equalized.
         command: the command line, for the record.
+        keep: called with what each pass measured, for a report; the plan stays as it is.
     """
     config = config or CalibrationConfig()
     device = own_device(device_of(config.device))
     if not dry_run and is_main():
         check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
     checkpoint = _load_original(name, notify)
-    checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=strategy == "auto")
+    checkpoint, images = open_images(
+        data, checkpoint, config, progress, notify, labels=strategy == "auto" or keep is not None
+    )
     found = select_sites(checkpoint.model, images.shape, pattern)
     checkpoint = checkpoint.with_output(images.few(1), notify)
     checkpoint.model.to(device)
@@ -69,6 +78,7 @@ def calibrate_checkpoint(
             newly_initialized=checkpoint.newly_initialized,
             found=found,
             tolerance=config.tolerance,
+            keep=keep,
         )
     checkpoint.model.cpu()
     images.report_skipped(warn)
@@ -83,6 +93,21 @@ def calibrate_checkpoint(
     if dry_run or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
+
+
+def write_calibration_report(plan: Plan, kept: Sequence[Measurement], directory: str | Path, onward: str) -> Path:
+    """Writes a page with pictures of what was measured and changed, see `write_page`; only the main process does.
+
+    Args:
+        kept: what `calibrate_checkpoint` kept. onward: the next command, empty if there is none.
+    """
+    if not is_main():
+        return Path(directory) / PAGE_FILE
+    statistics = {layer: each for measured in kept for layer, each in measured.statistics.items()}
+    histograms = {layer: each for measured in kept for layer, each in measured.histograms.items()}
+    sites = [with_expectation(site, statistics.get(site.layer)) for site in plan.sites]
+    sections = calibration_page(plan, sites, histograms, onward)
+    return write_page(directory, f"Calibration of {plan.facts['source']}", sections)
 
 
 def _checked(checkpoint: Checkpoint, images: Images, notify: Notify, warn: Notify, *, force: bool) -> InputCheck:

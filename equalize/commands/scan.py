@@ -3,7 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
 from equalize.commands.input_check import check_input
+from equalize.commands.report.layers import scan_page
+from equalize.commands.report.page import PAGE_FILE, write_page
 from equalize.device import device_of, precision_of
-from equalize.distributed import own_device
+from equalize.distributed import is_main, own_device
 from equalize.errors import CheckpointError, InputError, SiteError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.moments.batch_norms import untouched_norms
@@ -26,7 +28,7 @@ from equalize.plan.plan import SCHEMA, site_json
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
 
-__all__ = ["CheckpointScan", "scan_checkpoint", "select_sites"]
+__all__ = ["CheckpointScan", "scan_checkpoint", "select_sites", "write_scan_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class CheckpointScan:
         measured_by: the method of measuring; None without images.
         expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
         input_check: what the BatchNorms say of the input; None without images, or where none can tell.
+        histograms: of the branches' values, by layer, if asked for.
     """
 
     source: str
@@ -53,6 +56,7 @@ class CheckpointScan:
     expect: Expectation | None = None
     delta: float | None = None
     input_check: Mapping[str, Any] | None = None
+    histograms: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
@@ -78,6 +82,7 @@ def scan_checkpoint(
     plain: bool = False,
     data: str | Path | None = None,
     config: CalibrationConfig | None = None,
+    histograms: bool = False,
     progress: Progress = ignore_progress,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -90,6 +95,7 @@ def scan_checkpoint(
         plain: list fusion layers without a resampled branch as well.
         data: images to measure the branches on.
         config: those images, and the pass over them; the processes of a group share it.
+        histograms: count the values of the branches, for a report.
         progress, notify, warn: see `equalize.messages`.
     """
     config = config or CalibrationConfig()
@@ -103,7 +109,7 @@ def scan_checkpoint(
     found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
     facts: dict[str, Any] = {}
     if images is not None:
-        found, facts = _measure_sites(checkpoint, found, images, config, notify, warn)
+        found, facts = _measure_sites(checkpoint, found, images, config, histograms, notify, warn)
         images.report_skipped(warn)
     for note in checkpoint.notes:
         notify(note)
@@ -115,6 +121,17 @@ def scan_checkpoint(
         scan=found,
         **facts,
     )
+
+
+def write_scan_report(found: CheckpointScan, directory: str | Path, onward: str) -> Path:
+    """Writes a page with pictures of what was measured, see `write_page`; only the main process does.
+
+    Args:
+        onward: the next command, empty if there is none.
+    """
+    if is_main():
+        write_page(directory, f"Fusion layers of {found.source}", scan_page(found, onward))
+    return Path(directory) / PAGE_FILE
 
 
 def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = None) -> Scan:
@@ -140,7 +157,13 @@ def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = N
 
 
 def _measure_sites(
-    checkpoint: Checkpoint, found: Scan, images: Images, config: CalibrationConfig, notify: Notify, warn: Notify
+    checkpoint: Checkpoint,
+    found: Scan,
+    images: Images,
+    config: CalibrationConfig,
+    histograms: bool,
+    notify: Notify,
+    warn: Notify,
 ) -> tuple[Scan, dict[str, Any]]:
     """The scan with the moments of every branch and what to expect; how many images were measured, and how."""
     device = own_device(device_of(config.device))
@@ -153,14 +176,20 @@ def _measure_sites(
         checked = check_input(checkpoint, images.spread())
         checked.report(notify, warn)
         re_estimate(model, norms, images, found)
-        measured = measure_branches(model, found.sites, images, tolerance=config.tolerance, statistics=True)
+        measured = measure_branches(
+            *(model, found.sites, images), tolerance=config.tolerance, statistics=True, histograms=histograms
+        )
     sites = tuple(
         with_expectation(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer))
         for site in found.sites
     )
     expect, delta = expected_of_all(sites)
     facts = {"images": measured.images, "measured_by": measured.method or None, "expect": expect, "delta": delta}
-    return replace(found, sites=sites), {**facts, "input_check": checked.to_json()}
+    return replace(found, sites=sites), {
+        **facts,
+        "input_check": checked.to_json(),
+        "histograms": measured.histograms,
+    }
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:

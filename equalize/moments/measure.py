@@ -15,6 +15,7 @@ from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, rounds
 from equalize.moments.covariance import Collector, Rows, SplitStatistics, rows_of
 from equalize.moments.cut_graph import CutGraph, Seen
+from equalize.moments.histograms import count_values
 from equalize.moments.moments import ImageMoments, Moments, by_image, per_image, pool
 from equalize.moments.sampling import draw_fractions, sample
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
@@ -35,12 +36,14 @@ class Measurement:
         method: "cut graph", or "hooks" and why; "" where there was nothing to measure.
         shapes: of the first batch's tensors, (N, C, H, W) each.
         statistics: by layer, of its input channels, if asked for and where rows of the input belong to images.
+        histograms: by layer, of its branches' values (B, BINS), see `histograms.py`; likewise.
     """
 
     moments: dict[str, list[Moments]]
     method: str
     shapes: tuple[tuple[int, ...], ...]
     statistics: Mapping[str, SplitStatistics] = field(default_factory=dict)
+    histograms: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -52,12 +55,13 @@ class _Rows(NamedTuple):
     """Moments of one batch: B branches of all sites, N images, S = mean and M2 in float64.
 
     `counts` says how many numbers an image has in each branch; `moments_BSN` (B, 2, N) is on the model's device.
-    `sampled` are rows of each layer's input channels, if asked for.
+    `sampled` are rows of each layer's input channels and `histograms` counts of its branches' values, if asked for.
     """
 
     counts: list[int]
     moments_BSN: Tensor
     sampled: Mapping[str, Rows | None]
+    histograms: Mapping[str, Tensor]
 
 
 def measure(
@@ -97,17 +101,19 @@ def measure_branches(
     tolerance: float | None = None,
     names: Sequence[str] = (),
     statistics: bool = False,
+    histograms: bool = False,
 ) -> Measurement:
-    """As `measure`, with the method and the shapes; and if asked for with the statistics of the input channels."""
+    """As `measure`, with the method and the shapes; if asked for, statistics of the input channels and histograms."""
     if not sites:
         return Measurement(moments={}, method="", shapes=())
     if any(parameter.is_meta for parameter in nn.Module.parameters(model)):
         raise SiteError(type(model).__name__, "is on the meta device, without weights", remedy="load its weights")
     blocks = as_blocks(batches, names)
     rows: list[_Rows] = []
+    counted: dict[str, Tensor] = {}
     shapes = blocks.shapes
     with eval_mode(model):
-        meter = _Meter(model, sites, blocks, statistics=statistics)
+        meter = _Meter(model, sites, blocks, statistics=statistics, histograms=histograms)
         collector = Collector({site.layer: site.branches[-1].stop for site in sites if statistics}, meter.device)
         for part in rounds(blocks, decides=tolerance is not None):
             begun = [(block, meter.rows(block)) for block in part]  # without waiting for the accelerator
@@ -116,7 +122,9 @@ def measure_branches(
             found = part.gather([_finite(each, sites, block) for block, each in begun])
             for each in itertools.chain.from_iterable(found):
                 collector.add(each.sampled)
-                rows.append(each._replace(sampled={}))
+                rows.append(each._replace(sampled={}, histograms={}))
+                for layer, counts_BK in each.histograms.items():
+                    counted[layer] = counts_BK + counted[layer] if layer in counted else counts_BK
             if tolerance is not None and _known(_by_branch(sites, rows), tolerance):
                 break
     branches = _by_branch(sites, rows)
@@ -124,7 +132,13 @@ def measure_branches(
         raise SiteError("batches", "hold no image", remedy="give at least one")
     moments = iter([pool(branch) for branch in branches])
     by_layer = {site.layer: [next(moments) for _ in site.branches] for site in sites}
-    return Measurement(moments=by_layer, method=meter.method, shapes=shapes or (), statistics=collector.results())
+    return Measurement(
+        moments=by_layer,
+        method=meter.method,
+        shapes=shapes or (),
+        statistics=collector.results(),
+        histograms=counted,
+    )
 
 
 class _Meter:
@@ -138,10 +152,14 @@ class _Meter:
         device: of the model.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], blocks: Blocks, *, statistics: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], blocks: Blocks, *, statistics: bool, histograms: bool
+    ) -> None:
         self._model = model
         self._sites = sites
         self._statistics = statistics
+        self._histograms = histograms
+        self._samples = statistics or histograms
         self.device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
         self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph] = {}
         shapes = blocks.shapes
@@ -151,7 +169,7 @@ class _Meter:
         self.method = "cut graph"
         try:
             example = tuple(torch.zeros(shape, device=self.device) for shape in shapes)
-            self._cuts[_key(shapes)] = CutGraph(model, sites, example, samples=statistics)
+            self._cuts[_key(shapes)] = CutGraph(model, sites, example, samples=self._samples)
         except (EqualizeError, ValueError) as error:  # made for one batch size only, a site inside a region of its own
             self.method = f"hooks (no cut graph: {' '.join(str(error).split())})"
 
@@ -167,17 +185,19 @@ class _Meter:
 
     def _rows(self, batch: Batch, labels_NHW: Tensor | None, first: int) -> _Rows:
         images = images_in(batch)
-        fractions_NP = draw_fractions(first, images) if self._statistics else None
+        fractions_NP = draw_fractions(first, images) if self._samples else None
         seen = self._seen(batch, fractions_NP)
         branches = [branch for site in self._sites for branch in seen[site.layer].moments]
         sampled: dict[str, Rows | None] = {}
-        if fractions_NP is not None:
+        if fractions_NP is not None and self._statistics:
             sampled = {layer: rows_of(each.samples, labels_NHW, first, fractions_NP) for layer, each in seen.items()}
+        samples = {layer: each.samples for layer, each in seen.items()} if self._histograms else {}
+        counted = count_values(samples, self._sites, images)
         if any(len(branch.mean_N) % images for branch in branches):
             images = 1  # which rows belong to which image is not known
         branches = [by_image([branch], images) for branch in branches]
         moments_BSN = torch.stack([torch.stack([branch.mean_N, branch.m2_N]) for branch in branches])
-        return _Rows([branch.count for branch in branches], moments_BSN, sampled)
+        return _Rows([branch.count for branch in branches], moments_BSN, sampled, counted)
 
     def _seen(self, batch: Batch, fractions_NP: Tensor | None) -> dict[str, Seen]:
         inputs = tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
@@ -223,7 +243,7 @@ def _finite(rows: Sequence[_Rows], sites: Sequence[Site], block: Block) -> list[
     """What a block says, on the CPU; a NumericsError names the first image and layer where one is not finite."""
     done: list[_Rows] = []
     before = 0
-    for counts, moments_BSN, sampled in rows:
+    for counts, moments_BSN, sampled, counted in rows:
         moments_BSN = moments_BSN.cpu()
         bad_NB = ~moments_BSN.isfinite().all(1).T
         if bad_NB.any():
@@ -235,14 +255,14 @@ def _finite(rows: Sequence[_Rows], sites: Sequence[Site], block: Block) -> list[
             raise NumericsError(site.layer, what, got=f"image {name}", remedy=remedy)
         before += len(bad_NB)
         on_cpu = {layer: each and each._replace(values_RC=each.values_RC.cpu()) for layer, each in sampled.items()}
-        done.append(_Rows(counts, moments_BSN, on_cpu))
+        done.append(_Rows(counts, moments_BSN, on_cpu, {layer: each.cpu() for layer, each in counted.items()}))
     return done
 
 
 def _by_branch(sites: Sequence[Site], rows: Iterable[_Rows]) -> list[list[ImageMoments]]:
     """For every branch of every site the moments of all images, in batches."""
     found: list[list[ImageMoments]] = [[] for site in sites for _ in site.branches]
-    for counts, moments_BSN, _ in rows:
+    for counts, moments_BSN, *_ in rows:
         for branch, count, (mean_N, m2_N) in zip(found, counts, moments_BSN, strict=True):
             branch.append(ImageMoments(count=count, mean_N=mean_N, m2_N=m2_N))
     return found

@@ -39,6 +39,7 @@ def calibrate(
     found: Scan | None = None,
     tolerance: float | None = None,
     names: Sequence[str] = (),
+    keep: Callable[[Measurement], None] | None = None,
 ) -> Plan:
     """Measures `model` on `batches`, embeds scale equalization into it, in place, and returns the plan.
 
@@ -48,6 +49,7 @@ def calibrate(
         strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`. "auto" leaves a site
             alone where nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         found: the sites to equalize; by default all resampled ones.
+        keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
@@ -60,8 +62,8 @@ def calibrate(
     edits: list[Edit] = []
     if any(choice.changes_function for choice in undecided):
         edits += re_estimate(model, untouched_norms(model), batches, found)
-    measure = partial(measure_branches, model, tolerance=tolerance, names=names)
-    measured, decided, made = _stage_by_stage(model, undecided, measure, batches, found, scale)
+    measure = partial(measure_branches, model, tolerance=tolerance, names=names, histograms=keep is not None)
+    measured, decided, made = _stage_by_stage(model, undecided, measure, batches, found, scale, keep)
     edits += made
     planned = {site.layer: site for decision in decided for site in decision.sites}
     if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
@@ -92,6 +94,7 @@ def _stage_by_stage(
     batches: Iterable[Batch] | Blocks,
     found: Scan,
     scale: ScaleTo,
+    keep: Callable[[Measurement], None] | None,
 ) -> tuple[list[Measurement], list[Decision], list[Edit]]:
     """Measures, decides on and rewrites the sites, and re-estimates the BatchNorms behind them, a stage at a time."""
     measured: list[Measurement] = []
@@ -100,8 +103,11 @@ def _stage_by_stage(
     estimated: list[str] = []
     for stage in stages(undecided):
         asked = any(each.may_leave or each.strategy == "whiten" for each in stage)
-        measured.append(measure([each.site for each in stage], batches, statistics=asked))
-        decided.append(decide(model, stage, measured[-1].moments, measured[-1].statistics, scale=scale))
+        measured.append(measure([each.site for each in stage], batches, statistics=asked or keep is not None))
+        if keep is not None:
+            keep(measured[-1])
+        statistics = measured[-1].statistics if asked else {}  # a plan does not depend on what else is kept
+        decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale))
         apply_edits(decided[-1].edits, model, decided[-1].maps)
         undecided = [each for each in undecided if each not in stage]
         behind = norms_behind([each for decision in decided for each in decision.choices], undecided)

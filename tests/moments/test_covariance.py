@@ -187,7 +187,9 @@ def test_none_where_rows_are_not_images_and_none_unless_asked_for():
     images = torch.randn(3, 3, 8, 8)
     sites = equalize.scan(model, images[:2]).sites
     assert sites
-    assert not measure_branches(model, sites, [images], statistics=True).statistics
+    measured = measure_branches(model, sites, [images], statistics=True, histograms=True)
+    assert not measured.statistics
+    assert not measured.histograms
     assert not measure_branches(model, sites, [images]).statistics
 
 
@@ -206,9 +208,10 @@ def collect(folder):
         images, labels = torch.randn(11, 3, 20, 26), torch.randint(-1, 4, (11, 20, 26))
         (site,) = equalize.scan(model, images[:2]).sites
         covariance._RUN = 300
-        found = measure_branches(model, [site], Labeled(images, labels), statistics=True).statistics["fuse"]
+        found = measure_branches(model, [site], Labeled(images, labels), statistics=True, histograms=True)
         rank, _ = rank_and_number()
-        (folder / f"{rank}.json").write_text(json.dumps(bits(found)))
+        content = [bits(found.statistics["fuse"]), found.histograms["fuse"].tolist()]
+        (folder / f"{rank}.json").write_text(json.dumps(content))
 
 
 def test_any_number_of_processes_comes_to_the_same_bits(tmp_path):

@@ -430,7 +430,7 @@ def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
         model = Decoder().eval()
     with fake, torch.no_grad(), Moves() as moves:
         blocks = as_blocks([torch.empty(4, 3, 12, 10), torch.empty(3, 3, 12, 10)])
-        meter = measurement._Meter(model, sites, blocks)
+        meter = measurement._Meter(model, sites, blocks, statistics=False, histograms=False)
         key = "norm.running_mean"
         observers = {key: partial(norms._see, key, norms._running(dict(model.named_buffers()), key))}
         for block in blocks.read(0, 1):

@@ -174,6 +174,16 @@ def test_one_shot_iterators(strategy):
     assert_close(generated, twin, 1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["rescale", "migrate", "auto", "whiten"])
+def test_what_is_kept_for_a_report_leaves_the_plan_as_it_is(strategy):
+    kept = []
+    plan, watched = (calibrate(network(), batches(), strategy, keep=each) for each in (None, kept.append))
+    assert watched.edits == plan.edits  # the same kernels on the same shapes
+    assert watched.sites == plan.sites
+    assert [list(each.histograms) for each in kept] == [list(each.moments) for each in kept]
+    assert all(each.statistics for each in kept)
+
+
 def test_the_split_into_batches_has_no_say():
     model, twin = network(), network()
     calibrate(model, batches(), "rescale")

@@ -7,15 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import ConsoleRenderable
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from equalize.commands.report.words import (
+    changes_of,
+    effort_of,
+    expectation,
+    measured_by,
+    proof_of,
+    ratio_of,
+    sigmas_after,
+    strategy_of,
+)
 from equalize.commands.scan import CheckpointScan
 from equalize.messages import first_of
-from equalize.moments.measured import Expectation, MeasuredSite
-from equalize.plan.plan import MEANING, SCHEMA, Plan, PlannedSite
+from equalize.moments.measured import MeasuredSite
+from equalize.plan.plan import SCHEMA, Plan
 from equalize.sites.branches import Branch
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
@@ -24,12 +35,9 @@ from equalize.verify.function import Check
 __all__ = ["plan_report", "scan_report", "verification_json", "verification_report"]
 
 _IMAGES = "images of the data"
-_SHOWN = 5  # places of one refusal, and changed tensors; JSON has them all
-_EXPECTATIONS: Mapping[Expectation, str] = {
-    "gain": "expect a gain from equalizing",
-    "nothing": "expect nothing from equalizing",
-    "unclear": "cannot tell whether equalizing helps",
-}
+_SHOWN = 5  # places of one refusal; JSON has them all
+_WIDEST = 10_000
+_BAR = 10  # characters of the largest sigma's bar
 
 
 def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[ConsoleRenderable]:
@@ -43,18 +51,18 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
         columns: dict[str, list[str]] = {}
         if isinstance(site, MeasuredSite):
             columns = {"mean": [f"{branch.mean:.3g}" for branch in site.branches], **_sigmas(site), **_shares(site)}
-        yield _branch_table(site, columns)
+        yield _BranchTable(site, columns)
         for branch in site.branches:
             if branch.fixed is not None:
                 yield _indented(f"{branch.start}..{branch.stop} cannot migrate: {branch.fixed}", 4)
         if isinstance(site, MeasuredSite):
-            yield _ratio(_quotient([branch.std for branch in site.branches]))
-            yield _indented(f"{_expectation(site.expect, site.delta)}", 4, "bold")
+            yield _ratio(ratio_of([branch.std for branch in site.branches]))
+            yield _indented(f"{expectation(site.expect, site.delta)}", 4, "bold")
         yield Text()
     yield Text(_count(found))
     if found.scan.sites and found.expect is not None:
         largest = ", the largest of its fusion layers" if found.delta is not None and len(found.scan.sites) > 1 else ""
-        yield Text(f"This network: {_expectation(found.expect, found.delta)}{largest}.", style="bold")
+        yield Text(f"This network: {expectation(found.expect, found.delta)}{largest}.", style="bold")
     yield from _refusals(found.scan.refusals, every=every)
 
 
@@ -62,21 +70,21 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     """What was measured and changed, the verification, and what to do next."""
     yield Text()
     for site in plan.sites:
-        before, after = [branch.std for branch in site.branches], _after(plan, site)
+        before, after = [branch.std for branch in site.branches], sigmas_after(plan, site)
         yield from _site_header(site)
-        yield _indented(_strategy(plan, site))
-        yield _branch_table(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
-        yield _ratio(f"{_quotient(before)} before, {_quotient(after)} after")
+        yield _indented(strategy_of(plan, site))
+        yield _BranchTable(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
+        yield _ratio(f"{ratio_of(before)} before, {ratio_of(after)} after")
         if site.delta is not None:
-            yield _indented(_expectation(site.expect, site.delta), 4)
+            yield _indented(expectation(site.expect, site.delta), 4)
         yield Text()
     yield from _refusals(plan.refusals)
     if plan.sites and not plan.equalized:
         yield Text("Every fusion layer was left alone; a --strategy of your choice equalizes them all the same.")
     facts = plan.facts
     if "images" in facts:
-        yield Text(_effort(facts))
-    yield Text(_changes(plan))
+        yield Text(effort_of(facts))
+    yield Text(changes_of(plan))
     if facts.get("check"):
         yield from _proof(plan, facts["check"], facts.get("logit_range"), compared_on)
     if facts.get("output") is None:
@@ -107,7 +115,7 @@ def verification_report(
     """The result of a verification."""
     layers = ", ".join(f"{site.layer} ({site.strategy})" for site in plan.sites)
     yield Text.assemble((out, "bold"), f" is {against} with its plan carried out: {layers}.")
-    yield Text(_changes(plan))
+    yield Text(changes_of(plan))
     yield from _proof(plan, check.to_json(), check.logit_range, compared_on)
 
 
@@ -125,19 +133,56 @@ def _site_header(site: Site) -> Iterator[ConsoleRenderable]:
     )
 
 
-def _branch_table(site: Site, columns: Mapping[str, Sequence[str]]) -> ConsoleRenderable:
-    """A row a branch; further columns by their heading."""
-    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
-    table.add_column()  # indents
-    for heading in ("channels", "resampling"):
-        table.add_column(heading, no_wrap=True)
-    for heading in columns:
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("source", no_wrap=True)  # last: where a terminal is too narrow, it is what gets wrapped
-    for branch, *cells in zip(site.branches, *columns.values(), strict=True):
-        channels = f"{branch.start}..{branch.stop}"
-        table.add_row(*map(Text, ("", channels, _resampling(branch), *cells, branch.source or "input")))
-    return table
+class _BranchTable:
+    """A row a branch; further columns by their heading, and bars of sigma where the terminal has room for them."""
+
+    def __init__(self, site: Site, columns: Mapping[str, Sequence[str]]) -> None:
+        self._site = site
+        self._columns = columns
+        self._sigmas = [branch.std for branch in site.branches] if isinstance(site, MeasuredSite) else []
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        needed = _width(console, self._table(() if console.is_terminal else self._bars(options)))
+        return Measurement(needed, needed)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table(self._bars(options))
+        yield table if _width(console, table) <= options.max_width else self._table(())
+
+    def _bars(self, options: ConsoleOptions) -> list[str]:
+        largest = max(self._sigmas, default=0.0)
+        return [_bar(sigma / largest if largest else 0.0, ascii_only=options.ascii_only) for sigma in self._sigmas]
+
+    def _table(self, bars: Sequence[str]) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
+        table.add_column()  # indents
+        cells: list[Sequence[str]] = []
+        for heading in ("channels", "resampling"):
+            table.add_column(heading, no_wrap=True)
+        for heading, column in self._columns.items():
+            table.add_column(heading, no_wrap=True, justify="right")
+            cells.append(column)
+            if bars and heading == "95 %":
+                table.add_column(no_wrap=True, min_width=_BAR)
+                cells.append(bars)
+        table.add_column("source", no_wrap=True)  # last: where a terminal is too narrow, it is what gets wrapped
+        for branch, *row in zip(self._site.branches, *cells, strict=True):
+            channels = f"{branch.start}..{branch.stop}"
+            table.add_row(*map(Text, ("", channels, _resampling(branch), *row, branch.source or "input")))
+        return table
+
+
+def _width(console: Console, table: Table) -> int:
+    """What a table needs."""
+    return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+
+
+def _bar(share: float, *, ascii_only: bool) -> str:
+    """A bar of block characters, the longest for a share of 1."""
+    if ascii_only:
+        return "#" * round(share * _BAR)
+    eighths = round(share * _BAR * 8)
+    return "\N{FULL BLOCK}" * (eighths // 8) + " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
 
 
 def _resampling(branch: Branch) -> str:
@@ -159,25 +204,15 @@ def _shares(site: MeasuredSite) -> dict[str, list[str]]:
     return {"step": ["" if each.step_share is None else f"{each.step_share:.1%}" for each in site.branches]}
 
 
-def _expectation(expect: Expectation, delta: float | None) -> str:
-    """A plain sentence on what equalizing would bring."""
-    measured = "" if delta is None else f": delta {delta:.3f}"
-    return f"{_EXPECTATIONS[expect]}{measured}"
-
-
 def _ratio(quotients: str) -> ConsoleRenderable:
     return _indented(f"largest sigma / smallest: {quotients}", 4, "bold")
-
-
-def _quotient(sigmas: Sequence[float]) -> str:
-    return f"{max(sigmas) / min(sigmas):.2f}" if min(sigmas) > 0 else "infinite (a branch is constant)"
 
 
 def _count(found: CheckpointScan) -> str:
     count, hidden = len(found.scan.sites), found.scan.unlisted
     listed = f"{count} fusion layer{'' if count == 1 else 's'}" if count else "No fusion layer of resampled branches"
     if count and found.images is not None:
-        listed += f", measured on {found.images} images{_by(found.measured_by)}"
+        listed += f", measured on {found.images} images{measured_by(found.measured_by)}"
     return f"{listed}; --all lists {hidden} more without a resampled branch." if hidden else f"{listed}."
 
 
@@ -198,73 +233,12 @@ def _refusals(refusals: Sequence[Refusal], *, every: bool = False) -> Iterator[C
     yield Text()
 
 
-def _strategy(plan: Plan, site: PlannedSite) -> str:
-    means = ""
-    if site.strategy == "preserve" and plan.scaled_inputs(site):
-        return "preserve: its weights follow a branch that another layer moved; in training, as preserve elsewhere"
-    if site.changes_function:
-        means = "; means taken out in its bias" if site.shift else "; the means stay"
-    return f"{site.strategy}: {MEANING[site.strategy]}{means}"
-
-
-def _after(plan: Plan, site: PlannedSite) -> list[float]:
-    """The scale of each branch as the fusion weights, or the optimizer, see it from now on."""
-    sigmas = [branch.std for branch in site.branches]
-    if site.strategy == "none":
-        return sigmas
-    if site.strategy in ("preserve", "whiten"):
-        return [site.tau] * len(sigmas)
-    if site.strategy == "migrate":
-        return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
-    factors = plan.scaled_inputs(site)
-    return [branch.std * factors[branch.start] for branch in site.branches]
-
-
-def _effort(facts: Mapping[str, Any]) -> str:
-    known = "every sigma is known well enough" if facts.get("converged") else "more --samples would make sigma surer"
-    by = _by(facts.get("measured_by"))
-    return f"Measured on {facts['images']} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
-
-
-def _by(way: str | None) -> str:
-    return f" by {way}" if way else ""
-
-
-def _changes(plan: Plan) -> str:
-    if not plan.changed:
-        return "Changed: no tensor."
-    names = {key: f"{disk} (in the model {key})" for key, disk in plan.disk_keys.items()}
-    keys = [names.get(key, key) for key in plan.changed]
-    return f"Changed: {len(keys)} tensors ({first_of(keys, _SHOWN)}); all others kept every bit."
-
-
 def _proof(
     plan: Plan, check: Mapping[str, float], logit_range: float | None, compared_on: str
 ) -> Iterator[ConsoleRenderable]:
-    """`logit_range` is what a change of logits is held against; None in plans of earlier versions."""
-    yield Text(f"Proof: loaded again by its own library and compared with the original on {compared_on}.")
-    same = not any(site.changes_function for site in plan.sites)
-    change = check["max_abs_change"]
-    if not same:
-        yield _indented(f"logits change by up to {change:.3g}{_of(change, logit_range)}, as meant")
-    else:
-        yield _indented(
-            f"logits differ by at most {change:.2g}{_of(change, logit_range)}, which is rounding"
-            if change
-            else "logits: the same bits"
-        )
-    against = "what they gave before" if same else "explicit equalizers in front of the layer"
-    exact = all(site.exact_border for site in plan.sites)
-    why = "" if same else ", which is padded with zeros, not means"
-    border = "" if exact else f" inside, {check['border']:.1e} on the border{why}"
-    yield _indented(f"fusion layers against {against}, relative to their range: {check['interior']:.1e}{border}")
-
-
-def _of(change: float, logit_range: float | None) -> str:
-    if not logit_range:
-        return ""
-    size = f"{logit_range:,.0f}" if logit_range >= 100 else f"{logit_range:.3g}"
-    return f" of a range of {size} ({change / logit_range:.1e})"
+    heading, *lines = proof_of(plan, check, logit_range, compared_on)
+    yield Text(heading)
+    yield from map(_indented, lines)
 
 
 def _loading(out: Path) -> Iterator[ConsoleRenderable]:

@@ -1,16 +1,17 @@
 """A page for a browser: one file with everything in it, and its pictures beside it."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from equalize.commands.report.style import Picture
+from equalize.commands.report.style import Picture, can_draw
+from equalize.errors import OutputError, ResourceError
 from equalize.version import __version__
 
-__all__ = ["Section", "Table", "write_page"]
+__all__ = ["Section", "Table", "demand_report", "write_page"]
 
 PAGE_FILE = "report.html"
 
@@ -21,6 +22,8 @@ class Table:
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    prose: bool = False
+    """Whether all columns are set to the left, and wrapped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +40,31 @@ class Section:
     """Commands or settings, shown as they are."""
 
 
-def write_page(directory: Path, title: str, sections: Sequence[Section]) -> Path:
+def demand_report(directory: str | Path) -> None:
+    """Refuses early what would fail once the work is done.
+
+    Raises:
+        ResourceError: matplotlib is not installed. OutputError: the place is no directory.
+    """
+    if not can_draw():
+        raise ResourceError("--report", "needs matplotlib", remedy="pip install 'equalize[plot]'")
+    if Path(directory).exists() and not Path(directory).is_dir():
+        raise OutputError(directory, "is no directory", remedy="give --report another place")
+
+
+def write_page(directory: str | Path, title: str, sections: Iterable[Section]) -> Path:
     """Writes `report.html`, which needs no other file and no network, and a PNG for each picture.
 
     Args:
-        directory: exists; files of the same names are replaced.
+        directory: made if it does not exist; files of the same names are replaced.
         title: of the page. sections: in order; all text is escaped.
 
     Returns:
         The page's path.
     """
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
+    directory, sections = Path(directory), list(sections)
+    directory.mkdir(parents=True, exist_ok=True)
     page = directory / PAGE_FILE
     page.write_text(template.render(title=title, sections=sections, version=__version__, uri=_uri), encoding="utf-8")
     for picture in (each for section in sections for each in section.pictures):

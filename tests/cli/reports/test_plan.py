@@ -100,6 +100,21 @@ def test_a_measured_scan_shows_scales_and_their_ratio():
     assert "measured on 5 images" in text
 
 
+def test_bars_of_sigma_stand_beside_the_numbers_where_there_is_room():
+    found = scan_checkpoint(Scan(sites=(MEASURED,), refusals=(), tracer="export"), images=5)
+    rows = [line.split() for line in printed(scan_report(found)).splitlines() if "..8 " in line or "..12 " in line]
+    assert rows[0][7] == "██▌"  # a quarter of ten characters
+    assert rows[1][4] == "█" * 10
+    shown = {}
+    for width in (80, 150):
+        console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        for part in scan_report(found):
+            console.print(part)
+        shown[width] = console.file.getvalue()
+    assert "█" in shown[150]
+    assert "█" not in shown[80]  # the long name takes all
+
+
 def test_a_measured_scan_says_whether_equalizing_will_help():
     site = replace(MEASURED, expect="gain", delta=0.0623)
     found = replace(

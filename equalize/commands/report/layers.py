@@ -1,0 +1,252 @@
+"""Pages of measured fusion layers: what a scan found, and what a calibration changed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from equalize.commands.report.page import Section, Table
+from equalize.commands.report.sites import DrawnSite, draw_branches, draw_layer, resampling_name
+from equalize.commands.report.words import (
+    effort_of,
+    expectation,
+    measured_by,
+    proof_of,
+    ratio_of,
+    sigmas_after,
+    strategy_of,
+)
+from equalize.moments.histograms import BINS
+from equalize.moments.measured import MeasuredSite, sigma_rms
+from equalize.plan.edits import Add, Draw, Edit, MapInputs, Scale, ScaleInputs, Set
+from equalize.plan.indicator import GAIN, NOTHING, STEPS, expected_of_all
+from equalize.plan.plan import Plan, PlannedSite
+from equalize.sites.refusals import Refusal
+
+if TYPE_CHECKING:
+    from equalize.commands.scan import CheckpointScan
+
+__all__ = ["calibration_page", "scan_page"]
+
+_MOST_TENSORS = 60  # rows of a table
+_DELTA = (
+    f"Delta is how much more of the labels' variance {STEPS} steps of gradient descent explain once the branches are of "
+    f"one scale. From {GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images say so."
+)
+_FIGURES = (
+    "In the figures, sigma is the standard deviation of all values of a branch as they enter the layer, and whiskers "
+    "are its 95 % interval over images; the share of a step is how much of what a training step changes at the layer's "
+    "output comes through the branch; dashed lines are where both come to once equalized."
+)
+_VALUES = (
+    "Values are those at {positions} positions of each image; the height of a curve is the square root of the density, "
+    "each to its own scale, and an upright line stands for values that are exactly 0."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """A site, what comes of it, and its histograms; `plan` is None where nothing was planned."""
+
+    number: int
+    site: MeasuredSite
+    after: tuple[float, ...]
+    histograms_BK: Tensor
+    images: int
+    plan: Plan | None = None
+
+
+def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
+    """The sections of a page for a scan whose sites were measured."""
+    sites = [site for site in found.scan.sites if isinstance(site, MeasuredSite)]
+    layers = [
+        _Layer(
+            number=number,
+            site=site,
+            after=(sigma_rms(site.branches),) * len(site.branches),
+            histograms_BK=found.histograms.get(site.layer, torch.empty(0, BINS)),
+            images=found.images or 0,
+        )
+        for number, site in enumerate(sites, 1)
+    ]
+    read = f"{found.family} {found.architecture}, read at {'x'.join(map(str, found.input_shape))}."
+    measured = f"Measured on {found.images} images{measured_by(found.measured_by)}."
+    verdict = "No fusion layer of resampled branches."
+    if sites:
+        verdict = _sentence(expectation(*expected_of_all(sites)))
+    yield _overview(verdict, (read, measured), layers)
+    yield from map(_section, layers)
+    yield from _refused(found.scan.refusals)
+    if onward:
+        yield Section(heading="Next", code=onward.removeprefix("next: "))
+
+
+def calibration_page(
+    plan: Plan, sites: Sequence[MeasuredSite], histograms: Mapping[str, Tensor], onward: str
+) -> Iterator[Section]:
+    """The sections of a page for a plan.
+
+    Args:
+        sites: those of the plan, with what is to be expected of each. histograms: by layer.
+    """
+    layers = [
+        _Layer(
+            number=number,
+            site=site,
+            after=tuple(sigmas_after(plan, planned)),
+            histograms_BK=histograms.get(site.layer, torch.empty(0, BINS)),
+            images=plan.facts.get("images", 0),
+            plan=plan,
+        )
+        for number, (site, planned) in enumerate(zip(sites, plan.sites, strict=True), 1)
+    ]
+    facts = plan.facts
+    done = len(plan.equalized)
+    verdict = f"{done} of {len(plan.sites)} fusion layer{'' if len(plan.sites) == 1 else 's'} equalized."
+    if plan.sites and not done:
+        verdict = "Every fusion layer was left alone: nothing is to be gained."
+    lines = (f"{facts['family']} {facts['architecture']} from {facts['source']}.", effort_of(facts))
+    written = f"Written: {facts['output']}" if facts.get("output") else "Nothing was written (--dry-run)."
+    yield _overview(verdict, (*lines, written), layers)
+    yield from map(_section, layers)
+    yield _changed(plan)
+    if facts.get("check"):
+        heading, *lines_of_proof = proof_of(plan, facts["check"], facts.get("logit_range"), "images of the data")
+        sentences = tuple(map(_sentence, lines_of_proof))
+        yield Section(heading="Proof", paragraphs=(heading.removeprefix("Proof: ").capitalize(), *sentences))
+    yield from _refused(plan.refusals)
+    if onward:
+        yield Section(heading="Next", code=onward.removeprefix("next: "))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _overview(verdict: str, lines: Sequence[str], layers: Sequence[_Layer]) -> Section:
+    planned = bool(layers) and layers[0].plan is not None
+    header = ("fusion layer", "branches", "largest sigma / smallest", *(["after", "strategy"] if planned else []))
+    rows = [
+        (
+            layer.site.layer,
+            str(len(layer.site.branches)),
+            ratio_of([branch.std for branch in layer.site.branches]),
+            *([ratio_of(layer.after), _planned(layer).strategy] if planned else []),
+            "-" if layer.site.delta is None else f"{layer.site.delta:.3f}",
+            {"gain": "a gain", "nothing": "nothing", "unclear": "cannot tell"}[layer.site.expect],
+        )
+        for layer in layers
+    ]
+    table = Table(header=(*header, "delta", "expect"), rows=tuple(rows)) if rows else None
+    paragraphs = (*lines, *(_guide(layers) if rows else ()))
+    return Section(heading="Result", verdict=verdict, paragraphs=paragraphs, table=table)
+
+
+def _guide(layers: Sequence[_Layer]) -> Iterator[str]:
+    """How to read the numbers and the figures."""
+    yield _DELTA
+    values = ""
+    for layer in layers:
+        if len(layer.histograms_BK):
+            seen = int(layer.histograms_BK.sum()) / (layer.site.branches[-1].stop * max(layer.images, 1))
+            values = " " + _VALUES.format(positions=round(seen))
+    yield f"{_FIGURES}{values}"
+
+
+def _planned(layer: _Layer) -> PlannedSite:
+    assert layer.plan is not None
+    return next(site for site in layer.plan.sites if site.layer == layer.site.layer)
+
+
+def _section(layer: _Layer) -> Section:
+    """A fusion layer: what to expect, its drawing, its branches, and their numbers."""
+    site, plan = layer.site, layer.plan
+    energies = [
+        (branch.stop - branch.start) * sigma**2 for branch, sigma in zip(site.branches, layer.after, strict=True)
+    ]
+    centers = plan is None or _planned(layer).strategy in ("preserve", "reinit", "rescale", "whiten")
+    drawn = DrawnSite(
+        number=layer.number,
+        site=site,
+        after=layer.after,
+        shares=tuple(energy / (sum(energies) or 1.0) for energy in energies),
+        centered=centers and site.shift is not None,
+        histograms_BK=layer.histograms_BK,
+    )
+    paragraphs = () if plan is None else (_sentence(strategy_of(plan, _planned(layer))),)
+    notes = [
+        f"Channels {each.start}..{each.stop} cannot migrate: {each.fixed}." for each in site.branches if each.fixed
+    ]
+    return Section(
+        heading=site.layer,
+        verdict=_sentence(expectation(site.expect, site.delta)),
+        paragraphs=(*paragraphs, *(notes if plan is None else ())),
+        pictures=(draw_layer(drawn), draw_branches(drawn)),
+        table=_numbers(layer),
+    )
+
+
+def _numbers(layer: _Layer) -> Table:
+    rows = tuple(
+        (
+            branch.source or "input",
+            f"{branch.start}..{branch.stop}",
+            resampling_name(branch) or "-",
+            f"{branch.mean:.3g}",
+            f"{branch.std:.3g}",
+            "-" if branch.ci95 is None else f"± {branch.ci95:.1%}",
+            f"{after:.3g}",
+            "-" if branch.step_share is None else f"{branch.step_share:.1%}",
+        )
+        for branch, after in zip(layer.site.branches, layer.after, strict=True)
+    )
+    header = ("branch", "channels", "resampling", "mean", "sigma", "95 %", "equalized", "share of a step")
+    return Table(header=header, rows=rows)
+
+
+def _changed(plan: Plan) -> Section:
+    """What was done to each tensor, by its key in the files."""
+    done: dict[str, list[str]] = {}
+    for edit in plan.edits:
+        done.setdefault(plan.disk_keys.get(edit.tensor, edit.tensor), []).append(_deed(edit))
+    if not done:
+        return Section(heading="What was changed", paragraphs=("No tensor: every one keeps all its bits.",))
+    rows = tuple((key, "; ".join(deeds)) for key, deeds in done.items())
+    said = [f"{len(plan.changed)} tensors; all others kept every bit."]
+    if len(rows) > _MOST_TENSORS:
+        said.append(f"The first {_MOST_TENSORS} of them; equalize.json has them all.")
+    table = Table(header=("tensor", "what was done"), rows=rows[:_MOST_TENSORS], prose=True)
+    return Section(heading="What was changed", paragraphs=tuple(said), table=table)
+
+
+def _deed(edit: Edit) -> str:
+    match edit:
+        case ScaleInputs(start=start, stop=stop, factor=factor):
+            return f"inputs {start}..{stop} times {factor:.3g}"
+        case Scale(factor=factor):
+            return f"times {factor:.3g}"
+        case Draw(seed=seed):
+            return f"drawn anew under seed {seed}"
+        case MapInputs():
+            return "inputs times a matrix"
+        case Add():
+            return "the response to the means taken out"
+        case Set():
+            return "estimated on the images"
+        case _:
+            return edit.action
+
+
+def _refused(refusals: Sequence[Refusal]) -> Iterator[Section]:
+    """Why concats are no fusion layers that can be equalized; nothing where there are none but those of an encoder."""
+    listed = [refusal for refusal in refusals if not refusal.plain]
+    said: list[str] = []
+    if plain := len(refusals) - len(listed):
+        concats = "1 concat" if plain == 1 else f"{plain} concats"
+        said = [f"{concats} without a resampled branch are not listed; equalize scan --all does."]
+    if listed or said:
+        rows = tuple((refusal.at or "model", refusal.reason) for refusal in listed)
+        table = Table(header=("where", "why"), rows=rows, prose=True) if rows else None
+        yield Section(heading="Cannot be equalized", paragraphs=tuple(said), table=table)

@@ -1,0 +1,114 @@
+"""What is said of scales, plans and proofs, on a terminal and on a page alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from equalize.messages import first_of
+from equalize.moments.measured import Expectation
+from equalize.plan.plan import MEANING, Plan, PlannedSite
+
+__all__ = [
+    "changes_of",
+    "effort_of",
+    "expectation",
+    "measured_by",
+    "proof_of",
+    "ratio_of",
+    "sigmas_after",
+    "strategy_of",
+]
+
+_SHOWN = 5  # changed tensors; JSON has them all
+_EXPECTATIONS: Mapping[Expectation, str] = {
+    "gain": "expect a gain from equalizing",
+    "nothing": "expect nothing from equalizing",
+    "unclear": "cannot tell whether equalizing helps",
+}
+
+
+def expectation(expect: Expectation, delta: float | None) -> str:
+    """A plain sentence on what equalizing would bring."""
+    measured = "" if delta is None else f": delta {delta:.3f}"
+    return f"{_EXPECTATIONS[expect]}{measured}"
+
+
+def ratio_of(sigmas: Sequence[float]) -> str:
+    """The largest over the smallest."""
+    return f"{max(sigmas) / min(sigmas):.2f}" if min(sigmas) > 0 else "infinite (a branch is constant)"
+
+
+def strategy_of(plan: Plan, site: PlannedSite) -> str:
+    """A site's strategy and what it does."""
+    means = ""
+    if site.strategy == "preserve" and plan.scaled_inputs(site):
+        return "preserve: its weights follow a branch that another layer moved; in training, as preserve elsewhere"
+    if site.changes_function:
+        means = "; means taken out in its bias" if site.shift else "; the means stay"
+    return f"{site.strategy}: {MEANING[site.strategy]}{means}"
+
+
+def sigmas_after(plan: Plan, site: PlannedSite) -> list[float]:
+    """The scale of each branch as the fusion weights, or the optimizer, see it from now on."""
+    sigmas = [branch.std for branch in site.branches]
+    if site.strategy == "none":
+        return sigmas
+    if site.strategy in ("preserve", "whiten"):
+        return [site.tau] * len(sigmas)
+    if site.strategy == "migrate":
+        return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]
+    factors = plan.scaled_inputs(site)
+    return [branch.std * factors[branch.start] for branch in site.branches]
+
+
+def effort_of(facts: Mapping[str, Any]) -> str:
+    """How much was measured, by the facts of a plan."""
+    known = "every sigma is known well enough" if facts.get("converged") else "more --samples would make sigma surer"
+    by = measured_by(facts.get("measured_by"))
+    return f"Measured on {facts['images']} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
+
+
+def measured_by(way: str | None) -> str:
+    """The method of measuring, behind the number of images."""
+    return f" by {way}" if way else ""
+
+
+def changes_of(plan: Plan) -> str:
+    """How many tensors were changed, and the first of them."""
+    if not plan.changed:
+        return "Changed: no tensor."
+    names = {key: f"{disk} (in the model {key})" for key, disk in plan.disk_keys.items()}
+    keys = [names.get(key, key) for key in plan.changed]
+    return f"Changed: {len(keys)} tensors ({first_of(keys, _SHOWN)}); all others kept every bit."
+
+
+def proof_of(
+    plan: Plan, check: Mapping[str, float], logit_range: float | None, compared_on: str
+) -> tuple[str, str, str]:
+    """What was compared, what came of the logits, and of the fusion layers.
+
+    `logit_range` is what a change of logits is held against; None in plans of earlier versions.
+    """
+    same = not any(site.changes_function for site in plan.sites)
+    change = check["max_abs_change"]
+    if not same:
+        logits = f"logits change by up to {change:.3g}{_of(change, logit_range)}, as meant"
+    elif change:
+        logits = f"logits differ by at most {change:.2g}{_of(change, logit_range)}, which is rounding"
+    else:
+        logits = "logits: the same bits"
+    against = "what they gave before" if same else "explicit equalizers in front of the layer"
+    exact = all(site.exact_border for site in plan.sites)
+    why = "" if same else ", which is padded with zeros, not means"
+    border = "" if exact else f" inside, {check['border']:.1e} on the border{why}"
+    return (
+        f"Proof: loaded again by its own library and compared with the original on {compared_on}.",
+        logits,
+        f"fusion layers against {against}, relative to their range: {check['interior']:.1e}{border}",
+    )
+
+
+def _of(change: float, logit_range: float | None) -> str:
+    if not logit_range:
+        return ""
+    size = f"{logit_range:,.0f}" if logit_range >= 100 else f"{logit_range:.3g}"
+    return f" of a range of {size} ({change / logit_range:.1e})"
