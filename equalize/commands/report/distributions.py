@@ -12,7 +12,8 @@ from equalize.moments.histograms import BINS, bin_edges
 
 _Floats = NDArray[np.float64]
 
-_SHOWN = 0.0025  # of the values at each end, so much may lie beyond the axis
+_BEYOND = 0.0025  # of the values may lie beyond each end of the axis
+_ZEROS = 0.02  # from this share on they are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +47,14 @@ class Distribution:
         return Distribution(zeros=self.zeros, ends=(self.ends - mean) * factor, below=self.below, zero=zero)
 
     def range(self) -> tuple[float, float]:
-        """Between which nearly all values lie, zeros among them."""
+        """Between which nearly all values lie."""
         if not self.below[-1]:
             return self.zero, self.zero
         # of equal shares, the last end before the values and the first one behind them
-        first = self.ends[np.searchsorted(self.below, _SHOWN, side="right") - 1]
-        last = self.ends[np.searchsorted(self.below, 1 - _SHOWN, side="left")]
-        return min(float(first), self.zero), max(float(last), self.zero)
+        first = self.ends[np.searchsorted(self.below, _BEYOND, side="right") - 1]
+        last = self.ends[np.searchsorted(self.below, 1 - _BEYOND, side="left")]
+        ends = [float(first), float(last), *([self.zero] if self.zeros > _ZEROS else [])]
+        return min(ends), max(ends)
 
     def heights(self, edges: _Floats) -> _Floats:
         """The share of the values other than zero in each bin between edges (D + 1,): (D,)."""
@@ -78,6 +80,6 @@ def draw_rows(axes: Any, distributions: Sequence[Distribution], colors: Sequence
         base = row + 0.42
         axes.fill_between(edges[:-1], base - heights, base, step="post", color=color, alpha=0.45, linewidth=0)
         axes.step(edges[:-1], base - heights, where="post", color=color, linewidth=0.9)
-        if each.zeros > 0.02:
+        if each.zeros > _ZEROS:
             axes.plot([each.zero] * 2, [base - 0.82, base], color=color, linewidth=2)
     axes.set_xlim(low, high)

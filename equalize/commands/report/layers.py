@@ -15,6 +15,7 @@ from equalize.commands.report.words import (
     measured_by,
     proof_of,
     ratio_of,
+    rounded,
     sigmas_after,
     strategy_of,
 )
@@ -32,11 +33,11 @@ __all__ = ["calibration_page", "scan_page"]
 
 _MOST_TENSORS = 60  # rows of a table
 _DELTA = (
-    f"Delta is how much more of the labels' variance {STEPS} steps of gradient descent explain once the branches are of "
-    f"one scale. From {GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images say so."
+    f"Delta is how much more of the labels' variance {STEPS} steps of gradient descent explain once the branches are "
+    f"of one scale. From {GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images agree."
 )
 _FIGURES = (
-    "In the figures, sigma is the standard deviation of all values of a branch as they enter the layer, and whiskers "
+    "Sigma is the standard deviation of all values of a branch as they enter the layer, and whiskers "
     "are its 95 % interval over images; the share of a step is how much of what a training step changes at the layer's "
     "output comes through the branch; dashed lines are where both come to once equalized."
 )
@@ -79,6 +80,7 @@ def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
     yield _overview(verdict, (read, measured), layers)
     yield from map(_section, layers)
     yield from _refused(found.scan.refusals)
+    yield from _guide(layers)
     if onward:
         yield Section(heading="Next", code=onward.removeprefix("next: "))
 
@@ -117,6 +119,7 @@ def calibration_page(
         sentences = tuple(map(_sentence, lines_of_proof))
         yield Section(heading="Proof", paragraphs=(heading.removeprefix("Proof: ").capitalize(), *sentences))
     yield from _refused(plan.refusals)
+    yield from _guide(layers)
     if onward:
         yield Section(heading="Next", code=onward.removeprefix("next: "))
 
@@ -127,32 +130,31 @@ def _sentence(words: str) -> str:
 
 def _overview(verdict: str, lines: Sequence[str], layers: Sequence[_Layer]) -> Section:
     planned = bool(layers) and layers[0].plan is not None
-    header = ("fusion layer", "branches", "largest sigma / smallest", *(["after", "strategy"] if planned else []))
+    header = ("fusion layer", "branches", "sigma, largest / smallest", *(["equalized", "strategy"] if planned else []))
     rows = [
         (
             layer.site.layer,
             str(len(layer.site.branches)),
             ratio_of([branch.std for branch in layer.site.branches]),
             *([ratio_of(layer.after), _planned(layer).strategy] if planned else []),
-            "-" if layer.site.delta is None else f"{layer.site.delta:.3f}",
+            "-" if layer.site.delta is None else rounded(layer.site.delta),
             {"gain": "a gain", "nothing": "nothing", "unclear": "cannot tell"}[layer.site.expect],
         )
         for layer in layers
     ]
     table = Table(header=(*header, "delta", "expect"), rows=tuple(rows)) if rows else None
-    paragraphs = (*lines, *(_guide(layers) if rows else ()))
-    return Section(heading="Result", verdict=verdict, paragraphs=paragraphs, table=table)
+    return Section(heading="Result", verdict=verdict, paragraphs=(*lines, *([_DELTA] if rows else [])), table=table)
 
 
-def _guide(layers: Sequence[_Layer]) -> Iterator[str]:
-    """How to read the numbers and the figures."""
-    yield _DELTA
-    values = ""
-    for layer in layers:
-        if len(layer.histograms_BK):
-            seen = int(layer.histograms_BK.sum()) / (layer.site.branches[-1].stop * max(layer.images, 1))
-            values = " " + _VALUES.format(positions=round(seen))
-    yield f"{_FIGURES}{values}"
+def _guide(layers: Sequence[_Layer]) -> Iterator[Section]:
+    """How to read the figures."""
+    paragraphs = [_FIGURES]
+    sampled = next((layer for layer in layers if len(layer.histograms_BK)), None)
+    if sampled is not None:
+        values_an_image = int(sampled.histograms_BK.sum()) / max(sampled.images, 1)
+        paragraphs.append(_VALUES.format(positions=round(values_an_image / sampled.site.branches[-1].stop)))
+    if layers:
+        yield Section(heading="How to read the figures", paragraphs=tuple(paragraphs))
 
 
 def _planned(layer: _Layer) -> PlannedSite:
@@ -202,7 +204,7 @@ def _numbers(layer: _Layer) -> Table:
         )
         for branch, after in zip(layer.site.branches, layer.after, strict=True)
     )
-    header = ("branch", "channels", "resampling", "mean", "sigma", "95 %", "equalized", "share of a step")
+    header = ("branch", "channels", "resampling", "mean", "sigma", "95 %", "equalized", "step share")
     return Table(header=header, rows=rows)
 
 

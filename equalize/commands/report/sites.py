@@ -6,7 +6,7 @@ Positions are inches from the upper left corner, so that rows keep their height 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -79,11 +79,21 @@ def draw_branches(drawn: DrawnSite) -> Picture:
 
 
 def short_names(names: Sequence[str], most: int) -> list[str]:
-    """Module paths by their ends, of `most` characters at most, cut between modules where that is possible."""
-    return [_short(name or "input", most) for name in names]
+    """Module paths of `most` characters at most: by their ends, or from where they differ if the ends are alike."""
+    full = [name or "input" for name in names]
+    ends = [_ending(name, most) for name in full]
+    if len(set(ends)) == len(set(full)):
+        return ends
+    alike = [name.split(".") for name, end in zip(full, ends, strict=True) if ends.count(end) > 1]
+    prefix = "".join(
+        f"{modules[0]}." for modules in takewhile(lambda each: len(set(each)) == 1, zip(*alike, strict=False))
+    )
+    rests = [f"…{name.removeprefix(prefix)}" if prefix and name.startswith(prefix) else name for name in full]
+    return [rest if len(rest) <= most else f"{rest[: most - 1]}…" for rest in rests]
 
 
-def _short(name: str, most: int) -> str:
+def _ending(name: str, most: int) -> str:
+    """The end of a module path, cut between modules where that leaves enough."""
     if len(name) <= most:
         return name
     end = name[1 - most :]
@@ -105,7 +115,7 @@ def _draw_layer(drawn: DrawnSite, height: float, figure: "Figure") -> None:
     site, axes = drawn.site, _canvas(figure)
     middle = figure.get_size_inches()[1] / 2
     top = middle - _ROW * len(site.branches) / 2
-    largest = max(branch.std for branch in site.branches)
+    largest = max(branch.std for branch in site.branches) or 1.0
     sources = short_names([branch.source for branch in site.branches], 38)
     for row, (branch, source, color) in enumerate(zip(site.branches, sources, drawn.colors, strict=True)):
         y = top + _ROW * (row + 0.5)
@@ -115,7 +125,7 @@ def _draw_layer(drawn: DrawnSite, height: float, figure: "Figure") -> None:
         axes.plot([2.76, 5.46], [y, y], color=color, linewidth=thickness, solid_capstyle="butt", zorder=1)
         if name := resampling_name(branch):
             _box(axes, (2.98, y - 0.13, 1.5, 0.26), color, opaque=True)
-            axes.text(3.73, y, name, ha="center", va="center", fontsize=_SMALL, zorder=4)
+            axes.text(3.73, y, name, ha="center", va="center", fontsize=_SMALL * min(1, 21 / len(name)), zorder=4)
         label = f"{_SIGMA} {branch.std:.3g}"
         axes.text(5.36, y - 0.05 - thickness / 144, label, ha="right", va="bottom", fontsize=_SMALL)
         _box(axes, (5.46, y - _ROW / 2, 0.44, _ROW), color, alpha=0.55, corner=0)
@@ -136,7 +146,8 @@ def _draw_layer(drawn: DrawnSite, height: float, figure: "Figure") -> None:
 def _module(axes: "Axes", across: tuple[float, float], y: float, lines: Sequence[str], name: str) -> None:
     left, width = across
     _box(axes, (left, y - 0.24, width, 0.48))
-    axes.text(left + width / 2, y, "\n".join(lines), ha="center", va="center", fontsize=_SMALL + 0.5)
+    size = (_SMALL + 0.5) * min(1, width / (0.074 * max(map(len, lines))))
+    axes.text(left + width / 2, y, "\n".join(lines), ha="center", va="center", fontsize=size)
     (label,) = short_names([name], int((width + 0.15) / 0.066))
     axes.text(left + width / 2, y + 0.29, label, ha="center", va="top", fontsize=_SMALL - 0.5, alpha=0.75)
 
@@ -184,7 +195,7 @@ def _draw_branches(drawn: DrawnSite, figure: "Figure") -> None:
     if seen:
         before = [Distribution.of(counts_K) for counts_K in drawn.histograms_BK]
         means = [branch.mean if drawn.centered else 0.0 for branch in site.branches]
-        factors = [sigma / branch.std for sigma, branch in zip(drawn.after, site.branches, strict=True)]
+        factors = [sigma / (branch.std or 1.0) for sigma, branch in zip(drawn.after, site.branches, strict=True)]
         after = [each.scaled(*change) for each, *change in zip(before, factors, means, strict=True)]
         draw_rows(_column(figure, drawn, (2.34, 1.72), "values as they are"), before, drawn.colors)
         draw_rows(_column(figure, drawn, (4.26, 1.72), "values once equalized"), after, drawn.colors)
@@ -231,4 +242,4 @@ def _draw_bars(
         axes.text(1, row, format(value, how), **where)
         axes.plot([target, target], [row - 0.36, row + 0.36], color=ink, linewidth=1.2, linestyle=(0, (2, 1.5)))
     axes.locator_params(axis="x", nbins=3)
-    axes.set_xlim(0, max([*ends, *after]) / _BARS)
+    axes.set_xlim(0, (max([*ends, *after]) or 1.0) / _BARS)

@@ -14,6 +14,7 @@ __all__ = [
     "measured_by",
     "proof_of",
     "ratio_of",
+    "rounded",
     "sigmas_after",
     "strategy_of",
 ]
@@ -28,8 +29,13 @@ _EXPECTATIONS: Mapping[Expectation, str] = {
 
 def expectation(expect: Expectation, delta: float | None) -> str:
     """A plain sentence on what equalizing would bring."""
-    measured = "" if delta is None else f": delta {delta:.3f}"
+    measured = "" if delta is None else f": delta {rounded(delta)}"
     return f"{_EXPECTATIONS[expect]}{measured}"
+
+
+def rounded(delta: float) -> str:
+    """To three places, without the sign of a zero."""
+    return f"{round(delta, 3) + 0.0:.3f}"
 
 
 def ratio_of(sigmas: Sequence[float]) -> str:
