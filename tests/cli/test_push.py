@@ -71,6 +71,14 @@ def test_a_dry_run_for_people(out, capsys):
     assert lines[7] == "Nothing was sent. If acme/streets does not exist, it will be made, public."
 
 
+def test_a_dry_run_shows_the_card(out, run_cli):
+    ran = run_cli("push", out, "acme/streets", "--dry-run", "--show-card")
+    assert ran.code == 0, ran.err
+    card = json.loads(run_cli("push", out, "acme/streets", "--dry-run", "--show-card", "--json").out)["card"]
+    assert card.startswith("---\nbase_model: acme/segformer-tiny\n")
+    assert ran.out.endswith("\n".join(line.rstrip() for line in card.splitlines()) + "\n")  # no line is wrapped
+
+
 def test_a_dry_run_as_json(out, capsys):
     assert main(["push", str(out), "acme/streets", "--dry-run", "--json", "--revision", "dev"]) == 0
     captured = capsys.readouterr()

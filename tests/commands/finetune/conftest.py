@@ -36,3 +36,9 @@ def calm(custom, tmp_path_factory) -> ModelName:
     place = tmp_path_factory.mktemp("calm") / "calm_net.py"
     place.write_text(FACTORY.replace("nn.Dropout(0.2)", "nn.Identity()"))
     return replace(custom, arch=f"{place}:Net")
+
+
+@pytest.fixture(autouse=True)
+def _without_report(monkeypatch):
+    """The pictures take a second; test_report.py has them."""
+    monkeypatch.setattr("equalize.commands.finetune.finetune.write_report", lambda *_: None)

@@ -157,6 +157,17 @@ def test_the_plan_knows_best_which_weights_a_training_kept(segformer_dir, tmp_pa
     assert "The optimizer saw the fusion weights as they are stored.\n" in card.text
 
 
+def test_the_commands_and_settings_that_made_it(segformer_dir, tmp_path):
+    out = planned(segformer_dir, tmp_path / "out", command="equalize calibrate tiny --data streets --out cal")
+    assert "```sh\nequalize calibrate tiny --data streets --out cal\n```" in card_of(out).text
+    (out / "last").mkdir()
+    (out / "last/commands.txt").write_text("equalize finetune cal\nequalize finetune cal --resume\n")
+    (out / "finetune.yaml").write_text("lr: 0.1\nclass_names: /home/alice/classes.txt\n")
+    text = card_of(out).text
+    assert "--out cal\nequalize finetune cal\nequalize finetune cal --resume\n```" in text
+    assert "```yaml\nlr: 0.1\nclass_names: classes.txt\n```" in text
+
+
 def test_numbers_that_are_none_are_left_out(out):
     write_score(out, mIoU=None, mAcc=None, aAcc=None)
     assert "model-index" not in metadata(out)
