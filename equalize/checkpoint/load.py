@@ -14,7 +14,7 @@ from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
-from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
+from equalize.checkpoint.source import NO_WEIGHTS, Place, demand_directory, fetch_weights, in_checkpoint, locate, weights_at
 from equalize.errors import CheckpointError
 from equalize.messages import first_of
 
@@ -77,6 +77,7 @@ class ModelName(Request):
         """Loads it; without weights on the meta device."""
         _check(self)
         place = locate(self.source)
+        demand_directory(place)
         plan_json = read_plan(place.path)
         request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
         family = _claiming(place, NO_WEIGHTS, request)
@@ -156,11 +157,13 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     weights = weights_at(place, request.key)
     family = _claiming(place, weights, request)
     if family is None:
+        inside = place.kind == "file" and in_checkpoint(place.path)
         raise CheckpointError(
             request.source,
             "state dict fits no known architecture",
             got=f"keys such as {next(iter(weights.tensors))}",
-            remedy=f"say what it is, with --arch {_arch_forms()}",
+            remedy=f"{f'give the directory: {place.path.parent}, or ' if inside else ''}say what it is, with --arch "
+            f"{_arch_forms()}",
         )
     return family, place, weights
 
