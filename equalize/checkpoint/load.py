@@ -81,7 +81,7 @@ class ModelName(Request):
         plan_json = read_plan(place.path)
         request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
         family = _claiming(place, NO_WEIGHTS, request)
-        found = NO_WEIGHTS
+        found, missing = NO_WEIGHTS, ()
         if family is None or weights or family.needs_weights(place, request):
             family, place, found = _with_weights(family, place, request)
         spec = family.open(place, found, request)
@@ -92,6 +92,7 @@ class ModelName(Request):
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
+            missing = family.missing(model, spec, found, request)
         preprocess = self.preprocess.over(_as_kept(place, spec.preprocess))
         if save_spec is not None and self.preprocess.given():
             save_spec = family.with_preprocess(save_spec, preprocess)
@@ -113,6 +114,7 @@ class ModelName(Request):
             output=request.output,
             num_classes=spec.num_classes or (len(spec.classes) if spec.classes else None),
             save_spec=save_spec,
+            missing=missing,
         )
         return _with_recorded_names(checkpoint, place, request)
 
