@@ -14,7 +14,15 @@ from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
-from equalize.checkpoint.source import NO_WEIGHTS, Place, demand_directory, fetch_weights, in_checkpoint, locate, weights_at
+from equalize.checkpoint.source import (
+    NO_WEIGHTS,
+    Place,
+    demand_directory,
+    fetch_weights,
+    in_checkpoint,
+    locate,
+    weights_at,
+)
 from equalize.errors import CheckpointError
 from equalize.messages import first_of
 
@@ -81,7 +89,8 @@ class ModelName(Request):
         plan_json = read_plan(place.path)
         request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
         family = _claiming(place, NO_WEIGHTS, request)
-        found, missing = NO_WEIGHTS, ()
+        found = NO_WEIGHTS
+        missing: tuple[str, ...] = ()
         if family is None or weights or family.needs_weights(place, request):
             family, place, found = _with_weights(family, place, request)
         spec = family.open(place, found, request)

@@ -67,7 +67,9 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
     if found.missing:
         parts = first_of(list(dict.fromkeys(key.partition(".")[0] for key in found.missing)))
         yield Text(f"Missing in the checkpoint, as in an encoder alone: {parts} ({len(found.missing)} tensors).")
-        yield _indented("--init-missing --num-classes N draws it for N classes, and calibrate equalizes what was drawn.")
+        yield _indented(
+            "--init-missing --num-classes N draws it for N classes, and calibrate equalizes what was drawn."
+        )
     yield from _refusals(found.scan.refusals, every=every)
 
 

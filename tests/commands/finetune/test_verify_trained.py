@@ -36,7 +36,9 @@ def verify(run_cli, custom):
 def test_against_the_original_it_says_that_it_was_trained_and_checks_what_it_can(verify, made, custom):
     ran = verify(made / "trained", custom.source)
     assert ran.code == 0, ran.err
-    assert f"{made / 'trained'} was trained after it was calibrated (from {made / 'calibrated'}, to step 1)." in ran.text
+    assert (
+        f"{made / 'trained'} was trained after it was calibrated (from {made / 'calibrated'}, to step 1)." in ran.text
+    )
     assert "the proof of calibration does not apply" in ran.text
     assert f"{custom.source} is the model that was calibrated: its weights have the recorded sha256" in ran.text
     assert "but for the number of classes in classify.weight, classify.bias, auxiliary.weight" in ran.text
