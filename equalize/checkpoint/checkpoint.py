@@ -78,6 +78,8 @@ class Checkpoint:
     """Above which a single output is class 1: 0 for logits, else what `with_output` found the network to end in."""
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
+    missing: tuple[str, ...] = ()
+    """Keys that the files lack and ``init_missing`` would draw; known of a checkpoint loaded without weights alone."""
     multiple: int = 1
     """Images are padded to sides that are multiples of it, where that is all that the network takes."""
 

@@ -158,6 +158,12 @@ class Family(ABC, Generic[S]):
             return model, spec.notes
         return model, _pair(model, spec, weights, request)[1]
 
+    def missing(self, model: nn.Module, spec: S, weights: Weights, request: Request) -> tuple[str, ...]:
+        """Keys of the outlined network that the checkpoint lacks, as far as is known without reading weights."""
+        if not weights.tensors:
+            return ()
+        return tuple(_pair(model, spec, weights, replace(request, init_missing=True))[0].missing)
+
     def load(self, spec: S, weights: Weights, request: Request) -> Loaded:
         """Build the network and fill it.
 

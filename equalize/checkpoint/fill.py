@@ -87,7 +87,9 @@ def mismatch_error(
     ]
     remedy = "check --arch and --arch-arg"
     if not init_missing and not kinds["unexpected"] and only_class_count(mismatched, None):
-        remedy = "--init-missing draws what is missing" + (" and a new classifier" if mismatched else "")
+        remedy = "--init-missing --num-classes N draws what is missing" + (
+            " and a new classifier" if mismatched else ""
+        )
     return CheckpointError(where, f"does not fit {architecture}: keys " + ", ".join(facts), remedy=remedy)
 
 

@@ -14,7 +14,15 @@ from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
-from equalize.checkpoint.source import NO_WEIGHTS, Place, fetch_weights, locate, weights_at
+from equalize.checkpoint.source import (
+    NO_WEIGHTS,
+    Place,
+    demand_directory,
+    fetch_weights,
+    in_checkpoint,
+    locate,
+    weights_at,
+)
 from equalize.errors import CheckpointError
 from equalize.messages import first_of
 
@@ -77,10 +85,12 @@ class ModelName(Request):
         """Loads it; without weights on the meta device."""
         _check(self)
         place = locate(self.source)
+        demand_directory(place)
         plan_json = read_plan(place.path)
         request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
         family = _claiming(place, NO_WEIGHTS, request)
         found = NO_WEIGHTS
+        missing: tuple[str, ...] = ()
         if family is None or weights or family.needs_weights(place, request):
             family, place, found = _with_weights(family, place, request)
         spec = family.open(place, found, request)
@@ -91,6 +101,7 @@ class ModelName(Request):
         else:
             save_spec = None
             model, notes = family.outline(spec, found, request)
+            missing = family.missing(model, spec, found, request)
         preprocess = self.preprocess.over(_as_kept(place, spec.preprocess))
         if save_spec is not None and self.preprocess.given():
             save_spec = family.with_preprocess(save_spec, preprocess)
@@ -112,6 +123,7 @@ class ModelName(Request):
             output=request.output,
             num_classes=spec.num_classes or (len(spec.classes) if spec.classes else None),
             save_spec=save_spec,
+            missing=missing,
         )
         return _with_recorded_names(checkpoint, place, request)
 
@@ -156,11 +168,13 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     weights = weights_at(place, request.key)
     family = _claiming(place, weights, request)
     if family is None:
+        inside = place.kind == "file" and in_checkpoint(place.path)
         raise CheckpointError(
             request.source,
             "state dict fits no known architecture",
             got=f"keys such as {next(iter(weights.tensors))}",
-            remedy=f"say what it is, with --arch {_arch_forms()}",
+            remedy=f"{f'give the directory: {place.path.parent}, or ' if inside else ''}say what it is, with --arch "
+            f"{_arch_forms()}",
         )
     return family, place, weights
 

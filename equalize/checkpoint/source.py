@@ -1,5 +1,6 @@
 """Locates MODEL: a file, a directory, a Hub snapshot, or weights that a library publishes."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from equalize.checkpoint.files.weights import (
     read_json,
     read_weights,
     shards,
+    weight_files,
 )
 from equalize.errors import CheckpointError, ResourceError
 from equalize.hub import HUB_ID, hub_reachable, why_not_reached
@@ -25,6 +27,7 @@ NO_WEIGHTS = Weights(files=(), index=None, tensors={}, file_of={})
 _PUBLISHED = re.compile(r"([a-z]{2,}):([\w.-]+)")
 _SIDE_FILES = ["*.json", "*.txt", "*.md", "LICENSE*"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_DESCRIBING = ("equalize.json", ARCHITECTURE_FILE, "config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,35 @@ def _directory(path: Path, repository: str | None = None, revision: str | None =
     record = read_json(path / ARCHITECTURE_FILE) if (path / ARCHITECTURE_FILE).is_file() else None
     config = read_json(path / "config.json") if record is None and (path / "config.json").is_file() else {}
     return Place(kind="directory", path=path, repository=repository, revision=revision, config=config, record=record)
+
+
+def demand_directory(place: Place) -> None:
+    """Refuse a file of a checkpoint directory, if it is no weights or if a plan beside it would be left out.
+
+    Raises:
+        CheckpointError: says to give the directory.
+    """
+    path, directory = place.path, place.path.parent
+    if place.kind != "file" or not in_checkpoint(path):
+        return
+    what = "is one file of a checkpoint"
+    if path.name.endswith((*WEIGHT_SUFFIXES, ".index.json")):
+        if not (directory / _DESCRIBING[0]).is_file() or path not in _weights_in(directory):
+            return
+        what += f", and without {_DESCRIBING[0]} beside it its equalization would be lost"
+    raise CheckpointError(path, what, remedy=f"give the directory: {directory}")
+
+
+def in_checkpoint(path: Path) -> bool:
+    """Whether a file lies in a checkpoint's directory."""
+    return any((path.parent / name).is_file() for name in _DESCRIBING)
+
+
+def _weights_in(directory: Path) -> tuple[Path, ...]:
+    with contextlib.suppress(CheckpointError):
+        files, index = weight_files(directory)
+        return (*files, *directory.glob("model.safetensors"), *([index] if index else []))
+    return ()
 
 
 def weights_at(place: Place, key: str | None = None) -> Weights:

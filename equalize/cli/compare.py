@@ -9,6 +9,7 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.next_command import next_command
 from equalize.cli.panels import data_option, equalization_option, optimizer_option, output_option
 from equalize.cli.training_options import CommonTrainingFlags
 from equalize.errors import InputError
@@ -93,6 +94,7 @@ def compare(
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,
+    dry_run: o.DryRun = False,
     json: o.Json = False,
 ) -> None:
     """Train MODEL with and without equalization and compare.
@@ -130,6 +132,14 @@ def compare(
             **sweep.settings(),
             notify=terminal.note,
         )
+        if dry_run:
+            from equalize.cli.reports.dry_run import comparison_forecast
+            from equalize.commands.compare.dry_run import forecast_comparison
+
+            forecast = forecast_comparison(setup, out, notify=terminal.note, warn=terminal.warn)
+            terminal.result(forecast.to_json(), comparison_forecast(forecast))
+            terminal.hint(next_command(context, "compare", model, out=out))
+            return
         with terminal.progress("training") as progress:
             found = run(setup, out, progress=progress, notify=terminal.note, warn=terminal.warn)
         _report(found, Path(out), terminal)

@@ -33,6 +33,7 @@ def finetune(
     arch: ArchFlags,
     resume: Annotated[bool, output_option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
     overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
     json: o.Json = False,
 ) -> None:
     """Train MODEL on images with masks and write OUT.
@@ -62,6 +63,17 @@ def finetune(
 
         config = TrainConfig.make(given, training.config)
         name = arch.name(model, init_missing=init_missing, seed=config.seed, preprocess=preprocess.override())
+        if dry_run:
+            from equalize.cli.reports.dry_run import training_forecast
+            from equalize.commands.finetune.dry_run import forecast_training
+
+            which = {"resume": resume, "overwrite": overwrite}
+            found = forecast_training(name, data, out, config, **which, notify=terminal.note, warn=terminal.warn)
+            terminal.result(found.to_json(), training_forecast(found))
+            again = "".join(f" --{flag}" for flag, given in which.items() if given)
+            terminal.hint(f"{next_command(context, 'finetune', model, out=out)}{again}")
+            leave()
+            return
         with terminal.progress("training") as progress:
             done = train(
                 *(name, data, out, config),

@@ -32,7 +32,7 @@ def next_command(
     Args:
         context: of the command that ran; its flags are carried over where NAME has them too.
         out: what NAME is to write. leave: parameters that are not carried over.
-        defaults: words by parameter for what was not given, such as IMAGES.
+        defaults: words by parameter for what was not given, such as IMAGES; empty for a flag without a value.
     """
     group: Any = context.find_root().command  # Typer brings its own Click, or uses that of the environment
     command = group.commands[name]
@@ -46,7 +46,9 @@ def next_command(
         if source is not None and source.name == "COMMANDLINE":
             given.pop(parameter.name, None)
             words += _words(parameter, context.params[parameter.name])
-    missing = [word for key, value in given.items() for word in (f"--{key}", value)]
+    missing = [
+        word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", *([value] if value else []))
+    ]
     ends = ["-o", out] if out is not None else []
     return f"next: {shlex.join(['equalize', name, model, *missing, *words, *ends])}"
 

@@ -283,4 +283,7 @@ ReduceLabels = Annotated[
     data_option(help="Whether label 0 does not count and 1 is class 0; auto looks at the data."),
 ]
 Seed = Annotated[int, model_option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
+DryRun = Annotated[
+    bool, output_option("--dry-run", help="Say what would run and how long it takes, from a few timed steps.")
+]
 Json = Annotated[bool, output_option("--json", help="One JSON object on stdout, and nothing else there.")]

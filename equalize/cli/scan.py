@@ -79,7 +79,8 @@ def scan(
             )
         onward = ""
         if found.scan.sites:
-            onward = next_command(context, "calibrate", model, out="OUT", defaults={"data": "IMAGES"})
+            drawn = {"init_missing": "", "num_classes": "N"} if found.missing else {}
+            onward = next_command(context, "calibrate", model, out="OUT", defaults={"data": "IMAGES", **drawn})
         page = write_scan_report(found, report, onward) if report else None
         terminal.result(found.to_json(), scan_report(found, every=every))
         if page:

@@ -31,7 +31,8 @@ def verify(
     """Prove that OUT is MODEL, equalized, and nothing else.
 
     Same keys; only the listed tensors changed; and each fusion layer, on a few images of --data or else on random
-    inputs, does what the plan says.
+    inputs, does what the plan says. Of a model that was trained since, which no such proof fits, it checks that it is
+    the same network, loaded by its library, and that MODEL is what it was made of.
 
     Examples:
         # on random inputs
@@ -45,10 +46,17 @@ def verify(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
-        from equalize.cli.reports.plan import verification_json, verification_report
+        from equalize.cli.reports.plan import trained_report, verification_json, verification_report
         from equalize.commands.images import CalibrationConfig
-        from equalize.commands.verify import verify_checkpoint
+        from equalize.commands.verify import read_plan, verify_checkpoint
+        from equalize.commands.verify_trained import verify_trained, was_trained
 
+        if was_trained(plan := read_plan(out)):
+            trained = verify_trained(out, arch.name(against, preprocess=preprocess.override()), plan)
+            terminal.result(
+                verification_json(out, against, plan, trained=trained), trained_report(out, against, plan, trained)
+            )
+            return
         config = CalibrationConfig(samples=2, size=size, split=split, batch_size=2)
         plan, check = verify_checkpoint(
             out, arch.name(against, preprocess=preprocess.override()), data, config, notify=terminal.note

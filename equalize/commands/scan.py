@@ -42,6 +42,7 @@ class CheckpointScan:
         images: how many were measured; None without.
         measured_by: the method of measuring; None without images.
         expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
+        missing: keys that the checkpoint lacks and --init-missing draws, where it was not given.
         input_check: what the BatchNorms say of the input; None without images, or where none can tell.
         histograms: of the branches' values, by layer, if asked for.
     """
@@ -55,6 +56,7 @@ class CheckpointScan:
     measured_by: str | None = None
     expect: Expectation | None = None
     delta: float | None = None
+    missing: tuple[str, ...] = ()
     input_check: Mapping[str, Any] | None = None
     histograms: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -68,6 +70,7 @@ class CheckpointScan:
             "architecture": self.architecture,
             "input_shape": list(self.input_shape),
             "tracer": self.scan.tracer,
+            **({"missing": list(self.missing)} if self.missing else {}),
             **expected,
             **({} if self.images is None else {"input_check": self.input_check}),
             "sites": [site_json(site) for site in self.scan.sites],
@@ -119,6 +122,7 @@ def scan_checkpoint(
         architecture=checkpoint.architecture,
         input_shape=shape,
         scan=found,
+        missing=() if name.init_missing else checkpoint.missing,
         **facts,
     )
 

@@ -29,12 +29,14 @@ def check_tensors(original: Mapping[str, Tensor], written: Mapping[str, Tensor],
     _demand("have another dtype or shape", other)
     fixed = [key for key in both if key not in free]
     changed = [key for key in fixed if not torch.equal(_bytes(original[key]), _bytes(written[key]))]
-    _demand("changed but are not in the plan", changed)
+    _demand(
+        "changed but are not in the plan", changed, "if it was not trained since, calibrate again from the original"
+    )
 
 
-def _demand(what: str, keys: Sequence[str]) -> None:
+def _demand(what: str, keys: Sequence[str], remedy: str = "calibrate again from the original") -> None:
     if keys:
-        raise NumericsError(first_of(keys), f"{what} in what was written", remedy="calibrate again from the original")
+        raise NumericsError(first_of(keys), f"{what} in what was written", remedy=remedy)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

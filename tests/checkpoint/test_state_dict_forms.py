@@ -395,3 +395,22 @@ def test_an_imagenet_resnet_under_a_torchvision_network():
     assert {key.partition(".")[0] for key in match.missing} == {"classifier"}
     with pytest.raises(CheckpointError, match=r"part of several networks.*--arch"):
         recognize(shapes[1], "x.pth")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "equalize.json", "architecture.json"])
+def test_of_a_file_in_an_equalized_directory_the_directory_is_asked_for(network, tmp_path, name):
+    """Alone it would be read without its plan, and equalized twice or trained without."""
+    out = tmp_path / "out"
+    out.mkdir()
+    weights = {"fuse.weight": torch.zeros(1)}
+    torch.save(weights, out / "model.pth")
+    save_file(weights, out / "model.safetensors")
+    for beside in ("equalize.json", "architecture.json"):
+        (out / beside).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{name}: is one file of a checkpoint.*; give the directory: {out}$"):
+        load(out / name, arch=f"{network}:Net")
+
+
+def test_of_weights_that_only_their_directory_describes_it_is_asked_for(segformer_dir):
+    with pytest.raises(CheckpointError, match=f"fits no known architecture.*; give the directory: {segformer_dir}, or"):
+        load(segformer_dir / "model.safetensors")

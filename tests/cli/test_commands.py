@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from equalize.checkpoint import load
 from equalize.cli import main
 from tests.support.scenes import write_scenes
 
@@ -178,6 +179,16 @@ def next_words(ran):
     assert ran.code == 0, ran.err
     (line,) = [line for line in ran.err.splitlines() if line.startswith("next: ")]
     return shlex.split(line.removeprefix("next: "))
+
+
+def test_a_scan_of_an_encoder_says_what_is_missing_and_how_it_is_drawn(run_cli, segformer_encoder_dir, segformer_dir):
+    ran = run_cli("scan", segformer_encoder_dir)
+    assert "Missing in the checkpoint, as in an encoder alone: decode_head (16 tensors)." in ran.text
+    drawn = ["--data", "IMAGES", "--init-missing", "--num-classes", "N"]
+    assert next_words(ran) == ["equalize", "calibrate", str(segformer_encoder_dir), *drawn, "-o", "OUT"]
+    missing = json.loads(run_cli("scan", segformer_encoder_dir, "--json").out)["missing"]
+    assert sorted(missing) == sorted(load(segformer_encoder_dir, init_missing=True, num_classes=3).newly_initialized)
+    assert "missing" not in json.loads(run_cli("scan", segformer_dir, "--json").out)
 
 
 def test_the_next_command_has_the_flags_that_were_given(run_cli, segformer_encoder_dir, photos):

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from equalize.cli import main
+from equalize.commands.finetune.pace import Pace
 from tests.support.scenes import write_scenes
 
 QUICK = ("--batch-size", "2", "--max-steps", "2", "--evaluations", "1", "--device", "cpu", "--size", "48x64")
@@ -81,6 +82,31 @@ def test_again_it_only_reports(run_cli, words, out):
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.count("error: ") == 1
     assert "holds a comparison with other settings: batch_size was 2, now 4" in " ".join(ran.err.split())
+
+
+def test_a_dry_run_names_what_is_there_and_changes_nothing(run_cli, words, out, monkeypatch):
+    pace = Pace(step=40.0, image=0.5, cached=0.0, memory=2_000_000_000)
+    monkeypatch.setattr("equalize.commands.compare.dry_run.pace_of", lambda task: pace)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    more = ("--seeds", "2", "--lrs", "1e-2", "--dry-run")
+    ran = run_cli(*words, *more)
+    assert ran.code == 0, ran.err
+    assert "runs: 4, of which 2 are to be trained; there already: none_lr0.01_seed0, migrate_lr0.01_seed0" in ran.text
+    assert f"Nothing was written to {out} (--dry-run)." in ran.text
+    assert "--dry-run" not in ran.err
+    content = json.loads(run_cli(*words, *more, "--json").out)
+    assert (content["missing"], content["steps"], content["evaluations"]) == (
+        2,
+        2,
+        3,
+    )  # steps 1 and 2, and all at the end
+    # two runs of two steps; two images; one pass over four images for each arm of the second seed
+    assert content["seconds"] == 4 * 40 + (2 * 3 * 2 + 2 * 4) * 0.5
+    assert "time: about 2.83 min on cpu (3 steps timed: 40 s each; 0.5 s to score an image)" in ran.text
+    assert "memory: about 2 GB at the peak" in ran.text
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    ran = run_cli(*words, *more, "--batch-size", "4")
+    assert (ran.code, ran.out) == (2, "")
 
 
 def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, tmp_path, monkeypatch):

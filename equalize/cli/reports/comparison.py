@@ -120,6 +120,8 @@ def _confirmed_legend(found: Comparison) -> str:
     assert setup.test is not None
     edges = [each.arm for each in found.tuned if each.at_edge]
     ends = f" The sweep of {', '.join(edges)} ended with its best rate at an edge." if edges else ""
+    few = [f"{each.arm} ({each.lr:g})" for each in found.confirmed if each.difference and not each.difference.tells]
+    ends += f" Too few seeds to tell: {', '.join(few)}." if few else ""
     val, test = setup.val.split, setup.test.split
     return (
         f"Rates chosen on the split {val} with {len(setup.seeds)} seeds; mIoU in percent on the split {test} with "
@@ -154,6 +156,7 @@ def _legend(found: Comparison) -> str:
         f"mIoU in percent on {found.images} images after {config.max_steps} steps, early after {config.eval_first}; "
         f"means over {'1 seed' if seeds == 1 else f'{seeds} seeds (± their standard deviation)'}. sigmas: largest over "
         "smallest in the fusion layer where they are furthest apart, as measured and as trained. Differences to the "
-        "baseline are paired by seed; intervals are not corrected for their number, and those over images take them as "
-        "independent, which frames of a video are not."
+        "baseline are paired by seed. 95 % seeds: what other seeds would give; verdicts rest on it, not corrected "
+        "for how many are compared. 95 % images: what these networks would score on other images; no verdict rests "
+        "on it."
     )

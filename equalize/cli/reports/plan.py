@@ -24,6 +24,7 @@ from equalize.commands.report.words import (
     strategy_of,
 )
 from equalize.commands.scan import CheckpointScan
+from equalize.commands.verify_trained import TrainedCheck
 from equalize.messages import first_of
 from equalize.moments.measured import MeasuredSite
 from equalize.plan.plan import SCHEMA, Plan
@@ -63,6 +64,12 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
     if found.scan.sites and found.expect is not None:
         largest = ", the largest of its fusion layers" if found.delta is not None and len(found.scan.sites) > 1 else ""
         yield Text(f"This network: {expectation(found.expect, found.delta)}{largest}.", style="bold")
+    if found.missing:
+        parts = first_of(list(dict.fromkeys(key.partition(".")[0] for key in found.missing)))
+        yield Text(f"Missing in the checkpoint, as in an encoder alone: {parts} ({len(found.missing)} tensors).")
+        yield _indented(
+            "--init-missing --num-classes N draws it for N classes, and calibrate equalizes what was drawn."
+        )
     yield from _refusals(found.scan.refusals, every=every)
 
 
@@ -97,15 +104,18 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
         yield Text(f"Train it:  {method}, where preserve takes effect")
 
 
-def verification_json(out: str, against: str, plan: Plan, check: Check) -> dict[str, Any]:
-    """The object of `verify --json`; a check that fails raises before."""
+def verification_json(
+    out: str, against: str, plan: Plan, check: Check | None = None, trained: TrainedCheck | None = None
+) -> dict[str, Any]:
+    """The object of `verify --json`; a check that fails raises before. Of a trained model "check" is null."""
     return {
         "schema": SCHEMA,
         "output": out,
         "against": against,
         "strategy": plan.strategy,
         "changed": list(plan.changed_on_disk),
-        "check": check.to_json(),
+        "check": check and check.to_json(),
+        **({"trained": trained.to_json()} if trained else {}),
     }
 
 
@@ -117,6 +127,24 @@ def verification_report(
     yield Text.assemble((out, "bold"), f" is {against} with its plan carried out: {layers}.")
     yield Text(changes_of(plan))
     yield from _proof(plan, check.to_json(), check.logit_range, compared_on)
+
+
+def trained_report(out: str, against: str, plan: Plan, found: TrainedCheck) -> Iterator[ConsoleRenderable]:
+    """The result of verifying a model that was trained since it was calibrated."""
+    step = "" if found.step is None else f", to step {found.step}"
+    yield Text.assemble((out, "bold"), f" was trained after it was calibrated (from {found.source}{step}).")
+    yield Text(
+        "Its weights differ from the plan's because of the training, so the proof of calibration does not apply to it."
+    )
+    yield Text("What can be checked holds:")
+    roles = {"calibrated": "was calibrated", "trained": "the training started from"}
+    made_of = " and ".join(roles[role] for role in found.role.split(" and "))
+    yield _indented(f"{against} is the model that {made_of}: its weights have the recorded sha256")
+    classes = f", but for the number of classes in {first_of(found.new_classifier)}" if found.new_classifier else ""
+    yield _indented(f"the same {found.tensors} tensors in the same shapes{classes}; training changed {found.changed}")
+    yield _indented("its own library loads it, and every value is finite")
+    if found.role == "calibrated" and found.source != plan.facts.get("source"):
+        yield Text(f"The proof of the calibration itself: equalize verify {found.source} --against {against}")
 
 
 def _indented(text: str, columns: int = 2, style: str = "") -> ConsoleRenderable:

@@ -43,11 +43,14 @@ from equalize.plan.plan import Plan
 class Runs:
     """The directory of a comparison, new or resumed, and the runs in it.
 
+    Args:
+        write: whether to make it if it is not there; without, it can only be asked what is finished.
+
     Raises:
         OutputError: it holds something else. InputError: it holds a comparison with other settings.
     """
 
-    def __init__(self, out: str | Path, setup: Setup) -> None:
+    def __init__(self, out: str | Path, setup: Setup, *, write: bool = True) -> None:
         self.path = Path(out).expanduser().absolute()
         self.setup = setup
         settings = self.path / "settings.json"
@@ -56,6 +59,8 @@ class Runs:
             setup.demand_same(settings)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputError(self.path, "exists and holds no comparison", remedy="name another directory")
+        if not write:
+            return
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         (self.path / "plans").mkdir(exist_ok=True)
         write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
@@ -63,6 +68,18 @@ class Runs:
     def finished(self, run: Run) -> bool:
         """Whether its result is there."""
         return self._result(run).is_file()
+
+    def begun(self, run: Run) -> bool:
+        """Whether it was interrupted and goes on from a saved state."""
+        return any((self.path / "runs" / run.name / "last").glob("checkpoint-*"))
+
+    def confirmed(self, seed: int) -> int:
+        """How many runs with a seed that confirms are finished."""
+        return len(list((self.path / "runs").glob(f"*_seed{seed}.json")))
+
+    def has_start(self, run: Run) -> bool:
+        """Whether what is done before its first step was measured."""
+        return self._start(run).is_file()
 
     def result(self, run: Run) -> dict[str, Any]:
         """The result of a finished run: the content of its file."""
@@ -129,6 +146,9 @@ class Runs:
         if self._is_new and not any((self.path / "runs").glob("*.json")):
             shutil.rmtree(self.path)
 
+    def _start(self, run: Run) -> Path:
+        return self.path / "plans" / f"{run.arm.start}_seed{run.seed}.json"
+
     def _result(self, run: Run) -> Path:
         return self.path / "runs" / f"{run.name}.json"
 
@@ -152,7 +172,7 @@ class Runs:
 
     def _prepare(self, checkpoint: Checkpoint, run: Run) -> Plan:
         """The plan of the start, applied to the model; measured by the first run that needs it."""
-        place = self.path / "plans" / f"{run.arm.start}_seed{run.seed}.json"
+        place = self._start(run)
         if place.is_file():
             plan = read_plan(place)
             apply(plan, checkpoint.model)

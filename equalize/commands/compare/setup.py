@@ -8,6 +8,7 @@ from typing import Any, Self
 from equalize.checkpoint.load import ModelName
 from equalize.commands.compare.arms import Arm
 from equalize.commands.finetune.config import TrainConfig
+from equalize.commands.finetune.dry_run import steps_of
 from equalize.commands.finetune.run_directory import demand_same
 from equalize.commands.finetune.splits import open_splits
 from equalize.data import DataSet, open_data
@@ -90,8 +91,7 @@ class Setup:
             raise InputError("--test-split" if confirm_seeds else "--confirm-seeds", "is missing", remedy=remedy)
         test = _third_split(data, test_split, train, val) if test_split else None
         config = config.resolved()
-        batches = max(1, train.pairs // config.batch_size)  # as `trainer.arguments` has them
-        steps = config.max_steps or (config.epochs or 1) * -(-batches // config.accumulate)
+        steps = steps_of(config, train.pairs)
         every, first = max(1, round(steps / evaluations)), max(1, round(steps / 10))
         return cls(
             name=name,

@@ -10,6 +10,11 @@ best     each at its own best rate: how much better?
 sweep    from its best to its worst rate each loses something: how much less than the baseline?
 early    after the first tenth of training, both at the baseline's best rate: how far ahead?
 
+The answers rest on the interval over seeds alone, that over images is only reported: a training with another seed is
+what a reader would run. There is a difference if 0 lies outside; "no measurable difference" if the interval is narrow
+enough (half width up to 0.5 mIoU) that one worth having would have shown; else, and of one or two seeds always, "too
+few seeds to tell".
+
 Best and worst are by mean mIoU over seeds. Intervals are not corrected for how many arms and rates are compared: of
 twenty comparisons of equals one falls outside its interval over seeds.
 
@@ -26,6 +31,9 @@ from scipy import stats
 
 _RESAMPLES = 2000
 _BATCH = 250  # resamples that are in memory at a time
+_FEWEST = 3  # seeds of a verdict: the spread of two is not known well enough for any
+_WORTH = 0.5  # mIoU that must show if it is there; the paper reports 0.1 to 0.4, trials of one data set up to a few
+_MOST = 1000  # seeds; of more, nobody needs the number
 
 Interval = tuple[float, float]
 
@@ -44,7 +52,16 @@ class Difference:
     images: Interval | None = None
     """95 % interval of the mean over images; None for one image, or where images were not counted."""
     measurable: bool = False
-    """Whether 0 lies outside of every interval; never with one seed, as seeds may differ."""
+    """Whether 0 lies outside of the interval over three or more seeds."""
+    seeds_needed: int | None = None
+    """About how many seeds would tell, at the spread of these; None where they do, or their spread is unknown."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether the seeds suffice for an answer."""
+        if self.measurable:
+            return True
+        return len(self.pairs) >= _FEWEST and self.seeds_needed is None
 
 
 def difference(arm: Sequence[float], baseline: Sequence[float], images: Interval | None = None) -> Difference:
@@ -53,10 +70,26 @@ def difference(arm: Sequence[float], baseline: Sequence[float], images: Interval
     mean = math.fsum(pairs) / len(pairs)
     if len(pairs) == 1:
         return Difference(mean=mean, pairs=pairs, images=images)
-    half = float(stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs))
+    error = float(stats.sem(pairs))
+    half = _half_width(error, len(pairs))
     low, high = mean - half, mean + half
-    measurable = all(start > 0 or end < 0 for start, end in ((low, high), images or (low, high)))
-    return Difference(mean=mean, pairs=pairs, low=low, high=high, images=images, measurable=measurable)
+    measurable = len(pairs) >= _FEWEST and (low > 0 or high < 0)
+    needed = None if measurable else _seeds_needed(error * math.sqrt(len(pairs)), len(pairs))
+    return Difference(
+        mean=mean, pairs=pairs, low=low, high=high, images=images, measurable=measurable, seeds_needed=needed
+    )
+
+
+def _half_width(error: float, seeds: int) -> float:
+    """Of the 95 % interval of a mean with this standard error."""
+    return float(stats.t.ppf(0.975, seeds - 1)) * error
+
+
+def _seeds_needed(deviation: float, seeds: int) -> int | None:
+    """The smallest number of seeds whose interval is narrow enough; None if `seeds` are that many."""
+    enough = range(_FEWEST, _MOST)
+    needed = next((n for n in enough if _half_width(deviation / math.sqrt(n), n) <= _WORTH), _MOST)
+    return needed if needed > seeds else None
 
 
 def mean_iou(counts_2K: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,7 +167,7 @@ class Answer:
     """To one of the questions."""
 
     sentence: str
-    """Ends with "no measurable difference" unless it is measurable."""
+    """Ends with what is concluded, such as "better", "no measurable difference" or "too few seeds to tell"."""
     difference: Difference | None = None
     """None where the data do not allow an answer."""
     lr: float | None = None
@@ -220,15 +253,20 @@ def _sweep(cells: Cells, ranked: Mapping[str, Sequence[float]]) -> Answer:
 
 
 def _words(found: Difference, more: str, less: str) -> str:
-    """`+0.52 mIoU, ...: better`, or no measurable difference."""
+    """`+0.52 mIoU, ...: better`, or no measurable difference, or too few seeds."""
     facts = [f"{found.mean:+.2f} mIoU"]
     if found.low is not None and found.high is not None:
         facts.append(f"95 % over {len(found.pairs)} seeds {found.low:+.2f} to {found.high:+.2f}")
-    if found.images:
-        facts.append(f"over images {found.images[0]:+.2f} to {found.images[1]:+.2f}")
-    conclusion = "no measurable difference"
+    return f"{', '.join(facts)}: {conclusion(found, more, less)}"
+
+
+def conclusion(found: Difference, more: str = "better", less: str = "worse") -> str:
+    """What the interval over seeds says: more, less, nothing to measure, or that there are too few seeds."""
     if found.measurable:
-        conclusion = more if found.mean > 0 else less
-    elif len(found.pairs) == 1:
-        conclusion += ", for one seed says nothing of another"
-    return f"{', '.join(facts)}: {conclusion}"
+        return more if found.mean > 0 else less
+    if found.tells:
+        return "no measurable difference"
+    if len(found.pairs) == 1:
+        return "too few seeds to tell (one says nothing of another)"
+    about = f"{_MOST} or more" if found.seeds_needed == _MOST else f"about {found.seeds_needed or _FEWEST}"
+    return f"too few seeds to tell ({about} would show {_WORTH:g} mIoU)"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from equalize.commands.compare.statistics import Cell, bootstrap, compare_arms, difference, mean_iou
+from equalize.commands.compare.statistics import Cell, bootstrap, compare_arms, conclusion, difference, mean_iou
 from equalize.metrics import count_pixels, score_of
 
 
@@ -26,10 +26,28 @@ def test_one_seed_has_no_interval():
     assert not found.measurable
 
 
-def test_both_intervals_must_leave_out_zero():
-    assert difference([2.0, 2.1, 1.9], [1.0, 1.0, 1.0], images=(0.5, 1.5)).measurable
-    assert not difference([2.0, 2.1, 1.9], [1.0, 1.0, 1.0], images=(-0.1, 1.5)).measurable
+def test_the_verdict_rests_on_the_interval_over_seeds_alone():
+    for images in ((0.5, 1.5), (-0.1, 1.5), None):
+        assert difference([2.0, 2.1, 1.9], [1.0, 1.0, 1.0], images).measurable
     assert not difference([2.0, 3.9, 1.0], [1.0, 1.0, 1.0], images=(0.5, 1.5)).measurable
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ((1.0, 1.1, 0.9), "better"),
+        ((0.1, -0.1, 0.05), "no measurable difference"),  # 4.303 * 0.104 / sqrt(3) = 0.26, below half a point
+        # 4.303 * 1 / sqrt(3) = 2.48; 18 seeds: 2.110 / sqrt(18) = 0.497, 17 seeds: 2.120 / sqrt(17) = 0.514
+        ((-1.0, 1.0, 0.0), "too few seeds to tell (about 18 would show 0.5 mIoU)"),
+        ((1.0, 1.0001), "too few seeds to tell (about 3 would show 0.5 mIoU)"),  # though 0 lies outside
+        ((5.0,), "too few seeds to tell (one says nothing of another)"),
+        ((99.0, -99.0, 0.0), "too few seeds to tell (1000 or more would show 0.5 mIoU)"),
+    ],
+)
+def test_a_wide_interval_says_that_there_are_too_few_seeds(pairs, said):
+    found = difference(pairs, [0.0] * len(pairs))
+    assert conclusion(found) == said
+    assert found.tells == ("too few" not in said)
 
 
 def test_where_there_is_no_difference_one_in_twenty_is_found():
@@ -166,5 +184,4 @@ def test_one_seed_is_no_proof():
     }
     _, (verdict,) = compare_arms(cells, [("rescale", "none")], (0.1,), early="")
     assert verdict.best.difference.images[0] > 50
-    assert "no measurable difference" in verdict.best.sentence
-    assert "one seed" in verdict.best.sentence
+    assert verdict.best.sentence.endswith("too few seeds to tell (one says nothing of another)")

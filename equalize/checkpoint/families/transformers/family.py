@@ -81,6 +81,17 @@ class Transformers(Family[_Spec]):
         """Built from the config alone: keys on disk differ from those of the model."""
         return loader.skeleton(spec.kind, spec.config), ()
 
+    def missing(self, model: Any, spec: _Spec, weights: Weights, request: Request) -> tuple[str, ...]:
+        """All but the encoder, where the config names a class that is one, or the weights are those of one."""
+        if weights.tensors:
+            there = {key.partition(".")[0] for key in loader.place_backbone(model, weights, "")[0].tensors}
+        else:
+            named = configs.named_class(spec.config) or "Segmentation"
+            there = set() if named.endswith("Segmentation") else {model.base_model_prefix}
+        keys = list(model.state_dict())
+        left = tuple(key for key in keys if key.partition(".")[0] not in there)
+        return () if len(left) == len(keys) else left
+
     def load(self, spec: _Spec, weights: Weights, request: Request) -> Loaded:
         """Through ``from_pretrained``."""
         notes = weights.notes
