@@ -1,6 +1,7 @@
 """What long work reports while it runs, and lists that are too long to print in full."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 Notify = Callable[[str], None]
 """Called with a line of information for the user."""
@@ -15,6 +16,35 @@ def ignore(line: str) -> None:
 
 def ignore_progress(done: int, of: int) -> None:
     """A `Progress` that shows nothing."""
+
+
+class TrainingMonitor:
+    """Is told what a training does as it happens; this one drops it."""
+
+    def for_run(self, name: str, number: int, of: int) -> "TrainingMonitor":
+        """The monitor of one of several trainings; `number` counts from 0."""
+        return self
+
+    def began(self) -> None:
+        """OUT is this training's own from now on."""
+
+    def working(self, doing: str, done: int, of: int) -> None:
+        """Images done of a pass over them: ``measuring`` before the first step, ``scoring``."""
+
+    def stepped(self, step: int, of: int) -> None:
+        """Steps done."""
+
+    def logged(self, step: int, of: int, *, loss: float, lr: float) -> None:
+        """The mean loss since the last call."""
+
+    def scored(self, step: int, of: int, *, miou: float | None, best_before: float | None) -> None:
+        """An evaluation, in percent, and the best before it."""
+
+    def wrote(self, place: Path) -> None:
+        """The model."""
+
+
+SILENT = TrainingMonitor()
 
 
 def first_of(names: Sequence[str], shown: int = 3) -> str:

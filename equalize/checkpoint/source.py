@@ -25,7 +25,7 @@ from equalize.hub import HUB_ID, hub_reachable, why_not_reached
 NO_WEIGHTS = Weights(files=(), index=None, tensors={}, file_of={})
 """Stands for the weights where JSON files describe the structure."""
 _PUBLISHED = re.compile(r"([a-z]{2,}):([\w.-]+)")
-_SIDE_FILES = ["*.json", "*.txt", "*.md", "LICENSE*"]
+_SIDE_FILES = ["*.json", "*.txt", "*.md", "LICENSE*", "finetune.yaml"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DESCRIBING = ("equalize.json", ARCHITECTURE_FILE, "config.json")
 

@@ -6,6 +6,8 @@
     panels.py           help: flags in panels, examples
     training_options.py those of a training
     terminal.py         stdout, stderr, bars; keeps libraries quiet
+    tables.py           tables on a narrow terminal
+    training_bars.py    a training as it goes on
     process.py          signals, and readers that go away
     failures.py         from an exception to a sentence and an exit code
     reports/            results as text

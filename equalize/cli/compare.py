@@ -9,9 +9,9 @@ import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
-from equalize.cli.next_command import next_command
+from equalize.cli.next_command import same_command
 from equalize.cli.panels import data_option, equalization_option, optimizer_option, output_option
-from equalize.cli.training_options import CommonTrainingFlags
+from equalize.cli.training_options import CommonTrainingFlags, MaybeModel, run_config
 from equalize.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ class SweepFlags:
 
 def compare(
     context: typer.Context,
-    model: o.Model,
-    data: o.Data,
-    out: o.Out,
+    model: MaybeModel = None,
     *,
+    data: o.MaybeData = None,
+    out: o.Out,
     arms: Arms = "none,auto",
     sweep: SweepFlags,
     training: CommonTrainingFlags,
@@ -119,15 +119,16 @@ def compare(
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise InputError("torchrun", "a comparison runs in one process", remedy="call equalize compare without it")
+        from equalize.cli.training_bars import training_bars
         from equalize.commands.compare.arms import read_arms
         from equalize.commands.compare.compare import compare as run
         from equalize.commands.compare.setup import Setup
-        from equalize.commands.finetune.config import TrainConfig
 
+        config = run_config(model, data, training, arch=arch, preprocess=preprocess, init_missing=init_missing)
         setup = Setup.make(
-            arch.name(model, init_missing=init_missing, preprocess=preprocess.override()),
-            data,
-            TrainConfig.make(training.settings(), training.config),
+            config.subject.name(seed=0),  # each run has its own
+            str(config.subject.data),
+            config.settings,
             arms=read_arms(arms.split(",")),
             **sweep.settings(),
             notify=terminal.note,
@@ -138,10 +139,10 @@ def compare(
 
             forecast = forecast_comparison(setup, out, notify=terminal.note, warn=terminal.warn)
             terminal.result(forecast.to_json(), comparison_forecast(forecast))
-            terminal.hint(next_command(context, "compare", model, out=out))
+            terminal.hint(same_command(context, leave=("dry_run", "json")))
             return
-        with terminal.progress("training") as progress:
-            found = run(setup, out, progress=progress, notify=terminal.note, warn=terminal.warn)
+        with training_bars(terminal) as bars:
+            found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
         _report(found, Path(out), terminal)
 
 

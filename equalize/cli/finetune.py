@@ -1,24 +1,36 @@
 """`equalize finetune`."""
 
-from typing import Annotated
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
-from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command
+from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command, same_command
 from equalize.cli.panels import equalization_option, output_option
-from equalize.cli.training_options import TrainingFlags
+from equalize.cli.process import Terminated
+from equalize.cli.training_options import MaybeModel, TrainingFlags, run_config
+
+if TYPE_CHECKING:
+    from equalize.checkpoint import ModelName
+    from equalize.cli.terminal import Terminal
+    from equalize.commands.finetune.config import TrainConfig
+    from equalize.commands.finetune.config_file import RunConfig
 
 __all__ = ["finetune"]
+
+_LEFT = (OF_A_PASS - {"split"}) | OF_DRAWING  # for the next command
 
 
 def finetune(
     context: typer.Context,
-    model: o.Model,
-    data: o.Data,
-    out: o.Out,
+    model: MaybeModel = None,
     *,
+    data: o.MaybeData = None,
+    out: o.Out,
     training: TrainingFlags,
     calibrate: Annotated[
         bool, equalization_option("--calibrate", help="Equalize first, on the training split.")
@@ -31,7 +43,13 @@ def finetune(
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,
-    resume: Annotated[bool, output_option("--resume", help="Go on where OUT stopped, with the same flags.")] = False,
+    resume: Annotated[
+        bool,
+        output_option(
+            "--resume",
+            help="Go on where OUT stopped, with the same flags; once it is complete, more --max-steps or --epochs.",
+        ),
+    ] = False,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     json: o.Json = False,
@@ -39,7 +57,8 @@ def finetune(
     """Train MODEL on images with masks and write OUT.
 
     OUT has MODEL's format. It holds the best model by mIoU of the validation split, metrics.jsonl, finetune.yaml with
-    every setting, and last/ for --resume. Scale equalization of MODEL stays in effect: see --train-as.
+    MODEL, data and every setting, from which --config repeats the training, and last/ for --resume. Scale equalization
+    of MODEL stays in effect: see --train-as.
 
     Examples:
         # equalize and train in one go
@@ -55,35 +74,82 @@ def finetune(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
-        given = training.settings() | ({"calibrate": strategy or "auto"} if calibrate else {})
         from equalize.cli.reports.training import training_report
-        from equalize.commands.finetune.config import TrainConfig
+        from equalize.cli.training_bars import training_bars
         from equalize.commands.finetune.finetune import finetune as train
         from equalize.distributed import leave
 
-        config = TrainConfig.make(given, training.config)
-        name = arch.name(model, init_missing=init_missing, seed=config.seed, preprocess=preprocess.override())
+        further = {"calibrate": strategy or "auto"} if calibrate else {}
+        config = run_config(
+            *(model, data, training), arch=arch, preprocess=preprocess, init_missing=init_missing, further=further
+        )
+        name, of_data = config.subject.name(config.settings.seed), str(config.subject.data)
+        which = {"resume": resume, "overwrite": overwrite}
         if dry_run:
-            from equalize.cli.reports.dry_run import training_forecast
-            from equalize.commands.finetune.dry_run import forecast_training
-
-            which = {"resume": resume, "overwrite": overwrite}
-            found = forecast_training(name, data, out, config, **which, notify=terminal.note, warn=terminal.warn)
-            terminal.result(found.to_json(), training_forecast(found))
-            again = "".join(f" --{flag}" for flag, given in which.items() if given)
-            terminal.hint(f"{next_command(context, 'finetune', model, out=out)}{again}")
+            _forecast(terminal, name, of_data, out, config.settings, **which)
+            terminal.hint(same_command(context, leave=("dry_run", "json")))
             leave()
             return
-        with terminal.progress("training") as progress:
-            done = train(
-                *(name, data, out, config),
-                resume=resume,
-                overwrite=overwrite,
-                command=command_line(context),
-                progress=progress,
-                notify=terminal.note,
-                warn=terminal.warn,
-            )
+        with training_bars(terminal) as bars:
+            try:
+                done = train(
+                    *(name, of_data, out, config.settings),
+                    **which,
+                    command=command_line(context),
+                    monitor=bars,
+                    notify=terminal.note,
+                    warn=terminal.warn,
+                )
+            except (KeyboardInterrupt, Terminated):
+                if bars.has_begun:
+                    _say_how_to_resume(terminal, context, out)
+                raise
         terminal.result(done.to_json(), training_report(done))
-        terminal.hint(next_command(context, "evaluate", out, leave=OF_A_PASS | OF_DRAWING))
+        settings = _settings(config)
+        terminal.hint(next_command(context, "evaluate", out, leave=_LEFT, settings=settings))
+        terminal.hint(f"next: {shlex.join(['equalize', 'push', out, 'ORG/NAME'])}")
         leave()
+
+
+def _forecast(
+    terminal: "Terminal",
+    name: "ModelName",
+    data: str,
+    out: str,
+    config: "TrainConfig",
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    from equalize.cli.reports.dry_run import training_forecast
+    from equalize.commands.finetune.dry_run import forecast_training
+
+    which = {"resume": resume, "overwrite": overwrite}
+    found = forecast_training(name, data, out, config, **which, notify=terminal.note, warn=terminal.warn)
+    terminal.result(found.to_json(), training_forecast(found))
+
+
+def _settings(config: "RunConfig") -> dict[str, Any]:
+    """What another command has to be told of a training, by parameter; None for what is not set."""
+    subject, settings = asdict(config.subject), config.settings
+    return {
+        "data": subject["data"],  # it comes first
+        **subject,
+        "arch_args": list(subject["arch_args"].items()) or None,
+        "split": None if settings.val_split == "val" else settings.val_split,
+        "size": settings.size,
+        "ignore_index": settings.ignore_index,
+        "reduce_labels": None if settings.reduce_labels == "auto" else settings.reduce_labels,
+        "colors": settings.colors,
+        "masks_drawn_on": None if settings.masks_drawn_on == "auto" else settings.masks_drawn_on,
+    }
+
+
+def _say_how_to_resume(terminal: "Terminal", context: typer.Context, out: str) -> None:
+    """After an interruption: what is there, and the command that goes on."""
+    from equalize.commands.finetune.run_directory import RunDirectory
+
+    saved = RunDirectory(out, Path(), resume=True, overwrite=False).newest_step()
+    state = f"step {saved} is saved" if saved else "no step is saved yet"
+    terminal.hint(f"{state}; repeat with --resume", always=True)
+    terminal.hint(same_command(context, "--resume", leave=("overwrite",)), always=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["command_line", "next_command"]
+__all__ = ["command_line", "next_command", "same_command"]
 
 # What concerns one command's own run and output.
 _OWN = {"json", "out", "overwrite", "dry_run", "resume", "report", "model"}
@@ -26,6 +26,7 @@ def next_command(
     out: str | None = None,
     leave: Collection[str] = (),
     defaults: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
     """`next: equalize NAME MODEL ...`.
 
@@ -33,19 +34,21 @@ def next_command(
         context: of the command that ran; its flags are carried over where NAME has them too.
         out: what NAME is to write. leave: parameters that are not carried over.
         defaults: words by parameter for what was not given, such as IMAGES; empty for a flag without a value.
+        settings: values by parameter that were not given as flags, such as those of a file; None is no value.
     """
     group: Any = context.find_root().command  # Typer brings its own Click, or uses that of the environment
     command = group.commands[name]
-    taken = {each.name for each in command.params} - _OWN - set(leave)
+    taken = {each.name: each for each in command.params if each.name not in _OWN | set(leave)}
     given = dict(defaults or {})
     words: list[str] = []
-    for parameter in context.command.params:
-        if parameter.name is None or parameter.name not in taken:
-            continue
-        source = context.get_parameter_source(parameter.name)
-        if source is not None and source.name == "COMMANDLINE":
+    typed = _typed(context)
+    for parameter in typed:
+        if parameter.name in taken:
             given.pop(parameter.name, None)
             words += _words(parameter, context.params[parameter.name])
+    unsaid = taken.keys() - {each.name for each in typed}
+    for key, value in (settings or {}).items():
+        words += _words(taken[key], value) if key in unsaid and value is not None else []
     missing = [
         word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", *([value] if value else []))
     ]
@@ -72,9 +75,27 @@ def command_line(context: typer.Context) -> str:
     return shlex.join(words)
 
 
+def same_command(context: typer.Context, *more: str, leave: Collection[str]) -> str:
+    """`next: equalize ...`, the command that runs, without parameters and with further flags."""
+    words: list[str] = []
+    for parameter in _typed(context):
+        value = context.params[parameter.name]
+        if parameter.param_type_name == "argument":
+            words.insert(0, str(value))
+        elif parameter.name not in leave and f"--{parameter.name}" not in more:
+            words += _words(parameter, value)
+    return f"next: {shlex.join(['equalize', str(context.info_name), *words, *more])}"
+
+
+def _typed(context: typer.Context) -> list[Any]:
+    """The parameters that stand on the command line."""
+    sources = {each: context.get_parameter_source(each.name or "") for each in context.command.params}
+    return [each for each, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def _words(option: Any, value: Any) -> list[str]:
     """An option as it is typed."""
-    flag = max(option.opts, key=len)
+    flag = "-o" if "-o" in option.opts else max(option.opts, key=len)
     if isinstance(value, bool):
         return [flag] if value else [max(option.secondary_opts, key=len)]
     if option.multiple:

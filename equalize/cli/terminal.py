@@ -21,17 +21,16 @@ from typing import IO, Any
 import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.segment import Segment
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from equalize.cli.failures import explain, visible
 from equalize.cli.process import discard
+from equalize.cli.tables import WIDEST, fitted
 
 __all__ = ["Terminal", "open_terminal"]
-
-_WIDEST = 10_000
 
 
 class _Console(Console):
@@ -58,6 +57,7 @@ class Terminal:
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
         self._held: list[tuple[Console, Text]] = []
+        self._has_bars = False
 
     @contextlib.contextmanager
     def among_peers(self) -> Iterator[None]:
@@ -69,9 +69,23 @@ class Terminal:
                 self._out = self._err = _console(io.StringIO())
             yield
 
+    @property
+    def notes_are_seen(self) -> bool:
+        """Whether notes go to a terminal that can have bars."""
+        return self._notes.is_terminal and self._err.is_terminal
+
+    @property
+    def _notes(self) -> Console:
+        return self._err if self._json else self._out
+
     def note(self, line: str) -> None:
         """Prints an information: at once on a terminal, else with the result, so that an error is the only line."""
-        self._say(self._err if self._json else self._out, Text(line))
+        self._say(self._notes, Text(line))
+
+    def report(self, line: str) -> None:
+        """Prints what has just happened where notes go, at once, behind the notes that were held back."""
+        self._release()
+        self._print(self._notes, Text(line, no_wrap=True))
 
     def warn(self, line: str) -> None:
         """Prints a warning."""
@@ -84,21 +98,21 @@ class Terminal:
 
     def _release(self) -> None:
         while self._held:
-            _print(*self._held.pop(0))
+            self._print(*self._held.pop(0))
 
-    def hint(self, line: str) -> None:
-        """Prints a suggestion; not with --json. Only the main process prints."""
+    def hint(self, line: str, *, always: bool = False) -> None:
+        """Prints a suggestion; with --json only if `always`. Only the main process prints."""
         from equalize.distributed import is_main
 
-        if not self._json and is_main():
-            _print(self._err, Text(line, style="dim", no_wrap=True))  # commands are copied as one line
+        if is_main() and (always or not self._json):
+            self._print(self._err, Text(line, style="dim", no_wrap=True))  # commands are copied as one line
 
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
         """Prints the parts of a report; nothing with --json."""
         if not self._json:
             self._release()
             for part in report:
-                _print(self._out, part)
+                self._print(self._out, part)
 
     def step(self, heading: str, explanation: str = "") -> None:
         """Prints the heading of a step."""
@@ -122,23 +136,33 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self, doing: str) -> Iterator[Callable[[int, int], None]]:
         """A progress bar, where stderr is a terminal; yields a `Progress`."""
-        if not self._err.is_terminal:
-            yield lambda done, of: None
-            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bars = Progress(*columns, console=self._err, transient=True)
-        task = bars.add_task(doing, total=None)
+        with self.bars(*columns) as bars:
+            task = bars.add_task(doing, total=None)
 
-        def advance(done: int, of: int) -> None:
-            bars.start()  # only at the first update: notes come first
-            if done < bars.tasks[0].completed:  # another pass over the same images
-                bars.reset(task)
-            bars.update(task, completed=done, total=of)
+            def advance(done: int, of: int) -> None:
+                bars.start()  # only at the first update: notes come first
+                if done < bars.tasks[0].completed:  # another pass over the same images
+                    bars.reset(task)
+                bars.update(task, completed=done, total=of)
 
-        try:
             yield advance
+
+    @contextlib.contextmanager
+    def bars(self, *columns: ProgressColumn, expand: bool = False) -> Iterator[Progress]:
+        """Bars on stderr, to be started; they never show where it is no terminal, and are gone in the end."""
+        shown = self._err.is_terminal
+        bars = Progress(*columns, console=self._err, transient=True, expand=expand, disable=not shown)
+        self._has_bars = shown
+        try:
+            yield bars
         finally:
             bars.stop()
+            self._has_bars = False
+
+    def _print(self, console: Console, renderable: ConsoleRenderable) -> None:
+        """Prints above the bars: those know of nothing that another console writes to the same terminal."""
+        _print(self._err if self._has_bars and console.is_terminal else console, renderable)
 
 
 @contextlib.contextmanager
@@ -155,18 +179,28 @@ def open_terminal(context: typer.Context, *, as_json: bool) -> Iterator[Terminal
 
 def _print(console: Console, renderable: ConsoleRenderable) -> None:
     """Prints names in full: where the terminal is too narrow for one, the terminal wraps it, and it can be copied."""
-    measured = Measurement.get(console, console.options.update(max_width=_WIDEST), renderable)
+    if isinstance(renderable, Table) and console.is_terminal:
+        for number, part in enumerate(fitted(renderable, console)):
+            if number:
+                console.print()
+            _print_whole(console, part)
+    else:
+        _print_whole(console, renderable)
+
+
+def _print_whole(console: Console, renderable: ConsoleRenderable) -> None:
+    measured = Measurement.get(console, console.options.update(max_width=WIDEST), renderable)
     whole = isinstance(renderable, Table) or (isinstance(renderable, Text) and renderable.no_wrap)
-    needed = measured.maximum if whole else measured.minimum
-    if needed > console.width:
-        console = _console(console.file, needed)
+    needed = max(console.width, measured.maximum if whole else measured.minimum)
     if console.is_terminal:
-        console.print(renderable, crop=False)
+        segments = console.render(renderable, console.options.update(width=needed))
+        console.print(Segments(segments), soft_wrap=True)
         return
-    with console.capture() as capture:
-        console.print(renderable, crop=False)
+    wide = _console(console.file, needed)
+    with wide.capture() as capture:
+        wide.print(renderable, crop=False)
     for line in capture.get().splitlines():  # without the blanks that Rich fills lines up with
-        console.out(line.rstrip(), highlight=False)
+        wide.out(line.rstrip(), highlight=False)
 
 
 def _console(file: IO[str], width: int | None = None) -> Console:

@@ -1,9 +1,12 @@
 """Flags of a training, one for each field of `TrainConfig`; None everywhere means: as the configuration has it."""
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typer import Argument, BadParameter
 
 from equalize.cli import options as o
+from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.panels import (
     augmentation_option,
     data_option,
@@ -13,7 +16,15 @@ from equalize.cli.panels import (
     output_option,
 )
 
-__all__ = ["CommonTrainingFlags", "TrainingFlags"]
+if TYPE_CHECKING:
+    from equalize.commands.finetune.config_file import RunConfig
+
+__all__ = ["CommonTrainingFlags", "MaybeModel", "TrainingFlags", "run_config"]
+
+MaybeModel = Annotated[
+    str | None,
+    Argument(metavar="MODEL", show_default=False, help="As for the other commands; may stand in --config instead."),
+]
 
 
 _IN_EFFECT = ("config", "max_pixels")
@@ -24,7 +35,7 @@ class CommonTrainingFlags:
     """Those that `finetune` and `compare` share."""
 
     config: Annotated[
-        str | None, optimizer_option(metavar="FILE", help="YAML with any settings of a training; flags win.")
+        str | None, optimizer_option(metavar="FILE", help="YAML: any of these settings, model, data; flags win.")
     ] = None
     epochs: Annotated[
         int | None,
@@ -219,3 +230,30 @@ class TrainingFlags(CommonTrainingFlags):
     report_to: Annotated[
         list[str] | None, output_option(metavar="NAME", help="tensorboard or trackio; repeatable.")
     ] = None
+
+
+def run_config(
+    model: str | None,
+    data: str | None,
+    training: CommonTrainingFlags,
+    *,
+    arch: ArchFlags,
+    preprocess: PreprocessFlags,
+    init_missing: bool,
+    further: dict[str, Any] | None = None,
+) -> "RunConfig":
+    """The flags that were given over what stands in --config; `further` are settings of one command's own flags.
+
+    Raises:
+        BadParameter: neither names MODEL, or data.
+    """
+    from equalize.commands.finetune.config_file import RunConfig
+
+    subject = {"model": model, "data": data, **asdict(arch), **asdict(preprocess)}
+    subject |= {"arch_args": dict(arch.arch_args or ()) or None, "init_missing": init_missing or None}
+    given = {key: value for key, value in subject.items() if value is not None}
+    config = RunConfig.make(given | training.settings() | (further or {}), training.config)
+    for flag, value in (("MODEL", config.subject.model), ("--data", config.subject.data)):
+        if value is None:
+            raise BadParameter("is missing: give it, or a --config that holds it", param_hint=flag)
+    return config

@@ -1,9 +1,10 @@
 """Scores a segmentation network: counts pixels by label and prediction, at the masks' resolution."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from equalize.commands.labels import (
     names_of,
     with_output,
 )
+from equalize.commands.training_record import SETTINGS_FILE, TrainingRecord
 from equalize.commands.windows import Strips, upsampled
 from equalize.data import (
     Item,
@@ -94,6 +96,8 @@ def evaluate(
     precision_of(config.precision, device)
     dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
+    record = TrainingRecord.of(checkpoint, notify)
+    config = _as_trained(config, record, checkpoint, notify)
     size = working_size(checkpoint, config.size) if config.sliding_window else config.size
     checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
     checkpoint = with_output(checkpoint, dataset, size, device, notify)
@@ -103,15 +107,42 @@ def evaluate(
         *(dataset, classes, names),
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
-        reduced_before=checkpoint.reduced_before,
+        reduced_before=record.reduce_labels if checkpoint.reduced_before is None else checkpoint.reduced_before,
         colors=config.colors,
         drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,
         notify=notify,
+        warn=warn,
     )
     Forward(checkpoint=checkpoint, config=config, device=device).tell_windows(dataset.images, notify)
     with eval_mode(checkpoint.model):
         return score_split(checkpoint, labeled, config, device, progress=progress)
+
+
+def _as_trained(config: EvalConfig, record: TrainingRecord, checkpoint: Checkpoint, notify: Notify) -> EvalConfig:
+    """The settings with those of the training where none are given; says what it takes, and what contradicts it."""
+    reduced = {True: "yes", False: "no", None: "auto"}[record.reduce_labels]
+    trained = {"size": record.size, "ignore_index": record.ignore_index, "colors": record.colors}
+    trained |= {"masks_drawn_on": record.masks_drawn_on, "reduce_labels": reduced}
+    usual = {"size": checkpoint.preprocess.size, "ignore_index": 255, "masks_drawn_on": "auto", "reduce_labels": "auto"}
+    taken: dict[str, Any] = {}
+    for field, value in trained.items():
+        given = getattr(config, field)
+        if value in (None, "auto") or str(given) == str(value):
+            continue
+        if given not in (None, "auto"):
+            notify(f"{_flag(field, given)}: it was trained with {_flag(field, value)}; the flag counts")
+        elif field != "reduce_labels":  # it is that of `check_split` unless labels contradict it
+            taken[field] = value
+    if said := [_flag(field, value) for field, value in taken.items() if value != usual.get(field)]:
+        notify(f"as it was trained ({SETTINGS_FILE}): {' '.join(said)}")
+    return replace(config, **taken)
+
+
+def _flag(field: str, value: object) -> str:
+    """A setting as it is typed."""
+    text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{field.replace('_', '-')} {text}"
 
 
 def score_split(

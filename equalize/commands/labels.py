@@ -112,6 +112,7 @@ def check_split(
     rule: LabelRule | None = None,
     channels: int = 3,
     notify: Notify = ignore,
+    warn: Notify = ignore,
 ) -> LabeledSplit:
     """Reads a sample of a split and determines how its labels are stored; notifies of it.
 
@@ -120,7 +121,7 @@ def check_split(
         num_classes, names: of the network.
         ignore_index, reduce_labels, reduced_before, drawn_on, rule: see `preflight`.
         colors: a file with the colors of classes, or ``none``; by default one that the data set brings along.
-        notify: gets a line.
+        notify: gets a line. warn: one where labels are of far fewer classes.
 
     Raises:
         DataError: a pair could not be trained on or scored.
@@ -135,6 +136,7 @@ def check_split(
         drawn_on=drawn_on,
         rule=rule,
         channels=channels,
+        warn=warn,
     )
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)

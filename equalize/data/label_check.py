@@ -25,6 +25,7 @@ from equalize.data.masks import (
     to_classes,
 )
 from equalize.errors import DataError, InputError
+from equalize.messages import Notify, ignore
 
 ReduceLabels = Literal["auto", "yes", "no"]
 
@@ -93,6 +94,7 @@ def preflight(
     samples: int = 64,
     seed: int = 0,
     channels: int = 3,
+    warn: Notify = ignore,
 ) -> tuple[LabelRule, str]:
     """Read a sample of pairs and check what training and scoring assume.
 
@@ -105,6 +107,7 @@ def preflight(
         colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
         samples, seed: how many pairs to read, at most, and which. channels: that the network takes.
+        warn: gets a line where at most half of the network's classes can be meant.
 
     Returns:
         How stored values become classes, for `read_mask`; and what was found, one line for people.
@@ -127,6 +130,10 @@ def preflight(
             f"has no label that counts, every pixel of {len(stored)} masks is ignored",
             remedy="see --ignore-index and --reduce-labels",
         )
+    meant = max(seen) + (0 if 0 not in seen and not rule.reduce else 1)
+    if 2 * meant <= num_classes:
+        found = f"{dataset.root}: seen {len(seen)} of {num_classes} classes, {min(seen)} to {max(seen)}"
+        warn(f"{found}; did you mean --num-classes {meant}? finetune draws a head of that many")
     if 0 <= rule.ignore_index < num_classes:
         reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
     return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}{turned}"

@@ -2,12 +2,14 @@
 
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from equalize.checkpoint import ModelName
 from equalize.commands.finetune.config import TrainConfig
+from equalize.messages import TrainingMonitor
 
 QUICK = TrainConfig(
     max_steps=8,
@@ -44,6 +46,21 @@ FACTORY = textwrap.dedent("""
             return {"out": out, "aux": self.auxiliary(low)}
 """)
 """With dropout, BatchNorm, an auxiliary head and one resampled fusion layer."""
+
+
+class OnStep(TrainingMonitor):
+    """Calls a function with the steps done and all of them, over every run if there are several."""
+
+    def __init__(self, call: Callable[[int, int], None]) -> None:
+        self._call = call
+        self._number, self._runs = 0, 1
+
+    def for_run(self, name: str, number: int, of: int) -> TrainingMonitor:
+        self._number, self._runs = number, of
+        return self
+
+    def stepped(self, step: int, of: int) -> None:
+        self._call(self._number * of + step, self._runs * of)
 
 
 def named(path, **flags) -> ModelName:

@@ -18,7 +18,7 @@ from equalize.commands.compare.statistics import Cell, Cells, Row, Verdict, comp
 from equalize.commands.compare.tuning import Tuned, tune
 from equalize.commands.finetune.run_directory import write_whole
 from equalize.errors import InputError
-from equalize.messages import Notify, Progress, ignore, ignore_progress
+from equalize.messages import SILENT, Notify, TrainingMonitor, ignore
 from equalize.version import __version__
 
 _ONLY_IN_RUNS = {"start", "loss", "IoU"}  # fields of a run that only its own file has
@@ -84,21 +84,21 @@ def compare(
     setup: Setup,
     out: str | Path,
     *,
-    progress: Progress = ignore_progress,
+    monitor: TrainingMonitor = SILENT,
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Comparison:
     """Trains what is not yet trained, writes OUT/compare.json.
 
-    What is finished in OUT is not trained again. `progress` is called with the pairs trained on and to be trained on,
-    over all runs that are missing; `warn` once for each line.
+    What is finished in OUT is not trained again. `monitor` is told of each run that is missing; `warn` is called
+    once for each line.
 
     Raises:
         InputError: `out` holds a comparison with other settings; or a network that cannot be compared.
         NumericsError: a loss is not finite.
     """
     runs = Runs(out, setup)
-    train = functools.partial(_train_missing, runs, progress=progress, notify=notify, warn=functools.cache(warn))
+    train = functools.partial(_train_missing, runs, monitor=monitor, notify=notify, warn=functools.cache(warn))
     try:
         tuned = {} if setup.test is None else tune(setup, train, lambda run: float(runs.result(run)["mIoU"]))
         arms = {arm.name: arm for arm in setup.arms}
@@ -116,16 +116,13 @@ def compare(
     return found
 
 
-def _train_missing(runs: Runs, every: Sequence[Run], *, progress: Progress, notify: Notify, warn: Notify) -> None:
+def _train_missing(runs: Runs, every: Sequence[Run], *, monitor: TrainingMonitor, notify: Notify, warn: Notify) -> None:
     missing = [run for run in every if not runs.finished(run)]
     if len(missing) < len(every):
         notify(f"{len(every) - len(missing)} of {len(every)} runs are there already")
     for number, run in enumerate(missing):
-
-        def report(done: int, of: int, before: int = number) -> None:
-            progress(before * of + done, len(missing) * of)
-
-        runs.train(run, progress=report, notify=notify if number == 0 else ignore, warn=warn)
+        watching = monitor.for_run(run.name, number, len(missing))
+        runs.train(run, monitor=watching, notify=notify if number == 0 else ignore, warn=warn)
         done = runs.result(run)
         notify(f"{run.name}: mIoU {done['mIoU']:.2f} after {done['steps']} steps, {done['seconds']:.0f} s")
         for refusal in done["refusals"]:

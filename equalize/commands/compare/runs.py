@@ -34,7 +34,7 @@ from equalize.commands.labels import LabeledSplit, check_split
 from equalize.commands.verify import read_plan
 from equalize.errors import InputError, OutputError
 from equalize.eval_mode import eval_mode
-from equalize.messages import Notify, Progress
+from equalize.messages import Notify, TrainingMonitor
 from equalize.metrics import score_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
@@ -91,7 +91,7 @@ class Runs:
         with np.load(self._counts(run, split)) as file:
             return np.stack([file["intersection"], file["union"]]).astype(np.int64)
 
-    def train(self, run: Run, *, progress: Progress, notify: Notify, warn: Notify) -> None:
+    def train(self, run: Run, *, monitor: TrainingMonitor, notify: Notify, warn: Notify) -> None:
         """Trains one from its first step, or from where it was interrupted, and files its result."""
         started = time.monotonic()
         directory = self.path / "runs" / run.name
@@ -114,7 +114,7 @@ class Runs:
             resume=True,
             prepare=prepare,
             models=False,
-            progress=progress,
+            monitor=monitor,
             notify=notify,
             warn=warn,
         )

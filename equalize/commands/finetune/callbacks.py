@@ -1,7 +1,8 @@
-"""Writes a training's state: lines of metrics.jsonl and the model in OUT; reports progress."""
+"""Writes a training's state: lines of metrics.jsonl and the model in OUT; tells the monitor of its steps."""
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.utils import WEIGHTS_NAME
 from equalize.checkpoint import Checkpoint
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.run_directory import RunDirectory
-from equalize.messages import Progress
+from equalize.messages import TrainingMonitor
 from equalize.plan.attach import fold
 from equalize.plan.plan import Plan
 
@@ -51,22 +52,29 @@ class CheckpointWriter:
     """Facts about the training, for equalize.json."""
     reduced_labels: bool
     """Whether labels were reduced by one; the image processor's config then records it."""
+    monitor: TrainingMonitor
     models: bool = True
     """Whether models are written at all, not only the trainer's own states."""
 
     def write_best(self, state: TrainerState) -> None:
         """Makes the state of this step the model of OUT if it is the best so far."""
         if self.models and state.best_global_step == state.global_step:
-            self.run.put_model(lambda directory: self._write(directory, state))
+            self._put(state)
 
     def write_last(self, state: TrainerState) -> None:
         """Writes the model of the last step: to OUT/last/model beside the best, or to OUT where nothing was scored."""
         if not self.models:
             return
+        shutil.rmtree(self.run.last / "model", ignore_errors=True)  # of a training that was complete before this one
         if not state.best_global_step:
-            self.run.put_model(lambda directory: self._write(directory, state))
+            self._put(state)
         elif state.best_global_step != state.global_step:
             self._write(self.run.last / "model", state)
+            self.run.copy_settings(self.run.last / "model")
+
+    def _put(self, state: TrainerState) -> None:
+        self.run.put_model(lambda directory: self._write(directory, state))
+        self.monitor.wrote(self.run.path)
 
     def read_model(self, step: int) -> nn.Module:
         """The network after a step of which the state is kept, with plain weights, on the CPU."""
@@ -96,13 +104,13 @@ class CheckpointWriter:
 class EvalSaveCallback(TrainerCallback):  # type: ignore[misc]
     """Evaluates, saves and logs at steps that transformers' own callbacks do not cover."""
 
-    def __init__(self, config: TrainConfig, progress: Progress) -> None:
+    def __init__(self, config: TrainConfig, monitor: TrainingMonitor) -> None:
         self._config = config
-        self._progress = progress
+        self._monitor = monitor
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Reports the progress."""
-        self._report(args, state)
+        """Tells where the training begins."""
+        self._monitor.stepped(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Logs the last step too, and scores and saves after `eval_first`."""
@@ -110,8 +118,4 @@ class EvalSaveCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step == self._config.eval_first:
             control.should_evaluate = args.eval_strategy != "no"
             control.should_save = True
-        self._report(args, state)
-
-    def _report(self, args: Any, state: Any) -> None:
-        pairs = self._config.batch_size * self._config.accumulate * args.world_size
-        self._progress(pairs * state.global_step, pairs * state.max_steps)
+        self._monitor.stepped(state.global_step, state.max_steps)

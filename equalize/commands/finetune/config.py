@@ -1,15 +1,9 @@
-"""`TrainConfig`: all settings of a training, read from flags and a YAML file and written to one."""
+"""`TrainConfig`: all settings of a training."""
 
-import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
-
-import yaml
-from huggingface_hub.dataclasses import type_validator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from equalize.commands.evaluate import EvalConfig
 from equalize.commands.images import CalibrationConfig
@@ -202,24 +196,6 @@ class TrainConfig:
             seed=self.seed,
         )
 
-    @classmethod
-    def make(cls, flags: Mapping[str, Any], config: str | Path | None = None) -> Self:
-        """Settings from flags, by field, and for those not given from a YAML file.
-
-        Raises:
-            InputError: the file cannot be read, has unknown keys, or a value of another type.
-        """
-        written = {} if config is None else _read_yaml(Path(config))
-        if flags.keys() & {"epochs", "max_steps"}:  # both define the length
-            written = {key: value for key, value in written.items() if key not in ("epochs", "max_steps")}
-        return cls(**{**written, **flags})
-
-    def to_yaml(self) -> str:
-        """What `make` reads, without the fields that are None."""
-        given = {key: value for key, value in asdict(self).items() if value is not None}
-        text: str = yaml.safe_dump(json.loads(json.dumps(given)), sort_keys=False)  # tuples as lists
-        return text
-
 
 _SMALLEST: dict[str, float] = {
     **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulate", "num_classes", "samples"), 1),
@@ -241,40 +217,3 @@ def _launched_precision() -> Precision:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-_REMOVED = {
-    "keep_norm": "remove it: scale: step, the default of --calibrate, keeps the size of a layer's steps (--scale)",
-    "scale": "call it random_resize; scale is step or paper, see --scale",
-}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(path, f"cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
-    content = {key.replace("-", "_"): value for key, value in content.items()}
-    for key, remedy in _REMOVED.items():
-        if key in content and (key != "scale" or isinstance(content[key], list)):
-            raise InputError(path, f"has {key} as earlier versions did", remedy=remedy)
-    types = get_type_hints(TrainConfig)
-    if unknown := sorted(content.keys() - types.keys()):
-        what, expected = f"has unknown keys: {', '.join(unknown)}", f"some of {', '.join(sorted(types))}"
-        raise InputError(path, what, expected=expected)
-    return {key: _typed(value, types[key], f"{path}: {key}") for key, value in content.items()}
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """A YAML value as its field has it: a list is a tuple, and 1e-4, which YAML reads as text, is a number."""
-    plain = tuple(value) if isinstance(value, list) else value
-    for read in (lambda: plain, lambda: tuple(map(float, plain)) if isinstance(plain, tuple) else float(plain)):
-        try:
-            found = read()
-            type_validator(where, found, kind)
-        except (TypeError, ValueError):
-            continue
-        return found
-    raise InputError(where, "has a value of another kind", got=repr(value), expected=str(kind).replace("typing.", ""))

@@ -14,7 +14,7 @@ from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.images import input_shape, working_size
 from equalize.commands.scan import select_sites
 from equalize.distributed import is_main, join, rank_and_number
-from equalize.messages import Notify, first_of, ignore
+from equalize.messages import SILENT, Notify, first_of, ignore
 from equalize.plan.plan import SCHEMA
 
 __all__ = ["TrainingForecast", "forecast_training", "steps_of"]
@@ -92,7 +92,7 @@ def forecast_training(
     check_launch()
     task = open_task(name, data, config, device, notify, warn)
     _refuse_early(task, will_have_plan=config.calibrate is not None)
-    plan = None if config.calibrate else _equalize(task, run, notify, warn)
+    plan = None if config.calibrate else _equalize(task, run, SILENT, notify, warn)
     newest = run.newest_state() if run.resumed else None
     pairs = task.train.dataset.pairs
     steps, an_epoch = steps_of(config, pairs), steps_of(config, pairs, epochs=1)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from equalize.checkpoint.checkpoint import write_maps
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig
+from equalize.commands.finetune.config_file import Subject, resolved_settings, to_yaml
 from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.optimizer import make_optimizer
 from equalize.commands.finetune.report import write_report
@@ -27,7 +29,7 @@ from equalize.commands.verify import read_plan
 from equalize.device import device_of
 from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
 from equalize.errors import InputError, ResourceError
-from equalize.messages import Notify, Progress, ignore, ignore_progress
+from equalize.messages import SILENT, Notify, TrainingMonitor, ignore
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach, demand_trainable
 from equalize.plan.plan import Plan
@@ -55,13 +57,15 @@ class Finetuned:
     """That of the last evaluation."""
     losses: tuple[tuple[int, float], ...]
     """(step, loss) as logged."""
+    left_out: int | None
+    """A class that is not scored."""
     seconds: float
     """Of this run alone."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `equalize finetune --json` prints."""
         content = asdict(self)
-        del content["losses"]
+        del content["losses"], content["left_out"]
         return content | {"loss": self.losses[-1][1] if self.losses else None, "drawn": list(self.newly_initialized)}
 
 
@@ -76,7 +80,7 @@ def finetune(
     prepare: Callable[[Task], Plan | None] | None = None,
     models: bool = True,
     command: str = "",
-    progress: Progress = ignore_progress,
+    monitor: TrainingMonitor = SILENT,
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Finetuned:
@@ -88,6 +92,7 @@ def finetune(
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
         models: whether to write the best model, the last one and the report; without, OUT holds what `resume` needs.
         command: the command line, for the record.
+        monitor: is told of steps, losses, evaluations and what is saved.
 
     Raises:
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
@@ -97,16 +102,18 @@ def finetune(
     run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
     device = join(_device(config))
     if not is_main():
-        notify = warn = ignore
+        notify, warn, monitor = ignore, ignore, SILENT
     check_launch()
     task = open_task(name, data, config, device, notify, warn)
     _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
-    identity = _identity(task)
+    subject = Subject.of(name, data)
+    identity = _identity(task, subject)
     if is_main():
-        run.prepare(identity, config.to_yaml())
+        run.prepare(identity, to_yaml(subject, resolved_settings(task)), notify)
         run.record(command)
     wait()
-    plan = prepare(task) if prepare else _equalize(task, run, notify, warn)
+    monitor.began()
+    plan = prepare(task) if prepare else _equalize(task, run, monitor, notify, warn)
     train_as = _attach(plan, config.train_as, task.checkpoint, notify)
     writer = CheckpointWriter(
         checkpoint=replace(task.checkpoint, model=copy.deepcopy(task.checkpoint.model).cpu()),
@@ -114,15 +121,16 @@ def finetune(
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
         reduced_labels=task.train.rule.reduce,
+        monitor=monitor,
         models=models,
     )
-    state = train(task, writer, progress, notify)
+    state = train(task, writer, notify)
     if models and is_main():
         write_report(task, writer, state, notify)
-    return _result(str(out), state, writer, seconds=time.monotonic() - started)
+    return _result(str(out), task, state, writer, seconds=time.monotonic() - started)
 
 
-def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, seconds: float) -> Finetuned:
+def _result(output: str, task: Task, state: TrainerState, writer: CheckpointWriter, *, seconds: float) -> Finetuned:
     lines = lines_of(state)
     scored = [line for line in lines if "mIoU" in line]
     return Finetuned(
@@ -135,6 +143,7 @@ def _result(output: str, state: TrainerState, writer: CheckpointWriter, *, secon
         best=max((line for line in scored if line["mIoU"] is not None), key=lambda line: line["mIoU"], default=None),
         last=scored[-1] if scored else None,
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
+        left_out=task.train.left_out,
         seconds=seconds,
     )
 
@@ -166,10 +175,11 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 
-def _identity(task: Task) -> dict[str, Any]:
+def _identity(task: Task, subject: Subject) -> dict[str, Any]:
     """The facts that a resumed run must share with this one."""
+    recipe = asdict(resolved_settings(task))
     return {
-        "source": task.name.source,
+        "source": subject.model,
         "revision": task.checkpoint.revision,
         "sha256": task.checkpoint.sha256,
         "key": task.name.key,
@@ -178,11 +188,11 @@ def _identity(task: Task) -> dict[str, Any]:
         "seed of drawn weights": task.name.seed,
         "train": task.train.dataset.fingerprint(),
         "val": task.val.dataset.fingerprint() if task.val else None,
-        "recipe": {key: value for key, value in asdict(task.config).items() if key not in _ANY_VALUE_RESUMES},
+        "recipe": {key: value for key, value in recipe.items() if key not in _ANY_VALUE_RESUMES},
     }
 
 
-def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Plan | None:
+def _equalize(task: Task, run: RunDirectory, monitor: TrainingMonitor, notify: Notify, warn: Notify) -> Plan | None:
     """The plan in effect, applied to the model; measured by all processes together, and read again when resuming."""
     config, source = task.config, task.name.source
     if config.calibrate is None:
@@ -206,6 +216,7 @@ def _equalize(task: Task, run: RunDirectory, notify: Notify, warn: Notify) -> Pl
                 config=config.calibration(dataset.split),
                 dry_run=True,
                 demand_sites=False,
+                progress=partial(monitor.working, "measuring"),
                 notify=ignore,
                 warn=warn,
             )

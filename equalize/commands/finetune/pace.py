@@ -22,7 +22,7 @@ from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.commands.finetune.splits import Task
 from equalize.commands.finetune.trainer import SegmentationTrainer, _unchanged_globals
 from equalize.commands.labels import LabeledSplit
-from equalize.messages import ignore, ignore_progress
+from equalize.messages import SILENT, ignore
 from equalize.quiet import quiet_transformers
 
 TIMED = 3
@@ -57,7 +57,7 @@ def pace_of(task: Task) -> Pace:
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory() as place, _unchanged_globals(), quiet_transformers():
         began = time.perf_counter()
-        trainer = SegmentationTrainer(sample, _writer(sample, Path(place)), ignore_progress, ignore)
+        trainer = SegmentationTrainer(sample, _writer(sample, Path(place)), ignore)
         cached = (time.perf_counter() - began) / train.dataset.pairs if config.cache_backbone else 0.0
         watch = _Stopwatch(device)
         trainer.add_callback(watch)
@@ -109,6 +109,7 @@ def _writer(task: Task, place: Path) -> CheckpointWriter:
         plan=None,
         facts={},
         reduced_labels=False,
+        monitor=SILENT,
         models=False,
     )
 

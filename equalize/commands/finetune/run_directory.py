@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.commands.training_record import SETTINGS_FILE
 from equalize.errors import InputError
+from equalize.messages import Notify, ignore
 
 _METRICS = "metrics.jsonl"
 _STATE = "trainer_state.json"  # transformers writes it last, so a state with it is whole
@@ -46,8 +48,10 @@ class RunDirectory:
         self.resumed = resume and self._run.is_file()
         check_target(self.path, overwrite or self.resumed, source if source.exists() else None)
 
-    def prepare(self, run: Mapping[str, Any], config: str) -> None:
+    def prepare(self, run: Mapping[str, Any], config: str, notify: Notify = ignore) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
+
+        Of a run that is complete, more steps or epochs may be asked.
 
         Args:
             run: facts that a resumed run must share, as JSON.
@@ -59,16 +63,24 @@ class RunDirectory:
         """
         if self.resumed:
             before = json.loads(self._run.read_text(encoding="utf-8"))
-            remedy = "use the same flags, model and data"
-            demand_same(before, run, self.path, "cannot be resumed as another run", remedy=remedy)
+            newest = self.newest_state()
+            more = _more_steps(before, run) if newest and was_stopped(newest) else {}
+            remedy = "use the same flags, model and data; more steps can be asked of a training that is complete"
+            recipe = {**before.get("recipe", {}), **more}
+            demand_same({**before, "recipe": recipe}, run, self.path, "cannot be resumed as another run", remedy=remedy)
+            for key, number in more.items():
+                unit, was = "steps" if key == "max_steps" else "epochs", before["recipe"][key]
+                notify(f"{key} was {was}, now {number}: the learning rate goes on as in one of {number} {unit}")
+                write_whole(self.path / SETTINGS_FILE, config)
+                write_whole(self._run, _text(run))
             for partial in set(self.last.glob("checkpoint-*")) - set(self._states()):
                 shutil.rmtree(partial)
             return
         with atomic_directory(self.path, overwrite=True) as new:
             (new / self.last.name).mkdir()
             (new / _METRICS).touch()
-            (new / "finetune.yaml").write_text(config, encoding="utf-8")
-            (new / self._run.relative_to(self.path)).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+            (new / SETTINGS_FILE).write_text(config, encoding="utf-8")
+            (new / self._run.relative_to(self.path)).write_text(_text(run), encoding="utf-8")
 
     def record(self, command: str) -> None:
         """Adds a command line to those of earlier sittings."""
@@ -80,6 +92,11 @@ class RunDirectory:
     def newest_state(self) -> Path | None:
         """The newest state that is whole."""
         return max(self._states(), key=_step, default=None)
+
+    def newest_step(self) -> int:
+        """That of the newest state; 0 where there is none."""
+        newest = self.newest_state()
+        return _step(newest) if newest else 0
 
     def state_of(self, step: int) -> Path:
         """Where the state after a step lies."""
@@ -109,6 +126,10 @@ class RunDirectory:
                 else:
                     _link(entry, new / entry.name)
 
+    def copy_settings(self, directory: Path) -> None:
+        """Copies finetune.yaml to another model of this training."""
+        shutil.copyfile(self.path / SETTINGS_FILE, directory / SETTINGS_FILE)
+
     def _states(self) -> list[Path]:
         return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
 
@@ -134,11 +155,37 @@ def demand_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path, 
     Raises:
         InputError: says `what` is wrong with `where`, and the first facts that differ.
     """
-    now = json.loads(json.dumps(now))
+    before, now = _flat(before), _flat(json.loads(json.dumps(now)))
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
         facts = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in differing[:3])
         raise InputError(where, f"{what}: {facts}", remedy=remedy)
+
+
+def was_stopped(state: Path) -> bool:
+    """Whether the training ended with this state: after its last step, or early."""
+    content = json.loads((state / _STATE).read_text(encoding="utf-8"))
+    return bool(content["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
+
+
+def _more_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, int]:
+    """The length of a run, in the unit it was given in, if it is more than before."""
+    for key in ("max_steps", "epochs"):
+        was, asked = (run.get("recipe", {}).get(key) for run in (before, now))
+        if was is not None and asked is not None and asked > was:
+            return {key: asked}
+    return {}
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with those of an object in it, such as the settings, by their own names."""
+    inner = [value for value in facts.values() if isinstance(value, dict)]
+    flat = {key: value for key, value in facts.items() if not isinstance(value, dict)}
+    return {**{key: value for each in inner for key, value in each.items()}, **flat}
+
+
+def _text(run: Mapping[str, Any]) -> str:
+    return json.dumps(run, indent=2) + "\n"
 
 
 def _is_json(path: Path) -> bool:

@@ -80,7 +80,8 @@ def open_task(
     names = names_of(classes, train, checkpoint, config.class_names)
 
     check = partial(_check, checkpoint, config, classes, names, notify)
-    labeled = check(train, "train")
+    asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
+    labeled = check(train, "train", warn=ignore if asked_for else warn)
     return Task(
         name=replace(name, output=checkpoint.output),
         checkpoint=checkpoint.with_names(names) if names else checkpoint,
@@ -102,6 +103,7 @@ def _check(
     dataset: DataSet,
     what: str,
     rule: LabelRule | None = None,
+    warn: Notify = ignore,
 ) -> LabeledSplit:
     return check_split(
         dataset,
@@ -115,6 +117,7 @@ def _check(
         channels=checkpoint.preprocess.bands,
         rule=rule,
         notify=lambda line: notify(f"{what}: {line}"),
+        warn=warn,
     )
 
 

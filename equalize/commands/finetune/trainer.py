@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy
@@ -18,17 +19,19 @@ from transformers import (
     Trainer,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 
 from equalize.checkpoint.outputs import logits_of_padded
 from equalize.commands.evaluate import score_split
+from equalize.commands.finetune.arguments import arguments_of
 from equalize.commands.finetune.backbone_cache import CachedPairs, open_cache
 from equalize.commands.finetune.callbacks import CheckpointWriter, EvalSaveCallback, lines_of, read_weights
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.loss import ModelWithLoss, backbone_of
 from equalize.commands.finetune.optimizer import freeze, make_optimizer, make_schedule
+from equalize.commands.finetune.run_directory import was_stopped
 from equalize.commands.finetune.sharding import check_deepspeed
 from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.labels import LabeledSplit
@@ -36,12 +39,12 @@ from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
 from equalize.errors import InputError, NumericsError, ResourceError
 from equalize.eval_mode import eval_mode
-from equalize.messages import Notify, Progress
+from equalize.messages import Notify
 from equalize.plan.plain_state import settle
 from equalize.quiet import quiet_transformers
 
 
-def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> TrainerState:
+def train(task: Task, writer: CheckpointWriter, notify: Notify) -> TrainerState:
     """Trains, scores, saves; goes on from the newest state where the run is resumed.
 
     The model is left as it was after the last step, the global random numbers as they were before.
@@ -55,8 +58,8 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
         writer.run.write_metrics(lines_of(before))  # the previous run may have ended after saving this state
         writer.write_best(before)
     with _unchanged_globals(), quiet_transformers():
-        trainer = SegmentationTrainer(task, writer, progress, notify)
-        if newest and before and before.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        trainer = SegmentationTrainer(task, writer, notify)
+        if newest and before and was_stopped(newest) and _is_complete(before, task.config):
             notify(f"the training was complete after step {before.global_step}")
             task.checkpoint.model.load_state_dict(read_weights(newest))
             state = before
@@ -70,6 +73,13 @@ def train(task: Task, writer: CheckpointWriter, progress: Progress, notify: Noti
         writer.write_last(state)
     wait()
     return state
+
+
+def _is_complete(state: TrainerState, config: TrainConfig) -> bool:
+    """Whether a training that was stopped has the length that is asked for; more may be asked than before."""
+    if config.max_steps is not None:
+        return bool(state.max_steps >= config.max_steps)
+    return bool(state.num_train_epochs >= (config.epochs or 1))
 
 
 @contextmanager
@@ -102,7 +112,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
     lr_scheduler: LambdaLR | None
     control: TrainerControl
 
-    def __init__(self, task: Task, writer: CheckpointWriter, progress: Progress, notify: Notify) -> None:
+    def __init__(self, task: Task, writer: CheckpointWriter, notify: Notify) -> None:
         self._task = task
         self._config = config = task.config
         self._writer = writer
@@ -113,11 +123,11 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         backbone = self._cache.backbone if self._cache else None
         super().__init__(
             model=ModelWithLoss(task.checkpoint, config, task.trained, frozen, backbone),
-            args=_arguments(task, str(writer.run.last), pairs=len(pairs)),
+            args=arguments_of(task, str(writer.run.last), pairs=len(pairs)),
             data_collator=_as_it_is if self._cache else collate,
             train_dataset=pairs,
             eval_dataset=task.val,
-            callbacks=[EvalSaveCallback(config, progress)],
+            callbacks=[EvalSaveCallback(config, writer.monitor)],
         )
         if config.patience:
             self.add_callback(EarlyStoppingCallback(config.patience))
@@ -155,6 +165,17 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             self.lr_scheduler = make_schedule(optimizer or self.create_optimizer(), num_training_steps, self._config)
         return self.lr_scheduler
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also sets the rates to those of this schedule: where more steps are asked for, the state has others."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.optimizer is not None and isinstance(self.lr_scheduler, LambdaLR):
+            schedule = self.lr_scheduler
+            factors = [of_step(schedule.last_epoch) for of_step in schedule.lr_lambdas]
+            rates = [peak * factor for peak, factor in zip(schedule.base_lrs, factors, strict=True)]
+            schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One batch; raises errors that a data worker returned as values."""
         if "failure" in inputs:
@@ -177,12 +198,15 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         with eval_mode(self.model):
             score = score_split(
                 *(self._task.checkpoint, val, self._config.scoring(), self._task.device),
+                progress=partial(self._writer.monitor.working, "scoring"),
                 together=together,
                 inputs=inputs,
             )
         found = {"eval_mIoU": score.mIoU, "eval_mAcc": score.mAcc, "eval_aAcc": score.aAcc}
         metrics = {key: math.nan if value is None else value for key, value in found.items()}  # nan is never better
         self.log({**metrics, "score": {"data": val.dataset.name, "split": val.dataset.split, **score.to_json()}})
+        before = self.state.best_metric if self.state.best_global_step else None
+        self._writer.monitor.scored(*self._at(), miou=score.mIoU, best_before=before)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -201,6 +225,11 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             self.state.log_history[-1]["score"] = score
         if is_main():
             self._writer.run.write_metrics(lines_of(self.state))
+        if "loss" in logs:
+            self._writer.monitor.logged(*self._at(), loss=logs["loss"], lr=logs["learning_rate"])
+
+    def _at(self) -> tuple[int, int]:
+        return self.state.global_step, self.state.max_steps
 
     def _logits(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, classes, h, w) of the network, possibly sharded over the processes."""
@@ -234,43 +263,3 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
 def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Collates what `CachedPairs` gives."""
     return batch
-
-
-def _arguments(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
-    """The configuration as transformers spells it."""
-    config, device = task.config, task.device
-    interval = "steps" if config.eval_every else "epoch"
-    args = TrainingArguments(
-        output_dir=directory,
-        num_train_epochs=config.epochs or 1,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate,
-        max_grad_norm=config.clip,
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
-        seed=config.seed,
-        use_cpu=device.type == "cpu",
-        dataloader_num_workers=0 if config.cache_backbone else config.workers,  # nothing is decoded
-        dataloader_pin_memory=device.type == "cuda",
-        dataloader_drop_last=pairs >= config.batch_size,  # a batch of one is too small for some BatchNorms
-        ddp_find_unused_parameters=True,
-        eval_strategy=interval if task.val else "no",
-        save_strategy=interval,
-        eval_steps=config.eval_every,
-        save_steps=config.eval_every or 1,
-        save_total_limit=2,  # with a limit of 1 transformers would keep the best alone
-        metric_for_best_model="mIoU",
-        greater_is_better=True,
-        restore_callback_states_from_checkpoint=True,  # early stopping counts on after --resume
-        logging_strategy="steps",
-        logging_first_step=True,
-        logging_steps=config.log_every or 0.01,  # of all steps
-        logging_nan_inf_filter=False,
-        report_to=list(config.report_to),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    if config.precision == "fp32":
-        args.mixed_precision = "no"  # also where Accelerate's configuration has another
-    return args

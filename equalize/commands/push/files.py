@@ -33,7 +33,7 @@ _TOKEN = re.compile(rb"(?<![A-Za-z0-9_])(hf|api_org)_[A-Za-z0-9]{30,}")
 _NOT_SCANNED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 _RECORDS = ("equalize.json", ARCHITECTURE_FILE, "finetune.yaml")
-_PLACES = ("source", "model", "data", "path", "output", "arch", "class_names")
+_PLACES = ("source", "model", "data", "path", "output", "arch", "class_names", "colors", "cache_dir")
 _EMBEDDED = re.compile(r'("data:[^"]*")')
 _ABSOLUTE = re.compile(r'(?<![\w</.~-])(?:~|\.\.?|[A-Za-z]:)?(?:[/\\][^\s<>"&/\\]+)*[/\\](?=[^\s<>"&/\\])')
 """The folders of a path in the text of a page."""

@@ -19,6 +19,7 @@ from equalize.commands.finetune.loss import ModelWithLoss
 from equalize.errors import DataError, InputError, OutputError, SiteError
 from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
+from tests.support.training import OnStep
 
 QUICK = TrainConfig(
     max_steps=4, batch_size=8, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3,
@@ -163,17 +164,16 @@ def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, compared
     shutil.copytree(compared.out, out)
     for path in [*out.glob("runs/none_*seed2.*"), *out.glob("runs/preserve*seed2.*"), *out.glob("plans/*seed2.json")]:
         path.unlink()
-    pairs = STEPS * QUICK.batch_size
     missing, times = 2, {}
-    for stop in (pairs + QUICK.batch_size, pairs * 5 // 8):
+    for stop in (STEPS + 1, STEPS * 5 // 8):
 
         def kill(done, of, missing=missing, stop=stop):
-            assert of == pairs * missing
+            assert of == STEPS * missing
             if done == stop:
                 raise Killed
 
         with pytest.raises(Killed):
-            compare(compared.setup, out, progress=kill)
+            compare(compared.setup, out, monitor=OnStep(kill))
         missing = 1
         assert len(files(out)) == RUNS - missing
         times = times or {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*.json")}

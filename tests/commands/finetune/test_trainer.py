@@ -18,19 +18,19 @@ from equalize.errors import InputError, NumericsError, OutputError, ResourceErro
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import start
 from tests.support.tolerance import TIE
-from tests.support.training import QUICK, falls, metrics, same, trained_weights
+from tests.support.training import QUICK, OnStep, falls, metrics, same, trained_weights
 
 
 class Killed(BaseException):
     pass
 
 
-def kill_at(pairs: int):
-    def progress(done: int, of: int) -> None:
-        if done == pairs:
+def kill_at(step: int) -> OnStep:
+    def kill(done: int, of: int) -> None:
+        if done == step:
             raise Killed
 
-    return progress
+    return OnStep(kill)
 
 
 STEADY = replace(QUICK, max_steps=7, log_every=1, eval_every=3, random_resize=(0.7, 1.4), flip=0.5, photometric=True)
@@ -68,7 +68,7 @@ def uninterrupted(custom, five_classes, tmp_path_factory) -> Path:
 def test_killed_and_resumed_ends_with_the_same_bits(custom, five_classes, tmp_path, uninterrupted, steps):
     out = tmp_path / "out"
     with pytest.raises(Killed):
-        finetune(custom, five_classes, out, STEADY, progress=kill_at(4 * steps))
+        finetune(custom, five_classes, out, STEADY, monitor=kill_at(steps))
     random.seed(99)
     torch.manual_seed(99)
     said = []
@@ -114,11 +114,11 @@ def test_killed_between_state_and_model_writes_that_model_when_resumed(
     monkeypatch.undo()
     at_first = []
 
-    def progress(done: int, of: int) -> None:
+    def look(done: int, of: int) -> None:
         if not at_first:
             at_first.append(same(trained_weights(out), read_weights(out / "last/checkpoint-3")))
 
-    finetune(custom, five_classes, out, STEADY, resume=True, progress=progress)
+    finetune(custom, five_classes, out, STEADY, resume=True, monitor=OnStep(look))
     assert at_first == [True]  # before the first step
     assert_same_run(uninterrupted, out)
 
@@ -150,7 +150,7 @@ def test_resuming_what_is_complete_changes_nothing(custom, five_classes, tmp_pat
 def test_another_run_is_not_resumed(custom, five_classes, tmp_path, uninterrupted):
     out = tmp_path / "out"
     shutil.copytree(uninterrupted, out)
-    with pytest.raises(InputError, match="cannot be resumed as another run: recipe"):
+    with pytest.raises(InputError, match=r"another run: lr was 0\.003, now 0\.001;"):
         finetune(custom, five_classes, out, replace(STEADY, lr=1e-3), resume=True)
     with pytest.raises(InputError, match="cannot be resumed as another run: train"):
         finetune(custom, write_scenes(tmp_path / "data", 5, counts={"train": 9, "val": 3}), out, STEADY, resume=True)
@@ -182,7 +182,7 @@ def test_calibrated_run_resumes_with_the_scales_it_measured(custom, five_classes
     config = replace(STEADY, max_steps=2, eval_every=1, calibrate="preserve")
     finetune(custom, five_classes, tmp_path / "whole", config)
     with pytest.raises(Killed):
-        finetune(custom, five_classes, tmp_path / "out", config, progress=kill_at(4 * 2))
+        finetune(custom, five_classes, tmp_path / "out", config, monitor=kill_at(2))
     finetune(custom, five_classes, tmp_path / "out", config, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "out")
     plain = {f"network.{key}" for key in torch.load(custom.source, weights_only=True)}
@@ -225,7 +225,7 @@ def test_stops_early_and_keeps_the_best(custom, five_classes, tmp_path):
 def test_patience_counts_on_after_a_resume(custom, five_classes, tmp_path):
     config = replace(QUICK, max_steps=9, lr=1e-12, warmup=0.0, freeze_norms=True, eval_every=1, patience=3)
     with pytest.raises(Killed):
-        finetune(custom, five_classes, tmp_path / "out", config, progress=kill_at(4 * 3))
+        finetune(custom, five_classes, tmp_path / "out", config, monitor=kill_at(3))
     done = finetune(custom, five_classes, tmp_path / "out", config, resume=True)
     assert done.steps == 4  # the first is the best, three more are no better
 

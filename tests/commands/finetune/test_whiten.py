@@ -91,7 +91,7 @@ def test_without_its_file_a_plan_is_refused(white, custom, five_classes, tmp_pat
 def test_resumed_with_the_map_that_it_measured(custom, five_classes, tmp_path, monkeypatch):
     out, config = tmp_path / "out", replace(QUICK, max_steps=2, eval_every=1, calibrate="whiten")
     with pytest.raises(Killed):
-        finetune(custom, five_classes, out, config, progress=kill_at(4 * 2))
+        finetune(custom, five_classes, out, config, monitor=kill_at(2))
     measured = maps_of(out / "last")
     monkeypatch.setattr(finetune_module, "calibrate_checkpoint", None)  # it is not measured again
     done = finetune(custom, five_classes, out, config, resume=True)

@@ -64,7 +64,9 @@ def test_only_last_components_of_paths_go_out(segformer_dir, tmp_path):
     facts = {"source": "/home/alice/secret-project/mit-b0", "revision": None, "arch": "~/secret/net.py:make"}
     directory = planned(segformer_dir, tmp_path / "out", **facts, finetuned=trained)
     before = (directory / "equalize.json").read_bytes()
-    (directory / "finetune.yaml").write_text("lr: 0.1\nclass_names: /home/alice/secret/classes.txt\n")
+    (directory / "finetune.yaml").write_text(
+        "model: acme/streets@main\nlr: 0.1\ncolors: /home/alice/secret/colors.txt\n"
+    )
     files = pushed(directory)
     assert not any(b"secret" in file.read() or b"alice" in file.read() for file in files.values())
     assert files["equalize.json"].size == len(files["equalize.json"].read())
@@ -74,7 +76,11 @@ def test_only_last_components_of_paths_go_out(segformer_dir, tmp_path):
     assert (told["finetuned"]["source"], told["finetuned"]["data"]) == ("first", "streets")
     assert told["finetuned"]["recipe"] == {"class_names": "classes.txt", "lr": 0.1}
     assert told["finetuned"]["score"]["data"]["path"] == "streets"
-    assert yaml.safe_load(files["finetune.yaml"].read()) == {"lr": 0.1, "class_names": "classes.txt"}
+    assert yaml.safe_load(files["finetune.yaml"].read()) == {
+        "model": "acme/streets@main",
+        "lr": 0.1,
+        "colors": "colors.txt",
+    }
     assert (directory / "equalize.json").read_bytes() == before
 
 

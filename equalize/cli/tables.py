@@ -1,0 +1,53 @@
+"""Tables on a terminal that is narrower than they are."""
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+__all__ = ["WIDEST", "fitted"]
+
+WIDEST = 10_000
+"""Columns of a terminal on which everything fits."""
+
+
+def fitted(table: Table, console: Console) -> list[Table]:
+    """The table, or tables below one another that have its columns in order: no cell is cut or wrapped.
+
+    Each repeats the first columns that tell the rows apart. One that is too wide even so holds a single further column.
+    """
+    if _width(table, console) <= console.width:
+        return [table]
+    key = _key(table)
+    parts: list[list[int]] = []
+    for column in range(len(key), len(table.columns)):
+        wider = [*parts[-1], column] if parts else []
+        if wider and _width(_part(table, wider), console) <= console.width:
+            parts[-1] = wider
+        else:
+            parts.append([*key, column])
+    return [_part(table, columns) for columns in parts] or [table]
+
+
+def _key(table: Table) -> list[int]:
+    """The first columns, up to three, the fewest in which no two rows are the same; one may be blank and indent."""
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    most = min(3, len(cells) - 1)
+    for number in range(1, most):
+        rows = list(zip(*cells[:number], strict=True))
+        if len(set(rows)) == len(rows) and any(map("".join, rows)):
+            return list(range(number))
+    return list(range(most))
+
+
+def _part(table: Table, columns: list[int]) -> Table:
+    part = Table(box=table.box, padding=table.padding, pad_edge=table.pad_edge, header_style=table.header_style)
+    chosen = [table.columns[column] for column in columns]
+    for column in chosen:
+        part.add_column(column.header, justify=column.justify, style=column.style, no_wrap=True)
+    for cells in zip(*(column.cells for column in chosen), strict=True):
+        part.add_row(*cells)
+    return part
+
+
+def _width(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum

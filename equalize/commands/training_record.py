@@ -1,0 +1,69 @@
+"""What `finetune` wrote beside a model of how it was trained: finetune.yaml, read for scoring that model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from equalize.checkpoint import Checkpoint
+from equalize.errors import InputError
+from equalize.messages import Notify
+
+SETTINGS_FILE = "finetune.yaml"
+
+_REDUCED = {"yes": True, "no": False}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a YAML file of settings: keys with underscores.
+
+    Raises:
+        InputError: it cannot be read so.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(path, f"cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(path, "is no configuration", expected="lines such as lr: 0.0001")
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """How a model's images and labels were read in its training; each None where that is not known."""
+
+    size: tuple[int, int] | None = None
+    """(H, W)."""
+    ignore_index: int | None = None
+    reduce_labels: bool | None = None
+    colors: str | None = None
+    """A file that is there, or ``none``."""
+    masks_drawn_on: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, notify: Notify) -> Self:
+        """That of a directory `finetune` wrote, its files sought in the working directory and beside it.
+
+        Raises:
+            InputError: finetune.yaml is damaged.
+        """
+        path = checkpoint.stored.path / SETTINGS_FILE
+        if not path.is_file():
+            return cls()
+        content = read_settings(path)
+        size, ignored, colors = (content.get(key) for key in ("size", "ignore_index", "colors"))
+        integers = [*(size if isinstance(size, list) else []), *([] if ignored is None else [ignored])]
+        if (size is not None and len(integers) < 2) or not all(type(each) is int for each in integers):
+            raise InputError(path, "is damaged", expected="size: [H, W] and ignore_index: N as finetune writes them")
+        if colors is not None and colors != "none" and not Path(colors).is_file():
+            notify(f"{path}: was trained on masks with the colors of {colors}, which is not here; see --colors")
+            colors = None
+        return cls(
+            size=(size[0], size[1]) if size else None,
+            ignore_index=ignored,
+            reduce_labels=_REDUCED.get(str(content.get("reduce_labels"))),
+            colors=colors,
+            masks_drawn_on=content.get("masks_drawn_on"),
+        )
