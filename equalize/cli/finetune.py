@@ -84,9 +84,8 @@ def finetune(
             *(model, data, training), arch=arch, preprocess=preprocess, init_missing=init_missing, further=further
         )
         name, of_data = config.subject.name(config.settings.seed), str(config.subject.data)
-        which = {"resume": resume, "overwrite": overwrite}
         if dry_run:
-            _forecast(terminal, name, of_data, out, config.settings, **which)
+            _forecast(terminal, (name, of_data, out, config.settings), resume=resume, overwrite=overwrite)
             terminal.hint(same_command(context, leave=("dry_run", "json")))
             leave()
             return
@@ -94,7 +93,8 @@ def finetune(
             try:
                 done = train(
                     *(name, of_data, out, config.settings),
-                    **which,
+                    resume=resume,
+                    overwrite=overwrite,
                     command=command_line(context),
                     monitor=bars,
                     notify=terminal.note,
@@ -112,20 +112,12 @@ def finetune(
 
 
 def _forecast(
-    terminal: "Terminal",
-    name: "ModelName",
-    data: str,
-    out: str,
-    config: "TrainConfig",
-    *,
-    resume: bool,
-    overwrite: bool,
+    terminal: "Terminal", training: tuple["ModelName", str, str, "TrainConfig"], *, resume: bool, overwrite: bool
 ) -> None:
     from equalize.cli.reports.dry_run import training_forecast
     from equalize.commands.finetune.dry_run import forecast_training
 
-    which = {"resume": resume, "overwrite": overwrite}
-    found = forecast_training(name, data, out, config, **which, notify=terminal.note, warn=terminal.warn)
+    found = forecast_training(*training, resume=resume, overwrite=overwrite, notify=terminal.note, warn=terminal.warn)
     terminal.result(found.to_json(), training_forecast(found))
 
 

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from equalize.cli.tables import fitted
 from equalize.commands.report.words import (
     changes_of,
     effort_of,
@@ -170,12 +171,15 @@ class _BranchTable:
         self._sigmas = [branch.std for branch in site.branches] if isinstance(site, MeasuredSite) else []
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        needed = _width(console, self._table(() if console.is_terminal else self._bars(options)))
+        parts = fitted(self._table(()), console) if console.is_terminal else [self._table(self._bars(options))]
+        needed = max(_width(console, part) for part in parts)
         return Measurement(needed, needed)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = self._table(self._bars(options))
-        yield table if _width(console, table) <= options.max_width else self._table(())
+        parts = [table] if _width(console, table) <= options.max_width else fitted(self._table(()), console)
+        for number, part in enumerate(parts):
+            yield from (Text(), part) if number else (part,)
 
     def _bars(self, options: ConsoleOptions) -> list[str]:
         largest = max(self._sigmas, default=0.0)
