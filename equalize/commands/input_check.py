@@ -35,9 +35,9 @@ class InputCheck:
         if self.is_wrong:
             warn(f"{self.checkpoint.source}: {self._what()}; say how it was trained: {_FLAGS}")
         elif not self.found.norms:
-            notify("input: unchecked, no BatchNorm has the statistics of a training")
+            notify("input: not checked, for no BatchNorm remembers the values of its training")
         else:
-            notify(f"input: checked, {self._figures()}")
+            notify(f"input: as in training; {self._figures()}")
 
     def demand_right(self) -> None:
         """Refuses an input that is not the one that the network was trained on, by an InputError."""
@@ -53,8 +53,8 @@ class InputCheck:
     def _figures(self) -> str:
         typical, first = (10**each for each in (self.found.deviation, self.found.first))
         return (
-            f"{self.found.norms} BatchNorms see variances {typical:.3g} times off those of the training, "
-            f"the first {first:.3g} times (up to 10 and 100 are usual)"
+            f"variances at {self.found.norms} BatchNorms differ by a factor of {typical:.3g} from those of its training "
+            f"(usual: up to 10), at the first by {first:.3g} (usual: up to 100)"
         )
 
 

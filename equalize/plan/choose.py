@@ -81,7 +81,9 @@ def _held(site: Site, branch: Branch, by_weight: Mapping[str, Site], rewritten: 
             why = "whose weights are drawn just now, or which is measured after such"
         else:
             continue
-        return replace(branch, producers=(), readers=(), fixed=f"also read by {other.layer}, {why}")
+        return replace(
+            branch, producers=(), readers=(), fixed=f"this branch feeds another layer too: {other.layer}, {why}"
+        )
     return branch
 
 

@@ -58,10 +58,10 @@ CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
 MEANING: dict[SiteStrategy, str] = {
     "none": "left alone, for nothing is to be gained; the network computes and trains as before",
     "migrate": "scale moved from the branches into the fusion weights; the network computes the same",
-    "preserve": "nothing changes on disk; in training, equalize.attach shows the optimizer branches of one scale",
+    "preserve": "nothing changes on disk; in training, the optimizer trains the equalized weights",
     "rescale": "fusion weights times tau/sigma of each branch: they act on branches of one scale",
     "reinit": "fusion weights drawn anew, then times tau/sigma of each branch: they act on branches of one scale",
-    "whiten": "equalize.attach trains the layer on uncorrelated channels of one scale, where drawn weights start too",
+    "whiten": "in training, the layer sees uncorrelated channels of one scale; drawn weights start there too",
 }
 """What each strategy does, for reports."""
 

@@ -235,7 +235,7 @@ def _migrate(site: PlannedSite, moved: dict[str, float]) -> list[Edit] | Refusal
     """Brings all branches that can move to the scale tau; `moved` has the factors of producers, and gets more."""
     if all(branch.fixed is not None for branch in site.branches):
         reasons = "; ".join(dict.fromkeys(str(branch.fixed) for branch in site.branches))
-        return Refusal(at=site.layer, reason=f"no branch can move: {reasons}")
+        return Refusal(at=site.layer, reason=f"no branch can be brought to another scale: {reasons}")
     edits: list[Edit] = []
     for branch in site.branches:
         if _staying(branch, moved) is not None:

@@ -145,11 +145,11 @@ def _movement(graph: Graph, leaf: Op, own: Reader) -> dict[str, Any] | str:
     for op in made.values():
         for reader in find_readers(graph, op):
             if isinstance(reader, str):
-                return f"also {reader}"
+                return reader
             found.append(reader)
     readers = merged(found)
     if [(each.start, each.stop) for each in readers if each.weight == own.weight] != [(own.start, own.stop)]:
-        return f"also read by {own.weight.removesuffix('.weight')} as another branch"
+        return f"this branch feeds {own.weight.removesuffix('.weight')} a second time, as another branch"
     keys = [key for op in made.values() for key in _affine_keys(op)]
     return {"producers": tuple(keys), "readers": tuple(each for each in readers if each.weight != own.weight)}
 
@@ -162,7 +162,7 @@ def _find_producers(graph: Graph, leaf: Op, found: dict[str, Op]) -> str | None:
             found[op.name] = op
             return _refuse_affine(graph, op)
         if not scales_through(op):
-            return f"{op.target or op.kind} in {place(op)} does not commute with a scale"
+            return f"it comes from {op.target or op.kind} in {place(op)}, which does not pass a change of scale on"
         if op.kind == "concat":
             return next(filter(None, [_find_producers(graph, graph[name], found) for name in op.inputs]), None)
         op = graph[op.inputs[0]]
@@ -174,7 +174,7 @@ def _affine_keys(op: Op) -> list[str]:
 
 def _refuse_affine(graph: Graph, op: Op) -> str | None:
     if op.parameters.get("weight") is None:
-        return f"{op.target} {place(op)} has no affine parameters of its own"
+        return f"it comes from {op.target} {place(op)}, which has no weight and bias of its own"
     if op.parameters.get("bias", "") is None:
         return f"the bias of {place(op)} is not a plain parameter"
     shared = next((key for key in _affine_keys(op) if graph.uses[key] > 1), None)

@@ -11,6 +11,8 @@ _HOMOGENEOUS: frozenset[Kind] = frozenset(
     {"identity", "relu", "pool", "resample", "pixel_shuffle", "crop", "permute", "reshape", "concat"}
 )
 
+_ELSEWHERE = "this branch feeds another layer too"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
@@ -48,7 +50,7 @@ def find_readers(graph: Graph, made: Op) -> Iterator[Reader | str]:
     """Where the tensor of `made` goes, through ops that commute with a positive scale.
 
     Yields:
-        the layers that read it, so that dividing their weights undoes a scale; for every other end, what stands there.
+        the layers that read it, so that dividing their weights undoes a scale; for every other end, a clause on it.
     """
     stack: list[tuple[Op, _Channels | None]] = [(made, None)]  # None: all of the tensor
     seen: set[tuple[str, _Channels | None]] = set()
@@ -71,14 +73,14 @@ def _carry(graph: Graph, op: Op, consumer: Op, channels: _Channels | None) -> li
     """Where entries of `op`'s tensor stand in `consumer`'s, or why a scale of theirs does not get through it."""
     what = f"{consumer.target or consumer.kind} in {place(consumer)}"
     if consumer.kind == "output":
-        return "returned as an output of the network"
+        return "this branch is an output of the network too"
     if consumer.kind == "norm":
-        return f"read by {what}, which normalizes it"
+        return f"{_ELSEWHERE}: {what}, which normalizes it"
     if not scales_through(consumer):
-        return f"read by {what}, which does not commute with a scale"
+        return f"{_ELSEWHERE}: {what}, which does not pass a change of scale on"
     axis = None if channels is None else carry_axis(op, consumer, channels.axis)
     if channels is not None and axis is None:
-        return f"read by {what}, which does not keep its channels whole"
+        return f"{_ELSEWHERE}: {what}, which does not keep its channels apart"
     if consumer.kind != "concat":
         return [None if channels is None or axis is None else replace(channels, axis=axis)]
     dim, start = consumer.attributes["dim"], 0
@@ -96,12 +98,12 @@ def _carry(graph: Graph, op: Op, consumer: Op, channels: _Channels | None) -> li
 def _reader(graph: Graph, data: Op, layer: Op, channels: _Channels | None) -> Reader | str:
     weight = layer.parameters.get("weight")
     if weight is None:
-        return f"read by {place(layer)}, whose weight is not a plain parameter"
+        return f"{_ELSEWHERE}: {place(layer)}, whose weight is not a plain parameter"
     if graph.uses[weight] > 1:
-        return f"read by {place(layer)}, whose weight is used {graph.uses[weight]} times"
+        return f"{_ELSEWHERE}: {place(layer)}, whose weight is used {graph.uses[weight]} times"
     axis = summed_axis(graph, data, layer)
     if channels is not None and channels.axis != axis:
-        return f"read by {place(layer)}, which does not sum over its channels"
+        return f"{_ELSEWHERE}: {place(layer)}, which does not sum over its channels"
     whole = _Channels(axis=axis, start=0, stop=data.shape[axis])
     start, stop = (whole.start, whole.stop) if channels is None else (channels.start, channels.stop)
     groups = 1 if layer.attributes.get("transposed") else int(layer.attributes.get("groups", 1))

@@ -244,7 +244,7 @@ def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segfo
     assert ran.err == f"next: equalize finetune {out} --data {photos} --size 64 -o TRAINED\n"
     assert "preprocessing: RGB, resize to 48x64" in ran.text
     assert "migrate: scale moved" in ran.text
-    assert "Measured on 4 images by hooks (so few images" in ran.text
+    assert "Measured on 4 images on the whole network (few images)" in ran.text
     assert "before, 1.00 after" in ran.text
     assert "Changed: 9 tensors" in ran.text
     assert "which is rounding" in ran.text

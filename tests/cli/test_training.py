@@ -113,7 +113,7 @@ def test_flags_win_over_the_configuration_and_it_is_saved_resolved(run_cli, segf
         *("--strategy", "preserve", "--scale", "paper", "--samples", "4", "--class-weights", "1,1,1,1,2"),
     )
     assert ran.code == 0, ran.err
-    assert "explicit equalization" in ran.out
+    assert "the optimizer trains the equalized weights" in ran.out
     saved = yaml.safe_load((tmp_path / "out/finetune.yaml").read_text())
     expected = {
         "lr": 0.001,

@@ -41,7 +41,7 @@ def test_calibrate_refuses_a_wrong_input_and_keeps_the_right_one(run_cli, raw, s
     assert ran.code == 2
     assert not (tmp_path / "out").exists()
     assert ran.err.count("\n") == 1
-    for word in ("BatchNorms see variances", "--rescale", "--channel-order", "--force-preprocessing"):
+    for word in ("BatchNorms differ", "--rescale", "--channel-order", "--force-preprocessing"):
         assert word in ran.err
     ran = run_cli("calibrate", *of(raw), "--data", scenes, "-o", tmp_path / "out", *RIGHT)
     assert ran.code == 0, ran.err
@@ -57,7 +57,7 @@ def test_calibrate_refuses_a_wrong_input_and_keeps_the_right_one(run_cli, raw, s
     assert not again.preprocess.assumed
     scored = run_cli("evaluate", tmp_path / "out", "--arch", raw.arch, "--data", scenes)  # without the flags
     assert scored.code == 0
-    assert "input: checked, 3 BatchNorms" in scored.out
+    assert "input: as in training; variances at 3 BatchNorms differ by a factor of" in scored.out
     proven = run_cli("verify", tmp_path / "out", "--against", raw.source, "--arch", raw.arch, "--data", scenes)
     assert "preprocessing: BGR, no resize, pixels times 1, mean 0" in proven.out  # those of the plan
     applied = run_cli("apply", tmp_path / "out", *of(raw), "-o", tmp_path / "again")
@@ -192,7 +192,7 @@ def test_norms_that_were_not_trained_do_not_count(raw, run_cli, photos):
 def test_unchecked_is_said(run_cli, segformer_encoder_dir, photos):
     ran = run_cli("scan", segformer_encoder_dir, "--init-missing", "--data", photos, "--samples", 2)
     assert ran.code == 0, ran.err
-    assert "input: unchecked, no BatchNorm has the statistics of a training" in ran.out
+    assert "input: not checked, for no BatchNorm remembers the values of its training" in ran.out
 
 
 def test_saturating_activations_do_not_hide_a_wrong_scale():

@@ -253,7 +253,7 @@ def test_readers_whose_weights_were_drawn_hold_the_branch():
         each for each in choose(found.sites, "auto", newly_initialized=drawn) if each.site.layer == "up.0.block.0"
     )
     for branch in held.site.branches:
-        assert "also read by up.0.shortcut.0, whose weights are drawn just now" in str(branch.fixed)
+        assert "feeds another layer too: up.0.shortcut.0, whose weights are drawn just now" in str(branch.fixed)
 
 
 def test_sites_that_move_together_are_left_alone_together(monkeypatch):

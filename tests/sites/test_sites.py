@@ -239,21 +239,27 @@ def test_two_layers_read_one_concat():
 
 READ = {  # what else reads the concat: why no branch can move
     "a norm": ([op("end", "norm", "cat", module="head.norm", target="batch_norm")], "batch_norm in head.norm, which"),
-    "an activation": ([op("end", "activation", "cat", module="act", target="gelu")], "gelu in act, which does not com"),
-    "the output": ([op("end", "output", "cat")], "also returned as an output of the network"),
-    "an addition": ([op("end", "add", "cat", "x", target="add")], "read by add in end, which does not commute"),
+    "an activation": (
+        [op("end", "activation", "cat", module="act", target="gelu")],
+        "gelu in act, which does not pass a change of scale",
+    ),
+    "the output": ([op("end", "output", "cat")], "this branch is an output of the network too"),
+    "an addition": (
+        [op("end", "add", "cat", "x", target="add")],
+        "feeds another layer too: add in end, which does not pass",
+    ),
     "a slice of channels": (
         [op("end", "crop", "cat", shape=(1, 3, 8, 8), target="slice")],
-        "read by slice in end, which does not keep its channels whole",
+        "feeds another layer too: slice in end, which does not keep its channels apart",
     ),
-    "another axis": ([linear("cat")], "read by linear, which does not sum over its channels"),
+    "another axis": ([linear("cat")], "another layer too: linear, which does not sum over its channels"),
     "a computed weight": (
         [op("dynamic", "convolution", "cat", parameters={"weight": None}, groups=1, stride=(1, 1), transposed=False)],
-        "read by dynamic, whose weight is not a plain parameter",
+        "another layer too: dynamic, whose weight is not a plain parameter",
     ),
     "a layer that is used twice": (
         [layer("other", "cat"), op("again", "linear", "x", parameters={"weight": "other.weight"})],
-        "read by other, whose weight is used 2 times",
+        "another layer too: other, whose weight is used 2 times",
     ),
 }
 
@@ -293,7 +299,10 @@ def test_one_tensor_in_two_branches_of_one_layer_cannot_move():
         layer("fuse", "cat"),
     ]
     (site,), _ = find_sites(Graph(ops=tuple(ops), shapes=WEIGHTS | {"fuse.weight": (5, 8, 3, 3)}))
-    assert [branch.fixed for branch in site.branches] == [None, *["also read by fuse as another branch"] * 2]
+    assert [branch.fixed for branch in site.branches] == [
+        None,
+        *["this branch feeds fuse a second time, as another branch"] * 2,
+    ]
 
 
 def test_one_layer_and_one_refusal_from_one_concat():
@@ -337,10 +346,19 @@ def test_inner_concats_that_are_read_again_are_read_by_both_layers():
 
 
 HELD = {  # the op between b and the concat: why the branch cannot move
-    "gelu": (op("way", "activation", "b", shape=(1, 2, 8, 8), target="gelu"), "gelu in way does not commute"),
-    "add": (op("way", "add", "b", "x", shape=(1, 2, 8, 8), target="add"), "add in way does not commute"),
+    "gelu": (
+        op("way", "activation", "b", shape=(1, 2, 8, 8), target="gelu"),
+        "it comes from gelu in way, which does not pass",
+    ),
+    "add": (
+        op("way", "add", "b", "x", shape=(1, 2, 8, 8), target="add"),
+        "it comes from add in way, which does not pass",
+    ),
     "pad by one": (op("way", "pad", "b", shape=(1, 2, 8, 8), target="pad", zero=False, mode="constant"), "pad in way"),
-    "bare norm": (op("way", "norm", "b", shape=(1, 2, 8, 8), target="batch_norm"), "batch_norm way has no affine"),
+    "bare norm": (
+        op("way", "norm", "b", shape=(1, 2, 8, 8), target="batch_norm"),
+        "batch_norm way, which has no weight and bias",
+    ),
     "tied norm": (
         op("way", "norm", "b", shape=(1, 2, 8, 8), parameters={"weight": "a.weight"}),
         "a.weight is used 2 times",

@@ -38,6 +38,10 @@ __all__ = ["plan_report", "scan_report", "verification_json", "verification_repo
 
 _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal; JSON has them all
+_LEGEND = (
+    "sigma: standard deviation of a branch's values, 95 %: its interval; step: the branch's share of a training step of "
+    "the layer; delta: how much more 100 steps would explain of what is to be learned, were the branches of one scale."
+)
 _WIDEST = 10_000
 _BAR = 10  # characters of the largest sigma's bar
 
@@ -56,12 +60,14 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
         yield _BranchTable(site, columns)
         for branch in site.branches:
             if branch.fixed is not None:
-                yield _indented(f"{branch.start}..{branch.stop} cannot migrate: {branch.fixed}", 4)
+                yield _indented(f"{branch.start}..{branch.stop} keeps its scale under migrate: {branch.fixed}", 4)
         if isinstance(site, MeasuredSite):
             yield _ratio(ratio_of([branch.std for branch in site.branches]))
             yield _indented(f"{expectation(site.expect, site.delta)}", 4, "bold")
         yield Text()
     yield Text(_count(found))
+    if found.scan.sites and found.images is not None:
+        yield Text(_LEGEND)
     if found.scan.sites and found.expect is not None:
         largest = ", the largest of its fusion layers" if found.delta is not None and len(found.scan.sites) > 1 else ""
         yield Text(f"This network: {expectation(found.expect, found.delta)}{largest}.", style="bold")
@@ -101,7 +107,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     yield Text.assemble("Written: ", (str(facts["output"]), "bold"))
     yield from _loading(Path(facts["output"]))
     if any(site.strategy == "preserve" for site in plan.sites):
-        method = f"equalize finetune {facts['output']} (or equalize.attach)"
+        method = f"equalize finetune {facts['output']} (or equalize.attach in your own loop)"
         yield Text(f"Train it:  {method}, where preserve takes effect")
 
 
@@ -128,24 +134,6 @@ def verification_report(
     yield Text.assemble((out, "bold"), f" is {against} with its plan carried out: {layers}.")
     yield Text(changes_of(plan))
     yield from _proof(plan, check.to_json(), check.logit_range, compared_on)
-
-
-def trained_report(out: str, against: str, plan: Plan, found: TrainedCheck) -> Iterator[ConsoleRenderable]:
-    """The result of verifying a model that was trained since it was calibrated."""
-    step = "" if found.step is None else f", to step {found.step}"
-    yield Text.assemble((out, "bold"), f" was trained after it was calibrated (from {found.source}{step}).")
-    yield Text(
-        "Its weights differ from the plan's because of the training, so the proof of calibration does not apply to it."
-    )
-    yield Text("What can be checked holds:")
-    roles = {"calibrated": "was calibrated", "trained": "the training started from"}
-    made_of = " and ".join(roles[role] for role in found.role.split(" and "))
-    yield _indented(f"{against} is the model that {made_of}: its weights have the recorded sha256")
-    classes = f", but for the number of classes in {first_of(found.new_classifier)}" if found.new_classifier else ""
-    yield _indented(f"the same {found.tensors} tensors in the same shapes{classes}; training changed {found.changed}")
-    yield _indented("its own library loads it, and every value is finite")
-    if found.role == "calibrated" and found.source != plan.facts.get("source"):
-        yield Text(f"The proof of the calibration itself: equalize verify {found.source} --against {against}")
 
 
 def _indented(text: str, columns: int = 2, style: str = "") -> ConsoleRenderable:

@@ -222,7 +222,9 @@ def _verdict(cells: Cells, arm: str, baseline: str, rates: Sequence[float], earl
     ahead = difference(cells[arm, base].early, cells[baseline, base].early)
     if len(rates) == 1:
         each = both = f"at rate {base:g}"
-        sweep = Answer(sentence="one rate was tried, so a bad one is not known; see --lrs")
+        sweep = Answer(
+            sentence="only one learning rate was tried; --lrs with several shows how each arm takes a bad one"
+        )
     else:
         each = f"each at its best rate ({own:g} and {base:g})"
         both = f"at the baseline's best rate {base:g}"

@@ -243,8 +243,8 @@ def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint,
     if plan is None or not plan.equalized:
         return None
     if train_as == "folded":
-        notify("folded equalization: the optimizer sees the weights as they are stored")
+        notify("equalization: the optimizer trains the weights as they are stored (--train-as folded)")
         return "folded"
     attach(plan, checkpoint.model)
-    notify(f"explicit equalization: the optimizer sees V of {len(plan.equalized)} fusion layers")
+    notify(f"equalization: the optimizer trains the equalized weights of {len(plan.equalized)} fusion layers")
     return "explicit"

@@ -179,7 +179,9 @@ def _section(layer: _Layer) -> Section:
     )
     paragraphs = () if plan is None else (_sentence(strategy_of(plan, _planned(layer))),)
     notes = [
-        f"Channels {each.start}..{each.stop} cannot migrate: {each.fixed}." for each in site.branches if each.fixed
+        f"Channels {each.start}..{each.stop} keeps its scale under migrate: {each.fixed}."
+        for each in site.branches
+        if each.fixed
     ]
     return Section(
         heading=site.layer,

@@ -47,9 +47,9 @@ def strategy_of(plan: Plan, site: PlannedSite) -> str:
     """A site's strategy and what it does."""
     means = ""
     if site.strategy == "preserve" and plan.scaled_inputs(site):
-        return "preserve: its weights follow a branch that another layer moved; in training, as preserve elsewhere"
+        return "preserve: its weights follow a branch that another layer rescaled; in training, as preserve elsewhere"
     if site.changes_function:
-        means = "; means taken out in its bias" if site.shift else "; the means stay"
+        means = "; the branches' means are subtracted in its bias" if site.shift else "; the branches' means stay"
     return f"{site.strategy}: {MEANING[site.strategy]}{means}"
 
 
@@ -68,14 +68,21 @@ def sigmas_after(plan: Plan, site: PlannedSite) -> list[float]:
 
 def effort_of(facts: Mapping[str, Any]) -> str:
     """How much was measured, by the facts of a plan."""
-    known = "every sigma is known well enough" if facts.get("converged") else "more --samples would make sigma surer"
+    known = (
+        "every sigma is known well enough" if facts.get("converged") else "more --samples would narrow the intervals"
+    )
     by = measured_by(facts.get("measured_by"))
     return f"Measured on {facts['images']} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
 
 
 def measured_by(way: str | None) -> str:
-    """The method of measuring, behind the number of images."""
-    return f" by {way}" if way else ""
+    """How they were measured, behind the number of images; `way` is as in JSON."""
+    if not way:
+        return ""
+    if way == "cut graph":
+        return " on the part of the network that makes the branches"
+    reason = way.partition("no cut graph: ")[2].removesuffix(")")
+    return f" on the whole network ({f'it could not be cut: {reason}' if reason else 'few images'})"
 
 
 def changes_of(plan: Plan) -> str:
@@ -101,15 +108,19 @@ def proof_of(
     elif change:
         logits = f"logits differ by at most {change:.2g}{_of(change, logit_range)}, which is rounding"
     else:
-        logits = "logits: the same bits"
-    against = "what they gave before" if same else "explicit equalizers in front of the layer"
+        logits = "logits: the same to the last bit"
+    against = "what they gave before" if same else "explicit normalization of each branch"
     exact = all(site.exact_border for site in plan.sites)
     why = "" if same else ", which is padded with zeros, not means"
     border = "" if exact else f" inside, {check['border']:.1e} on the border{why}"
+    if same and not check["interior"] and not check["border"]:
+        layers = "fusion layers: the same to the last bit"
+    else:
+        layers = f"fusion layers differ from {against} by at most {check['interior']:.1e} of their range{border}"
     return (
         f"Proof: loaded again by its own library and compared with the original on {compared_on}.",
         logits,
-        f"fusion layers against {against}, relative to their range: {check['interior']:.1e}{border}",
+        layers,
     )
 
 

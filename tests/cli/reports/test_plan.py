@@ -88,7 +88,7 @@ def test_a_scan_says_what_is_fused_what_cannot_migrate_and_what_is_not_listed():
     assert "m: custom Net, read by a recorded run at 2x3x64x96" in text
     assert "conv2d 3x3 over 12 channels, 2 branches" in text
     assert f"0..8 bilinear x4 {LONG} 8..12 - skip" in text
-    assert "8..12 cannot migrate: skip has a second consumer" in text
+    assert "8..12 keeps its scale under migrate: skip has a second consumer" in text
     assert "1 fusion layer; --all lists 3 more without a resampled branch." in text
     assert "sigma" not in text
 
@@ -106,12 +106,12 @@ def test_bars_of_sigma_stand_beside_the_numbers_where_there_is_room():
     assert rows[0][7] == "██▌"  # a quarter of ten characters
     assert rows[1][4] == "█" * 10
     shown = {}
-    for width in (80, 150):
+    for width in (80, 200):
         console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
         for part in scan_report(found):
             console.print(part)
         shown[width] = console.file.getvalue()
-    assert "█" in shown[150]
+    assert "█" in shown[200]
     assert "█" not in shown[80]  # the long name takes all
 
 
@@ -192,7 +192,7 @@ def test_a_plan_says_how_its_output_is_loaded(out):
 @pytest.mark.parametrize(("strategy", "said"), [("preserve", True), ("migrate", False)])
 def test_a_plan_that_acts_in_training_alone_says_so(out, strategy, said):
     plan = Plan(strategy=strategy, sites=(planned_site(strategy),), facts={"output": str(out)})
-    assert (f"equalize finetune {out} (or equalize.attach)" in words(plan_report(plan))) == said
+    assert (f"equalize finetune {out} (or equalize.attach in your own loop)" in words(plan_report(plan))) == said
     assert "equalize finetune" not in words(plan_report(replace(plan, facts={"output": None})))
 
 

@@ -180,7 +180,7 @@ def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes,
     config = replace(QUICK, max_steps=1, calibrate=strategy, scale="paper")
     done = finetune(custom, five_classes, tmp_path / "out", config, notify=said.append)
     assert done.train_as == "explicit"
-    assert any(line.startswith("explicit equalization: the optimizer sees V of") for line in said)
+    assert any(line.startswith("equalization: the optimizer trains the equalized weights of") for line in said)
     plan = Plan.read(tmp_path / "out")
     assert plan.scale == "paper"
     assert {site.tau for site in plan.sites if site.strategy != "migrate"} <= {1.0}
