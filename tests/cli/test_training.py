@@ -68,6 +68,11 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
     (line,) = [line for line in ran.err.splitlines() if line.startswith("next: ")]
     size = QUICK[QUICK.index("--size") + 1]
     assert line == f"next: equalize evaluate {out} --data {five_classes} --size {size}"
+    first, second = (out / "last" / "commands.txt").read_text().splitlines()  # without folders of this machine
+    assert first.startswith(f"equalize finetune {segformer_dir.name} --data {five_classes.name} --out out ")
+    assert f" --size {size}" in first
+    assert "/" not in first
+    assert second == f"{first} --resume"
     ran = run_cli(*words, "--resume", "--seed", "4")
     assert ran.code == 2
     assert "cannot be resumed as another run" in ran.err
