@@ -13,9 +13,9 @@ import equalize
 from equalize.commands.evaluate import EvalConfig
 from equalize.commands.finetune.report import panel_of, spread
 from equalize.commands.labels import check_split
+from equalize.commands.overlays import colors_of_masks
 from equalize.commands.report.training import draw_panels
 from equalize.data import open_data
-from equalize.data.palette import class_colors
 from equalize.demo import DATA, MODEL
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     split = check_split(open_data(DATA, labels=True), len(names), names)
     pairs = spread(split.dataset.with_masks())
     panels = [panel_of(checkpoint, split, *pair, EvalConfig(), torch.device("cpu")) for pair in pairs]
-    out.write_bytes(draw_panels(panels, class_colors(len(names), split.rule), names).light)
+    out.write_bytes(draw_panels(panels, colors_of_masks(len(names), split.rule, pairs[0][1]), names).light)
     with Image.open(out) as drawn:  # few colors: a third of the bytes
         drawn.thumbnail((960, 960), Image.Resampling.LANCZOS)
         drawn.convert("RGB").quantize(256).save(out, optimize=True)

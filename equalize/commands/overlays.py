@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from equalize.data import ColorMap, Picture
+from equalize.data import ColorMap, Item, LabelRule, Picture
+from equalize.data.images import opened
 from equalize.errors import DataError
 
-__all__ = ["class_colors", "distinct_colors", "draw_legend", "draw_overlay"]
+__all__ = ["as_rgb", "class_colors", "colors_of_masks", "distinct_colors", "draw_legend", "draw_overlay"]
 
 Colors = NDArray[np.uint8]
 
 _GRID = 16  # levels of each of red, green and blue among which colors are chosen
 _LIGHTNESS = (0.45, 0.92)  # of OKLab: neither black nor white, which pictures are full of
-_LEAST_CHROMA = 0.08  # nor gray
+_CHROMA = (0.08, 0.17)  # nor gray, nor garish
 _OPACITY = 0.55
 _ROWS, _LINE, _SWATCH = 40, 24, 36  # of a legend: rows a column; pixels of a row, and of a color
 
@@ -41,17 +42,52 @@ def class_colors(num_classes: int, given: ColorMap | None = None, own: Sequence[
     return np.array([[*table[k].to_bytes(3, "big")] for k in range(num_classes)], np.uint8)
 
 
+def colors_of_masks(
+    num_classes: int, rule: LabelRule, mask: Item, own: Sequence[Sequence[int]] | None = None
+) -> Colors:
+    """The colors (K, 3) that classes have in masks, else the checkpoint's own, else `distinct_colors`.
+
+    Args:
+        num_classes: K.
+        rule: its color map comes first; classes that it leaves out get distinct ones.
+        mask: one of the masks; its palette comes second, if it tells the classes apart.
+        own: see `class_colors`.
+    """
+    if rule.colors is None:
+        return class_colors(num_classes, own=_palette(mask, num_classes, rule) or own)
+    colors = distinct_colors(num_classes).copy()
+    for color, k in zip(rule.colors.colors, rule.colors.classes, strict=True):
+        if color != rule.colors.void and 0 <= k < num_classes:
+            colors[k] = [*color.to_bytes(3, "big")]
+    return colors
+
+
+def _palette(mask: Item, num_classes: int, rule: LabelRule) -> list[list[int]] | None:
+    """The colors of a palette picture; None where it is none, or two classes share a color or all are gray."""
+    try:
+        with opened(mask) as image:
+            palette = image.getpalette("RGB") if image.mode == "P" else None
+    except (OSError, DataError):  # such as an array of NumPy
+        return None
+    stored = [0, rule.foreground] if rule.foreground else [k + rule.reduce for k in range(num_classes)]
+    if palette is None or len(palette) <= 3 * max(stored):
+        return None
+    colors = [palette[3 * value : 3 * value + 3] for value in stored]
+    is_gray = all(len({*color}) == 1 for color in colors)
+    return None if is_gray or len({*map(tuple, colors)}) < num_classes else colors
+
+
 @cache
 def distinct_colors(count: int) -> Colors:
     """So many colors (count, 3), of which the first k are the same for any count.
 
-    Each is the one of a grid that is farthest from all before it in OKLab (Ottosson 2020); they repeat after 2,974.
+    Each is the one of a grid that is farthest from all before it in OKLab (Ottosson 2020); they repeat after 1,481.
     """
     levels = np.linspace(0, 255, _GRID).round()
     rgb_G3 = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab_G3 = _oklab(rgb_G3)
     light, chroma = lab_G3[:, 0], np.hypot(lab_G3[:, 1], lab_G3[:, 2])
-    fit = (light >= _LIGHTNESS[0]) & (light <= _LIGHTNESS[1]) & (chroma >= _LEAST_CHROMA)
+    fit = (light >= _LIGHTNESS[0]) & (light <= _LIGHTNESS[1]) & (chroma >= _CHROMA[0]) & (chroma <= _CHROMA[1])
     rgb_G3, lab_G3 = rgb_G3[fit], lab_G3[fit]
     chosen = [int(chroma[fit].argmax())]
     distance_G = np.full(len(rgb_G3), np.inf)
@@ -86,10 +122,10 @@ def _oklab(rgb_G3: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def draw_overlay(picture: Picture, classes_HW: NDArray[np.integer], colors_K3: Colors) -> Image.Image:
     """The picture with the colors of its classes over it, half transparent."""
-    return Image.blend(_shown(picture), Image.fromarray(colors_K3[classes_HW]), _OPACITY)
+    return Image.blend(as_rgb(picture), Image.fromarray(colors_K3[classes_HW]), _OPACITY)
 
 
-def _shown(picture: Picture) -> Image.Image:
+def as_rgb(picture: Picture) -> Image.Image:
     """A picture as RGB; of bands the first three, or the first, each from its smallest to its largest value."""
     if isinstance(picture, Tensor):
         bands_CHW = picture[: 3 if len(picture) >= len("RGB") else 1].float()

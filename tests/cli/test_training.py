@@ -97,6 +97,11 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
     assert [line.split()[1] for line in ran.out.splitlines() if "LABEL_" in line] == [
         f"LABEL_{number}" for number in range(5)
     ]
+    first, second = (out / "last" / "commands.txt").read_text().splitlines()  # without folders of this machine
+    assert first.startswith(f"equalize finetune {segformer_dir.name} --data {five_classes.name} --out out ")
+    assert f" --size {size}" in first
+    assert "/" not in first
+    assert second == f"{first} --resume"
     ran = run_cli(*words, "--resume", "--seed", "4")
     assert ran.code == 2
     assert "cannot be resumed as another run: seed was 0, now 4;" in ran.err

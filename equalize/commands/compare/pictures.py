@@ -5,7 +5,7 @@ from typing import Any
 
 from equalize.commands.compare.arms import baselines
 from equalize.commands.compare.compare import Comparison
-from equalize.commands.compare.statistics import Difference, difference
+from equalize.commands.compare.statistics import Difference, conclusion, difference
 from equalize.commands.report.comparison import (
     Estimate,
     draw_class_differences,
@@ -58,7 +58,8 @@ def _confirmation(found: Comparison) -> Iterator[Picture]:
     rows = {row.arm: row for row in reversed(found.confirmed)}  # of two baselines the first
     runs = {arm: _confirming(found, arm, rows[arm].lr) for arm in order}
     title = [
-        f"{row.arm} less {row.baseline} on {test}: {row.difference.mean:+.2f} mIoU{_interval(row.difference)}"
+        f"{row.arm} less {row.baseline} on {test}: {row.difference.mean:+.2f} mIoU{_interval(row.difference)}: "
+        f"{conclusion(row.difference)}"
         for row in found.confirmed
         if row.difference is not None
     ]

@@ -9,23 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import TrainerState
 
 from equalize.checkpoint import Checkpoint
 from equalize.commands.evaluate import EvalConfig
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.splits import Task
-from equalize.commands.images import working_size
-from equalize.commands.labels import LabeledSplit, as_classes
+from equalize.commands.forward import Forward, predicted
+from equalize.commands.labels import LabeledSplit
+from equalize.commands.overlays import as_rgb, colors_of_masks
 from equalize.commands.report.page import Section, Table, write_page
 from equalize.commands.report.style import can_draw
 from equalize.commands.report.training import Panel, draw_curves, draw_panels
-from equalize.commands.windows import Windows, is_large, upsampled
-from equalize.data import Item, Picture, read_mask, read_picture
-from equalize.data.palette import class_colors
-from equalize.device import precision_of
+from equalize.commands.windows import upsampled
+from equalize.data import Item, read_mask, read_picture
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify
 from equalize.plan.plan import Plan
@@ -146,7 +143,8 @@ def _images(task: Task, val: LabeledSplit, writer: CheckpointWriter, step: int) 
     with eval_mode(checkpoint.model):
         panels = [panel_of(checkpoint, val, image, mask, config, task.device) for image, mask in pairs]
     names = val.names or tuple(str(k) for k in range(val.num_classes))
-    picture = draw_panels(panels, class_colors(val.num_classes, val.rule, pairs[0][1]), names)
+    colors = colors_of_masks(val.num_classes, val.rule, pairs[0][1], checkpoint.palette)
+    picture = draw_panels(panels, colors, names)
     said = (
         f"The model of step {step} on {len(panels)} of {len(val.dataset.images)} images, evenly spread over the split."
     )
@@ -164,50 +162,26 @@ def panel_of(
 ) -> Panel:
     """An image as it is scored, then reduced to what is shown; the model is in eval mode on `device`."""
     picture, label_HW = read_picture(image, checkpoint.preprocess.bands), read_mask(mask, val.rule, image)
-    prediction_HW = _predict(checkpoint, picture, image, label_HW, config, device)
+    forward = Forward(checkpoint=checkpoint, config=config, device=device)
+    if forward.for_windows([image]):
+        strips = forward.in_windows(picture)
+    else:
+        (batch,) = forward.batches([image])
+        strips = upsampled(forward.of_batch(batch)[0], label_HW.shape)
+    prediction_HW = torch.cat([classes_hW.cpu() for _, classes_hW in predicted(strips, image)])
     counts_HW = label_HW != val.rule.ignore_index
     wrong = float((prediction_HW != label_HW)[counts_HW].double().mean()) if counts_HW.any() else None
     height, width = label_HW.shape
     scale = min(1.0, _LONGEST / max(height, width))
     size = max(1, round(scale * height)), max(1, round(scale * width))
+    shown = as_rgb(picture)
     rows_h, columns_w = ((torch.arange(to) + 0.5) * of // to for to, of in zip(size, (height, width), strict=True))
     places = rows_h.long()[:, None], columns_w.long()[None]
     return Panel(
         name=image.name,
-        picture_HW3=_shown(picture, size),
+        picture_HW3=np.asarray(shown if scale == 1 else shown.resize(size[::-1], Image.Resampling.LANCZOS)),
         label_HW=label_HW[places].numpy(),
         prediction_HW=prediction_HW[places].numpy(),
         ignore_index=val.rule.ignore_index,
         wrong=wrong,
     )
-
-
-def _predict(
-    checkpoint: Checkpoint, picture: Picture, image: Item, label_HW: Tensor, config: EvalConfig, device: torch.device
-) -> Tensor:
-    """Classes (H, W) of an image, as `count_images` scores it."""
-
-    def logits(images_NCHW: Tensor) -> Tensor:
-        return as_classes(checkpoint.logits(images_NCHW.to(device))).float()
-
-    preprocess = checkpoint.preprocess
-    with torch.no_grad(), precision_of(config.precision, device):
-        if config.size is None and preprocess.size is None and is_large(image):
-            windows = Windows(size=working_size(checkpoint, None), batch_size=1, preprocess=preprocess)
-            strips = windows(logits, picture)
-        else:
-            strips = upsampled(logits(preprocess(picture, config.size)[None])[0], label_HW.shape)
-        return torch.cat([scores_KhW.argmax(dim=0).cpu() for _, scores_KhW in strips])
-
-
-def _shown(picture: Picture, size: tuple[int, int]) -> np.typing.NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8 of that size: of bands the first three, or the first, from their 2 % to 98 %."""
-    if isinstance(picture, Image.Image):
-        shown = picture.convert("RGB")
-        return np.asarray(shown if shown.size == size[::-1] else shown.resize(size[::-1], Image.Resampling.LANCZOS))
-    bands_CHW = picture[: 3 if len(picture) >= 3 else 1].float()
-    if bands_CHW.shape[1:] != size:
-        bands_CHW = F.interpolate(bands_CHW[None], size=size, mode="area")[0]
-    low, high = (np.quantile(bands_CHW.numpy(), share, axis=(1, 2), keepdims=True) for share in (0.02, 0.98))
-    shares_CHW = ((bands_CHW.numpy() - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
-    return np.broadcast_to(np.moveaxis(255 * shares_CHW, 0, 2), (*size, 3)).astype(np.uint8)

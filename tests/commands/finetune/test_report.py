@@ -15,8 +15,8 @@ from equalize.commands.finetune import report
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.report import panel_of, spread
 from equalize.commands.labels import check_split
+from equalize.commands.overlays import colors_of_masks
 from equalize.data import open_data
-from equalize.data.palette import class_colors
 from tests.support.training import QUICK, metrics
 
 CONFIG = replace(QUICK, max_steps=3, eval_every=1, calibrate="preserve")
@@ -129,14 +129,17 @@ def test_a_large_image_is_shown_reduced_and_scored_whole(trained, calm, tmp_path
 
 def test_classes_have_the_colors_of_the_masks(five_classes, tmp_path):
     split = check_split(open_data(five_classes, labels=True), 5, None)
-    gray = class_colors(5, split.rule, split.dataset.masks[0])
+    gray = colors_of_masks(5, split.rule, split.dataset.masks[0])
     assert len(np.unique(gray, axis=0)) == 5
     mask = Image.fromarray(np.zeros((4, 4), np.uint8), "P")
     palette = np.arange(15, dtype=np.uint8).reshape(5, 3)
     mask.putpalette(palette.tobytes())
     mask.save(tmp_path / "mask.png")
-    assert np.array_equal(class_colors(5, split.rule, tmp_path / "mask.png"), palette)
-    assert np.array_equal(class_colors(4, replace(split.rule, reduce=True), tmp_path / "mask.png"), palette[1:])
+    assert np.array_equal(colors_of_masks(5, split.rule, tmp_path / "mask.png"), palette)
+    assert np.array_equal(colors_of_masks(4, replace(split.rule, reduce=True), tmp_path / "mask.png"), palette[1:])
     (tmp_path / "colors.txt").write_text("1 2 3 road\n0 0 0 void\n4 5 6 sky\n")
     colors = equalize.data.read_colors(tmp_path / "colors.txt").for_classes(2)
-    assert class_colors(2, replace(split.rule, colors=colors)).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert colors_of_masks(2, replace(split.rule, colors=colors), tmp_path / "mask.png").tolist() == [
+        [1, 2, 3],
+        [4, 5, 6],
+    ]
