@@ -98,7 +98,7 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
         f"LABEL_{number}" for number in range(5)
     ]
     first, second = (out / "last" / "commands.txt").read_text().splitlines()  # without folders of this machine
-    assert first.startswith(f"equalize finetune {segformer_dir.name} --data {five_classes.name} --out out ")
+    assert first.startswith(f"equalize finetune {segformer_dir.name} --data {five_classes.name} -o out ")
     assert f" --size {size}" in first
     assert "/" not in first
     assert second == f"{first} --resume"
