@@ -23,6 +23,7 @@ _DASHES = ("-", "--", ":", "-.")
 _COLUMNS = 3  # panels beside each other
 _MOST_CLASSES = 40
 _ARMS_A_ROW = 5  # of a legend
+_TICKS = 10  # numbers on an axis of rates
 _CHARACTERS = 15  # of a title, an inch
 
 
@@ -61,7 +62,8 @@ def draw_rates(
             mine = sorted(found)
             _draw_band(axes, mine, [found[rate] for rate in mine], arm, style)
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"mIoU on {split}, %")
-        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ticks = _apart(rates)
+        axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
         axes.minorticks_off()
         _legend_below(figure, axes)
 
@@ -98,6 +100,7 @@ def draw_learning_curves(
             axes.set(title=heading, xlim=(0, None))
             if place >= len(curves) - columns:  # nothing below it
                 axes.set_xlabel("step")
+                axes.xaxis.get_major_locator().set_params(integer=True)
                 axes.tick_params(labelbottom=True)
         for axes in grid[:, 0]:
             axes.set_ylabel(f"mIoU on {split}, %")
@@ -162,6 +165,15 @@ def draw_confirmed(scores: Mapping[str, Estimate], *, split: str, title: Sequenc
     alt = f"mIoU on {split} of {', '.join(f'{arm} {found.mean:.2f}' for arm, found in scores.items())}"
     size = (7.4, 0.9 + 0.5 * len(scores) + _title_height(title, 7.4))
     return draw_picture("confirmed", alt, draw, size=size)
+
+
+def _apart(rates: Sequence[float]) -> list[float]:
+    """Those of the rates, in order, whose numbers can stand beside each other."""
+    far = (rates[-1] / rates[0]) ** (1 / _TICKS)
+    shown = [rates[0]]
+    for rate in rates[1:]:
+        shown += [rate] if rate > far * shown[-1] else []
+    return shown
 
 
 def _styles(number: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,8 @@ def _render(draw: Callable[["Figure"], None], size: tuple[float, float], theme: 
     from matplotlib.figure import Figure
 
     file = io.BytesIO()
-    with matplotlib.rc_context(_settings(theme)):
+    with matplotlib.rc_context(_settings(theme)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a character that the font lacks is a box
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
@@ -79,4 +81,5 @@ def _settings(theme: str) -> dict[str, Any]:
         "figure.dpi": 110,
         "savefig.dpi": 110,
         "font.size": 9,
+        "text.parse_math": False,  # names of classes and files may hold a $
     }

@@ -69,6 +69,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], best_step: int | None) -> Pi
         for number, (axes, (name, points)) in enumerate(zip(panels, rows, strict=True)):
             _draw_curve(axes, name, points, f"C{number}", best_step)
         panels[-1].set_xlabel("step")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
 
     what = " and ".join([", ".join(name for name, _ in rows[:-1]), rows[-1][0]]) if rows[1:] else "nothing"
     return draw_picture("curves", f"{what} against the step", draw, size=(7.4, 1 + 1.6 * len(rows)))
@@ -156,7 +157,9 @@ def _legend(
 ) -> Iterator[Any]:
     from matplotlib.patches import Patch
 
-    yield from (Patch(facecolor=colors_K3[k] / 255, label=names[k]) for k in shown)
+    for k in shown:
+        name = f" {names[k]}" if names[k].startswith("_") else names[k]  # legends leave out what starts with _
+        yield Patch(facecolor=colors_K3[k] / 255, label=name)
     if more:
         yield Patch(facecolor="none", label=f"and {more} more classes")
     if not all(panel.counted.all() for panel in panels):

@@ -44,7 +44,7 @@ def test_mistakes_are_where_a_label_that_counts_is_missed(drawn):
     )
     wrong = [[False, True, False], [False, False, True]]
     assert panel.mistakes.tolist() == wrong
-    draw_panels([panel], COLORS, ("red", "green", "blue"))
+    draw_panels([panel], COLORS, ("_red_", "green", "blue"))
     picture, labels, predicted, mistakes = (axes.images[0].get_array() for axes in drawn.axes)
     assert (picture == 100).all()
     assert (labels[label != 255] == COLORS[label[label != 255]]).all()
@@ -53,4 +53,4 @@ def test_mistakes_are_where_a_label_that_counts_is_missed(drawn):
     assert (predicted == COLORS[prediction]).all()
     assert (mistakes == training._WRONG).all(axis=-1).tolist() == wrong
     said = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert said == ["red", "green", "blue", "no label (not scored)", "mistake"]
+    assert said == [" _red_", "green", "blue", "no label (not scored)", "mistake"]
