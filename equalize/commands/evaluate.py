@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.forward import Forward, Logits, predicted
-from equalize.commands.images import fit_images, working_size
+from equalize.commands.forward import Forward, Logits, predicted, trial_size
+from equalize.commands.images import fit_images
 from equalize.commands.labels import (
     LabeledSplit,
     check_split,
@@ -98,7 +98,7 @@ def evaluate(
     checkpoint = name.load()
     record = TrainingRecord.of(checkpoint, notify)
     config = _as_trained(config, record, checkpoint, notify)
-    size = working_size(checkpoint, config.size) if config.sliding_window else config.size
+    size = trial_size(checkpoint, config, dataset.images)
     checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
     checkpoint = with_output(checkpoint, dataset, size, device, notify)
     classes = count_classes(checkpoint, dataset, size, device)

@@ -21,7 +21,7 @@ from equalize.device import precision_of
 from equalize.errors import EqualizeError, InputError, NumericsError
 from equalize.messages import Notify
 
-__all__ = ["Forward", "ForwardConfig", "Logits", "predicted"]
+__all__ = ["Forward", "ForwardConfig", "Logits", "predicted", "trial_size"]
 
 Logits = Callable[[Tensor], Tensor]
 """(N, C, H, W) -> (N, classes, h, w)."""
@@ -49,6 +49,16 @@ class ForwardConfig(Protocol):
     @property
     def workers(self) -> int:
         """Processes that read images."""
+
+
+def trial_size(checkpoint: Checkpoint, config: ForwardConfig, images: Sequence[Item]) -> tuple[int, int] | None:
+    """(H, W) that a network is tried with before `images` are run: a window, if any is seen through windows.
+
+    Else what they are brought to; None for their own.
+    """
+    own = not (config.size or checkpoint.preprocess.size)
+    in_windows = config.sliding_window or (own and any(map(is_large, images)))
+    return working_size(checkpoint, config.size) if in_windows else config.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint import ModelName, Override
-from equalize.commands import windows
+from equalize.commands import images, windows
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.overlays import class_colors, distinct_colors, draw_overlay
 from equalize.commands.predict.predict import PredictConfig, predict
@@ -31,6 +31,8 @@ LEVELS = textwrap.dedent("""
             self.classify = torch.nn.Conv2d(3, num_classes, 1)
 
         def forward(self, x):
+            if x.shape[2] * x.shape[3] > 150 * 160:
+                raise MemoryError("a large picture in one piece")
             return self.classify(x)
 """)
 
@@ -158,16 +160,17 @@ def test_every_kind_of_picture_at_its_own_size(tmp_path):
 
 
 def test_more_than_256_classes_are_16_bits_and_large_pictures_are_tiled(tmp_path, monkeypatch):
-    gray = noise(70, 90)
+    gray = noise(150, 200)
     Image.fromarray(gray).save(tmp_path / "x.png")
-    monkeypatch.setattr(windows, "_LARGE", 70 * 90 - 1)
+    monkeypatch.setattr(windows, "_LARGE", 150 * 200 - 1)
+    monkeypatch.setattr(images, "_DEFAULT_SIZE", (64, 64))
     said = []
     predict(levels(tmp_path / "model", 300), [tmp_path / "x.png"], tmp_path / "out", CPU, notify=said.append)
     (mask,) = masks_in(tmp_path / "out").values()
     assert mask.dtype == np.uint16
     assert mask.max() > 255
     assert (mask == by_formula(gray, 300)).all()
-    assert said[-1] == "1 large images are taken in windows of 512x512, see --size"
+    assert said[-1] == "1 large images are taken in windows of 64x64, see --size"
 
 
 def test_a_bad_picture_is_an_error_or_skipped(tmp_path):

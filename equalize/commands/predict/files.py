@@ -121,7 +121,11 @@ class Writer:
             )
             for k, (name, color, pixels) in enumerate(zip(self._names, self._colors, self._counts_K, strict=True))
         )
-        rows = [(f"{row.id}  {row.name}", self._colors[row.id].tolist()) for row in classes if row.pixels]
+        rows = [
+            (f"{row.id}  {row.name}" if row.name != str(row.id) else row.name, self._colors[row.id].tolist())
+            for row in classes
+            if row.pixels
+        ]
         self._save(draw_legend(rows), "legend.png")
         done = Predictions(
             source=source,

@@ -8,8 +8,8 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
-from equalize.commands.forward import Forward
-from equalize.commands.images import fit_images, working_size
+from equalize.commands.forward import Forward, trial_size
+from equalize.commands.images import fit_images
 from equalize.commands.labels import count_classes, names_of, with_output
 from equalize.commands.overlays import class_colors
 from equalize.commands.predict.files import Predictions, Skip, Writer
@@ -79,7 +79,7 @@ def predict(
     device = device_of(config.device)
     precision_of(config.precision, device)
     checkpoint, sample = _fitted(name.load(), selection.images, config, device, notify, warn)
-    number = count_classes(checkpoint, sample, _size(checkpoint, config), device)
+    number = count_classes(checkpoint, sample, trial_size(checkpoint, config, selection.images), device)
     colors = class_colors(number, read_colors(config.colors) if config.colors else None, checkpoint.palette)
     names = names_of(number, sample, checkpoint, config.class_names) or tuple(map(str, range(number)))
     if checkpoint.reduced_before:
@@ -97,11 +97,6 @@ def predict(
         return writer.finish(checkpoint.source, out)
 
 
-def _size(checkpoint: Checkpoint, config: PredictConfig) -> tuple[int, int] | None:
-    """What the network is tried with: a window, or the size that images are brought to."""
-    return working_size(checkpoint, config.size) if config.sliding_window else config.size
-
-
 def _fitted(
     checkpoint: Checkpoint,
     images: Sequence[Item],
@@ -111,7 +106,7 @@ def _fitted(
     warn: Notify,
 ) -> tuple[Checkpoint, DataSet]:
     """The checkpoint with what its network takes and gives, and the first picture that can be read."""
-    size, skip_bad = _size(checkpoint, config), config.skip_bad
+    size, skip_bad = trial_size(checkpoint, config, images), config.skip_bad
     checkpoint = fit_images(checkpoint, images, size, device, notify, warn, skip_bad=skip_bad)
     first = _first_readable(images, checkpoint.preprocess.bands, skip_bad)
     sample = DataSet(root=file_of(first).parent, layout="images", split=None, images=(first,))
