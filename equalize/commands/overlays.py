@@ -24,6 +24,7 @@ _LIGHTNESS = (0.45, 0.92)  # of OKLab: neither black nor white, which pictures a
 _CHROMA = (0.08, 0.17)  # nor gray, nor garish
 _OPACITY = 0.55
 _ROWS, _LINE, _SWATCH = 40, 24, 36  # of a legend: rows a column; pixels of a row, and of a color
+_LETTERS = 60  # of a name
 
 
 def class_colors(num_classes: int, given: ColorMap | None = None, own: Sequence[Sequence[int]] | None = None) -> Colors:
@@ -137,6 +138,7 @@ def as_rgb(picture: Picture) -> Image.Image:
 
 def draw_legend(rows: Sequence[tuple[str, Sequence[int]]]) -> Image.Image:
     """Texts beside their colors, in columns, on white."""
+    rows = [(" ".join(text.split())[:_LETTERS], color) for text, color in rows]
     font = ImageFont.load_default(size=15)
     width = _SWATCH + 24 + round(max(font.getlength(text) for text, _ in rows))
     columns = -(-len(rows) // _ROWS)

@@ -55,6 +55,7 @@ def select_pictures(places: Sequence[str | Path]) -> Selection:
     relative = [PurePosixPath(path.relative_to(above).as_posix()) for path in found]
     stems = Counter(path.with_suffix("") for path in relative)
     names = tuple(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path for path in relative)
+    names = names if len({*names}) == len(names) else tuple(relative)
     images, about_depth = with_depth([*found], [*found])
     return Selection(images=images, names=names, folders=tuple(folders), notes=(*notes, *about_depth))
 

@@ -12,7 +12,7 @@ from PIL import Image
 from equalize.checkpoint import ModelName, Override
 from equalize.commands import images, windows
 from equalize.commands.evaluate import EvalConfig, evaluate
-from equalize.commands.overlays import class_colors, distinct_colors, draw_overlay
+from equalize.commands.overlays import class_colors, distinct_colors, draw_legend, draw_overlay
 from equalize.commands.predict.predict import PredictConfig, predict
 from equalize.data import read_colors
 from equalize.errors import DataError, InputError, NumericsError, OutputError
@@ -261,6 +261,12 @@ def test_colors_are_distinct_and_do_not_depend_on_their_number(tmp_path):
     assert class_colors(2, own=[(1, 2, 3), (4, 5, 6)]).tolist() == [[1, 2, 3], [4, 5, 6]]
     (tmp_path / "c.txt").write_text("a 1 1 1\nvoid 0 0 0\nb 2 2 2\n")
     assert class_colors(2, read_colors(tmp_path / "c.txt")).tolist() == [[1, 1, 1], [2, 2, 2]]
+
+
+def test_legends_take_any_names():
+    rows = [(f"{k}  name\nof {k} " * 20, (k, 0, 0)) for k in range(90)]
+    assert np.asarray(draw_legend(rows)).shape[0] < 41 * 24
+    assert draw_legend(rows[:1]).getpixel((20, 15)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 5])

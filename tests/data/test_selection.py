@@ -53,6 +53,8 @@ def test_pictures_folders_and_patterns(tree, places, names):
 def test_pictures_that_differ_by_their_suffix_keep_it(tree):
     (tree / "a/1.png").write_bytes((tree / "b/1.png").read_bytes())
     assert named("a") == ["1.jpg", "1.png", "deep/2"]
+    (tree / "a/1.jpg.png").write_bytes((tree / "b/1.png").read_bytes())
+    assert named("a") == ["1.jpg", "1.jpg.png", "1.png", "deep/2.png"]
 
 
 def test_a_name_with_brackets_is_a_name(tree):
