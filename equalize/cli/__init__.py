@@ -58,7 +58,11 @@ def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     exit_code = 0
     try:
-        with command.make_context("equalize", arguments) as context:
+        try:
+            context = command.make_context("equalize", arguments)
+        except SystemExit:  # --install-completion and --show-completion end so, with 0
+            raise typer.Exit from None
+        with context:
             command.invoke(context)
     except typer.Exit as ending:
         exit_code = ending.exit_code

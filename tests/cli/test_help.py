@@ -92,6 +92,16 @@ def test_defaults_of_a_training_are_those_of_its_configuration():
     assert compared > 15
 
 
+def test_completion_is_installed(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    assert run_cli("--show-completion").out.startswith("_equalize_completion()")
+    ran = run_cli("--install-completion")
+    assert (ran.code, ran.err) == (0, "")
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert "_EQUALIZE_COMPLETE=complete_bash" in script.read_text()
+
+
 def test_a_shell_completes_commands_and_flags(monkeypatch, capsys):
     def completed(words, position):
         monkeypatch.setenv("_EQUALIZE_COMPLETE", "complete_bash")
