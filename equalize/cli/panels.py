@@ -48,7 +48,8 @@ class PanelCommand(TyperCommand):
             argument = parameter.param_type_name == "argument"
             # --help has no panel
             panel = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Output"
-            panels.setdefault(panel, []).append((record[0].removesuffix(" <str>"), _plain_default(record[1])))
+            name = re.sub(r" <(str|list\[str\])>$", "", record[0])
+            panels.setdefault(panel, []).append((name, _plain_default(record[1])))
         names = [name for rows in panels.values() for name, _ in rows]
         width = min(_FLAG_WIDTH, max(map(len, names)))
         for panel, rows in panels.items():

@@ -85,7 +85,7 @@ class Forward:
         large = len(self.for_windows(images))
         if large and not self.config.sliding_window:
             height, width = working_size(self.checkpoint, None)
-            notify(f"{large} large images are taken in windows of {height}x{width}, see --size")
+            notify(f"large images ({large}) are taken in windows of {height}x{width}, see --size")
 
     def in_windows(self, picture: Picture) -> Strips:
         """Logits (K, h, W) of a picture at its own size, by strips."""

@@ -236,7 +236,7 @@ def test_large_images_are_scored_in_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "_LARGE", 64 * 96 - 1)
     said = []
     assert_same_score(evaluate(name, root, config, notify=said.append).to_json(), plain.to_json())
-    assert said[-1] == "2 large images are taken in windows of 512x512, see --size"
+    assert said[-1] == "large images (2) are taken in windows of 512x512, see --size"
 
 
 def test_names_come_from_file_checkpoint_or_data(segformer_dir, scenes, tmp_path):

@@ -170,7 +170,7 @@ def test_more_than_256_classes_are_16_bits_and_large_pictures_are_tiled(tmp_path
     assert mask.dtype == np.uint16
     assert mask.max() > 255
     assert (mask == by_formula(gray, 300)).all()
-    assert said[-1] == "1 large images are taken in windows of 64x64, see --size"
+    assert said[-1] == "large images (1) are taken in windows of 64x64, see --size"
 
 
 def test_a_bad_picture_is_an_error_or_skipped(tmp_path):

@@ -118,7 +118,7 @@ def _demand_apart(out: Path, selection: Selection) -> None:
     target = out.expanduser().resolve()
     remedy = "name a directory elsewhere"
     for path in map(file_of, selection.images):
-        if target in path.resolve().parents:
+        if target in (*path.parents, *path.resolve().parents):
             raise OutputError(out, f"holds a picture that is read, {path}", remedy=remedy)
     for folder in selection.folders:
         if folder.resolve() in target.parents:
