@@ -1,6 +1,7 @@
 """Masks against an independent confusion matrix, and against a network whose classes are known by formula."""
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_a_network_of_reduced_labels_gives_classes_from_0_on(segformer_dir, tmp_
         labels = np.asarray(Image.open(path))
         Image.fromarray(np.where(labels == 255, 0, labels + 1).astype(np.uint8)).save(path)
     assert found == pytest.approx(evaluate(name, root, EvalConfig(device="cpu")).mIoU, abs=TIE)
+
+
+def test_pictures_are_brought_to_the_size_of_the_training(segformer_dir, photos, tmp_path):
+    trained = shutil.copytree(segformer_dir, tmp_path / "trained")
+    (trained / "finetune.yaml").write_text("size: [32, 40]\n")
+    said = []
+    predict(ModelName(source=str(trained)), [photos], tmp_path / "as_trained", CPU, notify=said.append)
+    assert "as it was trained (finetune.yaml): --size 32x40" in said
+    config = PredictConfig(device="cpu", size=(32, 40))
+    predict(ModelName(source=str(segformer_dir)), [photos], tmp_path / "as_said", config)
+    predict(ModelName(source=str(segformer_dir)), [photos], tmp_path / "otherwise", CPU)
+    as_trained, as_said, otherwise = (masks_in(tmp_path / each) for each in ("as_trained", "as_said", "otherwise"))
+    differ = [np.mean(as_trained[name] != as_said[name]) for name in as_trained]
+    assert max(differ) < TIE / 100
+    assert max(np.mean(otherwise[name] != as_said[name]) for name in as_said) > TIE / 100
 
 
 def test_a_single_probability_is_class_1_above_one_half(tmp_path):

@@ -1,7 +1,7 @@
 """Runs a network over pictures and writes the class of each pixel."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from equalize.commands.images import fit_images
 from equalize.commands.labels import count_classes, names_of, with_output
 from equalize.commands.overlays import class_colors
 from equalize.commands.predict.files import Predictions, Skip, Writer
+from equalize.commands.training_record import SETTINGS_FILE, TrainingRecord
 from equalize.commands.windows import Strips, upsampled
 from equalize.data import DataSet, Item, Picture, picture_size, read_colors, read_picture
 from equalize.data.selection import Selection, file_of, select_pictures
@@ -78,11 +79,13 @@ def predict(
         notify(note)
     device = device_of(config.device)
     precision_of(config.precision, device)
-    checkpoint, sample = _fitted(name.load(), selection.images, config, device, notify, warn)
+    checkpoint = name.load()
+    config, reduced = _as_trained(checkpoint, config, notify)
+    checkpoint, sample = _fitted(checkpoint, selection.images, config, device, notify, warn)
     number = count_classes(checkpoint, sample, trial_size(checkpoint, config, selection.images), device)
     colors = class_colors(number, read_colors(config.colors) if config.colors else None, checkpoint.palette)
     names = names_of(number, sample, checkpoint, config.class_names) or tuple(map(str, range(number)))
-    if checkpoint.reduced_before:
+    if reduced:
         notify("masks: classes from 0 on; the network was trained on reduced labels, its class 0 was stored as label 1")
     forward = Forward(checkpoint=checkpoint, config=config, device=device)
     forward.tell_windows(selection.images, notify)
@@ -95,6 +98,21 @@ def predict(
         for path, reason in writer.skipped:
             warn(f"skipped {path}: {reason}")
         return writer.finish(checkpoint.source, out)
+
+
+def _as_trained(checkpoint: Checkpoint, config: PredictConfig, notify: Notify) -> tuple[PredictConfig, bool | None]:
+    """The settings with the size of the training if none is given, as `evaluate` has it; and if labels were reduced."""
+    record = TrainingRecord.of(checkpoint, notify)
+    reduced = record.reduce_labels if checkpoint.reduced_before is None else checkpoint.reduced_before
+    if record.size in (None, config.size):
+        return config, reduced
+    sides = "x".join(map(str, record.size or ()))
+    if config.size:
+        notify(f"--size: it was trained with --size {sides}; the flag counts")
+        return config, reduced
+    if record.size != checkpoint.preprocess.size:
+        notify(f"as it was trained ({SETTINGS_FILE}): --size {sides}")
+    return replace(config, size=record.size), reduced
 
 
 def _fitted(
