@@ -10,6 +10,7 @@ import pytest
 
 from equalize.cli import main
 from equalize.commands.finetune.pace import Pace
+from tests.support.browser import check_page
 from tests.support.scenes import write_scenes
 
 QUICK = ("--batch-size", "2", "--max-steps", "2", "--evaluations", "1", "--device", "cpu", "--size", "48x64")
@@ -63,6 +64,7 @@ def test_one_object_a_table_and_a_picture(printed, out):
     text = (out / "compare.md").read_text()
     assert "| migrate | 0.01 |" in text
     assert "](compare.png)" in text
+    check_page(out / "report.html", pictures=2)
     page = (out / "report.html").read_text()
     assert page.count("<img ") == text.count("](") == 2  # one rate: learning curves, and differences by class
     assert content["verdict"][0]["best"]["sentence"] in html.unescape(page)

@@ -69,3 +69,15 @@ def look_at(page: Path, *, dark: bool = False, width: int = 1000) -> Seen:
         console=re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr),
         wide=seen["wide"],
     )
+
+
+def check_page(page: Path, pictures: int) -> None:
+    """Demands that a browser shows all pictures, requests nothing and has nothing to say; nothing where none is."""
+    if CHROMIUM is None:
+        return
+    seen = look_at(page)
+    assert len(seen.images) == pictures
+    assert all(width > 0 for width, _ in seen.images.values())
+    assert seen.loaded == []
+    assert seen.console == []
+    assert not seen.wide

@@ -49,7 +49,10 @@ _VALUES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """A site, what comes of it, and its histograms; `plan` is None where nothing was planned."""
+    """A site, what comes of it, and its histograms.
+
+    `plan` is None where nothing was planned; `alone`: it is the only one, of which the page's verdict says it all.
+    """
 
     number: int
     site: MeasuredSite
@@ -57,6 +60,7 @@ class _Layer:
     histograms_BK: Tensor
     images: int
     plan: Plan | None = None
+    alone: bool = False
 
 
 def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
@@ -69,6 +73,7 @@ def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
             after=(sigma_rms(site.branches),) * len(site.branches),
             histograms_BK=found.histograms.get(site.layer, torch.empty(0, BINS)),
             images=found.images or 0,
+            alone=len(sites) == 1,
         )
         for number, site in enumerate(sites, 1)
     ]
@@ -185,7 +190,7 @@ def _section(layer: _Layer) -> Section:
     ]
     return Section(
         heading=site.layer,
-        verdict=_sentence(expectation(site.expect, site.delta)),
+        verdict="" if plan is None and layer.alone else _sentence(expectation(site.expect, site.delta)),
         paragraphs=(*paragraphs, *(notes if plan is None else ())),
         pictures=(draw_layer(drawn), draw_branches(drawn)),
         table=_numbers(layer),

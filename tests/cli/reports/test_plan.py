@@ -69,7 +69,8 @@ def printed(report, width=80):
 
 
 def words(report):
-    return " ".join(printed(report).split())
+    """Without the bars."""
+    return " ".join(re.sub("[\u2588-\u258f]", "", printed(report)).split())
 
 
 @pytest.mark.parametrize("width", [40, 80, 140])

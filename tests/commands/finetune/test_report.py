@@ -17,6 +17,7 @@ from equalize.commands.finetune.report import panel_of, spread
 from equalize.commands.labels import check_split
 from equalize.commands.overlays import colors_of_masks
 from equalize.data import open_data
+from tests.support.browser import check_page
 from tests.support.training import QUICK, metrics
 
 CONFIG = replace(QUICK, max_steps=3, eval_every=1, calibrate="preserve")
@@ -71,6 +72,7 @@ def test_the_pictures_are_those_of_the_run_and_of_the_best_model(trained, calm, 
 
 def test_the_page_holds_both_pictures_scores_scales_and_settings(trained):
     out, _ = trained
+    check_page(out / "report.html", pictures=2)
     page = html.unescape((out / "report.html").read_text())
     assert page.count("<img ") == 2
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "panels.png"))
