@@ -53,7 +53,7 @@ class InputCheck:
     def _figures(self) -> str:
         typical, first = (10**each for each in (self.found.deviation, self.found.first))
         return (
-            f"variances at {self.found.norms} BatchNorms differ by a factor of {typical:.3g} from those of its training "
+            f"variances at {self.found.norms} BatchNorms differ by a factor of {typical:.3g} from those of training "
             f"(usual: up to 10), at the first by {first:.3g} (usual: up to 100)"
         )
 

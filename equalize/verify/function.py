@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from equalize.errors import NumericsError
 from equalize.eval_mode import eval_mode
@@ -24,6 +25,7 @@ from equalize.plan.plan import Plan, PlannedSite
 
 # Of the range of what is compared, where weights are stored in float32; other dtypes get as many times their epsilon.
 _TOLERANCE = 1e-5
+_COARSE = (torch.bfloat16, torch.float16)
 _CROP = 32  # pixels a spatial axis: a linear layer is the same function everywhere
 
 
@@ -86,15 +88,38 @@ def check_function(
         border=max((each.border for each in comparisons.values()), default=0.0),
         logit_range=extent,
     )
-    if keeps_function:
-        allowed = tolerance * extent if plan.changed else 0.0
-        _demand_close("logits", check.max_abs_change, allowed)
-        _check_scales(original, written, plan, batches, tolerance)
-    for each in comparisons.values():
-        _demand_close(each.site.layer, each.interior, tolerance)
-        if each.site.exact_border or not each.site.changes_function:
-            _demand_close(f"{each.site.layer} on the border", each.border, tolerance)
+    try:
+        if keeps_function:
+            _demand_close("logits", check.max_abs_change, tolerance * extent if plan.changed else 0.0)
+            _check_scales(original, written, plan, batches, tolerance)
+        for each in comparisons.values():
+            each.demand_close(tolerance)
+    except NumericsError as error:
+        if coarse := _coarse_dtypes(original, batches[0]):
+            what = f"cannot be proven, for the network's own forward computes in {coarse} (torch.autocast or a cast)"
+            remedy = "take that out of it, or use --strategy preserve, which changes no weight"
+            raise NumericsError(error.where, what, got=error.got, expected=error.expected, remedy=remedy) from error
+        raise
     return check
+
+
+def _coarse_dtypes(model: nn.Module, batch: Batch) -> str:
+    """The dtypes coarser than float32 that the forward of a float32 network computes in; empty if there are none."""
+    found: set[torch.dtype] = set()
+
+    def look(module: nn.Module, inputs: Any) -> None:
+        given = [each for each in inputs if isinstance(each, Tensor)]
+        devices = {each.device.type for each in given}
+        found.update(each.dtype for each in given)
+        found.update(torch.get_autocast_dtype(each) for each in devices if torch.is_autocast_enabled(each))
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        with eval_mode(model):
+            model(*inputs_of(batch))
+    finally:
+        handle.remove()
+    return " and ".join(str(dtype).removeprefix("torch.") for dtype in _COARSE if dtype in found)
 
 
 def _largest(so_far: float, values: Tensor) -> float:
@@ -167,6 +192,12 @@ class _Comparison:
             self.interior = _largest(self.interior, deviation[:, inside])
         if not inside.all():
             self.border = _largest(self.border, deviation[:, ~inside])
+
+    def demand_close(self, tolerance: float) -> None:
+        """Raises a NumericsError where a deviation is larger, on the border only if it is none by definition."""
+        _demand_close(self.site.layer, self.interior, tolerance)
+        if self.site.exact_border or not self.site.changes_function:
+            _demand_close(f"{self.site.layer} on the border", self.border, tolerance)
 
     def _equalize(self, x: Tensor) -> Tensor:
         """What the original layer is to read, from what enters the written one less its means, in float64."""

@@ -102,3 +102,21 @@ def test_bits_count_not_values():
     check_tensors(state, {"w": torch.tensor([0.0, float("nan")])}, [])
     with pytest.raises(NumericsError, match="changed but are not in the plan"):
         check_tensors(state, {"w": torch.tensor([-0.0, float("nan")])}, [])
+
+
+class Autocast(Net):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_a_forward_that_computes_in_bfloat16_is_named_as_the_cause():
+    original, written, plan, batches = pair("rescale")
+    for network in (original, written):
+        network.__class__ = Autocast
+    with pytest.raises(
+        NumericsError, match=r"fuse: cannot be proven.* computes in bfloat16 \(torch.autocast"
+    ) as caught:
+        check_function(original, written, plan, batches, lambda output: output)
+    assert "--strategy preserve" in str(caught.value)
+    assert not torch.nn.modules.module._global_forward_pre_hooks

@@ -39,8 +39,8 @@ __all__ = ["plan_report", "scan_report", "verification_json", "verification_repo
 _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal; JSON has them all
 _LEGEND = (
-    "sigma: standard deviation of a branch's values, 95 %: its interval; step: the branch's share of a training step of "
-    "the layer; delta: how much more 100 steps would explain of what is to be learned, were the branches of one scale."
+    "sigma: standard deviation of a branch's values, 95 %: its interval; step: the branch's share of a training step; "
+    "delta: how much more 100 steps would explain of what is to be learned, were the branches of one scale."
 )
 _WIDEST = 10_000
 _BAR = 10  # characters of the largest sigma's bar

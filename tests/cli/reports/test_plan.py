@@ -175,7 +175,7 @@ def test_a_plan_shows_each_scale_before_and_after(out, strategy, edits, after):
         ),
         facts={"images": 5, "seconds": 1.0, "converged": True, "output": str(out), "check": CHECK.to_json()},
     )
-    text = words(plan_report(plan))
+    text = re.sub("[\u2588-\u258f]+ ", "", words(plan_report(plan)))  # without the bars
     assert f"0.25 ± 2.1% {after[0]} {LONG}" in text
     assert f"1 {after[1]} skip" in text
     assert "4.00 before, 1.00 after" in text
