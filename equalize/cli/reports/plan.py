@@ -14,6 +14,7 @@ from rich.text import Text
 
 from equalize.commands.scan import CheckpointScan
 from equalize.messages import first_of
+from equalize.moments.measure import CONVERGED
 from equalize.moments.measured import Expectation, MeasuredSite
 from equalize.plan.plan import MEANING, SCHEMA, Plan, PlannedSite
 from equalize.sites.branches import Branch
@@ -177,7 +178,7 @@ def _count(found: CheckpointScan) -> str:
     count, hidden = len(found.scan.sites), found.scan.unlisted
     listed = f"{count} fusion layer{'' if count == 1 else 's'}" if count else "No fusion layer of resampled branches"
     if count and found.images is not None:
-        listed += f", measured on {found.images} images{_by(found.measured_by)}"
+        listed += f", measured on {_of_all(found.images, found.samples)} images{_by(found.measured_by)}"
     return f"{listed}; --all lists {hidden} more without a resampled branch." if hidden else f"{listed}."
 
 
@@ -221,9 +222,18 @@ def _after(plan: Plan, site: PlannedSite) -> list[float]:
 
 
 def _effort(facts: Mapping[str, Any]) -> str:
-    known = "every sigma is known well enough" if facts.get("converged") else "more --samples would make sigma surer"
-    by = _by(facts.get("measured_by"))
-    return f"Measured on {facts['images']} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
+    within = f"within {100 * (facts.get('tolerance') or CONVERGED):.3g} %"
+    known = f"every sigma is known {within}"
+    if not facts.get("converged"):
+        known = f"it takes more --samples to know every sigma {within}"
+    elif facts["images"] < facts.get("samples", 0):
+        known = f"it stopped as {known}"
+    images, by = _of_all(facts["images"], facts.get("samples", 0)), _by(facts.get("measured_by"))
+    return f"Measured on {images} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
+
+
+def _of_all(images: int, samples: int) -> str:
+    return f"{images} of {samples}" if images < samples else f"{images}"
 
 
 def _by(way: str | None) -> str:
