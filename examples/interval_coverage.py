@@ -20,8 +20,7 @@ from torch import Tensor
 import equalize
 from equalize.data import open_data
 from equalize.data.images import read_image
-from equalize.moments.blocks import ROUND
-from equalize.moments.measure import FEWEST_IMAGES
+from equalize.moments.blocks import FEWEST_IMAGES
 from equalize.moments.moments import ImageMoments, pool
 
 SPLITS = ("train", "val", "test")
@@ -63,13 +62,12 @@ def measure_each(model: str, data: Path, size: tuple[int, int]) -> list[Branch]:
     return [Branch(name, column) for name, column in zip(names, zip(*rows, strict=True), strict=True)]
 
 
-def grown(branches: Sequence[Branch], order_I: Tensor, tolerance: float, step: int) -> Tensor:
+def grown(branches: Sequence[Branch], order_I: Tensor, tolerance: float) -> Tensor:
     """As many of the images, in this order, as a calibration measures before it stops."""
-    for number in range(step, len(order_I), step):
-        if number >= FEWEST_IMAGES:
-            intervals = (branch.of(order_I[:number]).ci95 for branch in branches)
-            if all(interval is not None and interval <= tolerance for interval in intervals):
-                return order_I[:number]
+    for number in range(FEWEST_IMAGES, len(order_I), FEWEST_IMAGES):
+        intervals = (branch.of(order_I[:number]).ci95 for branch in branches)
+        if all(interval is not None and interval <= tolerance for interval in intervals):
+            return order_I[:number]
     return order_I
 
 
@@ -100,7 +98,6 @@ def main() -> None:
     parser.add_argument("--size", default="192x256", help="HxW")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[0.1, 0.05, 0.02, 0.01])
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128])
-    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--subsets", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -114,8 +111,7 @@ def main() -> None:
         for size in arguments.sizes:
             report(branches, f"{size}, {how}", [order[:size] for order in drawn])
         for tolerance in arguments.tolerance:
-            step = ROUND * arguments.batch_size
-            stopped = [grown(branches, order, tolerance, step) for order in drawn]
+            stopped = [grown(branches, order, tolerance) for order in drawn]
             report(branches, f"until {tolerance:g}, {how}", stopped)
 
 

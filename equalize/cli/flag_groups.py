@@ -96,7 +96,7 @@ class ImageFlags:
     """Flags of the images that are measured."""
 
     samples: o.Samples = "256"
-    tolerance: o.Tolerance = None
+    tolerance: o.Tolerance = 0.05
     size: o.Size = None
     split: o.Split = None
     batch_size: o.BatchSize = None

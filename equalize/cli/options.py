@@ -45,9 +45,9 @@ def read_samples(text: str) -> int | None:
     return numbers[0]
 
 
-def check_tolerance(value: float | None) -> float | None:
+def check_tolerance(value: float) -> float:
     """A relative half width, such as 0.02."""
-    if value is not None and not 0 < value < 1:
+    if not 0 <= value < 1:
         raise BadParameter(f"is no relative precision, got {value:g}, expected 0 to 1, such as 0.02")
     return value
 
@@ -237,12 +237,17 @@ Size = Annotated[
     ),
 ]
 Samples = Annotated[
-    Any, data_option(metavar="N", parser=read_samples, help="How many images to draw from the data, or all.")
+    Any,
+    data_option(
+        metavar="N", parser=read_samples, help="How many images to draw from the data, and measure at most; or all."
+    ),
 ]
 Tolerance = Annotated[
-    float | None,
+    float,
     equalization_option(
-        metavar="T", callback=check_tolerance, help="Stop when every sigma's relative 95 % interval is this tight."
+        metavar="T",
+        callback=check_tolerance,
+        help="Stop before --samples when every sigma is known this well: half its 95 % interval, relative; 0: never.",
     ),
 ]
 Colors = Annotated[

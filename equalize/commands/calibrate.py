@@ -166,6 +166,7 @@ def _facts(
         "tracer": found.tracer,
         "data": {"path": str(data), "split": images.dataset.split, "fingerprint": images.dataset.fingerprint()},
         **plan.facts,
+        "samples": images.readable,
         "skipped": len(images.skipped),
         "output": None,
         "check": None,

@@ -31,7 +31,7 @@ from equalize.data.masks import DrawnOn
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
-from equalize.moments.blocks import Block, Blocks, Skip
+from equalize.moments.blocks import FEWEST_IMAGES, Block, Blocks, Skip
 
 _DEFAULT_SIZE = (512, 512)
 _DEFAULT_SIDE = {1: 4096, 3: 64}  # of networks of other axes than two
@@ -46,9 +46,9 @@ class CalibrationConfig:
     """Which images are measured, and how."""
 
     samples: int | None = 256
-    """How many are drawn; None for all."""
-    tolerance: float | None = None
-    """Stop when the 95 % interval of every sigma is this tight."""
+    """How many are drawn, and measured at most; None for all."""
+    tolerance: float = 0.05
+    """Stop when the 95 % interval of every sigma is this tight, relative to it; 0 to measure all that are drawn."""
     size: tuple[int, int] | None = None
     """(H, W) that images are brought to; the checkpoint's own if None."""
     split: str | None = None
@@ -95,7 +95,7 @@ class Images(Blocks):
         """Opens the images; with `labels` the blocks have those of the images that have masks."""
         self.dataset = dataset
         pairs = sample(self.dataset.pairs_of_images, config.samples, config.seed)
-        if config.tolerance is not None:  # neighboring images are alike: a run that stops early needs a random order
+        if config.tolerance > 0:  # neighboring images are alike: a run that stops early needs a random order
             random.Random(config.seed).shuffle(pairs)
         self.paths = [image for image, _ in pairs]
         rule, self.about_labels = _rule_of(dataset, checkpoint, config) if labels else (None, "")
@@ -121,7 +121,9 @@ class Images(Blocks):
             pinned=device.type == "cuda",
             masks=[mask for _, mask in pairs] if rule else [],
             rule=rule or LabelRule(),
+            run=FEWEST_IMAGES,
         )
+        self.between_decisions = self._batches.groups_a_run
 
     def number(self) -> int:
         """The number of blocks."""
@@ -136,7 +138,7 @@ class Images(Blocks):
                 self._progress(min(done * step, len(self.paths)), len(self.paths))  # the other processes are as far
                 yield Block(
                     index=group.index,
-                    first=group.index * self._batches.group_size,
+                    first=self._batches.bounds(group.index)[0],
                     batches=tuple(pad_images(batch.images, self._multiple) for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],
                     skipped=group.skipped,
@@ -151,6 +153,11 @@ class Images(Blocks):
         """Records images that could not be read; a DataError if they are more than the allowed share."""
         self.skipped = list(skipped)
         self._batches.check_skipped(skipped)
+
+    @property
+    def readable(self) -> int:
+        """How many images there are, without those that were skipped."""
+        return len(self.paths) - len(self.skipped)
 
     def report_skipped(self, warn: Notify) -> None:
         """Names what could not be read."""

@@ -39,7 +39,8 @@ class CheckpointScan:
         source: as typed. family, architecture: of the checkpoint.
         input_shape: what the network was traced with, (N, C, H, W).
         scan: its sites; their branches with moments if images were given.
-        images: how many were measured; None without.
+        images: how many were measured; None without. samples: of how many that were drawn and can be read.
+        converged: whether every sigma is known as well as was asked for.
         measured_by: the method of measuring; None without images.
         expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
         missing: keys that the checkpoint lacks and --init-missing draws, where it was not given.
@@ -53,6 +54,8 @@ class CheckpointScan:
     input_shape: tuple[int, ...]
     scan: Scan
     images: int | None = None
+    samples: int = 0
+    converged: bool = False
     measured_by: str | None = None
     expect: Expectation | None = None
     delta: float | None = None
@@ -63,6 +66,8 @@ class CheckpointScan:
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
         expected = {} if self.expect is None else {"expect": self.expect, "delta": self.delta}
+        pass_facts = {"images": self.images, "samples": self.samples, "converged": self.converged}
+        measured = {} if self.images is None else {**pass_facts, "input_check": self.input_check}
         return {
             "schema": SCHEMA,
             "source": self.source,
@@ -72,7 +77,7 @@ class CheckpointScan:
             "tracer": self.scan.tracer,
             **({"missing": list(self.missing)} if self.missing else {}),
             **expected,
-            **({} if self.images is None else {"input_check": self.input_check}),
+            **measured,
             "sites": [site_json(site) for site in self.scan.sites],
             "refusals": [refusal.to_json() for refusal in self.scan.refusals],
         }
@@ -173,13 +178,13 @@ def _measure_sites(
     device = own_device(device_of(config.device))
     model = checkpoint.model.to(device)
     # what was drawn trains with statistics of its own, so it is measured with these, as calibrate does
-    norms = untouched_norms(model) if checkpoint.newly_initialized else []
+    norms = _before_sites(untouched_norms(model), found) if checkpoint.newly_initialized else []
     if norms:
         notify(f"estimated on the images first: {len(norms)} BatchNorms that never saw data")
     with precision_of(config.precision, device):
         checked = check_input(checkpoint, images.spread())
         checked.report(notify, warn)
-        re_estimate(model, norms, images, found)
+        re_estimate(model, norms, images, found, config.tolerance)
         measured = measure_branches(
             *(model, found.sites, images), tolerance=config.tolerance, statistics=True, histograms=histograms
         )
@@ -188,12 +193,24 @@ def _measure_sites(
         for site in found.sites
     )
     expect, delta = expected_of_all(sites)
-    facts = {"images": measured.images, "measured_by": measured.method or None, "expect": expect, "delta": delta}
-    return replace(found, sites=sites), {
-        **facts,
+    facts = {
+        "images": measured.images,
+        "samples": images.readable,
+        "converged": measured.is_known(config.tolerance),
+        "measured_by": measured.method or None,
+        "expect": expect,
+        "delta": delta,
         "input_check": checked.to_json(),
         "histograms": measured.histograms,
     }
+    return replace(found, sites=sites), facts
+
+
+def _before_sites(norms: Sequence[str], found: Scan) -> list[str]:
+    """Without those behind a last site, which none of them can see."""
+    upstream = {layer for site in found.sites for layer in site.upstream}
+    behind = {norm for site in found.sites if site.layer not in upstream for norm in site.norms}
+    return [norm for norm in norms if norm not in behind]
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:

@@ -6,6 +6,7 @@ N images a batch, H x W pixels.
 import contextlib
 import math
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -76,7 +77,7 @@ class Batches(Dataset[_Loaded]):
     Images that come out of `preprocess` with different sizes never share a batch. So `paths` is taken in groups, whose
     bounds depend on nothing that is read: a batch long where a size is given, else four batches, within which images of
     equal size share one. So memory is bounded, and a folder of portraits and landscapes still makes full batches.
-    With one size the order of `paths` is kept.
+    With one size the order of `paths` is kept. No group reaches over a multiple of `run` paths.
 
     Attributes:
         paths: files or cells, as from `sample`.
@@ -91,6 +92,7 @@ class Batches(Dataset[_Loaded]):
         masks: one for each path, None where it has none; brought to the size of its image, nearest. One that cannot be
             read, or is of another size than its image, counts as none.
         rule: how they are stored.
+        run: so many paths make whole groups, whatever the batch size is.
     """
 
     paths: Sequence[Item]
@@ -104,15 +106,28 @@ class Batches(Dataset[_Loaded]):
     pinned: bool = False
     masks: Sequence[Item | None] = ()
     rule: LabelRule = field(default_factory=LabelRule)
+    run: int = sys.maxsize
 
     @property
     def group_size(self) -> int:
-        """How many images a group has, but for the last."""
-        return self.batch_size if self.size is not None else _BATCHES_A_GROUP * self.batch_size
+        """How many images a group has, but for the last of a run."""
+        return min(self.run, self.batch_size if self.size is not None else _BATCHES_A_GROUP * self.batch_size)
+
+    @property
+    def groups_a_run(self) -> int:
+        """How many groups a run has, but for the last."""
+        return -(-self.run // self.group_size)
 
     def __len__(self) -> int:
         """How many groups there are."""
-        return math.ceil(len(self.paths) / self.group_size)
+        runs, rest = divmod(len(self.paths), self.run)
+        return runs * self.groups_a_run + math.ceil(rest / self.group_size)
+
+    def bounds(self, place: int) -> tuple[int, int]:
+        """The first path of a group, and the first behind it."""
+        run, within = divmod(place, self.groups_a_run)
+        start = run * self.run + within * self.group_size
+        return start, min(start + self.group_size, (run + 1) * self.run)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of all groups; raises what `groups` raises."""
@@ -166,11 +181,11 @@ class Batches(Dataset[_Loaded]):
 
     def __getitem__(self, place: int) -> _Loaded:
         """A group, read in a worker."""
-        start = place * self.group_size
+        start, stop = self.bounds(place)
         stacks: list[_Stack] = []
         errors: list[tuple[int, EqualizeError]] = []
         waiting: dict[torch.Size, list[tuple[int, Tensor, Tensor | None]]] = {}
-        for index, path in enumerate(self.paths[start : start + self.group_size], start):
+        for index, path in enumerate(self.paths[start:stop], start):
             try:
                 picture = read_picture(path, self.channels)
                 image_CHW = self.preprocess(picture, self.size)

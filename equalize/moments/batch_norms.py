@@ -5,6 +5,8 @@ Population statistics over the calibration images replace the exponential averag
 in BatchNorm", arXiv 2105.07576, section 3), merged by count, so that they do not depend on the split into batches.
 """
 
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from equalize.eval_mode import eval_mode
-from equalize.moments.blocks import Block, Blocks, as_blocks, rounds
+from equalize.moments.blocks import Block, Blocks, as_blocks, is_due, rounds
 from equalize.moments.moments import merge, promote
 from equalize.moments.watch import Batch, Call, observe
 
@@ -70,6 +72,8 @@ def estimate_norms(
     norms: Sequence[str],
     batches: Iterable[Batch] | Blocks,
     before: Mapping[str, Collection[str]],
+    *,
+    tolerance: float = 0.0,
 ) -> dict[str, Tensor]:
     """The statistics that the named BatchNorms would have over all images.
 
@@ -83,6 +87,9 @@ def estimate_norms(
         norms: `running_mean` keys.
         batches: the network's own inputs; iterated once a pass. `Blocks` may be shared by several processes.
         before: for each key, those of the BatchNorms that reach it, as `Scan.norms` has them.
+        tolerance: end a pass as soon as what each of its BatchNorms gives is known this well: the standard error, root
+            mean square over channels and in units of their standard deviation, that mean and standard deviation leave.
+            Decided whenever another 32 images are through; 0 for all images. They should come in random order.
 
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
@@ -93,7 +100,8 @@ def estimate_norms(
     with eval_mode(model):
         for level in _levels(norms, before):
             apart = not any(set(level) & set(before.get(key, level)) for key in level)
-            for key, seen in _pass(model, buffers, level, as_blocks(batches), by_batch=not apart).items():
+            found = _pass(model, buffers, level, as_blocks(batches), by_batch=not apart, tolerance=tolerance)
+            for key, seen in found.items():
                 estimated = _estimated(buffers, key, seen)
                 for name, value in estimated.items():
                     buffers[name].copy_(value)
@@ -140,7 +148,7 @@ def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck
     deviations = []
     for key, seen in found.items():
         name = key.removesuffix("mean") + "var"
-        seen = [each._replace(moments_2C=each.moments_2C.cpu()) for each in seen]
+        seen = [each._replace(moments_2NC=each.moments_2NC.cpu()) for each in seen]
         ratio_C = (_estimated(buffers, key, seen)[name] + _DEAD).log10() - (buffers[name] + _DEAD).log10()
         deviations.append(float(ratio_C.mean().abs()))
     if not deviations:
@@ -149,24 +157,46 @@ def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck
 
 
 class _Seen(NamedTuple):
-    """What the BatchNorm of a `running_mean` saw in a call: numbers a channel, their mean and variance (2, C)."""
+    """What the BatchNorm of a `running_mean` saw in a call.
+
+    N images, or other rows, have `number` numbers a channel each; `moments_2NC` are their means and variances.
+    """
 
     key: str
     number: int
-    moments_2C: Tensor
+    moments_2NC: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Population:
+    """Mean and variance of all numbers that a BatchNorm saw, (C,) float64, and its error, see `estimate_norms`."""
+
+    mean_C: Tensor
+    variance_C: Tensor
+    error: float
 
 
 def _pass(
-    model: nn.Module, buffers: Mapping[str, Tensor], level: Sequence[str], blocks: Blocks, *, by_batch: bool
+    model: nn.Module,
+    buffers: Mapping[str, Tensor],
+    level: Sequence[str],
+    blocks: Blocks,
+    *,
+    by_batch: bool,
+    tolerance: float,
 ) -> dict[str, list[_Seen]]:
     """What each BatchNorm sees in all images; `by_batch` if it normalizes them with the statistics of their batch."""
     observers = {key: partial(_see, key, _running(buffers, key) if by_batch else ()) for key in level}
     found: dict[str, list[_Seen]] = {}
-    for part in rounds(blocks, decides=False):
+    rows = 0  # of the BatchNorm that is called first: its images
+    for part in rounds(blocks, decides=tolerance > 0):
         begun = [_observed(model, observers, block) for block in part]  # without waiting for the accelerator
-        for block in part.gather([[each._replace(moments_2C=each.moments_2C.cpu()) for each in one] for one in begun]):
-            for each in block:
-                found.setdefault(each.key, []).append(each)
+        gathered = part.gather([[each._replace(moments_2NC=each.moments_2NC.cpu()) for each in one] for one in begun])
+        for each in itertools.chain.from_iterable(gathered):
+            found.setdefault(each.key, []).append(each)
+        before, rows = rows, sum(each.moments_2NC.shape[1] for each in next(iter(found.values()), ()))
+        if tolerance > 0 and is_due(before, rows) and all(_pool(each).error <= tolerance for each in found.values()):
+            break
     return found
 
 
@@ -182,20 +212,34 @@ def _running(buffers: Mapping[str, Tensor], key: str) -> tuple[Tensor, ...]:
 
 def _see(key: str, running: Sequence[Tensor], call: Call) -> _Seen:
     """The moments of a call's input (N, C, *); `running`, if given, becomes what the BatchNorm normalizes with."""
-    x_CL = promote(call.data.movedim(1, 0).flatten(1))
-    variance_C, mean_C = torch.var_mean(x_CL, dim=1, correction=0)
+    x_NCL = promote(call.data).unsqueeze(-1).flatten(2)
+    variance_NC, mean_NC = torch.var_mean(x_NCL, dim=2, correction=0)
+    mean_C = mean_NC.mean(0)
+    variance_C = (variance_NC + (mean_NC - mean_C).square()).mean(0)
     for buffer, value_C in zip(running, (mean_C, variance_C), strict=False):
         buffer.copy_(value_C)
-    return _Seen(key, x_CL.shape[1], torch.stack([mean_C, variance_C]))
+    return _Seen(key, x_NCL.shape[2] * bool(len(x_NCL)), torch.stack([mean_NC, variance_NC]))
+
+
+def _pool(seen: Sequence[_Seen]) -> _Population:
+    """All rows together; the error of ratio estimators, as in `moments.pool`."""
+    counts_P = torch.cat([torch.full(each.moments_2NC.shape[1:2], each.number, dtype=torch.float64) for each in seen])
+    mean_CP, variance_CP = torch.cat([each.moments_2NC.double() for each in seen], dim=1).transpose(1, 2)  # on the CPU
+    mean_C, q_CP = merge(counts_P, mean_CP, variance_CP * counts_P)
+    variance_C = q_CP.sum(1) / counts_P.sum()
+    deviation_CP = (mean_CP - mean_C.unsqueeze(1)) / variance_C.sqrt().unsqueeze(1)
+    half_CP = (q_CP / (counts_P * variance_C.unsqueeze(1)) - 1) / 2  # of a row, in the standard deviation
+    rows = len(counts_P)
+    error_C = (counts_P * (deviation_CP.square() + half_CP.square()).mul(counts_P)).sum(1) / counts_P.sum().square()
+    error = error_C[variance_C > _DEAD].mul(rows / max(1, rows - 1)).mean().sqrt() if rows > 1 else math.inf
+    return _Population(mean_C=mean_C, variance_C=variance_C, error=float(error))
 
 
 def _estimated(buffers: Mapping[str, Tensor], key: str, seen: Sequence[_Seen]) -> dict[str, Tensor]:
     """The statistics of one BatchNorm, by key, in the types and on the device of its own."""
-    counts_P = torch.tensor([each.number for each in seen], dtype=torch.float64)
-    mean_CP, variance_CP = torch.stack([each.moments_2C.double() for each in seen], dim=-1)  # on the CPU
-    mean_C, q_CP = merge(counts_P, mean_CP, variance_CP * counts_P)
+    pooled = _pool(seen)
     prefix = key.removesuffix("running_mean")
-    estimated = {"running_mean": mean_C, "running_var": q_CP.sum(-1) / counts_P.sum()}
+    estimated = {"running_mean": pooled.mean_C, "running_var": pooled.variance_C}
     named = {prefix + name: value.to(buffers[prefix + name]) for name, value in estimated.items()}
     tracked = buffers.get(f"{prefix}num_batches_tracked")
     return named if tracked is None else named | {f"{prefix}num_batches_tracked": torch.full_like(tracked, len(seen))}

@@ -17,8 +17,11 @@ from torch import Tensor
 from equalize.distributed import gather, rank_and_number
 from equalize.moments.watch import Batch, images_in, inputs_of
 
-ROUND = 4
-"""Blocks between two decisions whether to stop; so all processes decide on the same results."""
+FEWEST_IMAGES = 32
+"""Images between two decisions whether to stop. Fewer are not reliable: on CamVid intervals then held the truth in 90
+rather than 95 of 100 random subsets."""
+
+_ROUND = 4  # blocks that a process works through before the results of all are gathered
 
 Skip = tuple[str, str]
 """The name of an image that could not be read, and why."""
@@ -52,11 +55,13 @@ class Blocks(ABC):
         shared: whether the processes of the group pass over them together.
         shapes: of the first batch's tensors, (N, C, H, W) each; None if not known.
         pixels: of all images together; 0 if not known.
+        between_decisions: blocks, where a pass may stop early; where their size is known, those of `FEWEST_IMAGES`.
     """
 
     shared: bool = False
     shapes: tuple[tuple[int, ...], ...] | None = None
     pixels: int = 0
+    between_decisions: int = 1
 
     @abstractmethod
     def read(self, first: int, step: int) -> Generator[Block, None, None]:
@@ -144,7 +149,7 @@ def rounds(blocks: Blocks, *, decides: bool) -> Generator[Round, None, None]:
     Where the next round `decides` on the results so far, rounds end after the same blocks for any number of processes.
     """
     rank, number = _sharing(blocks)
-    size = ROUND if decides else ROUND * number
+    size = blocks.between_decisions if decides else _ROUND * number
     skipped: list[Skip] = []
     with contextlib.closing(blocks.read(rank, number)) as stream:
         for start in itertools.count(0, size):
@@ -152,6 +157,11 @@ def rounds(blocks: Blocks, *, decides: bool) -> Generator[Round, None, None]:
             yield current
             if current.is_last:
                 break
+
+
+def is_due(before: int, images: int) -> bool:
+    """Whether to decide now that there are so many images, and were so many before the last round."""
+    return before // FEWEST_IMAGES < images // FEWEST_IMAGES
 
 
 def _sharing(blocks: Blocks) -> tuple[int, int]:

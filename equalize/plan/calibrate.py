@@ -24,9 +24,6 @@ from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.plan.strategies import Decision, decide
 from equalize.sites.scan import Scan, scan
 
-# Without a tolerance, the moments count as converged when every sigma is known this well.
-CONVERGED = 0.05
-
 
 def calibrate(
     model: nn.Module,
@@ -37,7 +34,7 @@ def calibrate(
     scale: ScaleTo = "step",
     newly_initialized: Collection[str] = (),
     found: Scan | None = None,
-    tolerance: float | None = None,
+    tolerance: float = 0.0,
     names: Sequence[str] = (),
     keep: Callable[[Measurement], None] | None = None,
 ) -> Plan:
@@ -51,6 +48,8 @@ def calibrate(
         found: the sites to equalize; by default all resampled ones.
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
+    With a `tolerance` the re-estimation of BatchNorms stops early too, see `estimate_norms`.
+
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
     """
@@ -59,12 +58,9 @@ def calibrate(
     found = found or scan(model, _first(batches))
     undecided = choose(found.sites, strategy, seed, newly_initialized)
     buffers = {key: buffer.clone() for key, buffer in nn.Module.named_buffers(model)}
-    edits: list[Edit] = []
-    if any(choice.changes_function for choice in undecided):
-        edits += re_estimate(model, untouched_norms(model), batches, found)
     measure = partial(measure_branches, model, tolerance=tolerance, names=names, histograms=keep is not None)
-    measured, decided, made = _stage_by_stage(model, undecided, measure, batches, found, scale, keep)
-    edits += made
+    estimate = partial(re_estimate, model, batches=batches, found=found, tolerance=tolerance)
+    measured, decided, edits = _stage_by_stage(model, undecided, measure, estimate, batches, scale, keep)
     planned = {site.layer: site for decision in decided for site in decision.sites}
     if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
         edits = [edit for edit in edits if not isinstance(edit, Set)]
@@ -91,16 +87,20 @@ def _stage_by_stage(
     model: nn.Module,
     undecided: list[Choice],
     measure: Callable[..., Measurement],
+    estimate: Callable[[Sequence[str]], list[Edit]],
     batches: Iterable[Batch] | Blocks,
-    found: Scan,
     scale: ScaleTo,
     keep: Callable[[Measurement], None] | None,
 ) -> tuple[list[Measurement], list[Decision], list[Edit]]:
-    """Measures, decides on and rewrites the sites, and re-estimates the BatchNorms behind them, a stage at a time."""
+    """Measures, decides on and rewrites the sites, and re-estimates the BatchNorms behind them, a stage at a time.
+
+    BatchNorms that never saw data are estimated as well, once what stands before them is as it will be saved.
+    """
     measured: list[Measurement] = []
     decided: list[Decision] = []
-    edits: list[Edit] = []
-    estimated: list[str] = []
+    fresh = untouched_norms(model) if any(choice.changes_function for choice in undecided) else []
+    estimated = norms_behind([], undecided, fresh)
+    edits = estimate(estimated)
     for stage in stages(undecided):
         asked = any(each.may_leave or each.strategy == "whiten" for each in stage)
         measured.append(measure([each.site for each in stage], batches, statistics=asked or keep is not None))
@@ -110,8 +110,8 @@ def _stage_by_stage(
         decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale))
         apply_edits(decided[-1].edits, model, decided[-1].maps)
         undecided = [each for each in undecided if each not in stage]
-        behind = norms_behind([each for decision in decided for each in decision.choices], undecided)
-        again = re_estimate(model, [key for key in behind if key not in estimated], batches, found)
+        behind = norms_behind([each for decision in decided for each in decision.choices], undecided, fresh)
+        again = estimate([key for key in behind if key not in estimated])
         edits += [*decided[-1].edits, *again]
         estimated += behind
     return measured, decided, edits
@@ -126,16 +126,15 @@ def _first(batches: Iterable[Batch] | Blocks) -> Batch:
     return first
 
 
-def _facts(measured: Sequence[Measurement], tolerance: float | None) -> Mapping[str, Any]:
+def _facts(measured: Sequence[Measurement], tolerance: float) -> Mapping[str, Any]:
     """The facts in the plan about its measurements."""
     shapes = measured[0].shapes if measured else ()
-    intervals = [each.ci95 for one in measured for branches in one.moments.values() for each in branches]
-    enough = CONVERGED if tolerance is None else tolerance
     return {
         "images": max((each.images for each in measured), default=0),
         "measured_by": measured[0].method if measured else None,
         "input_shape": [2, *shapes[0][1:]] if len(shapes) == 1 else None,
-        "converged": all(interval is not None and interval <= enough for interval in intervals),
+        "tolerance": tolerance,
+        "converged": all(each.is_known(tolerance) for each in measured),
     }
 
 
@@ -149,19 +148,23 @@ def stages(choices: Sequence[Choice]) -> list[list[Choice]]:
     return [[choice for choice in choices if level[choice.site.layer] == each] for each in sorted(set(level.values()))]
 
 
-def norms_behind(done: Sequence[Choice], undecided: Sequence[Choice]) -> list[str]:
-    """`running_mean` keys of the BatchNorms that the rewritten sites among `done` reach and no later rewriting may.
+def norms_behind(done: Sequence[Choice], undecided: Sequence[Choice], fresh: Sequence[str] = ()) -> list[str]:
+    """`running_mean` keys of BatchNorms that no later rewriting reaches, of `fresh` ones and those behind `done` sites
+    that were rewritten.
 
     The others can wait: a site behind such a BatchNorm is measured after all rewriting in front of it.
     """
     later = {norm for choice in undecided if choice.changes_function for norm in choice.site.norms}
-    behind = dict.fromkeys(norm for choice in done if choice.changes_function for norm in choice.site.norms)
+    reached = (norm for choice in done if choice.changes_function for norm in choice.site.norms)
+    behind = dict.fromkeys((*fresh, *reached))
     return [norm for norm in behind if norm not in later]
 
 
-def re_estimate(model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan) -> list[Edit]:
+def re_estimate(
+    model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan, tolerance: float = 0.0
+) -> list[Edit]:
     """Re-estimates BatchNorms, by `running_mean` key, each on what it will see, and writes that into the model."""
-    values = estimate_norms(model, norms, batches, found.norms)
+    values = estimate_norms(model, norms, batches, found.norms, tolerance=tolerance)
     edits: list[Edit] = [
         Set(tensor=key, values=tuple(value.cpu().double().flatten().tolist())) for key, value in values.items()
     ]

@@ -109,7 +109,7 @@ CALIBRATE = [
     ),
     ("calibrate segformer --data photos -o OUT --samples 0", 2, "--samples: no image would be read, got '0'"),
     ("calibrate segformer --data photos -o OUT --samples many", 2, "--samples: no image would be read"),
-    ("calibrate segformer --data photos -o OUT --tolerance 0", 2, "--tolerance: is no relative precision"),
+    ("calibrate segformer --data photos -o OUT --tolerance 1", 2, "--tolerance: is no relative precision"),
     ("calibrate segformer --data photos -o OUT --tolerance nan", 2, "--tolerance: is no relative precision"),
     ("calibrate segformer --data photos -o OUT --size 7", 2, "--size: is too small"),
     ("calibrate segformer --data photos -o OUT --batch-size 0", 2, "--batch-size: "),

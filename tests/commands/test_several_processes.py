@@ -81,7 +81,7 @@ def contents(directory: Path) -> tuple[dict, bytes]:
         pytest.param(  # blocks of two; norms that share a pass
             *(("--strategy", "reinit", "--size", "24"), 16, (1, 2, 4), 42), marks=pytest.mark.slow
         ),
-        (("--strategy", "migrate", "--size", "24", "--tolerance", "0.3"), 1, (1, 2), None),
+        (("--strategy", "migrate", "--size", "24", "--tolerance", "0.3", "--seed", "2"), 1, (1, 2), None),
     ],
 )
 def test_any_number_of_processes_makes_the_same_plan(pictures, tmp_path, flags, norms, numbers, images):
@@ -97,7 +97,7 @@ def test_any_number_of_processes_makes_the_same_plan(pictures, tmp_path, flags, 
     plan, _ = found[0]
     assert all(each == found[0] for each in found)
     if images is None:  # stopped early, after whole rounds
-        assert 32 <= plan["images"] < 42
+        assert (plan["images"], plan["samples"]) == (32, 43)
         assert plan["converged"]
     else:
         assert (plan["images"], plan["skipped"]) == (images, 1)
@@ -136,7 +136,7 @@ def test_too_many_bad_images_are_counted_over_all_processes(pictures, tmp_path):
         (data / path.name).write_bytes(path.read_bytes()[:60] if bad else path.read_bytes())
     arguments = ("calibrate", *network(tmp_path), "--data", data, "--size", 24, "-o", tmp_path / "out")
     for number in (1, 3):
-        ended = run_together(number, *arguments, "--batch-size", 3, "--skip-bad", "0.04")
+        ended = run_together(number, *arguments, "--batch-size", 3, "--skip-bad", "0.04", "--tolerance", "0")
         assert [each.code for each in ended] == [2] * number
         assert "08.png: is bad image number 3 of 43" in "".join(each.err for each in ended)
         assert sum(len(each.err.splitlines()) for each in ended) == 1

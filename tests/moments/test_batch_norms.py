@@ -160,3 +160,21 @@ def test_a_norm_of_two_names_is_estimated_on_what_it_will_see():
     handle.remove()
     rows = torch.cat(seen).double().movedim(1, 0).flatten(1)
     torch.testing.assert_close(model.last_norm.running_var.double(), rows.var(1, correction=0), rtol=1e-4, atol=0)
+
+
+def test_a_pass_ends_once_the_norms_are_known_and_their_error_is_what_it_says():
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(256, 400, 2, 2, generator=generator) + 0.5 * torch.randn(256, 400, 1, 1, generator=generator)
+
+    def estimated(tolerance):
+        taken = []
+        batches = (taken.append(8) or batch for batch in images.split(8))
+        values = estimate_norms(nn.Sequential(batch_norm(400)), ["0.running_mean"], batches, {}, tolerance=tolerance)
+        return sum(taken), values["0.running_mean"], values["0.running_var"].sqrt()
+
+    assert estimated(0.0)[0] == estimated(1e-3)[0] == 256
+    number, mean, std = estimated(0.1)
+    # in units of the variance 5/4 the mean of an image's four numbers has the variance 0.4, their squares that of 0.56
+    assert number == 64 >= 0.54 / 0.1**2
+    error = ((mean / 1.25**0.5).square() + (std / 1.25**0.5 - 1).square()).mean().sqrt()
+    assert abs(error - (0.54 / 64) ** 0.5) < 0.01

@@ -1,5 +1,6 @@
 """Sharing blocks: every process gets the results of all, in order, however many there are."""
 
+import itertools
 import json
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 from equalize.distributed import joined, rank_and_number
 from equalize.errors import DataError, PeerError
-from equalize.moments.blocks import ROUND, Block, Blocks, as_blocks, rounds
+from equalize.moments.blocks import Block, Blocks, as_blocks, is_due, rounds
 from tests.support.side_by_side import in_processes
 
+ROUND = 4
 NUMBERS = [0, 1, 3, 4, 5, 11, 100]
 
 
@@ -17,6 +19,7 @@ class Numbers(Blocks):
     """Block i holds the number i, and says that image i was skipped where i is a multiple of 5; notes what was read."""
 
     shared = True
+    between_decisions = ROUND
 
     def __init__(self, number: int, allowed: int = 1000) -> None:
         self._number = number
@@ -103,3 +106,11 @@ def test_too_many_that_cannot_be_read_are_refused_after_their_round():
     with pytest.raises(DataError, match=r"^5: is one too many"):
         squares(numbers, decides=False)
     assert len(numbers.taken) == 2 * ROUND
+
+
+def test_decisions_come_with_another_32_images_whatever_the_batches_are():
+    for size in (1, 5, 8, 32, 40):
+        counts = range(0, 200, size)
+        due = [now for before, now in itertools.pairwise(counts) if is_due(before, now)]
+        assert len(due) == max(counts) // max(size, 32)
+        assert all(now % 32 < size for now in due)

@@ -440,7 +440,7 @@ def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
         with pytest.raises(DataDependentOutputException):  # whether they are finite
             measurement._finite(rows, sites, block)
         assert len(moves.back) == 1
-        assert seen.moments_2C.cpu().device.type == "cpu"
+        assert seen.moments_2NC.cpu().device.type == "cpu"
 
 
 def test_it_says_how_it_was_measured(images, monkeypatch):

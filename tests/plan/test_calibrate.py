@@ -193,19 +193,26 @@ def test_the_split_into_batches_has_no_say():
     assert_close(model, twin, 1e-5)
 
 
-def test_norms_that_never_saw_data_are_estimated_first():
-    model, expected, data = network(), network(), batches()
+def test_norms_that_never_saw_data_are_estimated_once_before_they_are_needed():
+    model, expected, data, passes = network(), network(), batches(), []
+
+    class Stream:
+        def __iter__(self):
+            passes.append(1)
+            return iter(data)
+
     for net in (model, expected):
-        for norm in (net.lateral[1], net.first[1]):
+        for norm in (net.lateral[1], net.first[1], net.last[1]):
             norm.reset_running_stats()
     re_estimate(expected, expected.lateral[1], data)
     re_estimate(expected, expected.first[1], data)
     naive(expected, data)
-    plan = calibrate(model, data, "rescale")
+    plan = calibrate(model, Stream(), "rescale", found=scan(model, data[0]))
+    assert len(passes) == 5  # the lateral norm, two levels of sites and the norms behind each
     assert_close(model, expected, 1e-5)
     assert "lateral.1.running_var" in plan.changed
     fresh = network()
-    for norm in (fresh.lateral[1], fresh.first[1]):
+    for norm in (fresh.lateral[1], fresh.first[1], fresh.last[1]):
         norm.reset_running_stats()
     apply(plan, fresh)
     assert_close(fresh, model, 0)  # a plan replayed: float64 element by element, no sums

@@ -19,6 +19,7 @@ from equalize.commands.report.words import (
     effort_of,
     expectation,
     measured_by,
+    of_all,
     proof_of,
     ratio_of,
     sigmas_after,
@@ -232,7 +233,7 @@ def _count(found: CheckpointScan) -> str:
     count, hidden = len(found.scan.sites), found.scan.unlisted
     listed = f"{count} fusion layer{'' if count == 1 else 's'}" if count else "No fusion layer of resampled branches"
     if count and found.images is not None:
-        listed += f", measured on {found.images} images{measured_by(found.measured_by)}"
+        listed += f", measured on {of_all(found.images, found.samples)} images{measured_by(found.measured_by)}"
     return f"{listed}; --all lists {hidden} more without a resampled branch." if hidden else f"{listed}."
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equalize.messages import first_of
+from equalize.moments.measure import CONVERGED
 from equalize.moments.measured import Expectation
 from equalize.plan.plan import MEANING, Plan, PlannedSite
 
@@ -12,6 +13,7 @@ __all__ = [
     "effort_of",
     "expectation",
     "measured_by",
+    "of_all",
     "proof_of",
     "ratio_of",
     "rounded",
@@ -67,12 +69,20 @@ def sigmas_after(plan: Plan, site: PlannedSite) -> list[float]:
 
 
 def effort_of(facts: Mapping[str, Any]) -> str:
-    """How much was measured, by the facts of a plan."""
-    known = (
-        "every sigma is known well enough" if facts.get("converged") else "more --samples would narrow the intervals"
-    )
-    by = measured_by(facts.get("measured_by"))
-    return f"Measured on {facts['images']} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
+    """How much was measured, by the facts of a plan, and why no more."""
+    samples, within = facts.get("samples", 0), f"within {100 * (facts.get('tolerance') or CONVERGED):.3g} %"
+    known = f"every sigma is known {within}"
+    if not facts.get("converged"):
+        known = f"it takes more --samples to know every sigma {within}"
+    elif facts["images"] < samples:
+        known = f"it stopped as {known}"
+    images, by = of_all(facts["images"], samples), measured_by(facts.get("measured_by"))
+    return f"Measured on {images} images{by} in {facts.get('seconds', 0):.1f} s; {known}."
+
+
+def of_all(images: int, samples: int) -> str:
+    """How many images were measured, and of how many if of more."""
+    return f"{images} of {samples}" if images < samples else f"{images}"
 
 
 def measured_by(way: str | None) -> str:
