@@ -33,8 +33,9 @@ __all__ = ["calibration_page", "scan_page"]
 
 _MOST_TENSORS = 60  # rows of a table
 _DELTA = (
-    f"Delta is how much more of the labels' variance {STEPS} steps of gradient descent explain once the branches are "
-    f"of one scale. From {GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images agree."
+    f"Delta is how much more of what is to be learned, the variance of the labels, {STEPS} steps of gradient descent "
+    "explain once the branches are of one scale; without labels, of targets that lie in every branch alike. From "
+    f"{GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images agree."
 )
 _FIGURES = (
     "Sigma is the standard deviation of all values of a branch as they enter the layer, and whiskers "
@@ -82,7 +83,7 @@ def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
     verdict = "No fusion layer of resampled branches."
     if sites:
         verdict = _sentence(expectation(*expected_of_all(sites)))
-    yield _overview(verdict, (read, measured), layers)
+    yield _overview(verdict, (read, measured) if sites else (read,), layers)
     yield from map(_section, layers)
     yield from _refused(found.scan.refusals)
     yield from _guide(layers)
@@ -183,6 +184,11 @@ def _section(layer: _Layer) -> Section:
         histograms_BK=layer.histograms_BK,
     )
     paragraphs = () if plan is None else (_sentence(strategy_of(plan, _planned(layer))),)
+    if plan is not None and _planned(layer).strategy == "whiten":
+        paragraphs = (
+            *paragraphs,
+            "The figure shows the branches at one scale, not that their channels are uncorrelated.",
+        )
     notes = [
         f"Channels {each.start}..{each.stop} keeps its scale under migrate: {each.fixed}."
         for each in site.branches

@@ -66,7 +66,8 @@ def write_page(directory: str | Path, title: str, sections: Iterable[Section]) -
     directory, sections = Path(directory), list(sections)
     directory.mkdir(parents=True, exist_ok=True)
     page = directory / PAGE_FILE
-    page.write_text(template.render(title=title, sections=sections, version=__version__, uri=_uri), encoding="utf-8")
+    text = template.render(title=title, sections=sections, version=__version__, uri=_uri)
+    page.write_text(text, encoding="utf-8", errors="replace")  # names of files may be no text
     for picture in (each for section in sections for each in section.pictures):
         (directory / f"{picture.name}.png").write_bytes(picture.light)
     return page

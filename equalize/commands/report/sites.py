@@ -80,7 +80,7 @@ def draw_branches(drawn: DrawnSite) -> Picture:
 
 def short_names(names: Sequence[str], most: int) -> list[str]:
     """Module paths of `most` characters at most: by their ends, or from where they differ if the ends are alike."""
-    full = [name or "input" for name in names]
+    full = [(name or "input").encode(errors="replace").decode() for name in names]  # of untrusted files
     ends = [_ending(name, most) for name in full]
     if len(set(ends)) == len(set(full)):
         return ends
