@@ -26,7 +26,7 @@ NESTS = (
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
 _TRAINING_STATE = re.compile(r"optimizer|scheduler|(^|_)(optim|sched|scaler|rng)s?(_|$)")
 _DEEPEST_NEST = 4
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _REMEDY = "save the state dict alone: torch.save(model.state_dict(), 'weights.pth')"
 
@@ -92,22 +92,13 @@ def _unpickled(path: Path) -> Any:
     if zipped:
         check_archive(path)
     elif _LEGACY_MAGIC not in start:
-        raise _other_kind(path, start)
+        remedy = "give what torch.save writes, or safetensors under the suffix .safetensors"
+        raise CheckpointError(path, "is not a PyTorch file", remedy=remedy)
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except Exception as error:  # a hostile pickle can raise anything from inside torch.load
         raise _refusal(path, error) from error
-
-
-def _other_kind(path: Path, start: bytes) -> CheckpointError:
-    if start.startswith(b'{"', 8):
-        what, remedy = "is a safetensors file, not a PyTorch file", "give it the suffix .safetensors"
-    elif start.startswith(_PICKLE):
-        what, remedy = "is a pickle that torch.save did not write", _REMEDY
-    else:
-        what, remedy = "is not a PyTorch file", "give what torch.save writes, or safetensors"
-    return CheckpointError(path, what, remedy=remedy)
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
