@@ -85,12 +85,8 @@ def _from_json(path: Path, text: str) -> tuple[str, ...]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("not a list of names")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            path,
-            "cannot be read as class names",
-            expected='["road", ...] or {"0": "road", ...} without gaps',
-            remedy="see --class-names",
-        ) from error
+        expected = '["road", ...] or {"0": "road", ...} without gaps'
+        raise DataError(path, "cannot be read as class names", expected=expected, remedy="see --class-names") from error
     return tuple(names)
 
 

@@ -14,7 +14,6 @@ from equalize.data.folders import IMAGE_SUFFIXES, list_unread, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Deep, Item
 from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
-from equalize.data.naming import is_plain_pair
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
 from equalize.messages import first_of
@@ -100,10 +99,9 @@ class DataSet:
         facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
-        if self.pairs:
+        if self.pairs and self.layout in ("images+masks", "camvid"):
             image, mask = (_under(self.root, each) for each in self.with_masks()[0])
-            if self.layout in ("images+masks", "camvid") and not is_plain_pair(image, mask):
-                facts.append(f"such as {image} with {mask}")
+            facts.append(f"such as {image} with {mask}")
         return "; ".join([f"{self.root}: {', '.join(facts)}", *self.notes])
 
 
@@ -128,7 +126,7 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
         raise _no_images(root, layout, chosen)
     every: list[Item] = [image for image, _ in layout.matched.pairs or pairs]
     unread = list_unread(root) if layout.name != "table" else []
-    if layout.matched.all_masks and pairs and unread:
+    if layout.matched.all_masks and unread:
         what = "is of a kind that is not read, and all other files lie in folders named as those of masks are"
         raise DataError(unread[0], what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
     images, notes = with_depth([image for image, _ in pairs], every)
@@ -161,19 +159,13 @@ def require_masks(dataset: DataSet) -> None:
         DataError: names the first such image and counts them.
     """
     if not dataset.masks:
-        raise DataError(
-            dataset.root,
-            "holds images without masks",
-            remedy="put the images into images/ and the masks, under the same names, into masks/",
-        )
+        remedy = "put the images into images/ and the masks, under the same names, into masks/"
+        raise DataError(dataset.root, "holds images without masks", remedy=remedy)
     missing = [image for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is None]
     if missing:
-        raise DataError(
-            missing[0],
-            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none"
-            + "".join(f"; {note}" for note in dataset.notes if "without an image" in note),
-            remedy="add the masks under the same names, or remove these images",
-        )
+        what = f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none"
+        what += "".join(f"; {note}" for note in dataset.notes if "without an image" in note)
+        raise DataError(missing[0], what, remedy="add the masks under the same names, or remove these images")
 
 
 def _find(choice: Choice, labels: bool) -> Layout:
@@ -191,12 +183,6 @@ def _find(choice: Choice, labels: bool) -> Layout:
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
         raise DataError(root, what, expected=wanted)
-    if layout.name != "table":
-        if next(walk_files(root), None) is None:
-            raise DataError(root, "is empty", expected=wanted)
-        if choice != Choice(place=choice.place):
-            what = f"has no columns to choose from ({layout.name} layout)"
-            raise DataError(root, what, remedy="name the folder alone")
     return layout
 
 
@@ -241,12 +227,8 @@ def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) 
         return found[0]
     if wanted is None:
         return splits[0] if splits else None
-    raise DataError(
-        root,
-        f"has no split {wanted!r} ({layout.name} layout)",
-        expected=f"one of {', '.join(splits)}" if splits else None,
-        remedy=None if splits else "it has no splits: leave --split away",
-    )
+    expected, remedy = (f"one of {', '.join(splits)}", None) if splits else (None, "leave --split away")
+    raise DataError(root, f"has no split {wanted!r} ({layout.name} layout)", expected=expected, remedy=remedy)
 
 
 def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:

@@ -142,9 +142,8 @@ def _library(where: object, *, hub: tuple[str, str] | None = None) -> Iterator[M
         import datasets
         from datasets import logging as its_logging
     except ImportError as error:
-        raise ResourceError(
-            where, "cannot be read without the library datasets", remedy="pip install equalize[datasets]"
-        ) from error
+        what = "cannot be read without the library datasets"
+        raise ResourceError(where, what, remedy="pip install equalize[datasets]") from error
     verbosity, bars = its_logging.get_verbosity(), datasets.is_progress_bar_enabled()
     its_logging.set_verbosity(logging.CRITICAL)
     if not sys.stderr.isatty():
@@ -168,7 +167,6 @@ def _explained(where: object, error: Exception, *, hub: tuple[str, str] | None) 
         chain.append(chain[-1].__cause__)
     reason = " ".join(str(chain[-1]).split())[:_LONGEST] or type(error).__name__
     numbers = {each.errno for each in chain if isinstance(each, OSError)}
-    remedy = None
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "disk space" in reason:
         what, remedy = "the disk with the cache of datasets is full", "make room, or set HF_DATASETS_CACHE"
     elif hub and type(error).__name__ == "DatasetNotFoundError":

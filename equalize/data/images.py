@@ -123,12 +123,9 @@ def _demand_range(values: NDArray[np.int64], bits: int, item: Item) -> None:
     """Refuses a picture whose values lie above the bits that its data set was found to use; a few are hot pixels."""
     above = float((values >= 2**bits).mean())
     if above > _HOT:
-        raise DataError(
-            item,
-            f"uses more than the {bits} bits that other pictures of the data set use",
-            got=f"values up to {values.max()}, {above:.0%} of them above",
-            remedy="save all pictures on one scale, with 8 bits a channel for example",
-        )
+        what = f"uses more than the {bits} bits that other pictures of the data set use"
+        got = f"values up to {values.max()}, {above:.0%} of them above"
+        raise DataError(item, what, got=got, remedy="save all pictures on one scale, with 8 bits a channel for example")
 
 
 def upright_size(item: Item) -> tuple[int, int] | None:

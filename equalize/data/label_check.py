@@ -125,11 +125,8 @@ def preflight(
         rule, reason = _decide(rule, every, num_classes, dataset, ignore_index, reduce_labels, reduced_before)
     seen = _seen_classes(stored, rule, num_classes)
     if not seen:
-        raise DataError(
-            dataset.root,
-            f"has no label that counts, every pixel of {len(stored)} masks is ignored",
-            remedy="see --ignore-index and --reduce-labels",
-        )
+        what = f"has no label that counts, every pixel of {len(stored)} masks is ignored"
+        raise DataError(dataset.root, what, remedy="see --ignore-index and --reduce-labels")
     meant = max(seen) + (0 if 0 not in seen and not rule.reduce else 1)
     if 2 * meant <= num_classes:
         found = f"{dataset.root}: seen {len(seen)} of {num_classes} classes, {min(seen)} to {max(seen)}"

@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from equalize.data.folders import list_folders, list_images, read_text, walk_files
+from equalize.data.folders import list_folders, list_images, read_text
 from equalize.data.images import Item
 from equalize.data.naming import SPLIT_SYNONYMS, read_folder
 from equalize.data.pairing import Matched, match
 from equalize.errors import DataError
 
 __all__ = ["SPLIT_SYNONYMS", "Layout", "Pairs", "find_layout", "split_of"]
-
-_DEEPEST_SPLIT = 2  # folders
 
 Pairs = Sequence[tuple[Item, Item | None]]
 """Images, each with its mask or None."""
@@ -64,9 +62,8 @@ def find_layout(root: Path) -> Layout:
 def _find_cityscapes(root: Path) -> Layout | None:
     images, masks = root / "leftImg8bit", root / "gtFine"
     readers: Readers = {split: partial(_pair, images / split, masks / split) for split in list_folders(images)}
-    names = {
-        path.stem.rpartition("_")[2] for folder in (images, masks) if folder.is_dir() for path in list_images(folder)
-    }
+    files = [path for folder in (images, masks) if folder.is_dir() for path in list_images(folder)]
+    names = {path.stem.rpartition("_")[2] for path in files}
     if not readers or "leftImg8bit" not in names or (masks.is_dir() and not names & {"labelIds", "labelTrainIds"}):
         return None
     return Layout(name="cityscapes", has_masks=True, readers=readers)
@@ -102,11 +99,8 @@ def _select(found: Matched, listing: Path) -> _Files:
     by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
     missing = sorted(wanted - by_stem.keys())
     if missing:
-        raise DataError(
-            listing,
-            f"names {len(missing)} of {len(wanted)} images that are not in JPEGImages, the first is {missing[0]}",
-            remedy="complete the data set or shorten the list",
-        )
+        what = f"names {len(missing)} of {len(wanted)} images that are not in JPEGImages, the first is {missing[0]}"
+        raise DataError(listing, what, remedy="complete the data set or shorten the list")
     return [by_stem[stem] for stem in sorted(wanted)]
 
 
@@ -117,8 +111,8 @@ def _find_by_names(root: Path) -> Layout:
     paired = [image for image, mask in found.pairs if mask is not None] or [*splits]
     readers: Readers = {None: lambda: found.pairs}
     if paired and all(splits[image] for image in paired):
-        names = {split for split in splits.values() if split} | _splits_of_folders(root)
-        readers = {name: partial(_of_split, found.pairs, splits, name) for name in sorted(names)}
+        names = sorted({split for split in splits.values() if split})
+        readers = {name: partial(_of_split, found.pairs, splits, name) for name in names}
     return Layout(name=_name(root, found, readers), has_masks=found.has_masks, readers=readers, matched=found)
 
 
@@ -129,13 +123,6 @@ def split_of(root: Path, path: Path) -> str | None:
 
 def _of_split(pairs: Sequence[tuple[Path, Path | None]], splits: Mapping[Path, str | None], name: str) -> _Files:
     return [pair for pair in pairs if splits[pair[0]] == name]
-
-
-def _splits_of_folders(root: Path) -> set[str]:
-    """Splits beside or in folders of pictures, with a picture in them or not."""
-    folders = {path.relative_to(root).parts[:-1] for path in walk_files(root)}
-    read = [read_folder(parts) for parts in folders if len(parts) <= _DEEPEST_SPLIT]
-    return {each.split for each in read if each.split and each.role != "masks" and each.keys[0] == each.keys[2]}
 
 
 def _name(root: Path, found: Matched, readers: Readers) -> str:

@@ -156,11 +156,8 @@ class Batches(Dataset[_Loaded]):
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
-            raise ResourceError(
-                "workers",
-                "a process that reads images was killed, most often for want of memory or shared memory",
-                remedy="use fewer --workers, or none, or smaller batches",
-            ) from error
+            what = "a process that reads images was killed, most often for want of memory or shared memory"
+            raise ResourceError("workers", what, remedy="use fewer --workers, or none, or smaller batches") from error
 
     def check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Refuses more bad files, by name and reason, than the share that is allowed.
@@ -172,12 +169,9 @@ class Batches(Dataset[_Loaded]):
         allowed = min(math.ceil((self.skip_bad or 0) * len(self.paths) - 1e-9), len(self.paths) - 1)
         if len(skipped) > allowed:
             path, reason = skipped[allowed]
-            raise DataError(
-                path,
-                f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})",
-                expected=f"at most {allowed} (--skip-bad {self.skip_bad or 0:g})",
-                remedy="repair or remove them, or allow a larger share",
-            )
+            what = f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})"
+            expected = f"at most {allowed} (--skip-bad {self.skip_bad or 0:g})"
+            raise DataError(path, what, expected=expected, remedy="repair or remove them, or allow a larger share")
 
     def __getitem__(self, place: int) -> _Loaded:
         """A group, read in a worker."""

@@ -143,11 +143,8 @@ def to_classes(stored: Tensor, rule: LabelRule, item: Item) -> Tensor:
     """
     others = stored[(stored != 0) & (stored != rule.foreground)] if rule.foreground else stored[:0]
     if others.numel():
-        raise DataError(
-            item,
-            f"has label {int(others.flatten()[0])} where others have 0 and {rule.foreground} alone",
-            remedy=f"set --ignore-index {rule.foreground} if that is not class 1",
-        )
+        what = f"has label {int(others.flatten()[0])} where others have 0 and {rule.foreground} alone"
+        raise DataError(item, what, remedy=f"set --ignore-index {rule.foreground} if that is not class 1")
     return rule(stored)
 
 
@@ -162,13 +159,10 @@ def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Ite
         first = int(rule.reduce)
         is_resampled = len({*outside.tolist()}) > 2 and outside.numel() < _EDGE_SHARE * labels_HW.numel()
         hint = "; it looks resized with interpolation, which invents labels: resize masks with nearest"
-        raise DataError(
-            path,
-            f"has label {int(outside.min()) + first}",
-            expected=f"{first} to {num_classes - 1 + first} for {num_classes} classes, or the ignored"
-            f" {0 if rule.reduce else rule.ignore_index}",
-            remedy=f"see --num-classes, --ignore-index and --reduce-labels{hint * is_resampled}",
-        )
+        ignored = 0 if rule.reduce else rule.ignore_index
+        expected = f"{first} to {num_classes - 1 + first} for {num_classes} classes, or the ignored {ignored}"
+        remedy = f"see --num-classes, --ignore-index and --reduce-labels{hint * is_resampled}"
+        raise DataError(path, f"has label {int(outside.min()) + first}", expected=expected, remedy=remedy)
 
 
 def _read_array(item: Item) -> NDArray[np.int64]:
@@ -185,9 +179,8 @@ def _read_array(item: Item) -> NDArray[np.int64]:
 def _stored(image: Image.Image, item: Item, rule: LabelRule) -> NDArray[np.int64]:
     """The values of a decoded mask, (H, W)."""
     if image.format in {"JPEG", "MPO"}:
-        raise DataError(
-            item, "is a JPEG, whose compression changes labels", remedy="export the masks as PNG from their source"
-        )
+        what = "is a JPEG, whose compression changes labels"
+        raise DataError(item, what, remedy="export the masks as PNG from their source")
     bands = image.getbands()
     if image.mode == "F" or "".join(bands) not in ("P", "PA", "1", "L", "LA", "I", "RGB", "RGBA"):
         what = "has floating-point pixels" if image.mode == "F" else f"has {len(bands)} channels ({image.mode})"

@@ -119,13 +119,6 @@ def holds_no_classes(path: PurePath) -> bool:
     )
 
 
-def is_plain_pair(image: str, mask: str) -> bool:
-    """Whether two relative paths are called alike and lie in folders whose names leave nothing to guess."""
-    one, other = PurePath(image), PurePath(mask)
-    roles = [read_folder(path.parts[:-1]).role for path in (one, other)]
-    return one.stem == other.stem and roles == ["pictures", "masks"]
-
-
 def affix_of(stem: str, others: frozenset[str]) -> tuple[str, str, str] | None:
     """The longest of `others` that `stem` begins or ends with, and the prefix and suffix around it; None if none.
 

@@ -77,16 +77,13 @@ def match(root: Path, files: Sequence[Path]) -> Matched:
     best = {picture: _preferred(found.get(picture, [])) for picture in pictures}
     unused = masks.difference(*found.values())
     alone = [path for path in paths if path in unused]
+    others = _candidates({path: pictures[path] for path in found}, {path: folders[path] for path in alone}, levels=2)
     return Matched(
         pairs=[(root / path, root / options[0] if len(options) == 1 else None) for path, options in best.items()],
         alone=[root / mask for mask in alone],
         aside=[root / path for path in paths if path in aside],
         all_masks=not masks and all(read_folder(path.parts[:-1]).role == "masks" for path in paths),
-        conflict=_conflict(
-            root,
-            best,
-            _candidates({path: pictures[path] for path in found}, {path: folders[path] for path in alone}, levels=2),
-        ),
+        conflict=_conflict(root, best, others),
     )
 
 
@@ -107,9 +104,8 @@ def _conflict(
         picture = next(iter(others))
     if picture is None:
         return None
-    what = (
-        f"may have several masks: {first_of([path.as_posix() for path in (*best[picture], *others.get(picture, ()))])}"
-    )
+    masks = [path.as_posix() for path in (*best[picture], *others.get(picture, ()))]
+    what = f"may have several masks: {first_of(masks)}"
     return DataError(root / picture, what, remedy="leave one kind of masks in the data")
 
 
