@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
-from equalize.checkpoint.files.weights import Weights, safetensors_copy
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json, safetensors_copy
 from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
 from equalize.checkpoint.keys import Match
 from equalize.checkpoint.limits import limit_construction
@@ -130,9 +130,9 @@ class Family(ABC, Generic[S]):
             ResourceError: the library is not installed.
         """
 
-    @abstractmethod
     def architecture(self, out: Path) -> str:
-        """The class or function that builds what was written to a directory, by the files there."""
+        """The class or function that builds what was written to a directory; by default by the record there."""
+        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
 
     @abstractmethod
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:

@@ -214,11 +214,8 @@ def _left_behind(place: Place) -> list[str]:
     """A note on files of a training beside the weights, which are not copied to what is written."""
     beside = place.path.iterdir() if place.path.is_dir() else ()
     state = sorted(path.name for path in beside if is_training_state(path.name))
-    return (
-        [f"{place.path.name}: holds the state of a training too, which copies leave out: {first_of(state)}"]
-        if state
-        else []
-    )
+    what = "holds the state of a training too, which copies leave out"
+    return [f"{place.path.name}: {what}: {first_of(state)}"] if state else []
 
 
 def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from equalize.errors import CheckpointError
+from equalize.messages import one_line
 
 __all__ = ["load_factory", "run_factory"]
 
@@ -32,8 +33,7 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         with _importable(arch):
             found: Any = importlib.import_module(place) if path is None else _run_file(path)
     except (Exception, SystemExit) as error:  # a training script may parse its command line and exit
-        what = f"cannot be imported ({type(error).__name__}: {error})"
-        raise CheckpointError(arch, what, remedy=_remedy(error, arch)) from error
+        raise CheckpointError(arch, f"cannot be imported ({one_line(error)})", remedy=_remedy(error, arch)) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -51,8 +51,9 @@ def run_factory(factory: Callable[..., nn.Module], arch: str, arguments: Mapping
         try:
             return factory(**arguments)
         except ImportError as error:
-            what = f"cannot import what it needs ({type(error).__name__}: {error})"
-            raise CheckpointError(arch, what, remedy=_remedy(error, arch)) from error
+            raise CheckpointError(
+                arch, f"cannot import what it needs ({one_line(error)})", remedy=_remedy(error, arch)
+            ) from error
 
 
 def _file(arch: str) -> Path | None:

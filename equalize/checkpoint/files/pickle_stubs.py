@@ -107,6 +107,5 @@ def _real(value: Any) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ResourceError(
-            module, "is needed to write this checkpoint", remedy="pip install 'equalize[mmseg]'"
-        ) from error
+        remedy = "pip install 'equalize[mmseg]'"
+        raise ResourceError(module, "is needed to write this checkpoint", remedy=remedy) from error

@@ -111,9 +111,8 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
             return CheckpointError(path, "is a pickle that PyTorch cannot read safely", remedy=_REMEDY)
     found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
     line = found[1] if found else next(iter(str(error).splitlines()), "")
-    return CheckpointError(
-        path, f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})", remedy="download it again"
-    )
+    what = f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})"
+    return CheckpointError(path, what, remedy="download it again")
 
 
 def _remedy(path: Path) -> str:
@@ -133,9 +132,8 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
         if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
         if tensor.nbytes > size:
-            raise CheckpointError(
-                path, f"tensor {key!r} is larger than the file", got=f"shape {tuple(tensor.shape)} in {size} bytes"
-            )
+            got = f"shape {tuple(tensor.shape)} in {size} bytes"
+            raise CheckpointError(path, f"tensor {key!r} is larger than the file", got=got)
 
 
 def _find_states(path: Path, content: object, key: str | None) -> list[tuple[str, ...]]:

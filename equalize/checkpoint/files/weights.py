@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.atomic import MAPS_FILE, is_training_state
@@ -46,6 +47,11 @@ class Weights:
     renamed: bool = False
     """Whether the keys differ from those in the files; what is written has the keys here."""
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """By the key on disk."""
+        return {key: tensor.shape for key, tensor in self.tensors.items()}
+
     def under(self, names: Mapping[str, str]) -> "Weights":
         """The same tensors under other keys, by the mapping ``names``; keys that it lacks are dropped."""
         tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
@@ -79,9 +85,8 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | 
         check_readable(path)
         if path.suffix == ".safetensors":
             if key is not None:
-                raise CheckpointError(
-                    "--key", f"{path.name} is safetensors, which nests nothing", remedy="leave it away"
-                )
+                what = f"{path.name} is safetensors, which nests nothing"
+                raise CheckpointError("--key", what, remedy="leave it away")
             found = read_safetensors(path)
         else:
             file = read_torch(path, key)
@@ -198,8 +203,6 @@ def read_json(path: Path) -> dict[str, object]:
         raise CheckpointError(path, "no such file") from error
     except OSError as error:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
-    if raw.startswith(_LFS_POINTER):
-        raise CheckpointError(path, "is a Git-LFS pointer, not the file itself", remedy="run `git lfs pull`")
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -115,7 +115,11 @@ def test_safetensors_headers_that_lie(tmp_path, header, what):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("a.pth", struct.pack("<Q", 0x280) + b'{"a":' + b" " * 999, "is not a PyTorch file; give what torch.save writes, or safetensors"),
+        (
+            "a.pth",
+            struct.pack("<Q", 0x280) + b'{"a":' + b" " * 999,
+            "is not a PyTorch file; give what torch.save writes, or safetensors",
+        ),
         ("a.safetensors", b"PK\x03\x04" + bytes(99), "no safetensors file"),
         ("a.safetensors", pickle.dumps([1], protocol=2), "torch.save's need the suffix .pth"),
         ("a.pth", pickle.dumps({"a": [1, 2]}, protocol=2), "is not a PyTorch file"),

@@ -160,9 +160,8 @@ def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str |
     else:
         text = config_text(weights.meta)
     if text is None:
-        raise CheckpointError(
-            request.source, "holds no config of mmsegmentation", remedy="name the config: --arch mmseg:config.py"
-        )
+        remedy = "name the config: --arch mmseg:config.py"
+        raise CheckpointError(request.source, "holds no config of mmsegmentation", remedy=remedy)
     return _checked(text, request.source), text
 
 
@@ -185,9 +184,8 @@ def _checked(text: str, where: object) -> Config:
 def _num_classes(request: Request) -> int | None:
     """The number that the user gave, or that the record has for a config that was run."""
     if unknown := set(request.arch_args) - {"num_classes"}:
-        raise CheckpointError(
-            f"--arch-arg {sorted(unknown)[0]}", "is no argument of a config", remedy="change the config instead"
-        )
+        where = f"--arch-arg {sorted(unknown)[0]}"
+        raise CheckpointError(where, "is no argument of a config", remedy="change the config instead")
     recorded: Any = request.arch_args.get("num_classes")
     return request.num_classes or recorded
 

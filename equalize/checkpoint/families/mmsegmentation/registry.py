@@ -15,6 +15,7 @@ from torch import nn
 
 from equalize.checkpoint.families.mmsegmentation.config import REMEDY, Config, leaves
 from equalize.errors import CheckpointError, ResourceError
+from equalize.messages import one_line
 
 _WORD = re.compile(r"[\w-]*")
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
@@ -54,9 +55,8 @@ def library() -> Any:
             importlib.import_module("mmseg.models")
             return importlib.import_module("mmseg.registry").MODELS
     except ImportError as error:
-        raise ResourceError(
-            "mmsegmentation", f"cannot be imported ({error})", remedy="pip install 'equalize[mmseg]'"
-        ) from error
+        what = f"cannot be imported ({error})"
+        raise ResourceError("mmsegmentation", what, remedy="pip install 'equalize[mmseg]'") from error
 
 
 def check_parts(model: Config, where: object) -> None:
@@ -69,9 +69,7 @@ def check_parts(model: Config, where: object) -> None:
         if key == "type" and not _is_own(registry, value):
             what = "its config names a part that is none of mmsegmentation's own"
             raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
-        if not (
-            value is None or isinstance(value, (int, float)) or (isinstance(value, str) and _WORD.fullmatch(value))
-        ):
+        if not isinstance(value, int | float | None) and not (isinstance(value, str) and _WORD.fullmatch(value)):
             what = f"its config's {key} is no plain word or number"
             raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
 
@@ -129,17 +127,13 @@ def _only_registered() -> Iterator[None]:
 def run_config(path: Path) -> dict[str, Any]:
     """Run a config file that the user named, with its bases and imports."""
     library()
-    if not path.is_file():
-        raise CheckpointError(path, "no such file", expected="a config of mmsegmentation")
     from mmengine.config import Config as Runnable
 
     try:
         with quiet():
-            config: dict[str, Any] = Runnable.fromfile(path).to_dict()
+            return dict(Runnable.fromfile(path).to_dict())
     except Exception as error:  # the user's file may raise anything
-        line = " ".join(str(error).split())[:160]
-        raise CheckpointError(path, f"cannot be run as a config ({type(error).__name__}: {line})") from error
-    return config
+        raise CheckpointError(path, f"cannot be run as a config ({one_line(error)})") from error
 
 
 def dump(config: Config) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError, ResourceError
+from equalize.messages import one_line
 
 
 def library() -> ModuleType:
@@ -22,9 +23,8 @@ def library() -> ModuleType:
     try:
         import segmentation_models_pytorch
     except ImportError as error:
-        raise ResourceError(
-            "segmentation_models_pytorch", "not installed", remedy="pip install equalize[smp]"
-        ) from error
+        remedy = "pip install equalize[smp]"
+        raise ResourceError("segmentation_models_pytorch", "not installed", remedy=remedy) from error
     return segmentation_models_pytorch  # type: ignore[no-any-return]
 
 
@@ -72,8 +72,7 @@ def reload(directory: Path) -> nn.Module:
         with contextlib.redirect_stdout(io.StringIO()):  # the Hub's mixin prints
             model: nn.Module = library().from_pretrained(str(directory), encoder_weights=None)
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(directory, f"smp.from_pretrained refuses it ({line})") from error
+        raise CheckpointError(directory, f"smp.from_pretrained refuses it ({one_line(error)})") from error
     return model.eval()
 
 
