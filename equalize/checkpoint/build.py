@@ -26,8 +26,7 @@ def seeded(seed: int) -> Iterator[None]:
 def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False, seed: int = 0) -> nn.Module:
     """Call a factory under a seed, on the CPU or on the meta device, where nothing takes memory; float32, in eval mode.
 
-    Raises:
-        CheckpointError: the factory raises, or returns something that is not a module.
+    A CheckpointError if it raises, or returns something that is not a module.
     """
     try:
         with seeded(seed):

@@ -182,9 +182,7 @@ class Checkpoint:
             overwrite: whether the directory may exist.
 
         Raises:
-            OutputError: the directory exists, or touches the source.
-            ResourceError: disk full or not writable.
-            NumericsError: a changed value does not fit its dtype on disk.
+            NumericsError: a changed value does not fit its dtype on disk. Else see `atomic_directory`.
         """
         with self.writing(directory, overwrite=overwrite) as out:
             if plan is not None:

@@ -20,8 +20,7 @@ def fit(
 ) -> Match:
     """Pair a model with tensors strictly; with ``init_missing`` some may be missing, or be of another class count.
 
-    Raises:
-        CheckpointError: a key is missing, left over or of another shape.
+    A CheckpointError for any other key that is missing, left over or of another shape.
     """
     shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     stored = {key: tensor.shape for key, tensor in tensors.items()}
@@ -44,8 +43,7 @@ def fit(
 def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tuple[str, ...]:
     """Copy the paired tensors into the model; returns the keys that keep their initialization.
 
-    Raises:
-        NumericsError: a tensor holds NaN or Inf.
+    A NumericsError if a tensor holds NaN or Inf.
     """
     check_finite({disk: weights.tensors[disk] for disk in match.on_disk.values()}, where)
     found = {key: weights.tensors[disk] for key, disk in match.on_disk.items()}
@@ -57,9 +55,7 @@ def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tup
 def only_class_count(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], num_classes: int | None) -> bool:
     """Whether shapes differ as those of a classifier with other classes do: along the first axis alone.
 
-    Args:
-        mismatched: key -> (shape in the model, shape on disk).
-        num_classes: of the model; N + 1 also counts (a class for "nothing").
+    ``mismatched`` is key -> (shape in the model, shape on disk); for ``num_classes`` N, N + 1 counts too ("nothing").
     """
     if not mismatched:
         return True
@@ -92,11 +88,7 @@ def mismatch_error(
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
-    """Stop at the first tensor with NaN or Inf.
-
-    Raises:
-        NumericsError: with the tensor's name.
-    """
+    """Stop at the first tensor with NaN or Inf, by a NumericsError with its name."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and (broken := int((~torch.isfinite(tensor)).sum())):
             raise NumericsError(where, f"tensor {key!r} holds {broken} NaN or Inf", got=f"shape {tuple(tensor.shape)}")

@@ -46,14 +46,10 @@ class Match:
 
 def strippings(keys: Iterable[str], known: Iterable[str] = ()) -> list[dict[str, str]]:
     """Ways to read the keys on disk: as they are, then with one more wrapper's prefix gone each, then each of these
-    without the names of wrappers further inside.
+    without the names of wrappers further inside, unless the network's own keys (``known``) have such a name.
 
     A known prefix is stripped when at least half of the keys carry it (a Lightning file also holds its loss), any
     other (the attribute's name in a Lightning module is free) when nine in ten do.
-
-    Args:
-        keys: on disk.
-        known: the network's own keys, which may hold such a name too, as a layer that is called ``module``.
     """
     readings = [{key: key for key in keys}]
     while (prefix := _wrapper(readings[-1])) is not None:

@@ -247,15 +247,10 @@ def written_by(directory: Path) -> Family[Any]:
 
 
 def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
-    """Load a written directory with its own library's loader, strictly, to verify it.
+    """Load a directory, as `Checkpoint.save` wrote it, with its own library's loader, strictly, to verify it.
 
-    Args:
-        directory: as `Checkpoint.save` wrote it.
-        arch: the ``--arch`` of a state dict whose architecture is the user's own code.
-        arch_args: its arguments.
-
-    Raises:
-        CheckpointError: the library does not take it, or takes only a part.
+    ``arch`` and ``arch_args`` are those of a state dict whose architecture is the user's own code. A CheckpointError if
+    the library does not take it, or takes only a part.
     """
     place = locate(Path(directory))
     request = _as_recorded(place, Request(source=str(directory), arch=arch, arch_args=dict(arch_args or {})))

@@ -80,8 +80,7 @@ def scored_output(
         chosen: by ``--output``: a key, or an index.
         num_classes: of the network, if known.
 
-    Raises:
-        SiteError: there are no logits, or several tensors that may be.
+    A SiteError if there are no logits, or several tensors that may be.
     """
     found = named_outputs(output, max(len(shape), 4))
     if not found:
@@ -155,15 +154,9 @@ def pad_images(x: Tensor, multiple: int, value: float = 0) -> Tensor:
 
 
 def logits_of_padded(logits: Callable[[Tensor], Tensor], x_NCHW: Tensor, multiple: int) -> Tensor:
-    """Logits of images (N, C, H, W) as the network gives them; of padded ones brought to their size and cropped back.
+    """Logits (N, classes, h, w) of images (N, C, H, W) as the network gives them; (N, classes, H, W) of padded ones.
 
-    Args:
-        logits: (N, C, H, W) -> (N, classes, h, w).
-        x_NCHW: of any size.
-        multiple: of which the sides must be that the network takes.
-
-    Returns:
-        (N, classes, h, w), or (N, classes, H, W) where images were padded.
+    Images whose sides are no multiples of ``multiple`` are padded, and their logits brought to their size and cropped.
     """
     padded = pad_images(x_NCHW, multiple)
     scores = logits(padded)

@@ -109,11 +109,7 @@ class Preprocess:
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, object], origin: str) -> "Preprocess":
-        """Read the fields of a transformers image processor (its ``to_dict()``).
-
-        Raises:
-            ValueError: a mean, std or size that is not usable.
-        """
+        """The fields of a transformers image processor (its ``to_dict()``); a ValueError if one is not usable."""
         normalize = bool(processor.get("do_normalize")) and processor.get("image_mean") is not None
         factor = processor.get("rescale_factor")
         rescale = _floats(factor)[0] if processor.get("do_rescale", True) and factor is not None else 1.0
@@ -143,14 +139,9 @@ class Override:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def over(self, found: Preprocess, origin: str = "") -> Preprocess:
-        """`found` with the fields that are set.
+        """`found`, of the checkpoint, with the fields that are set; `origin` says where they come from, else the flags.
 
-        Args:
-            found: of the checkpoint.
-            origin: of these fields; the flags if empty.
-
-        Raises:
-            InputError: the mean is given in other units than the pixels are rescaled to.
+        An InputError if the mean is given in other units than the pixels are rescaled to.
         """
         given = self.given()
         if not given:
@@ -169,11 +160,7 @@ class Override:
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: object) -> Self:
-        """The fields of a JSON object.
-
-        Raises:
-            InputError: it holds something else, or numbers that are not usable.
-        """
+        """The fields of a JSON object; an InputError if it holds something else, or numbers that are not usable."""
         try:
             read: dict[str, Any] = {
                 name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in content.items()

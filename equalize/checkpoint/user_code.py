@@ -22,8 +22,7 @@ __all__ = ["load_factory", "run_factory"]
 def load_factory(arch: str) -> Callable[..., nn.Module]:
     """The object behind ``path/to/file.py:Factory`` or ``package.module:Factory``.
 
-    Raises:
-        CheckpointError: no such file, module or name, or the file raises when it is run.
+    A CheckpointError if there is no such file, module or name, or the file raises when it is run.
     """
     place, _, name = arch.rpartition(":")
     path = _file(arch)
@@ -42,11 +41,7 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
 
 
 def run_factory(factory: Callable[..., nn.Module], arch: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Calls a factory, which may import more of its author's code.
-
-    Raises:
-        CheckpointError: an import fails; whatever else the factory raises propagates.
-    """
+    """Calls a factory, which may import more of its author's code; a CheckpointError if an import fails."""
     with _importable(arch):
         try:
             return factory(**arguments)

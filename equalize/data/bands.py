@@ -28,11 +28,7 @@ _REMEDY = "pip install equalize[tiff], or save it as .npy (H, W, channels)"
 
 
 def read_picture(item: Item, channels: int = 3) -> Picture:
-    """Read a picture with that many channels, upright.
-
-    Raises:
-        DataError: it cannot be read, or has another number of channels.
-    """
+    """A picture with that many channels, upright; a DataError if it has others or cannot be read."""
     name = item.name.lower()
     if name.endswith(".npy"):
         return _as_bands(load_array(item), channels, item)

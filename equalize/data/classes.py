@@ -27,14 +27,11 @@ _ADE20K_FILE = "objectInfo150.txt"
 
 
 def class_names(dataset: DataSet) -> tuple[str, ...] | None:
-    """The names that the data set brings along, by class; None where it brings none.
+    """The names that the data set brings along, by class; None where it brings none, a DataError where they are broken.
 
     A file `classes.txt`, `classes.json`, `id2label.json` (on the Hub, too) or Roboflow's `_classes.csv` comes first,
     then one with their colors, then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own
     `objectInfo150.txt`. The caller compares their number to the network's.
-
-    Raises:
-        DataError: such a file is there but cannot be read.
     """
     if dataset.is_on_hub:
         file = hub_class_names(str(dataset.place))
@@ -51,10 +48,7 @@ def class_names(dataset: DataSet) -> tuple[str, ...] | None:
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Names from a text file with one a line, from Roboflow's `Pixel Value, Class`, or from JSON: a list, or an object
-    {index: name} (or {"id2label": …}).
-
-    Raises:
-        DataError: the file cannot be read so, or leaves a class without a name.
+    {index: name} (or {"id2label": …}). A DataError where it is something else, or leaves a class without a name.
     """
     path = Path(path)
     text = read_text(path).rstrip()

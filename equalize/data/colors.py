@@ -64,11 +64,7 @@ class ColorMap:
         return replace(self, void=self.colors[voids[0]], classes=tuple(k - (k > last) for k in self.classes))
 
     def __call__(self, rgb_HW3: NDArray[np.uint8], void: int, where: object) -> NDArray[np.int64]:
-        """Colors (H, W, 3) -> classes (H, W), and `void` for the color that means none.
-
-        Raises:
-            DataError: a color has no class.
-        """
+        """Colors (H, W, 3) -> classes (H, W), `void` for the color of none; a DataError for a color without a class."""
         packed_HW = rgb_HW3.astype(np.int64) @ np.array([0x10000, 0x100, 1])
         table = dict(zip(self.colors, self.classes, strict=True)) | ({} if self.void is None else {self.void: void})
         found, place_P, counts = np.unique(packed_HW, return_inverse=True, return_counts=True)
@@ -85,10 +81,7 @@ def read_colors(path: str | Path) -> ColorMap:
     """Read colors: lines with red, green and blue (or #rrggbb), a name and maybe an index; or JSON.
 
     JSON may be {name: color}, {index: color}, {color: name or index}, or a list of colors or of {"name", "color"}.
-    Without an index the order counts.
-
-    Raises:
-        DataError: the file cannot be read so, or has a color or a class twice.
+    Without an index the order counts. A DataError for anything else, and for a color or a class that comes twice.
     """
     path = Path(path)
     text = read_text(path)

@@ -153,11 +153,7 @@ def sample(items: Sequence[_Entry], count: int | None, seed: int) -> list[_Entry
 
 
 def require_masks(dataset: DataSet) -> None:
-    """Refuse a data set in which an image has no mask.
-
-    Raises:
-        DataError: names the first such image and counts them.
-    """
+    """Refuse a data set in which an image has no mask, by a DataError with the first and their number."""
     if not dataset.masks:
         remedy = "put the images into images/ and the masks, under the same names, into masks/"
         raise DataError(dataset.root, "holds images without masks", remedy=remedy)

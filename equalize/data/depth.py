@@ -18,12 +18,7 @@ _FOUR = 4
 
 
 def with_depth(images: Sequence[Item], every: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """Images, as `Deep` where they have 16 bits a channel, and what there is to say about their files.
-
-    Args:
-        images: those of a split.
-        every: those of all splits.
-    """
+    """Images of a split, as `Deep` where those of `every` split have 16 bits, and what to say about their files."""
     notes: list[str] = []
     probes = [each for each in map(_look, _spread(every, _PROBES)) if each]
     if any(bands == _FOUR for bands, _, _ in probes):

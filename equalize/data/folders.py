@@ -19,12 +19,9 @@ _UNREAD_SUFFIXES = (
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All images and arrays under `folder`, at any depth, sorted by their relative POSIX path.
+    """All images and arrays under `folder`, at any depth, sorted by their relative POSIX path; see `walk_files`.
 
     A dangling link is listed: reading it raises an error with its name.
-
-    Raises:
-        DataError: a folder may not be read.
     """
     found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -44,7 +41,7 @@ def list_folders(folder: Path) -> list[str]:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Files of any kind under `folder`, at any depth and in no particular order.
+    """Files of any kind under `folder`, at any depth and in no particular order; a DataError if it may not be read.
 
     Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed.
     """
@@ -54,11 +51,7 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """The content of a small UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        DataError: it is missing, may not be read, or is no UTF-8.
-    """
+    """A small UTF-8 file, with or without a byte order mark; a DataError if it cannot be read so."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

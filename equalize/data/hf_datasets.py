@@ -37,13 +37,7 @@ _LONGEST = 200  # characters of what the library says
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A table, and the columns and configuration that the user chose.
-
-    Attributes:
-        place: the file, the folder or the Hub id.
-        image, label: columns.
-        config: the configuration of a data set on the Hub, or of a copy of it.
-    """
+    """A table (a file, a folder or a Hub id), and the columns and configuration that the user chose."""
 
     place: str
     image: str | None = None

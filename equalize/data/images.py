@@ -102,11 +102,7 @@ Item = Path | Cell | Deep
 
 
 def read_image(item: Item) -> Image.Image:
-    """Read a picture as RGB, 8 bits a channel, upright.
-
-    Raises:
-        DataError: it is missing, truncated, not an image, or larger than PIL's limit.
-    """
+    """A picture as RGB, 8 bits a channel, upright; a DataError if it cannot be read or exceeds PIL's limit."""
     with open_picture(item) as image:
         turned = image.getexif().get(ORIENTATION, 1)
         if (values := deep_values(image, item)) is not None:

@@ -99,14 +99,15 @@ def preflight(
     """Read a sample of pairs and check what training and scoring assume.
 
     Args:
-        dataset: opened with labels. num_classes: of the network.
+        dataset: opened with labels.
+        num_classes: of the network.
         ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
         reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
             says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
         reduced_before: whether labels were reduced when the network was trained; None if unknown.
         colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
-        samples, seed: how many pairs to read, at most, and which. channels: that the network takes.
+        samples, seed, channels: how many pairs to read, at most, and which; as how many channels.
         warn: gets a line where at most half of the network's classes can be meant.
 
     Returns:

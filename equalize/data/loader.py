@@ -80,18 +80,14 @@ class Batches(Dataset[_Loaded]):
     With one size the order of `paths` is kept. No group reaches over a multiple of `run` paths.
 
     Attributes:
-        paths: files or cells, as from `sample`.
         preprocess: with workers on a platform that does not fork, it must pickle.
         size: (H, W) handed to `preprocess`.
-        channels: that pictures are read with.
-        batch_size: the most images in a batch.
         workers: processes that read; with 0 this one does, between the batches.
         skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 or None the first bad file is an error,
             at 0 one that names --skip-bad.
         pinned: put batches into memory that a CUDA device copies from by itself.
         masks: one for each path, None where it has none; brought to the size of its image, nearest. One that cannot be
             read, or is of another size than its image, counts as none.
-        rule: how they are stored.
         run: so many paths make whole groups, whatever the batch size is.
     """
 
@@ -160,11 +156,7 @@ class Batches(Dataset[_Loaded]):
             raise ResourceError("workers", what, remedy="use fewer --workers, or none, or smaller batches") from error
 
     def check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
-        """Refuses more bad files, by name and reason, than the share that is allowed.
-
-        Raises:
-            DataError: names the first that is one too many.
-        """
+        """Refuses more bad files, by name and reason, than the share that is allowed, by a DataError."""
         # Rounded up, so that any share above 0 allows one bad image in a small folder; 1e-9 is for 0.01 * 700 > 7.
         allowed = min(math.ceil((self.skip_bad or 0) * len(self.paths) - 1e-9), len(self.paths) - 1)
         if len(skipped) > allowed:

@@ -87,11 +87,7 @@ def read_mask(item: Item, rule: LabelRule, image: Item | None = None) -> Tensor:
 
 
 def make_upright(stored_HW: Tensor, item: Item, image: Item, drawn_on: DrawnOn) -> Tensor:
-    """Turn a mask without an EXIF orientation as its image is turned, if it is drawn on the pixels as stored.
-
-    Raises:
-        DataError: whether it is cannot be told.
-    """
+    """Turn a mask without an EXIF orientation as its image if it shows the stored pixels; a DataError if unclear."""
     turned = orientation(image)
     if turned == 1 or orientation(item) != 1 or drawn_on == "upright":
         return stored_HW
@@ -136,11 +132,7 @@ def read_stored(item: Item, rule: LabelRule) -> Tensor:
 
 
 def to_classes(stored: Tensor, rule: LabelRule, item: Item) -> Tensor:
-    """The classes of stored values of a mask.
-
-    Raises:
-        DataError: it has a third value beside 0 and the foreground.
-    """
+    """The classes of stored values of a mask; a DataError for a third value beside 0 and the foreground."""
     others = stored[(stored != 0) & (stored != rule.foreground)] if rule.foreground else stored[:0]
     if others.numel():
         what = f"has label {int(others.flatten()[0])} where others have 0 and {rule.foreground} alone"
@@ -151,8 +143,7 @@ def to_classes(stored: Tensor, rule: LabelRule, item: Item) -> Tensor:
 def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Item) -> None:
     """Refuse classes (H, W), made by `rule` from the mask `path`, that are neither of `num_classes` nor ignored.
 
-    Raises:
-        DataError: with the first value that is out of range, as stored in the file.
+    The DataError has the first value that is out of range, as stored in the file.
     """
     outside = labels_HW[((labels_HW < 0) | (labels_HW >= num_classes)) & (labels_HW != rule.ignore_index)]
     if outside.numel():

@@ -112,9 +112,7 @@ def _conflict(
 def _named_masks(paths: Sequence[Path], *, whole: bool) -> set[Path]:
     """Files that a word in their names makes masks, beside pictures of the same name but for such words.
 
-    Args:
-        paths: relative to the root, in no folder of masks.
-        whole: whether masks may lie in other folders than their pictures.
+    `whole`: whether masks may lie in other folders than their pictures.
     """
     for folder_of in (lambda path: path.parent, lambda path: None)[: 1 + whole]:
         groups: dict[Path | None, list[Path]] = defaultdict(list)

@@ -19,11 +19,7 @@ _LABELS = re.compile(r"(semantic_)?(labels?|masks?|annotations?|segmentation|seg
 
 
 def find_table(choice: Choice, *, labels: bool) -> Layout | None:
-    """The layout of tables; None where the place holds none.
-
-    Raises:
-        DataError: no column holds images, or with `labels`, labels; or several do. What `load_tables` raises.
-    """
+    """The layout of tables, None where the place holds none; a DataError if it is unclear which columns are meant."""
     tables = load_tables(choice)
     if tables is None:
         return None

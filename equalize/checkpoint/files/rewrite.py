@@ -33,12 +33,8 @@ def is_other_copy(name: str) -> bool:
 def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``state`` that differ from those on disk, in the dtype they have there; new keys included.
 
-    Args:
-        weights: as read.
-        state: the model's tensors by key on disk; keys it lacks stay as they are.
-
-    Raises:
-        NumericsError: a value does not fit the dtype on disk.
+    ``state``: tensors of the model by key on disk; keys it lacks stay as they are. A NumericsError if a value does not
+    fit the dtype on disk.
     """
     floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
     usual = floats.pop() if len(floats) == 1 else None

@@ -9,11 +9,7 @@ from equalize.errors import CheckpointError
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, memory-mapped.
-
-    Raises:
-        CheckpointError: the file is truncated, damaged or of another format.
-    """
+    """All tensors of a file, memory-mapped; a CheckpointError if it is truncated, damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping

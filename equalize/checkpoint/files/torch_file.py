@@ -68,11 +68,7 @@ class TorchFile:
 
 
 def read_torch(path: Path, key: str | None = None) -> TorchFile:
-    """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
-
-    Args:
-        path: the file.
-        key: of the state dict where there are several, such as ``model_ema`` or ``checkpoint/generator``.
+    """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file; ``key``: see `Request`.
 
     Raises:
         CheckpointError: truncated, another format, a pickle with more than tensors and known objects, or a file that

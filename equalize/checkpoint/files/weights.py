@@ -128,8 +128,7 @@ def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
 def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     """The weight files of a checkpoint directory and their index, by the libraries' own order of preference.
 
-    Raises:
-        CheckpointError: no weights, several to choose from, or a missing shard.
+    A CheckpointError if there are no weights, several to choose from, or a shard is missing.
     """
     if (directory / ARCHITECTURE_FILE).is_file() and (nested := directory / "model.pth").is_file():
         return (nested,), None
@@ -150,11 +149,7 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
 
 
 def shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names.
-
-    Raises:
-        CheckpointError: it is no index, or a file is missing or lies elsewhere.
-    """
+    """The files that an index names; a CheckpointError if it is none, or a file is missing or lies elsewhere."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(index, "has no weight_map from keys to file names")
@@ -191,12 +186,7 @@ def check_readable(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: it is missing, not JSON, or not an object.
-        ResourceError: the operating system denies reading.
-    """
+    """A JSON object; a CheckpointError if the file is missing or holds none, a ResourceError if it may not be read."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:

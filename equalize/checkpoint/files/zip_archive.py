@@ -11,11 +11,7 @@ _SCRIPT_REMEDY = "save its weights instead: torch.save(torch.jit.load(FILE).stat
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive of another kind, and one whose members are larger than the file.
-
-    Raises:
-        CheckpointError: truncated, of another kind, of compressed members, or its pickle is too large.
-    """
+    """Refuse, by a CheckpointError, an archive of another kind, and one whose members are larger than the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
