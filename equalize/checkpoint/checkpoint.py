@@ -22,16 +22,6 @@ from equalize.errors import CheckpointError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
-__all__ = [
-    "PLAN_FILE",
-    "Checkpoint",
-    "read_class_names",
-    "read_maps",
-    "read_plan",
-    "write_maps",
-    "write_plan",
-]
-
 PLAN_FILE = "equalize.json"
 
 

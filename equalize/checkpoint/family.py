@@ -25,8 +25,6 @@ from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place, fetch_weights, weights_at
 
-__all__ = ["Family", "KeyMap", "Loaded", "SaveSpec", "Spec"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:

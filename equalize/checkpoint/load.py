@@ -26,8 +26,6 @@ from equalize.checkpoint.source import (
 from equalize.errors import CheckpointError
 from equalize.messages import first_of
 
-__all__ = ["ModelName", "load", "reload", "written_by"]
-
 _DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that architecture.json may not set
 
 
@@ -145,14 +143,9 @@ def _arch_forms() -> str:
 
 def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] | None:
     """The first family that claims a checkpoint; None if that depends on the weights."""
-    if place.kind == "published":
-        family = next((each for each in FAMILIES if each.claims(place, weights, replace(request, arch=None))), None)
-        if family is None:
-            raise CheckpointError(request.source, "no such file or directory")
-        if request.arch is not None:
-            raise CheckpointError(request.source, "names its architecture itself", remedy="leave --arch away")
-        return family
     family = next((each for each in FAMILIES if each.claims(place, weights, request)), None)
+    if family is None and place.kind == "published":
+        raise CheckpointError(request.source, "no such file or directory")
     if family is None and place.config and request.arch is None:
         known = " or ".join(f"{each.config_field} ({each.name})" for each in FAMILIES if each.config_field)
         raise CheckpointError(place.path / "config.json", "is of no known library", expected=known)

@@ -17,8 +17,6 @@ from torch.nn import functional as F
 
 from equalize.errors import InputError
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PREPROCESS_FILE", "Override", "Preprocess"]
-
 PREPROCESS_FILE = "preprocess.json"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -16,8 +16,6 @@ from torch import nn
 from equalize.errors import CheckpointError
 from equalize.messages import one_line
 
-__all__ = ["load_factory", "run_factory"]
-
 
 def load_factory(arch: str) -> Callable[..., nn.Module]:
     """The object behind ``path/to/file.py:Factory`` or ``package.module:Factory``.

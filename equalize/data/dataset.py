@@ -13,7 +13,8 @@ from equalize.data.depth import with_depth
 from equalize.data.folders import IMAGE_SUFFIXES, list_unread, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Deep, Item
-from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
+from equalize.data.layouts import Layout, Pairs, find_layout, split_of
+from equalize.data.naming import SPLIT_SYNONYMS
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
 from equalize.messages import first_of

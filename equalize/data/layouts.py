@@ -17,11 +17,9 @@ from pathlib import Path
 
 from equalize.data.folders import list_folders, list_images, read_text
 from equalize.data.images import Item
-from equalize.data.naming import SPLIT_SYNONYMS, read_folder
+from equalize.data.naming import read_folder
 from equalize.data.pairing import Matched, match
 from equalize.errors import DataError
-
-__all__ = ["SPLIT_SYNONYMS", "Layout", "Pairs", "find_layout", "split_of"]
 
 Pairs = Sequence[tuple[Item, Item | None]]
 """Images, each with its mask or None."""

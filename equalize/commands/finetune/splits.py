@@ -22,7 +22,7 @@ from equalize.commands.labels import (
 from equalize.commands.scan import select_sites
 from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
-from equalize.data.layouts import SPLIT_SYNONYMS
+from equalize.data.naming import SPLIT_SYNONYMS
 from equalize.data.pairs import TrainingPairs
 from equalize.errors import CheckpointError, InputError
 from equalize.messages import Notify, first_of, ignore
