@@ -1,4 +1,4 @@
-"""Lists images and subfolders of a folder and reads small text files."""
+"""Lists the images under a folder and reads small text files."""
 
 import os
 from collections.abc import Iterator
@@ -30,14 +30,6 @@ def list_images(folder: Path) -> list[Path]:
 def list_unread(folder: Path) -> list[Path]:
     """Files under `folder` of other kinds that may hold images."""
     return sorted(path for path in walk_files(folder) if path.name.lower().endswith(_UNREAD_SUFFIXES))
-
-
-def list_folders(folder: Path) -> list[str]:
-    """The names of the folders directly in `folder`, sorted; none where `folder` does not exist."""
-    if not folder.is_dir():
-        return []
-    _, names, _ = next(os.walk(folder, onerror=_refuse))
-    return sorted(name for name in names if not _is_passed_over(name))
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from equalize.data.folders import list_folders, list_images, read_text
+from equalize.data.folders import list_images, read_text
 from equalize.data.images import Item
 from equalize.data.naming import read_folder
 from equalize.data.pairing import Matched, match
@@ -59,11 +59,12 @@ def find_layout(root: Path) -> Layout:
 
 def _find_cityscapes(root: Path) -> Layout | None:
     images, masks = root / "leftImg8bit", root / "gtFine"
-    readers: Readers = {split: partial(_pair, images / split, masks / split) for split in list_folders(images)}
-    files = [path for folder in (images, masks) if folder.is_dir() for path in list_images(folder)]
-    names = {path.stem.rpartition("_")[2] for path in files}
-    if not readers or "leftImg8bit" not in names or (masks.is_dir() and not names & {"labelIds", "labelTrainIds"}):
+    pictures, labels = (list_images(folder) if folder.is_dir() else [] for folder in (images, masks))
+    names = {path.stem.rpartition("_")[2] for path in (*pictures, *labels)}
+    splits = sorted({path.relative_to(images).parts[0] for path in pictures if path.parent != images})
+    if not splits or "leftImg8bit" not in names or (labels and not names & {"labelIds", "labelTrainIds"}):
         return None
+    readers: Readers = {split: partial(_pair, images / split, masks / split) for split in splits}
     return Layout(name="cityscapes", has_masks=True, readers=readers)
 
 

@@ -65,7 +65,7 @@ def check_parts(model: Config, where: object) -> None:
     if model["type"] not in _SEGMENTORS:
         what, expected = "is no network that is supported", " or ".join(_SEGMENTORS)
         raise CheckpointError(where, what, got=str(model["type"])[:60], expected=expected)
-    for key, value in leaves({key: inner for key, inner in model.items() if key != "type"}):
+    for key, value, _ in leaves({key: inner for key, inner in model.items() if key != "type"}):
         if key == "type" and not _is_own(registry, value):
             what = "its config names a part that is none of mmsegmentation's own"
             raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
