@@ -39,22 +39,17 @@ def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, 
     floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
     usual = floats.pop() if len(floats) == 1 else None
     changed: dict[str, Tensor] = {}
-    shared: dict[tuple[object, ...], Tensor] = {}
     for key, value in state.items():
         new = value.detach().cpu()
         old = weights.tensors.get(key)
         if old is not None and old.shape == new.shape and torch.equal(old.to(new.dtype), new):
             continue
         dtype = old.dtype if old is not None else usual if usual and new.is_floating_point() else new.dtype
-        view = (value.data_ptr(), tuple(value.shape), value.stride(), dtype)
-        if view not in shared or not value.numel():
-            cast = new.to(dtype).contiguous()
-            if cast.is_floating_point() and not torch.isfinite(cast).all():
-                raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
-            # of a view torch.save would write the whole storage
-            alone = cast.untyped_storage().nbytes() == cast.nbytes
-            shared[view] = cast if alone else cast.clone()
-        changed[key] = shared[view]
+        cast = new.to(dtype).contiguous()
+        if cast.is_floating_point() and not torch.isfinite(cast).all():
+            raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
+        alone = cast.untyped_storage().nbytes() == cast.nbytes  # of a view torch.save would write the whole storage
+        changed[key] = cast if alone else cast.clone()
     return changed
 
 
