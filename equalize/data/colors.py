@@ -32,8 +32,7 @@ class ColorMap:
 
     Attributes:
         origin: the file.
-        colors: (K,) 24 bits, red first.
-        classes: (K,) the class of each.
+        colors, classes: (K,) 24 bits, red first; and the class of each.
         names: of the K colors, in their order; empty where a color has none.
         void: the color that means no class.
     """

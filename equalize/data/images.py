@@ -41,11 +41,8 @@ _AS_ARRAY = "save it with 8 or 16 bits, or as .npy and say --rescale"
 class Cell:
     """One cell of a table of Hugging Face `datasets`, which opens as a file does; nothing is read before.
 
-    Attributes:
-        table: a `datasets.Dataset` of one column in the format "arrow", memory-mapped; all cells of a column share it.
-        origin: the data set and the split, for people.
-        row: from 0.
-        column: its name.
+    `table` has one column, in the format "arrow", memory-mapped, and is shared by all its cells; `origin` is the data
+    set and the split, for people; rows count from 0.
     """
 
     table: Any = field(repr=False, compare=False)

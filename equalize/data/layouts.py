@@ -36,8 +36,6 @@ class Layout:
 
     Attributes:
         name: one of the names above, or `table`.
-        has_masks: whether it has a place for masks.
-        readers: its splits.
         matched: what was told by names; empty for a layout that leaves no choice.
     """
 

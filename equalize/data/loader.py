@@ -57,13 +57,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A fixed run of `paths` in batches.
-
-    Attributes:
-        index: its place among the groups.
-        batches: of it alone.
-        skipped: its bad files, by name, and why each could not be read.
-    """
+    """A run of `paths` in batches: its place, and its bad files by name and why each could not be read."""
 
     index: int
     batches: tuple[Batch, ...]
