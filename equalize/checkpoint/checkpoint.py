@@ -108,12 +108,9 @@ class Checkpoint:
         return logits_of_padded(lambda padded: self.scores(self.model(padded), padded), inputs, self.multiple)
 
     def scores(self, output: Any, inputs: Tensor) -> Tensor:
-        """The main output (N, classes, h, w) of all that the network returned for ``inputs``.
+        """The main output (N, classes, h, w) of all that the network returned for ``inputs``; a SiteError without one.
 
         The largest is the class; a single one stands for class 1 where it is above 0: it is given less `threshold`.
-
-        Raises:
-            SiteError: the output is none that a segmentation network gives, or one of several that may be meant.
         """
         found = self.scored(output, inputs).tensor
         return found - self.threshold if self.threshold and found.shape[1] == 1 else found

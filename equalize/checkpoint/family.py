@@ -123,9 +123,7 @@ class Family(ABC, Generic[S]):
     def open(self, place: Place, weights: Weights, request: Request) -> S:
         """Read the files and the flags; ``weights`` is empty where JSON files describe the structure.
 
-        Raises:
-            CheckpointError: it is damaged, or of no network that can be built.
-            ResourceError: the library is not installed.
+        A CheckpointError if it is of no network that can be built, a ResourceError without its library.
         """
 
     def architecture(self, out: Path) -> str:
@@ -163,12 +161,7 @@ class Family(ABC, Generic[S]):
         return tuple(_pair(model, spec, weights, replace(request, init_missing=True))[0].missing)
 
     def load(self, spec: S, weights: Weights, request: Request) -> Loaded:
-        """Build the network and fill it.
-
-        Raises:
-            CheckpointError: it cannot be built, or the weights do not fit.
-            NumericsError: the weights hold NaN or Inf.
-        """
+        """Build the network and fill it; see `fit` and `fill` for errors."""
         model = _build(spec, weights, request)
         match, notes = _pair(model, spec, weights, request)
         missing = bool(match.missing)

@@ -162,13 +162,9 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     family = _claiming(place, weights, request)
     if family is None:
         inside = place.kind == "file" and in_checkpoint(place.path)
-        raise CheckpointError(
-            request.source,
-            "state dict fits no known architecture",
-            got=f"keys such as {next(iter(weights.tensors))}",
-            remedy=f"{f'give the directory: {place.path.parent}, or ' if inside else ''}say what it is, with --arch "
-            f"{_arch_forms()}",
-        )
+        instead = f"give the directory: {place.path.parent}, or " if inside else ""
+        got, remedy = f"keys such as {next(iter(weights.tensors))}", f"{instead}say what it is, with --arch {_arch_forms()}"
+        raise CheckpointError(request.source, "state dict fits no known architecture", got=got, remedy=remedy)
     return family, place, weights
 
 

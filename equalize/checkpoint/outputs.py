@@ -28,12 +28,9 @@ class ScoredOutput:
 
 
 def named_outputs(output: Any, rank: int = 4, name: str = "") -> dict[str, Tensor]:
-    """The tensors in what a network returns that can be logits, by key or index.
+    """The tensors that can be logits in what a network returns, or a nest of it called ``name``, by key or index.
 
-    Args:
-        output: a tensor, or any nest of mappings, sequences and dataclasses.
-        rank: of the network's input, which logits share. A tensor of one axis more is several, stacked along axis 1.
-        name: of ``output`` within a nest.
+    Logits have the ``rank`` of the network's input; a tensor of one axis more is several, stacked along axis 1.
     """
     if isinstance(output, Tensor):
         if output.ndim == rank + 1 and name == "":

@@ -57,9 +57,7 @@ class Choice:
 def load_tables(choice: Choice) -> Tables | None:
     """What is in a file, in a folder (at any depth, or from `save_to_disk`) or on the Hub; None where no table is.
 
-    Raises:
-        DataError: it cannot be read, or has several configurations and none was named.
-        ResourceError: no `datasets`, no space on disk, or the Hub does not have it or cannot be reached.
+    A DataError if it cannot be read, or has several configurations and none was named; a ResourceError for the rest.
     """
     name = choice.place
     is_table = os.path.splitext(name)[1].lower() in _SUFFIXES

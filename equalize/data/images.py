@@ -59,11 +59,7 @@ class Cell:
         return f"[{self.row}].{self.column}"
 
     def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
-        """The encoded picture, byte by byte as it was stored.
-
-        Raises:
-            DataError: the cell is empty. OSError: it names a file, and that cannot be opened.
-        """
+        """The encoded picture as it was stored; a DataError for an empty cell, an OSError for a missing file."""
         stored = self.table[self.row].column(0)[0].as_py()
         if not isinstance(stored, dict):
             stored = {"bytes": stored}

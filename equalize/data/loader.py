@@ -127,9 +127,7 @@ class Batches(Dataset[_Loaded]):
     def groups(self, first: int = 0, step: int = 1) -> Generator[Group, None, None]:
         """The groups `first`, `first + step`, ...; their bad files are counted against those of this iteration alone.
 
-        Raises:
-            DataError: more files are bad than `skip_bad` allows.
-            ResourceError: a worker died.
+        A DataError if they are more than `skip_bad` allows; a ResourceError if a worker died.
         """
         skipped: list[tuple[str, str]] = []
         places = range(first, len(self), step)

@@ -50,8 +50,7 @@ class LabelRule:
     Attributes:
         ignore_index: the value of pixels that are neither trained on nor scored, before and after.
         reduce: whether 0 means ignored and class c is stored as c + 1, as in ADE20K.
-        has_void: whether 255 (and what is below 0) is ignored whatever `ignore_index` is, as in Pascal VOC and
-            Cityscapes.
+        has_void: whether 255 (and what is below 0) is ignored too, as in Pascal VOC and Cityscapes.
         foreground: the value, 255 or 65535, that is class 1 where only 0 is stored beside it; 0 if none is.
         colors: the classes of colors, where masks have colors.
         drawn_on: where an image has an EXIF orientation and its mask none: whether the mask shows the ``upright`` image
@@ -120,8 +119,7 @@ def demand_same_size(labels_HW: Tensor, item: Item, size: Sequence[int], image: 
 def read_stored(item: Item, rule: LabelRule) -> Tensor:
     """Read the stored values of a mask, (H, W) int64, those of Cityscapes as train ids and colors as classes.
 
-    Raises:
-        DataError: it is missing, damaged, a JPEG (whose compression invents labels), or has colors that no file names.
+    A DataError for what is damaged, a JPEG (whose compression invents labels), or has colors that no file names.
     """
     if item.name.lower().endswith(".npy"):
         return torch.from_numpy(_read_array(item))

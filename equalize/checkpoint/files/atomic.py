@@ -38,13 +38,8 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     An exception leaves what was there before untouched and removes the sibling. Siblings that a killed process left
     are removed by the next call for the same directory, an hour later.
 
-    Args:
-        target: the directory to make.
-        overwrite: whether it may replace a directory that exists.
-        source: a file or directory that the target must not be, hold, or lie in.
-
     Raises:
-        OutputError: the target exists, is no directory, or touches the source.
+        OutputError: the target is no directory, exists (unless ``overwrite``), or is, holds or lies in ``source``.
         ResourceError: the disk is full, or writing is denied.
     """
     out = Path(target).expanduser().absolute()

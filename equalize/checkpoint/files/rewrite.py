@@ -63,11 +63,9 @@ def write_weights(
     """Write every file again under a new name: a plain copy where none of its tensors changed.
 
     Args:
-        weights: as read.
-        changed: by key on disk; a key that is not there yet goes to the last file.
+        weights, changed: as read; and by key on disk, where a key that is not there yet goes to the last file.
         names: file read (or index) -> file to write.
-        meta: changes under ``meta`` of torch files; None removes an entry.
-        nest: the key for the state dict in torch files, with ``meta`` beside it; None leaves it where it is.
+        meta, nest: see `SaveSpec`.
     """
     file_of = {**dict.fromkeys(changed, weights.files[-1]), **weights.file_of}
     for path in weights.files:

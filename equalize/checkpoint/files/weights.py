@@ -74,8 +74,7 @@ class Weights:
 def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | None = None) -> Weights:
     """Read and check weight files; ``key`` chooses among several state dicts of a torch file.
 
-    Raises:
-        CheckpointError: a file is missing, damaged, of another format, names code to run, or holds several state dicts.
+    A CheckpointError if one is missing, damaged, of another format, names code to run, or holds several state dicts.
     """
     tensors: dict[str, Tensor] = {}
     file_of: dict[str, Path] = {}
@@ -162,12 +161,7 @@ def shards(index: Path) -> tuple[Path, ...]:
 
 
 def check_readable(path: Path) -> None:
-    """Refuse what cannot be a weight file, before any library sees it.
-
-    Raises:
-        CheckpointError: not a regular file, empty, a Git-LFS pointer, or text.
-        ResourceError: the operating system denies reading.
-    """
+    """Refuse, by a CheckpointError, what cannot be a weight file; a ResourceError if it may not be read."""
     if not path.is_file():
         raise CheckpointError(path, "is not a regular file" if path.exists() else "no such file or directory")
     try:

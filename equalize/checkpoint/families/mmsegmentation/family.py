@@ -131,21 +131,17 @@ class MMSegmentation(Family[_Spec]):
 
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """``init_model`` of mmsegmentation on the config and the weights."""
-        ours = (out / _CONFIG_FILE).is_file()
-        if repository is None:
-            named = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
-            config = out / _CONFIG_FILE if ours else named
-            code = f'model = init_model("{config}", "{out / "model.pth"}", device="cpu")'
-            return f"from mmseg.apis import init_model\n\n{code}"
-        if not ours:
-            return ""
-        at = f', revision="{revision}"' if revision else ""
-        return (
-            "from huggingface_hub import snapshot_download\n"
-            "from mmseg.apis import init_model\n\n"
-            f'path = snapshot_download("{repository}"{at})\n'
-            f'model = init_model(f"{{path}}/{_CONFIG_FILE}", f"{{path}}/model.pth", device="cpu")'
-        )
+        named = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+        config, where, imports = f'f"{{path}}/{_CONFIG_FILE}"', f'"{out}"', "from mmseg.apis import init_model\n\n"
+        if not (out / _CONFIG_FILE).is_file():
+            if repository is not None:
+                return ""
+            config = f'"{named}"'
+        if repository is not None:
+            at = f', revision="{revision}"' if revision else ""
+            where = f'snapshot_download("{repository}"{at})'
+            imports = f"from huggingface_hub import snapshot_download\n{imports}"
+        return f'{imports}path = {where}\nmodel = init_model({config}, f"{{path}}/model.pth", device="cpu")'
 
     def runs_code(self, arch: str) -> bool:
         """True if a config file is named."""

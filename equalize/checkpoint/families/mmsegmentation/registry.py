@@ -85,12 +85,10 @@ def _is_own(registry: Any, name: object) -> bool:
 
 
 def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Module]:
-    """A function that builds a network with fresh weights; nothing is downloaded.
+    """A function that builds a network with fresh weights from what `bare_model` gives; nothing is downloaded.
 
-    Args:
-        model: as `bare_model` gives it.
-        draw: initialize as mmsegmentation does before a training, not only as torch does.
-        trusted: whether parts that are not registered may be imported.
+    With ``draw`` it is initialized as mmsegmentation does before a training, not only as torch does. With ``trusted``
+    parts that are not registered may be imported.
     """
 
     def make() -> nn.Module:
