@@ -187,6 +187,8 @@ def read_json(path: Path) -> dict[str, object]:
         raise CheckpointError(path, "no such file") from error
     except OSError as error:
         raise ResourceError(path, f"cannot be read ({error.strerror})") from error
+    if raw.startswith(_LFS_POINTER):
+        raise CheckpointError(path, "is a Git-LFS pointer, not the file itself", remedy="run `git lfs pull`")
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
