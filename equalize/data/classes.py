@@ -1,13 +1,12 @@
 """Class names from a file, a table, or a well-known data set."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from equalize.data.colors import first_color_file, read_colors, unwrapped
 from equalize.data.dataset import DataSet
-from equalize.data.folders import read_text
+from equalize.data.folders import first_file, read_text
 from equalize.data.hf_datasets import hub_class_names
 from equalize.errors import DataError
 
@@ -36,12 +35,12 @@ def class_names(dataset: DataSet) -> tuple[str, ...] | None:
     if dataset.is_on_hub:
         file = hub_class_names(str(dataset.place))
         return read_class_names(file) if file else None
-    if file := _first_file(folder / name for folder in dataset.folders for name in _FILES):
+    if file := first_file(folder / name for folder in dataset.folders for name in _FILES):
         return read_class_names(file)
     if (file := first_color_file(dataset.folders)) and (names := read_colors(file).by_class):
         return names
     if dataset.layout == "ade20k":
-        table = _first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
+        table = first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
         return _read_ade20k_table(table) if table else None
     return {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}.get(dataset.layout)
 
@@ -58,10 +57,6 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     if not names or not all(names):
         raise DataError(path, "leaves a class without a name", expected="one name a line, for class 0, 1, ...")
     return names
-
-
-def _first_file(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
 
 
 def _name_in(entry: dict[str, Any]) -> Any:

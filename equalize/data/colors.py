@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from equalize.data.folders import read_text
+from equalize.data.folders import first_file, read_text
 from equalize.errors import DataError
 
 COLOR_FILES = (
@@ -97,8 +97,7 @@ def read_colors(path: str | Path) -> ColorMap:
 
 def first_color_file(folders: Sequence[Path]) -> Path | None:
     """The first of the usual files in these folders that names colors."""
-    paths = (folder / name for folder in folders for name in COLOR_FILES)
-    return next((path for path in paths if path.is_file()), None)
+    return first_file(folder / name for folder in folders for name in COLOR_FILES)
 
 
 _Row = tuple[int | None, int | None, str]

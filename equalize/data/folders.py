@@ -1,7 +1,7 @@
 """Lists the images under a folder and reads small text files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from equalize.errors import DataError
@@ -40,6 +40,11 @@ def walk_files(folder: Path) -> Iterator[Path]:
     for here, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not _is_passed_over(name))
         yield from (Path(here, name) for name in files if not _is_passed_over(name))
+
+
+def first_file(paths: Iterable[Path]) -> Path | None:
+    """The first of these paths that is a file."""
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_text(path: Path) -> str:

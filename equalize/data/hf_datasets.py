@@ -60,7 +60,7 @@ def load_tables(choice: Choice) -> Tables | None:
     A DataError if it cannot be read, or has several configurations and none was named; a ResourceError for the rest.
     """
     name = choice.place
-    is_table = os.path.splitext(name)[1].lower() in _SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
     if os.path.isdir(name):
         folder = os.path.abspath(name)  # a relative name might be one of the library's own, such as "csv"
         saved = any(os.path.isfile(os.path.join(folder, file)) for file in _SAVED)
@@ -69,11 +69,10 @@ def load_tables(choice: Choice) -> Tables | None:
             with _library(name) as datasets:
                 loaded = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder, choice.config)
                 return _by_split(loaded)
-    elif os.path.isfile(name) and is_table:
+    elif os.path.isfile(name) and suffix in _SUFFIXES:
         with _library(name) as datasets:
-            kind = os.path.splitext(name)[1].lower().removeprefix(".")
-            return {None: datasets.load_dataset(kind, data_files=name, split="train")}
-    elif HUB_ID.fullmatch(name) and not is_table and not os.path.lexists(name):
+            return {None: datasets.load_dataset(suffix.removeprefix("."), data_files=name, split="train")}
+    elif HUB_ID.fullmatch(name) and suffix not in _SUFFIXES and not os.path.lexists(name):
         return _load_from_hub(name, choice.config)
     return None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from equalize.data.folders import list_images, read_text
+from equalize.data.folders import first_file, list_images, read_text
 from equalize.data.images import Item
 from equalize.data.naming import read_folder
 from equalize.data.pairing import Matched, match
@@ -73,7 +73,7 @@ def _pair(images: Path, masks: Path) -> _Files:
         if image.stem.endswith("_leftImg8bit"):
             stem = masks / image.relative_to(images).with_name(image.stem.removesuffix("_leftImg8bit"))
             named = (stem.with_name(f"{stem.name}_gtFine_{which}.png") for which in ("labelTrainIds", "labelIds"))
-            pairs.append((image, next((mask for mask in named if mask.is_file()), None)))
+            pairs.append((image, first_file(named)))
     return pairs
 
 
