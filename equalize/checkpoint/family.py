@@ -143,8 +143,8 @@ class Family(ABC, Generic[S]):
         return place
 
     def needs_weights(self, place: Place, request: Request) -> bool:
-        """Whether the structure can be known from the weights alone."""
-        return request.arch is not None or not place.described
+        """Whether the structure can be known from the weights alone; else a config or its publisher describes it."""
+        return request.arch is not None or not (place.config or place.library)
 
     def outline(self, spec: S, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """The network on the meta device, and notes; keys and shapes must fit as far as there are any."""

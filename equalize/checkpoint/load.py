@@ -85,7 +85,10 @@ class ModelName(Request):
         place = locate(self.source)
         demand_directory(place)
         plan_json = read_plan(place.path)
-        request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
+        request = _as_recorded(place, self)
+        recorded_output = (place.record or {}).get("output") or (plan_json or {}).get("logits")
+        if request.output is None and recorded_output:
+            request = replace(request, output=str(recorded_output))
         family = _claiming(place, NO_WEIGHTS, request)
         found = NO_WEIGHTS
         missing: tuple[str, ...] = ()
@@ -184,12 +187,6 @@ def _as_recorded(place: Place, request: Request) -> Request:
         remedy = f"name that code again: --arch {named}"
         raise CheckpointError(place.path, "was built by code outside it", remedy=remedy)
     return replace(request, arch=arch, arch_args=arguments)
-
-
-def _with_recorded_output(request: Request, place: Place, plan: Mapping[str, object] | None) -> Request:
-    """The request with the output that is recorded beside the weights, unless the caller names one."""
-    recorded = (place.record or {}).get("output") or (plan or {}).get("logits")
-    return replace(request, output=str(recorded)) if request.output is None and recorded else request
 
 
 def _with_choices(save: SaveSpec, request: Request) -> SaveSpec:

@@ -49,11 +49,6 @@ class Place:
     record: Mapping[str, object] | None = None
     """Content of ``architecture.json``, which equalize writes beside a state dict."""
 
-    @property
-    def described(self) -> bool:
-        """Whether a JSON file beside the weights describes the network."""
-        return bool(self.config or self.library)
-
 
 def locate(source: str | Path) -> Place:
     """Find MODEL. Of a Hub id, only the small files are downloaded: see `fetch_weights`.

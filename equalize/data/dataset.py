@@ -86,7 +86,8 @@ class DataSet:
         items = [item for item in (*self.images, *self.masks) if item is not None]
         items = [item.item if isinstance(item, Deep) else item for item in items]
         paths = sorted(item for item in items if isinstance(item, Path))
-        facts = [f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n" for path in paths]
+        sizes = (path.stat().st_size if path.exists() else -1 for path in paths)  # -1: a dangling link
+        facts = [f"{path.relative_to(self.root).as_posix()}\0{size}\n" for path, size in zip(paths, sizes, strict=True)]
         facts += sorted({f"{item.column}\0{item.table._fingerprint}\n" for item in items if isinstance(item, Cell)})
         return hashlib.sha256("".join(facts).encode(errors="surrogateescape")).hexdigest()
 
@@ -212,7 +213,7 @@ def _under(root: Path, item: Item) -> str:
 
 
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
-    splits = layout.splits
+    splits = [split for split in layout.readers if split is not None]
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
     found: list[str] = []
     for name in (wanted,) if wanted else preferred:
@@ -234,13 +235,6 @@ def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
         return DataError(root, f"has no rows ({place})")
     what = f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})"
     return DataError(root, what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1  # a dangling link: it counts by its name, and reading it raises the error
 
 
 def _counted(count: int, noun: str) -> str:

@@ -44,11 +44,6 @@ class Layout:
     readers: Readers
     matched: Matched = field(default_factory=Matched)
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits; empty where there are none."""
-        return tuple(split for split in self.readers if split is not None)
-
 
 def find_layout(root: Path) -> Layout:
     """The most specific layout that fits the folder `root`."""

@@ -68,7 +68,7 @@ def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
     keys: list[list[str]] = [[], [], []]
     for depth, part in enumerate(parts):
         found = words(part)
-        kind = role_of(found)
+        kind = "masks" if _MASKS.intersection(found) else "pictures" if _PICTURES.intersection(found) else ""
         plain = [] if kind else [part]
         named = [word for word in (found if kind else plain) if word.lower() in _CANONICAL]
         if split is None and named:
@@ -80,11 +80,6 @@ def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
         keys[1] += splits or [part.lower() for part in plain]
         keys[2] += splits
     return Folder(role=role, split=split, keys=(*map(tuple, keys), ()))
-
-
-def role_of(found: Sequence[str]) -> str:
-    """``masks``, ``pictures`` or nothing, by the words of a name."""
-    return "masks" if _MASKS.intersection(found) else "pictures" if _PICTURES.intersection(found) else ""
 
 
 @cache
