@@ -61,12 +61,7 @@ def _parts(output: Any) -> Sequence[tuple[str, Any]]:
 
 
 def scored_output(
-    output: Any,
-    architecture: str,
-    shape: Sequence[int],
-    *,
-    chosen: str | None = None,
-    num_classes: int | None = None,
+    output: Any, architecture: str, shape: Sequence[int], *, chosen: str | None = None, num_classes: int | None = None
 ) -> ScoredOutput:
     """The output that is scored, of all that a network returns.
 

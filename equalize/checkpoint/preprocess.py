@@ -101,9 +101,7 @@ class Preprocess:
         return f"{order}, {size}{scale}, mean {mean}, std {std} ({self.origin})"
 
     def __str__(self) -> str:
-        return (
-            f"{self.numbers}; assumed: if it was trained otherwise, say so, {_FLAGS}" if self.assumed else self.numbers
-        )
+        return self.numbers + f"; assumed: if it was trained otherwise, say so, {_FLAGS}" * self.assumed
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, object], origin: str) -> "Preprocess":
@@ -160,12 +158,11 @@ class Override:
     def read(cls, content: Mapping[str, Any], where: object) -> Self:
         """The fields of a JSON object; an InputError if it holds something else, or numbers that are not usable."""
         try:
-            read: dict[str, Any] = {
+            given: dict[str, Any] = {
                 name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in content.items()
             }
-            override = cls(**read)
-            factor = 1.0 if override.rescale is None else float(override.rescale)
-            numbers = [*(override.mean or ()), *(override.std or ()), factor]
+            override = cls(**given)
+            numbers = [*(override.mean or ()), *(override.std or ()), given.get("rescale") or 1.0]
             if not all(map(math.isfinite, numbers)) or 0 in (override.std or ()):
                 raise ValueError("numbers that are not usable")
             if override.channels not in (None, "RGB", "BGR"):
