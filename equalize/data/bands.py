@@ -18,6 +18,7 @@ from torch import Tensor
 
 from equalize.data.images import Item, load_array, open_picture, read_image
 from equalize.errors import DataError
+from equalize.messages import one_line
 
 Picture = Image.Image | Tensor
 """An image of PIL, or bands (C, H, W): uint8, or float32 of any range."""
@@ -74,7 +75,7 @@ def _load_tiff(item: Item) -> NDArray[np.generic]:
     except MemoryError:
         raise
     except Exception as error:  # tifffile's own errors, and those of its decoders
-        raise DataError(item, f"cannot be read as a TIFF ({' '.join(str(error).split())[:160]})") from error
+        raise DataError(item, f"cannot be read as a TIFF ({one_line(error)})") from error
     return array
 
 

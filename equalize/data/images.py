@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from equalize.errors import DataError
+from equalize.messages import one_line
 
 ORIENTATION = 0x0112  # of EXIF
 QUARTER_TURNS = range(5, 9)
@@ -208,7 +209,7 @@ def load_array(item: Item) -> NDArray[np.generic]:
     except MemoryError:
         raise
     except Exception as error:  # OSError, ValueError, EOFError, SyntaxError in a header
-        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())[:160]})") from error
+        raise DataError(item, f"cannot be read as an array ({one_line(error)})") from error
     if not isinstance(array, np.ndarray):
         raise DataError(item, "holds several arrays", expected="one array (H, W, channels)")
     return array

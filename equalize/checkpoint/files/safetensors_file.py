@@ -6,6 +6,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from equalize.errors import CheckpointError
+from equalize.messages import one_line
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -14,8 +15,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        what = f"is truncated or damaged, or no safetensors file ({line[:160]})"
+        what = f"is truncated or damaged, or no safetensors file ({one_line(error)})"
         raise CheckpointError(path, what, remedy="download it again; torch.save's need the suffix .pth") from error
 
 

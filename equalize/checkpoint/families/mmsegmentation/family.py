@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class MMSegmentation(Family[_Spec]):
         there = _head(model).get("num_classes")
         return _Spec(
             architecture=_architecture(model),
-            make=registry.builder(model, draw=request.init_missing, trusted=trusted),
+            make=partial(registry.build, model, draw=request.init_missing, trusted=trusted),
             preprocess=preprocessing(config),
             classes=names if names and len(names) == there else None,
             palette=colors if colors and len(colors) == there else None,

@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +84,23 @@ def _is_own(registry: Any, name: object) -> bool:
     return False
 
 
-def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Module]:
-    """A function that builds a network with fresh weights from what `bare_model` gives; nothing is downloaded.
+def build(model: Config, *, draw: bool, trusted: bool) -> nn.Module:
+    """A network with fresh weights from what `bare_model` gives; nothing is downloaded.
 
     With ``draw`` it is initialized as mmsegmentation does before a training, not only as torch does. With ``trusted``
     parts that are not registered may be imported.
     """
+    registry = library()
+    from mmengine import ConfigDict  # some parts read their options as attributes
+    from mmengine.model import revert_sync_batchnorm
 
-    def make() -> nn.Module:
-        registry = library()
-        from mmengine import ConfigDict  # some parts read their options as attributes
-        from mmengine.model import revert_sync_batchnorm
-
-        guard = contextlib.nullcontext() if trusted else _only_registered()
-        with quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
-            network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
-            if draw:
-                network.init_weights()
-            reverted: nn.Module = revert_sync_batchnorm(network)
-        return reverted
-
-    return make
+    guard = contextlib.nullcontext() if trusted else _only_registered()
+    with quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
+        network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
+        if draw:
+            network.init_weights()
+        reverted: nn.Module = revert_sync_batchnorm(network)
+    return reverted
 
 
 @contextlib.contextmanager
