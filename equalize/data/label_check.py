@@ -31,7 +31,7 @@ ReduceLabels = Literal["auto", "yes", "no"]
 
 _ADE20K_CLASSES = 150
 _BINARY = 2
-_FEW_MASKS = 8
+_FEW_MASKS, _PAIRS = 8, 64  # that are looked at
 _VOID = 255
 
 
@@ -91,8 +91,6 @@ def preflight(
     colors: ColorMap | None = None,
     drawn_on: DrawnOn = "auto",
     rule: LabelRule | None = None,
-    samples: int = 64,
-    seed: int = 0,
     channels: int = 3,
     warn: Notify = ignore,
 ) -> tuple[LabelRule, str]:
@@ -107,7 +105,7 @@ def preflight(
         reduced_before: whether labels were reduced when the network was trained; None if unknown.
         colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
-        samples, seed, channels: how many pairs to read, at most, and which; as how many channels.
+        channels: that pictures are read with.
         warn: gets a line where at most half of the network's classes can be meant.
 
     Returns:
@@ -117,7 +115,7 @@ def preflight(
     followed = rule
     if rule is None:
         rule = _given_rule(dataset, ignore_index, colors and colors.for_classes(num_classes), drawn_on)
-    pairs = sample(dataset.with_masks(), samples, seed)
+    pairs = sample(dataset.with_masks(), _PAIRS, 0)
     rule, turned = _settle_drawn_on(rule, pairs)
     stored = {mask: _read_pair(image, mask, rule, channels) for image, mask in pairs}
     reason = "labels as in the split that is trained on"

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from equalize.data.bands import Picture, picture_size, read_picture
@@ -187,11 +188,7 @@ class Batches(Dataset[_Loaded]):
                 read_HW = read_mask(mask, self.rule, self.paths[index])
                 if tuple(read_HW.shape) == picture_size(picture):
                     stored_HW = read_HW.masked_fill(read_HW == self.rule.ignore_index, -1).clamp(-1, _LARGEST_LABEL)
-        y_H, x_W = (
-            (2 * torch.arange(side) + 1) * length // (2 * side)
-            for side, length in zip(sides, stored_HW.shape, strict=True)
-        )
-        return stored_HW[y_H.unsqueeze(1), x_W].short()
+        return F.interpolate(stored_HW[None, None].float(), tuple(sides), mode="nearest-exact")[0, 0].short()
 
     def _load(self, places: range) -> "DataLoader[_Loaded]":
         """Reads these groups, in order; a worker's next one is read while the last one is computed with."""
