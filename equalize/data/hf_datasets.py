@@ -10,10 +10,8 @@ The name of a table may end with a choice of columns and of a configuration:
 """
 
 import errno
-import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,30 +123,18 @@ def _by_split(loaded: Any) -> Tables:
 
 @contextmanager
 def _library(where: object, *, hub: tuple[str, str] | None = None) -> Iterator[ModuleType]:
-    """The library, which is an extra, without its warnings and, off a terminal, its progress bars.
-
-    `hub` says, if the data set is there, why it may be out of reach, and what to do then.
-    """
+    """The library, which is an extra, its errors as ours; `hub`: why the Hub may be out of reach, and what to do then."""
     try:
         import datasets
-        from datasets import logging as its_logging
     except ImportError as error:
         what = "cannot be read without the library datasets"
         raise ResourceError(where, what, remedy="pip install equalize[datasets]") from error
-    verbosity, bars = its_logging.get_verbosity(), datasets.is_progress_bar_enabled()
-    its_logging.set_verbosity(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     try:
         yield datasets
     except (EqualizeError, MemoryError):
         raise
     except Exception as error:  # what parquet, arrow, fsspec, the Hub's client and the library itself raise
         raise _explained(where, error, hub=hub) from error
-    finally:
-        its_logging.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()
 
 
 def _explained(where: object, error: Exception, *, hub: tuple[str, str] | None) -> EqualizeError:

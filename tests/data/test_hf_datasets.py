@@ -69,7 +69,7 @@ def ask(home: Path, *names: str, **environment: str) -> list[str]:
         text=True,
         timeout=120,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 

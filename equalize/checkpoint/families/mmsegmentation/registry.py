@@ -3,11 +3,10 @@
 import contextlib
 import copy
 import importlib
-import io
-import logging
 import re
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from equalize.checkpoint.families.mmsegmentation.config import REMEDY, Config, l
 from equalize.errors import CheckpointError, ResourceError
 from equalize.messages import one_line
 
+_quiet = partial(warnings.catch_warnings, action="ignore")  # mm libraries warn about what is not installed
 _WORD = re.compile(r"[\w-]*")
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
 # Modules whose registered classes a config of unknown origin may name. TIMMBackbone, VPD and CLIPTextEncoder are
@@ -36,22 +36,10 @@ _LEFT_OUT = (
 )
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences mm libraries, which warn about missing parts on import and log to stdout."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def library() -> Any:
     """The registry of models of mmsegmentation, which is an extra."""
     try:
-        with quiet():
+        with _quiet():
             importlib.import_module("mmseg.models")
             return importlib.import_module("mmseg.registry").MODELS
     except ImportError as error:
@@ -95,7 +83,7 @@ def build(model: Config, *, draw: bool, trusted: bool) -> nn.Module:
     from mmengine.model import revert_sync_batchnorm
 
     guard = contextlib.nullcontext() if trusted else _only_registered()
-    with quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
+    with _quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
         network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
         if draw:
             network.init_weights()
@@ -124,7 +112,7 @@ def run_config(path: Path) -> dict[str, Any]:
     from mmengine.config import Config as Runnable
 
     try:
-        with quiet():
+        with _quiet():
             return dict(Runnable.fromfile(path).to_dict())
     except Exception as error:  # the user's file may raise anything
         raise CheckpointError(path, f"cannot be run as a config ({one_line(error)})") from error
@@ -134,5 +122,5 @@ def dump(config: Config) -> str:
     """The text of a config as mmengine writes it: assignments of plain values."""
     from mmengine.config import Config as Runnable
 
-    with quiet():
+    with _quiet():
         return str(Runnable(dict(config)).pretty_text)
