@@ -190,7 +190,8 @@ class Family(ABC, Generic[S]):
 
     def with_preprocess(self, save: SaveSpec, preprocess: Preprocess) -> SaveSpec:
         """The spec with a preprocessing that the user gave; in ``preprocess.json``, which `load` reads."""
-        return replace(save, texts={**save.texts, PREPROCESS_FILE: Override.of(preprocess).to_text()})
+        text = json.dumps(Override.of(preprocess).given(), indent=2)
+        return replace(save, texts={**save.texts, PREPROCESS_FILE: f"{text}\n"})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
         """Load what was written, strictly, by the library's own loader, to verify it.

@@ -3,7 +3,6 @@
 `Override` is what the user says of it, and what equalize keeps beside weights whose format has no place for it.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -176,10 +175,6 @@ class Override:
     def of(cls, preprocess: Preprocess) -> Self:
         """All fields of a preprocessing."""
         return cls(**{each.name: getattr(preprocess, each.name) for each in fields(cls)})
-
-    def to_text(self) -> str:
-        """The content of ``preprocess.json``."""
-        return json.dumps(self.given(), indent=2) + "\n"
 
 
 def _floats(values: object) -> tuple[float, ...]:

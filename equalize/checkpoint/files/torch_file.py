@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
-from equalize.checkpoint.files.zip_archive import check_archive, pickled
+from equalize.checkpoint.files.zip_archive import check_archive
 from equalize.errors import CheckpointError
 
 NESTS = (
@@ -115,7 +115,8 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 def _remedy(path: Path) -> str:
     """How to get at the weights: for a file that holds a state dict beside the code, the line that takes it out."""
-    strings = pickled(path)
+    with path.open("rb") as file:
+        strings = file.read(1 << 20)  # with the first keys of the pickle, in a zip file as well
     for key in ("state_dict", "model_state_dict", "network_weights"):
         if b"X" + len(key).to_bytes(4, "little") + key.encode() in strings:  # BINUNICODE, as torch.save pickles keys
             line = f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pth')"

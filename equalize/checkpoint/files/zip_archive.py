@@ -1,6 +1,5 @@
 """The directory of a zip file that torch.save wrote, checked before anything is unpickled."""
 
-import contextlib
 import zipfile
 from pathlib import Path
 
@@ -32,10 +31,3 @@ def check_archive(path: Path) -> None:
     if pickled > _LARGEST_PICKLE:
         what, expected = f"holds a pickle of {pickled} bytes beside its tensors", f"at most {_LARGEST_PICKLE}"
         raise CheckpointError(path, what, expected=expected, remedy="save the state dict alone with torch.save")
-
-
-def pickled(path: Path) -> bytes:
-    """The pickle in a file that `check_archive` let pass; of any other file, or a damaged one, nothing."""
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return next((archive.read(each) for each in archive.namelist() if each.endswith("/data.pkl")), b"")
-    return b""
