@@ -76,9 +76,12 @@ def write_weights(
             continue
         kept = {key: tensor for key, tensor in weights.tensors.items() if file_of[key] == path}
         if torch_file:
-            _rewrite_torch(
-                read_torch(path, weights.key), names[path], kept if weights.renamed else None, mine, meta, nest
-            )
+            file = read_torch(path, weights.key)
+            if weights.renamed:
+                for key in file.state:
+                    del file.mapping[key]
+            file.mapping.update({**(kept if weights.renamed else {}), **mine})
+            _save_torch(file, names[path], meta, nest)
         else:
             _save_safetensors({**kept, **mine}, names[path], read_metadata(path))
     if weights.index is not None:
@@ -91,19 +94,7 @@ def write_weights(
         names[weights.index].write_text(text + "\n", encoding="utf-8")
 
 
-def _rewrite_torch(
-    file: TorchFile,
-    target: Path,
-    renamed: Mapping[str, Tensor] | None,
-    changed: Mapping[str, Tensor],
-    meta: Mapping[str, object],
-    nest: str | None,
-) -> None:
-    if renamed is not None:
-        for key in file.state:
-            del file.mapping[key]
-        file.mapping.update(renamed)
-    file.mapping.update(changed)
+def _save_torch(file: TorchFile, target: Path, meta: Mapping[str, object], nest: str | None) -> None:
     content = file.content if nest is None or file.nest == (nest,) else {nest: file.state}
     if file.meta or nest is not None:
         merged = {**file.meta, **meta}

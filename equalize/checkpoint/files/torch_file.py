@@ -138,7 +138,8 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
 def _find_states(path: Path, content: object, key: str | None) -> list[_Way]:
     """The key path of the state dict that is read, and those of others that are left as they are."""
     every = _states(content, _DEEPEST_NEST)
-    named = sorted(filter(_is_known, every), key=lambda way: [NESTS.index(name) for name in way])
+    named = [way for way in every if {*way} <= {*NESTS}]
+    named.sort(key=lambda way: [NESTS.index(name) for name in way])
     ways = named + [way for way in every if way not in named and _has_layers(_at(content, way))]
     chosen = ways[:1] if named else ways
     if key is not None:
@@ -167,10 +168,6 @@ def _states(content: object, depth: int) -> list[_Way]:
     found = [(key, *way) for key, value in named for way in _states(value, depth - 1)]
     most = max((_size(_at(content, way)) for way in found), default=1)
     return found if any(way[0] in NESTS for way in found) or _size(content) < most else [()]
-
-
-def _is_known(way: _Way) -> bool:
-    return all(name in NESTS for name in way)
 
 
 def _has_layers(state: Mapping[str, Any]) -> bool:
