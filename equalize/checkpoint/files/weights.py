@@ -173,10 +173,9 @@ def check_readable(path: Path) -> None:
         raise CheckpointError(path, "is empty")
     if head.startswith(_LFS_POINTER):
         raise CheckpointError(path, "is a Git-LFS pointer, not the weights", remedy="run `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(path, "is an HTML page, not weights", remedy="download the file itself")
-    if all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
-        raise CheckpointError(path, "is text, not weights")
+    is_html = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
+    if is_html or all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
+        raise CheckpointError(path, "is an HTML page or other text, not weights", remedy="download the file itself")
 
 
 def read_json(path: Path) -> dict[str, object]:
