@@ -116,11 +116,7 @@ class Checkpoint:
         return found - self.threshold if self.threshold and found.shape[1] == 1 else found
 
     def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
-        """The checkpoint with what a run shows: which output is scored, and whether it holds probabilities.
-
-        Raises:
-            SiteError: see `scores`.
-        """
+        """The checkpoint with what a run shows, which output is scored and whether as probabilities; see `scores`."""
         with eval_mode(self.model), Activations() as seen:
             output = self.model(inputs)
             scored = self.scored(output, inputs)
@@ -243,9 +239,4 @@ def read_maps(plan: Path) -> dict[str, Tensor]:
 def read_class_names(directory: Path) -> tuple[str, ...] | None:
     """The class names in the file that `Checkpoint.save` wrote beside the weights: {"0": "road", ...}."""
     path = directory / CLASS_NAMES_FILE
-    if not path.is_file():
-        return None
-    names = list(read_json(path).values())
-    if not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...}')
-    return tuple(map(str, names))
+    return (tuple(map(str, read_json(path).values())) or None) if path.is_file() else None

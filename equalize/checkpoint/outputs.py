@@ -66,8 +66,7 @@ def scored_output(
     """The output that is scored, of all that a network returns.
 
     Args:
-        output: what it returned.
-        architecture: its name, for errors.
+        output, architecture: what it returned, and its name, for errors.
         shape: of its input, (N, C, H, W).
         chosen: by ``--output``: a key, or an index.
         num_classes: of the network, if known.

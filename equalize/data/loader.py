@@ -32,10 +32,7 @@ _Stack = tuple[list[int], Tensor, Tensor | None]
 """A batch as it comes from a worker: indices into `paths`, for cells need not travel back; images and labels."""
 
 _Loaded = tuple[list[_Stack], list[tuple[int, EqualizeError]]]
-"""A group as it comes from a worker, batches and failures.
-
-Our errors are returned as values: torch would carry only their message from a worker.
-"""
+"""A group as it comes from a worker, batches and failures: of an error that is raised, only the message would come."""
 
 _BATCHES_A_GROUP = 4
 _LARGEST_LABEL = 2**15 - 1  # of what labels are kept in
