@@ -138,8 +138,7 @@ class Checkpoint:
 
     def scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
         """See `scored_output`."""
-        chosen, number = self.output, self.num_classes
-        return scored_output(output, self.architecture, inputs.shape, chosen=chosen, num_classes=number)
+        return scored_output(output, self.architecture, inputs.shape, chosen=self.output, num_classes=self.num_classes)
 
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""

@@ -71,12 +71,11 @@ def _load_tiff(item: Item) -> NDArray[np.generic]:
 
     try:
         with item.open("rb") as file:
-            array: NDArray[np.generic] = tifffile.imread(BytesIO(file.read()))
+            return np.asarray(tifffile.imread(BytesIO(file.read())))
     except MemoryError:
         raise
     except Exception as error:  # tifffile's own errors, and those of its decoders
         raise DataError(item, f"cannot be read as a TIFF ({one_line(error)})") from error
-    return array
 
 
 def _load_bands(item: Item) -> NDArray[np.generic]:

@@ -14,7 +14,7 @@ from equalize.data.folders import IMAGE_SUFFIXES, list_unread, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Deep, Item
 from equalize.data.layouts import Layout, Pairs, find_layout, split_of
-from equalize.data.naming import SPLIT_SYNONYMS
+from equalize.data.naming import canonical_split
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
 from equalize.messages import first_of
@@ -215,10 +215,10 @@ def _under(root: Path, item: Item) -> str:
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
     splits = [split for split in layout.readers if split is not None]
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
-    found: list[str] = []
-    for name in (wanted,) if wanted else preferred:
-        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name.lower() in names), ())
-        found += [split for each in (name, *synonyms) for split in splits if split.lower() == each.lower()]
+    if wanted in splits:
+        return wanted
+    names = [canonical_split(name) for name in ((wanted,) if wanted else preferred)]
+    found = [split for name in names for split in splits if canonical_split(split) == name]
     if found and labels and wanted is None:  # a test split often comes without masks
         return next((split for split in found if any(mask for _, mask in layout.readers[split]())), found[0])
     if found:

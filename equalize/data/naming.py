@@ -10,15 +10,10 @@ from functools import cache
 from itertools import takewhile
 from pathlib import PurePath
 
-SPLIT_SYNONYMS = (
-    ("train", "training", "tr"),
-    ("val", "valid", "validation", "dev"),
-    ("test", "testing", "ts"),
-    ("trainval",),
-)
+_SYNONYMS = ("train training tr", "val valid validation dev", "test testing ts", "trainval")
+_CANONICAL = {name: names.split()[0] for names in _SYNONYMS for name in names.split()}
 """Names that data sets give to the same split."""
 
-_CANONICAL = {name: names[0] for names in SPLIT_SYNONYMS for name in names}
 _MASK_WORDS = """
 mask masks annotation annotations annot annots ann anns anno annos label labels lbl lbls labelmap labelmaps gt gts
 groundtruth groundtruths truth seg segs segmap segmaps segmask segmasks segmentation segmentations semantic semantics
@@ -59,6 +54,11 @@ class Folder:
     role: str
     split: str | None
     keys: tuple[tuple[str, ...], ...]
+
+
+def canonical_split(name: str) -> str:
+    """``train``, ``val``, ``test`` or ``trainval`` for their synonyms; another name in lower case."""
+    return _CANONICAL.get(name.lower(), name.lower())
 
 
 @cache
