@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.activations import THRESHOLDS, Activations
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
+from equalize.checkpoint.files.atomic import atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
@@ -217,12 +217,6 @@ def write_plan(plan: _Plan, directory: Path) -> None:
     _write_json(plan.to_json(), directory / PLAN_FILE)
 
 
-def read_plan(directory: Path) -> dict[str, Any] | None:
-    """The content of ``equalize.json`` in a directory, None if there is none."""
-    path = directory / PLAN_FILE
-    return read_json(path) if path.is_file() else None
-
-
 def write_maps(maps: Mapping[str, Tensor], plan: Path) -> None:
     """Writes a plan's matrices, by layer, beside the plan: ``equalize.safetensors``; no file for none."""
     if maps:
@@ -233,9 +227,3 @@ def read_maps(plan: Path) -> dict[str, Tensor]:
     """What `write_maps` wrote beside a plan, empty if it wrote nothing."""
     path = plan.with_suffix(".safetensors")
     return read_safetensors(path) if path.is_file() else {}
-
-
-def read_class_names(directory: Path) -> tuple[str, ...] | None:
-    """The class names in the file that `Checkpoint.save` wrote beside the weights: {"0": "road", ...}."""
-    path = directory / CLASS_NAMES_FILE
-    return (tuple(map(str, read_json(path).values())) or None) if path.is_file() else None

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_class_names, read_maps, read_plan
+from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_maps
 from equalize.checkpoint.families import FAMILIES, family_of_arch
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import is_training_state
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
@@ -84,7 +84,8 @@ class ModelName(Request):
         _check(self)
         place = locate(self.source)
         demand_directory(place)
-        plan_json = read_plan(place.path)
+        plan = place.path / PLAN_FILE
+        plan_json = read_json(plan) if plan.is_file() else None
         request = _as_recorded(place, self)
         recorded_output = (place.record or {}).get("output") or (plan_json or {}).get("logits")
         if request.output is None and recorded_output:
@@ -118,7 +119,7 @@ class ModelName(Request):
             notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,
             plan_json=plan_json,
-            plan_maps=read_maps(place.path / PLAN_FILE) if weights else {},
+            plan_maps=read_maps(plan) if weights else {},
             arch=spec.arch,
             arch_args=spec.arguments,
             output=request.output,
@@ -214,10 +215,9 @@ def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:
     """Adds the class names of class_names.json if the format has none and their number fits."""
-    names = read_class_names(place.path) if checkpoint.classes is None else None
-    if names is None or request.num_classes not in (None, len(names)):
-        return checkpoint
-    return checkpoint.with_names(names)
+    path = place.path / CLASS_NAMES_FILE
+    names = tuple(map(str, read_json(path).values())) if checkpoint.classes is None and path.is_file() else ()
+    return checkpoint.with_names(names) if names and request.num_classes in (None, len(names)) else checkpoint
 
 
 def written_by(directory: Path) -> Family[Any]:

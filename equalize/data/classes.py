@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from equalize.data.colors import first_color_file, read_colors, unwrapped
 from equalize.data.dataset import DataSet
@@ -59,17 +58,14 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
-def _name_in(entry: dict[str, Any]) -> Any:
-    return next((entry[key] for key in ("name", "title", "label") if key in entry), None)
-
-
 def _from_json(path: Path, text: str) -> tuple[str, ...]:
     try:
         content = unwrapped(json.loads(text))
         if isinstance(content, dict):
             content = content.get("id2label", content)
         if isinstance(content, list):
-            content = [_name_in(each) if isinstance(each, dict) else each for each in content]
+            named = [each if isinstance(each, dict) else {"name": each} for each in content]
+            content = [next((each[key] for key in ("name", "title", "label") if key in each), None) for each in named]
         names = [content[str(index)] for index in range(len(content))] if isinstance(content, dict) else content
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("not a list of names")
