@@ -181,6 +181,9 @@ def _find(choice: Choice, labels: bool) -> Layout:
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
         raise DataError(root, what, expected=wanted)
+    if layout.name != "table" and choice != Choice(place=choice.place):
+        what = f"has no columns to choose from ({layout.name} layout)"
+        raise DataError(root, what, remedy="name the folder alone")
     return layout
 
 

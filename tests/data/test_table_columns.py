@@ -278,6 +278,10 @@ def test_columns_that_are_chosen(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DataError, match=message):
             open_data(words)
+    Image.new("RGB", (2, 1)).save(tmp_path / "b.png")
+    path.unlink()
+    with pytest.raises(DataError, match="has no columns to choose from"):
+        open_data(f"{tmp_path}:image=img")
 
 
 def test_columns_of_undeclared_bytes_are_used_where_they_are_named(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
 
 def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
     """Refuse a directory that cannot or must not be written, before any work is done for it."""
+    if not out.name:
+        raise OutputError(out, "is no name for a directory")
     resolved = out.resolve()
     if source is not None:
         origin = source.resolve()
