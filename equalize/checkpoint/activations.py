@@ -20,10 +20,7 @@ _KEEPING = frozenset(
 
 
 class Activations(TorchFunctionMode):
-    """While it is entered, notes for each result of a sigmoid or softmax over classes the tensor before it.
-
-    That works for modules, functions and methods alike and changes nothing that is computed.
-    """
+    """While it is entered, notes for each result of a sigmoid or softmax over classes the tensor before it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -194,10 +194,7 @@ class Family(ABC, Generic[S]):
         return replace(save, texts={**save.texts, PREPROCESS_FILE: f"{text}\n"})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
-        """Load what was written, strictly, by the library's own loader, to verify it.
-
-        By default that is ``load_state_dict(strict=True)`` of the flat copy beside a torch file.
-        """
+        """Load what was written, strictly, to verify it: by the library's own loader, by default as a state dict."""
         weights = weights_at(place)
         model = self.load(self.open(place, weights, request), weights, request).model
         if (copy := safetensors_copy(place.path)) is not None:

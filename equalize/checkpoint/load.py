@@ -167,7 +167,8 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     if family is None:
         inside = place.kind == "file" and in_checkpoint(place.path)
         instead = f"give the directory: {place.path.parent}, or " if inside else ""
-        got, remedy = f"keys such as {next(iter(weights.tensors))}", f"{instead}say what it is, with --arch {_arch_forms()}"
+        remedy = f"{instead}say what it is, with --arch {_arch_forms()}"
+        got = f"keys such as {next(iter(weights.tensors))}"
         raise CheckpointError(request.source, "state dict fits no known architecture", got=got, remedy=remedy)
     return family, place, weights
 

@@ -123,7 +123,7 @@ def _by_split(loaded: Any) -> Tables:
 
 @contextmanager
 def _library(where: object, *, hub: tuple[str, str] | None = None) -> Iterator[ModuleType]:
-    """The library, which is an extra, its errors as ours; `hub`: why the Hub may be out of reach, and what to do then."""
+    """The library, which is an extra, its errors as ours; `hub`: why the Hub may be out of reach, and a remedy."""
     try:
         import datasets
     except ImportError as error:
@@ -144,6 +144,7 @@ def _explained(where: object, error: Exception, *, hub: tuple[str, str] | None) 
         chain.append(chain[-1].__cause__)
     reason = " ".join(str(chain[-1]).split())[:_LONGEST] or type(error).__name__
     numbers = {each.errno for each in chain if isinstance(each, OSError)}
+    remedy = None
     if numbers & {errno.ENOSPC, errno.EDQUOT} or "disk space" in reason:
         what, remedy = "the disk with the cache of datasets is full", "make room, or set HF_DATASETS_CACHE"
     elif hub and type(error).__name__ == "DatasetNotFoundError":

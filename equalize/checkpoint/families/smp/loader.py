@@ -38,10 +38,7 @@ def builder(name: str) -> "functools.partial[nn.Module]":
 
 
 def preprocessing(encoder: str, pretrained: str) -> Preprocess:
-    """The encoder's preprocessing if it is known offline, else ImageNet's.
-
-    It is known offline from timm's tables, or from the file that smp would download if the Hub's cache has it.
-    """
+    """The encoder's preprocessing if timm's tables or smp's file in the Hub's cache have it, else ImageNet's."""
     from huggingface_hub import try_to_load_from_cache
 
     encoders = library().encoders
@@ -83,10 +80,7 @@ def encoder_shapes(name: str, in_channels: int = 3) -> Mapping[str, torch.Size]:
 
 
 def shapes_of(make: Callable[[], nn.Module], name: str) -> Mapping[str, torch.Size]:
-    """Key -> shape of a network, built without memory; empty if it cannot be built.
-
-    Not every encoder goes with every decoder, depth and stride.
-    """
+    """Key -> shape of a network, built without memory; empty if an encoder does not go with a decoder or depth."""
     try:
         with warnings.catch_warnings(action="ignore"):  # smp warns about deprecated encoders
             model = construct(make, name, on_meta=True)
