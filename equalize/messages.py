@@ -47,6 +47,11 @@ class TrainingMonitor:
 SILENT = TrainingMonitor()
 
 
+def one_line(error: BaseException) -> str:
+    """The kind of an error of other code and what it says, on one line and not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
 def first_of(names: Sequence[str], shown: int = 3) -> str:
     """The first names and how many more there are: `a, b, c and 4 more`."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""

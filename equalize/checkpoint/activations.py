@@ -20,10 +20,7 @@ _KEEPING = frozenset(
 
 
 class Activations(TorchFunctionMode):
-    """While it is entered, notes for each result of a sigmoid or softmax over classes the tensor before it.
-
-    That works for modules, functions and methods alike and changes nothing that is computed.
-    """
+    """While it is entered, notes for each result of a sigmoid or softmax over classes the tensor before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,13 +49,11 @@ class Activations(TorchFunctionMode):
 
     def before(self, tensor: Tensor) -> Tensor | None:
         """What the sigmoid or softmax was given that gave a tensor; None if none did."""
-        found = self._before.get(tensor)
-        return None if found is None else found[0]
+        return self._before.get(tensor, (None, None))[0]
 
     def name(self, tensor: Tensor) -> str | None:
         """The name of the function that gave a tensor's probabilities; None if none did."""
-        found = self._before.get(tensor)
-        return None if found is None else found[1]
+        return self._before.get(tensor, (None, None))[1]
 
 
 def _over_classes(name: str, source: Tensor, others: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

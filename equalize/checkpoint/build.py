@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from equalize.errors import CheckpointError
+from equalize.messages import one_line
 
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
@@ -25,8 +26,7 @@ def seeded(seed: int) -> Iterator[None]:
 def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False, seed: int = 0) -> nn.Module:
     """Call a factory under a seed, on the CPU or on the meta device, where nothing takes memory; float32, in eval mode.
 
-    Raises:
-        CheckpointError: the factory raises, or returns something that is not a module.
+    A CheckpointError if it raises, or returns something that is not a module.
     """
     try:
         with seeded(seed):
@@ -34,10 +34,8 @@ def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False
     except CheckpointError:
         raise
     except (Exception, SystemExit) as error:  # a factory may raise anything if arguments do not suit it
-        line = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            name, f"cannot be built ({type(error).__name__}: {line})", remedy="check --arch and --arch-arg"
-        ) from error
+        what = f"cannot be built ({one_line(error)})"
+        raise CheckpointError(name, what, remedy="check --arch and --arch-arg") from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(name, "is no model factory", got=type(model).__name__, expected="a torch.nn.Module")
     dtypes = {parameter.dtype for parameter in nn.Module.parameters(model) if parameter.is_floating_point()}
@@ -70,18 +68,10 @@ class _StorageOnMeta(TorchFunctionMode):
 
 
 def class_argument(factory: Callable[..., object], arch: str) -> str:
-    """The name under which a factory takes the number of classes.
-
-    Raises:
-        CheckpointError: it has none of the usual names.
-    """
+    """The name under which a factory takes the number of classes; a CheckpointError if it is none of the usual ones."""
     parameters = inspect.signature(factory).parameters
-    for name in _CLASS_ARGUMENTS:
-        if name in parameters:
-            return name
-    raise CheckpointError(
-        arch,
-        "takes no number of classes under a usual name",
-        expected=", ".join(_CLASS_ARGUMENTS),
-        remedy="give it with --arch-arg instead of --num-classes",
-    )
+    name = next((name for name in _CLASS_ARGUMENTS if name in parameters), None)
+    if name is None:
+        what, expected = "takes no number of classes under a usual name", ", ".join(_CLASS_ARGUMENTS)
+        raise CheckpointError(arch, what, expected=expected, remedy="give it with --arch-arg instead of --num-classes")
+    return name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.activations import THRESHOLDS, Activations
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, atomic_directory, copy_side_files
+from equalize.checkpoint.files.atomic import atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
@@ -21,16 +21,6 @@ from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
-
-__all__ = [
-    "PLAN_FILE",
-    "Checkpoint",
-    "read_class_names",
-    "read_maps",
-    "read_plan",
-    "write_maps",
-    "write_plan",
-]
 
 PLAN_FILE = "equalize.json"
 
@@ -118,22 +108,15 @@ class Checkpoint:
         return logits_of_padded(lambda padded: self.scores(self.model(padded), padded), inputs, self.multiple)
 
     def scores(self, output: Any, inputs: Tensor) -> Tensor:
-        """The main output (N, classes, h, w) of all that the network returned for ``inputs``.
+        """The main output (N, classes, h, w) of all that the network returned for ``inputs``; a SiteError without one.
 
         The largest is the class; a single one stands for class 1 where it is above 0: it is given less `threshold`.
-
-        Raises:
-            SiteError: the output is none that a segmentation network gives, or one of several that may be meant.
         """
         found = self.scored(output, inputs).tensor
         return found - self.threshold if self.threshold and found.shape[1] == 1 else found
 
     def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
-        """The checkpoint with what a run shows: which output is scored, and whether it holds probabilities.
-
-        Raises:
-            SiteError: see `scores`.
-        """
+        """The checkpoint with what a run shows, which output is scored and whether as probabilities; see `scores`."""
         with eval_mode(self.model), Activations() as seen:
             output = self.model(inputs)
             scored = self.scored(output, inputs)
@@ -155,8 +138,7 @@ class Checkpoint:
 
     def scored(self, output: Any, inputs: Tensor) -> ScoredOutput:
         """See `scored_output`."""
-        chosen, number = self.output, self.num_classes
-        return scored_output(output, self.architecture, inputs.shape, chosen=chosen, num_classes=number)
+        return scored_output(output, self.architecture, inputs.shape, chosen=self.output, num_classes=self.num_classes)
 
     def disk_keys(self) -> dict[str, str]:
         """Model key -> key on disk, for tensors stored one to one."""
@@ -182,9 +164,7 @@ class Checkpoint:
             overwrite: whether the directory may exist.
 
         Raises:
-            OutputError: the directory exists, or touches the source.
-            ResourceError: disk full or not writable.
-            NumericsError: a changed value does not fit its dtype on disk.
+            NumericsError: a changed value does not fit its dtype on disk. Else see `atomic_directory`.
         """
         with self.writing(directory, overwrite=overwrite) as out:
             if plan is not None:
@@ -237,12 +217,6 @@ def write_plan(plan: _Plan, directory: Path) -> None:
     _write_json(plan.to_json(), directory / PLAN_FILE)
 
 
-def read_plan(directory: Path) -> dict[str, Any] | None:
-    """The content of ``equalize.json`` in a directory, None if there is none."""
-    path = directory / PLAN_FILE
-    return read_json(path) if path.is_file() else None
-
-
 def write_maps(maps: Mapping[str, Tensor], plan: Path) -> None:
     """Writes a plan's matrices, by layer, beside the plan: ``equalize.safetensors``; no file for none."""
     if maps:
@@ -253,14 +227,3 @@ def read_maps(plan: Path) -> dict[str, Tensor]:
     """What `write_maps` wrote beside a plan, empty if it wrote nothing."""
     path = plan.with_suffix(".safetensors")
     return read_safetensors(path) if path.is_file() else {}
-
-
-def read_class_names(directory: Path) -> tuple[str, ...] | None:
-    """The class names in the file that `Checkpoint.save` wrote beside the weights: {"0": "road", ...}."""
-    path = directory / CLASS_NAMES_FILE
-    if not path.is_file():
-        return None
-    names = list(read_json(path).values())
-    if not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(path, "is no record of class names", expected='{"0": "road", ...}')
-    return tuple(map(str, names))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
-from equalize.checkpoint.files.weights import Weights, safetensors_copy
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json, safetensors_copy
 from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
 from equalize.checkpoint.keys import Match
 from equalize.checkpoint.limits import limit_construction
@@ -24,8 +24,6 @@ from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place, fetch_weights, weights_at
-
-__all__ = ["Family", "KeyMap", "Loaded", "SaveSpec", "Spec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +123,12 @@ class Family(ABC, Generic[S]):
     def open(self, place: Place, weights: Weights, request: Request) -> S:
         """Read the files and the flags; ``weights`` is empty where JSON files describe the structure.
 
-        Raises:
-            CheckpointError: it is damaged, or of no network that can be built.
-            ResourceError: the library is not installed.
+        A CheckpointError if it is of no network that can be built, a ResourceError without its library.
         """
 
-    @abstractmethod
     def architecture(self, out: Path) -> str:
-        """The class or function that builds what was written to a directory, by the files there."""
+        """The class or function that builds what was written to a directory; by default by the record there."""
+        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
 
     @abstractmethod
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
@@ -147,8 +143,8 @@ class Family(ABC, Generic[S]):
         return place
 
     def needs_weights(self, place: Place, request: Request) -> bool:
-        """Whether the structure can be known from the weights alone."""
-        return request.arch is not None or not place.described
+        """Whether the structure can be known from the weights alone; else a config or its publisher describes it."""
+        return request.arch is not None or not (place.config or place.library)
 
     def outline(self, spec: S, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """The network on the meta device, and notes; keys and shapes must fit as far as there are any."""
@@ -165,12 +161,7 @@ class Family(ABC, Generic[S]):
         return tuple(_pair(model, spec, weights, replace(request, init_missing=True))[0].missing)
 
     def load(self, spec: S, weights: Weights, request: Request) -> Loaded:
-        """Build the network and fill it.
-
-        Raises:
-            CheckpointError: it cannot be built, or the weights do not fit.
-            NumericsError: the weights hold NaN or Inf.
-        """
+        """Build the network and fill it; see `fit` and `fill` for errors."""
         model = _build(spec, weights, request)
         match, notes = _pair(model, spec, weights, request)
         missing = bool(match.missing)
@@ -199,13 +190,11 @@ class Family(ABC, Generic[S]):
 
     def with_preprocess(self, save: SaveSpec, preprocess: Preprocess) -> SaveSpec:
         """The spec with a preprocessing that the user gave; in ``preprocess.json``, which `load` reads."""
-        return replace(save, texts={**save.texts, PREPROCESS_FILE: Override.of(preprocess).to_text()})
+        text = json.dumps(Override.of(preprocess).given(), indent=2)
+        return replace(save, texts={**save.texts, PREPROCESS_FILE: f"{text}\n"})
 
     def reload(self, place: Place, request: Request) -> nn.Module:
-        """Load what was written, strictly, by the library's own loader, to verify it.
-
-        By default that is ``load_state_dict(strict=True)`` of the flat copy beside a torch file.
-        """
+        """Load what was written, strictly, to verify it: by the library's own loader, by default as a state dict."""
         weights = weights_at(place)
         model = self.load(self.open(place, weights, request), weights, request).model
         if (copy := safetensors_copy(place.path)) is not None:

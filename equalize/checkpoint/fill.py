@@ -12,6 +12,7 @@ from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import PREFIXES, Match, pair, placements
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError, NumericsError
+from equalize.messages import first_of
 
 
 def fit(
@@ -19,16 +20,16 @@ def fit(
 ) -> Match:
     """Pair a model with tensors strictly; with ``init_missing`` some may be missing, or be of another class count.
 
-    Raises:
-        CheckpointError: a key is missing, left over or of another shape.
+    A CheckpointError for any other key that is missing, left over or of another shape.
     """
     shapes = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    match = pair(shapes, {key: tensor.shape for key, tensor in tensors.items()})
+    stored = {key: tensor.shape for key, tensor in tensors.items()}
+    match = pair(shapes, stored)
     if match.complete:
         return match
     where, drawn = request.source, request.init_missing
     if not match.on_disk:
-        if places := placements(shapes, {key: tensor.shape for key, tensor in tensors.items()}):
+        if places := placements(shapes, stored):
             what = f"fits several parts of {architecture}: {' and '.join(place[:-1] for place in places)}"
             raise CheckpointError(where, what, remedy="put the name of one before its keys")
         what, got = f"has no key in common with {architecture}", ", ".join(list(tensors)[:3])
@@ -42,8 +43,7 @@ def fit(
 def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tuple[str, ...]:
     """Copy the paired tensors into the model; returns the keys that keep their initialization.
 
-    Raises:
-        NumericsError: a tensor holds NaN or Inf.
+    A NumericsError if a tensor holds NaN or Inf.
     """
     check_finite({disk: weights.tensors[disk] for disk in match.on_disk.values()}, where)
     found = {key: weights.tensors[disk] for key, disk in match.on_disk.items()}
@@ -55,9 +55,7 @@ def fill(model: nn.Module, weights: Weights, match: Match, where: object) -> tup
 def only_class_count(mismatched: Mapping[str, tuple[torch.Size, torch.Size]], num_classes: int | None) -> bool:
     """Whether shapes differ as those of a classifier with other classes do: along the first axis alone.
 
-    Args:
-        mismatched: key -> (shape in the model, shape on disk).
-        num_classes: of the model; N + 1 also counts (a class for "nothing").
+    ``mismatched`` is key -> (shape in the model, shape on disk); for ``num_classes`` N, N + 1 counts too ("nothing").
     """
     if not mismatched:
         return True
@@ -80,11 +78,7 @@ def mismatch_error(
     """The error for keys that do not pair up: how many of each kind, and the first three."""
     shapes = [f"{key} {tuple(disk)} for {tuple(model)}" for key, (model, disk) in mismatched.items()]
     kinds = {"missing": list(missing), "unexpected": list(unexpected), "of another shape": shapes}
-    facts = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in kinds.items()
-        if keys
-    ]
+    facts = [f"{len(keys)} {kind} ({first_of(keys)})" for kind, keys in kinds.items() if keys]
     remedy = "check --arch and --arch-arg"
     if not init_missing and not kinds["unexpected"] and only_class_count(mismatched, None):
         remedy = "--init-missing --num-classes N draws what is missing" + (
@@ -94,11 +88,7 @@ def mismatch_error(
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: object) -> None:
-    """Stop at the first tensor with NaN or Inf.
-
-    Raises:
-        NumericsError: with the tensor's name.
-    """
+    """Stop at the first tensor with NaN or Inf, by a NumericsError with its name."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and (broken := int((~torch.isfinite(tensor)).sum())):
             raise NumericsError(where, f"tensor {key!r} holds {broken} NaN or Inf", got=f"shape {tuple(tensor.shape)}")
@@ -129,6 +119,5 @@ def placement_notes(source: str, weights: Weights, match: Match) -> list[str]:
         notes.append(f"{name}: {found} tensors were taken as those of {match.submodule.removesuffix('.')}")
     left = sorted(set(weights.tensors) - set(match.disk_name.values())) if match.submodule and match.missing else []
     if left:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        notes.append(f"{name}: left out, as no part of the network: {', '.join(left[:3])}{more}")
+        notes.append(f"{name}: left out, as no part of the network: {first_of(left)}")
     return notes

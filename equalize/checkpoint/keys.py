@@ -46,14 +46,10 @@ class Match:
 
 def strippings(keys: Iterable[str], known: Iterable[str] = ()) -> list[dict[str, str]]:
     """Ways to read the keys on disk: as they are, then with one more wrapper's prefix gone each, then each of these
-    without the names of wrappers further inside.
+    without the names of wrappers further inside, unless the network's own keys (``known``) have such a name.
 
     A known prefix is stripped when at least half of the keys carry it (a Lightning file also holds its loss), any
     other (the attribute's name in a Lightning module is free) when nine in ten do.
-
-    Args:
-        keys: on disk.
-        known: the network's own keys, which may hold such a name too, as a layer that is called ``module``.
     """
     readings = [{key: key for key in keys}]
     while (prefix := _wrapper(readings[-1])) is not None:
@@ -91,7 +87,12 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
     An encoder that was saved by itself is matched to the one submodule whose keys and shapes it has exactly; its
     other keys, such as those of an image classifier, are ignored.
     """
-    reading = max(strippings(disk, model), key=lambda bare: _affinity(model, disk, bare))
+
+    def affinity(bare: Mapping[str, str]) -> tuple[int, bool]:
+        placed = placements(model, {key: disk[name] for key, name in bare.items()})
+        return len(bare.keys() & model.keys()), bool(placed)
+
+    reading = max(strippings(disk, model), key=affinity)
     children = {key.partition(".")[0] for key in model}
     prefix = prefix_of(reading)
     places = placements(model, {key: disk[name] for key, name in reading.items()})
@@ -111,12 +112,6 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
         disk_name={key: reading.get(key, prefix + key) for key in model if not _old_counter(key, reading)},
         submodule=submodule,
     )
-
-
-def _affinity(
-    model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size], bare: Mapping[str, str]
-) -> tuple[int, bool]:
-    return len(bare.keys() & model.keys()), bool(placements(model, {key: disk[name] for key, name in bare.items()}))
 
 
 def placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:

@@ -23,11 +23,8 @@ _DRAWN_VALUES = 1 << 27  # for a decoder that the file lacks: the largest have h
 def limit_construction(room: Mapping[str, Tensor] | None, *, draw: bool = False) -> Iterator[None]:
     """Stop a constructor that registers far more tensors, or far larger ones, than a file can fill.
 
-    The hooks see a tensor before it is initialized, when its memory is reserved but not yet used.
-
-    Args:
-        room: the tensors that will fill the network; None where it holds no memory.
-        draw: whether the file may lack a decoder.
+    The hooks see a tensor before it is initialized, when its memory is reserved but not yet used. ``room`` are the
+    tensors that will fill the network, None where it holds no memory; ``draw``: the file may lack a decoder.
     """
     tensors: float = _MOST_TENSORS
     values: float = math.inf

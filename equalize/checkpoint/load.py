@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_class_names, read_maps, read_plan
+from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_maps
 from equalize.checkpoint.families import FAMILIES, family_of_arch
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import is_training_state
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.request import Request
@@ -25,8 +25,6 @@ from equalize.checkpoint.source import (
 )
 from equalize.errors import CheckpointError
 from equalize.messages import first_of
-
-__all__ = ["ModelName", "load", "reload", "written_by"]
 
 _DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments that architecture.json may not set
 
@@ -86,8 +84,12 @@ class ModelName(Request):
         _check(self)
         place = locate(self.source)
         demand_directory(place)
-        plan_json = read_plan(place.path)
-        request = _with_recorded_output(_as_recorded(place, self), place, plan_json)
+        plan = place.path / PLAN_FILE
+        plan_json = read_json(plan) if plan.is_file() else None
+        request = _as_recorded(place, self)
+        recorded_output = (place.record or {}).get("output") or (plan_json or {}).get("logits")
+        if request.output is None and recorded_output:
+            request = replace(request, output=str(recorded_output))
         family = _claiming(place, NO_WEIGHTS, request)
         found = NO_WEIGHTS
         missing: tuple[str, ...] = ()
@@ -117,7 +119,7 @@ class ModelName(Request):
             notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,
             plan_json=plan_json,
-            plan_maps=read_maps(place.path / PLAN_FILE) if weights else {},
+            plan_maps=read_maps(plan) if weights else {},
             arch=spec.arch,
             arch_args=spec.arguments,
             output=request.output,
@@ -145,14 +147,9 @@ def _arch_forms() -> str:
 
 def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] | None:
     """The first family that claims a checkpoint; None if that depends on the weights."""
-    if place.kind == "published":
-        family = next((each for each in FAMILIES if each.claims(place, weights, replace(request, arch=None))), None)
-        if family is None:
-            raise CheckpointError(request.source, "no such file or directory")
-        if request.arch is not None:
-            raise CheckpointError(request.source, "names its architecture itself", remedy="leave --arch away")
-        return family
     family = next((each for each in FAMILIES if each.claims(place, weights, request)), None)
+    if family is None and place.kind == "published":
+        raise CheckpointError(request.source, "no such file or directory")
     if family is None and place.config and request.arch is None:
         known = " or ".join(f"{each.config_field} ({each.name})" for each in FAMILIES if each.config_field)
         raise CheckpointError(place.path / "config.json", "is of no known library", expected=known)
@@ -169,13 +166,10 @@ def _with_weights(family: Family[Any] | None, place: Place, request: Request) ->
     family = _claiming(place, weights, request)
     if family is None:
         inside = place.kind == "file" and in_checkpoint(place.path)
-        raise CheckpointError(
-            request.source,
-            "state dict fits no known architecture",
-            got=f"keys such as {next(iter(weights.tensors))}",
-            remedy=f"{f'give the directory: {place.path.parent}, or ' if inside else ''}say what it is, with --arch "
-            f"{_arch_forms()}",
-        )
+        instead = f"give the directory: {place.path.parent}, or " if inside else ""
+        remedy = f"{instead}say what it is, with --arch {_arch_forms()}"
+        got = f"keys such as {next(iter(weights.tensors))}"
+        raise CheckpointError(request.source, "state dict fits no known architecture", got=got, remedy=remedy)
     return family, place, weights
 
 
@@ -197,12 +191,6 @@ def _as_recorded(place: Place, request: Request) -> Request:
     return replace(request, arch=arch, arch_args=arguments)
 
 
-def _with_recorded_output(request: Request, place: Place, plan: Mapping[str, object] | None) -> Request:
-    """The request with the output that is recorded beside the weights, unless the caller names one."""
-    recorded = (place.record or {}).get("output") or (plan or {}).get("logits")
-    return replace(request, output=str(recorded)) if request.output is None and recorded else request
-
-
 def _with_choices(save: SaveSpec, request: Request) -> SaveSpec:
     """Records what was chosen among several state dicts and outputs, so that what is written is read alike."""
     key = save.keys.weights.key if save.nest is None else None
@@ -214,11 +202,8 @@ def _left_behind(place: Place) -> list[str]:
     """A note on files of a training beside the weights, which are not copied to what is written."""
     beside = place.path.iterdir() if place.path.is_dir() else ()
     state = sorted(path.name for path in beside if is_training_state(path.name))
-    return (
-        [f"{place.path.name}: holds the state of a training too, which copies leave out: {first_of(state)}"]
-        if state
-        else []
-    )
+    what = "holds the state of a training too, which copies leave out"
+    return [f"{place.path.name}: {what}: {first_of(state)}"] if state else []
 
 
 def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:
@@ -231,10 +216,9 @@ def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:
     """Adds the class names of class_names.json if the format has none and their number fits."""
-    names = read_class_names(place.path) if checkpoint.classes is None else None
-    if names is None or request.num_classes not in (None, len(names)):
-        return checkpoint
-    return checkpoint.with_names(names)
+    path = place.path / CLASS_NAMES_FILE
+    names = tuple(map(str, read_json(path).values())) if checkpoint.classes is None and path.is_file() else ()
+    return checkpoint.with_names(names) if names and request.num_classes in (None, len(names)) else checkpoint
 
 
 def written_by(directory: Path) -> Family[Any]:
@@ -250,15 +234,10 @@ def written_by(directory: Path) -> Family[Any]:
 
 
 def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
-    """Load a written directory with its own library's loader, strictly, to verify it.
+    """Load a directory, as `Checkpoint.save` wrote it, with its own library's loader, strictly, to verify it.
 
-    Args:
-        directory: as `Checkpoint.save` wrote it.
-        arch: the ``--arch`` of a state dict whose architecture is the user's own code.
-        arch_args: its arguments.
-
-    Raises:
-        CheckpointError: the library does not take it, or takes only a part.
+    ``arch`` and ``arch_args`` are those of a state dict whose architecture is the user's own code. A CheckpointError if
+    the library does not take it, or takes only a part.
     """
     place = locate(Path(directory))
     request = _as_recorded(place, Request(source=str(directory), arch=arch, arch_args=dict(arch_args or {})))

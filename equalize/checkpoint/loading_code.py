@@ -2,22 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from equalize.checkpoint.files.weights import read_weights
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json, read_weights
 from equalize.checkpoint.keys import PREFIXES, WRAPPERS
 
 
 def state_dict_code(
-    out: Path, module: str, factory: str, arguments: Mapping[str, object], repository: str | None, revision: str | None
+    out: Path, module: str, factory: str, fresh: Mapping[str, object], repository: str | None, revision: str | None
 ) -> str:
     """Lines that build the network with a factory, then fill it from the flat safetensors file in ``out``.
 
-    With ``repository``, ORG/NAME on the Hub, that file is taken from there.
+    The factory gets the recorded arguments and ``fresh``, which keep it from downloading weights. With ``repository``,
+    ORG/NAME on the Hub, the file is taken from there.
     """
+    recorded: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
     file = out / "model.safetensors"
     at = f', revision="{revision}"' if revision else ""
     where = f'"{file}"' if repository is None else f'hf_hub_download("{repository}", "{file.name}"{at})'
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    given = ", ".join(f"{key}={value!r}" for key, value in {**recorded, **fresh}.items())
     keys = read_weights((file,)).tensors
     prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in keys)), None)
     inside = sorted(WRAPPERS.intersection(part for key in keys for part in key.removeprefix(prefix or "").split(".")))

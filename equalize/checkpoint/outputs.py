@@ -28,12 +28,9 @@ class ScoredOutput:
 
 
 def named_outputs(output: Any, rank: int = 4, name: str = "") -> dict[str, Tensor]:
-    """The tensors in what a network returns that can be logits, by key or index.
+    """The tensors that can be logits in what a network returns, or a nest of it called ``name``, by key or index.
 
-    Args:
-        output: a tensor, or any nest of mappings, sequences and dataclasses.
-        rank: of the network's input, which logits share. A tensor of one axis more is several, stacked along axis 1.
-        name: of ``output`` within a nest.
+    Logits have the ``rank`` of the network's input; a tensor of one axis more is several, stacked along axis 1.
     """
     if isinstance(output, Tensor):
         if output.ndim == rank + 1 and name == "":
@@ -64,24 +61,17 @@ def _parts(output: Any) -> Sequence[tuple[str, Any]]:
 
 
 def scored_output(
-    output: Any,
-    architecture: str,
-    shape: Sequence[int],
-    *,
-    chosen: str | None = None,
-    num_classes: int | None = None,
+    output: Any, architecture: str, shape: Sequence[int], *, chosen: str | None = None, num_classes: int | None = None
 ) -> ScoredOutput:
     """The output that is scored, of all that a network returns.
 
     Args:
-        output: what it returned.
-        architecture: its name, for errors.
+        output, architecture: what it returned, and its name, for errors.
         shape: of its input, (N, C, H, W).
         chosen: by ``--output``: a key, or an index.
         num_classes: of the network, if known.
 
-    Raises:
-        SiteError: there are no logits, or several tensors that may be.
+    A SiteError if there are no logits, or several tensors that may be.
     """
     found = named_outputs(output, max(len(shape), 4))
     if not found:
@@ -155,15 +145,9 @@ def pad_images(x: Tensor, multiple: int, value: float = 0) -> Tensor:
 
 
 def logits_of_padded(logits: Callable[[Tensor], Tensor], x_NCHW: Tensor, multiple: int) -> Tensor:
-    """Logits of images (N, C, H, W) as the network gives them; of padded ones brought to their size and cropped back.
+    """Logits (N, classes, h, w) of images (N, C, H, W) as the network gives them; (N, classes, H, W) of padded ones.
 
-    Args:
-        logits: (N, C, H, W) -> (N, classes, h, w).
-        x_NCHW: of any size.
-        multiple: of which the sides must be that the network takes.
-
-    Returns:
-        (N, classes, h, w), or (N, classes, H, W) where images were padded.
+    Images whose sides are no multiples of ``multiple`` are padded, and their logits brought to their size and cropped.
     """
     padded = pad_images(x_NCHW, multiple)
     scores = logits(padded)

@@ -3,7 +3,6 @@
 `Override` is what the user says of it, and what equalize keeps beside weights whose format has no place for it.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,8 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equalize.errors import InputError
-
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PREPROCESS_FILE", "Override", "Preprocess"]
 
 PREPROCESS_FILE = "preprocess.json"
 
@@ -103,17 +100,11 @@ class Preprocess:
         return f"{order}, {size}{scale}, mean {mean}, std {std} ({self.origin})"
 
     def __str__(self) -> str:
-        return (
-            f"{self.numbers}; assumed: if it was trained otherwise, say so, {_FLAGS}" if self.assumed else self.numbers
-        )
+        return self.numbers + f"; assumed: if it was trained otherwise, say so, {_FLAGS}" * self.assumed
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, object], origin: str) -> "Preprocess":
-        """Read the fields of a transformers image processor (its ``to_dict()``).
-
-        Raises:
-            ValueError: a mean, std or size that is not usable.
-        """
+        """The fields of a transformers image processor (its ``to_dict()``); a ValueError if one is not usable."""
         normalize = bool(processor.get("do_normalize")) and processor.get("image_mean") is not None
         factor = processor.get("rescale_factor")
         rescale = _floats(factor)[0] if processor.get("do_rescale", True) and factor is not None else 1.0
@@ -143,14 +134,9 @@ class Override:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def over(self, found: Preprocess, origin: str = "") -> Preprocess:
-        """`found` with the fields that are set.
+        """`found`, of the checkpoint, with the fields that are set; `origin` says where they come from, else the flags.
 
-        Args:
-            found: of the checkpoint.
-            origin: of these fields; the flags if empty.
-
-        Raises:
-            InputError: the mean is given in other units than the pixels are rescaled to.
+        An InputError if the mean is given in other units than the pixels are rescaled to.
         """
         given = self.given()
         if not given:
@@ -169,18 +155,13 @@ class Override:
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: object) -> Self:
-        """The fields of a JSON object.
-
-        Raises:
-            InputError: it holds something else, or numbers that are not usable.
-        """
+        """The fields of a JSON object; an InputError if it holds something else, or numbers that are not usable."""
         try:
-            read: dict[str, Any] = {
+            given: dict[str, Any] = {
                 name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in content.items()
             }
-            override = cls(**read)
-            factor = 1.0 if override.rescale is None else float(override.rescale)
-            numbers = [*(override.mean or ()), *(override.std or ()), factor]
+            override = cls(**given)
+            numbers = [*(override.mean or ()), *(override.std or ()), given.get("rescale") or 1.0]
             if not all(map(math.isfinite, numbers)) or 0 in (override.std or ()):
                 raise ValueError("numbers that are not usable")
             if override.channels not in (None, "RGB", "BGR"):
@@ -194,10 +175,6 @@ class Override:
     def of(cls, preprocess: Preprocess) -> Self:
         """All fields of a preprocessing."""
         return cls(**{each.name: getattr(preprocess, each.name) for each in fields(cls)})
-
-    def to_text(self) -> str:
-        """The content of ``preprocess.json``."""
-        return json.dumps(self.given(), indent=2) + "\n"
 
 
 def _floats(values: object) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from equalize.checkpoint.files.weights import (
 )
 from equalize.errors import CheckpointError, ResourceError
 from equalize.hub import HUB_ID, hub_reachable, why_not_reached
+from equalize.messages import one_line
 
 NO_WEIGHTS = Weights(files=(), index=None, tensors={}, file_of={})
 """Stands for the weights where JSON files describe the structure."""
@@ -48,11 +49,6 @@ class Place:
     """Content of ``config.json``, if there is one and no ``architecture.json``."""
     record: Mapping[str, object] | None = None
     """Content of ``architecture.json``, which equalize writes beside a state dict."""
-
-    @property
-    def described(self) -> bool:
-        """Whether a JSON file beside the weights describes the network."""
-        return bool(self.config or self.library)
 
 
 def locate(source: str | Path) -> Place:
@@ -150,9 +146,7 @@ def _download(repository: str, revision: str | None, patterns: list[str], name: 
 
     online = hub_reachable()
     try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=not online)
-        )
+        found = snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=not online)
     except errors.RevisionNotFoundError as error:
         raise ResourceError(name, f"the Hub has no revision {revision!r} of it") from error
     except errors.RepositoryNotFoundError as error:
@@ -161,8 +155,8 @@ def _download(repository: str, revision: str | None, patterns: list[str], name: 
     except errors.LocalEntryNotFoundError as error:
         raise _not_cached(repository, revision) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ResourceError(name, f"cannot be downloaded from the Hub ({line})") from error
+        raise ResourceError(name, f"cannot be downloaded from the Hub ({one_line(error)})") from error
+    return Path(found)
 
 
 def _not_cached(repository: str, revision: str | None, part: str = "") -> ResourceError:

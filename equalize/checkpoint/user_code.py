@@ -14,15 +14,13 @@ from typing import Any
 from torch import nn
 
 from equalize.errors import CheckpointError
-
-__all__ = ["load_factory", "run_factory"]
+from equalize.messages import one_line
 
 
 def load_factory(arch: str) -> Callable[..., nn.Module]:
     """The object behind ``path/to/file.py:Factory`` or ``package.module:Factory``.
 
-    Raises:
-        CheckpointError: no such file, module or name, or the file raises when it is run.
+    A CheckpointError if there is no such file, module or name, or the file raises when it is run.
     """
     place, _, name = arch.rpartition(":")
     path = _file(arch)
@@ -32,8 +30,7 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
         with _importable(arch):
             found: Any = importlib.import_module(place) if path is None else _run_file(path)
     except (Exception, SystemExit) as error:  # a training script may parse its command line and exit
-        what = f"cannot be imported ({type(error).__name__}: {error})"
-        raise CheckpointError(arch, what, remedy=_remedy(error, arch)) from error
+        raise CheckpointError(arch, f"cannot be imported ({one_line(error)})", remedy=_remedy(error, arch)) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -42,17 +39,14 @@ def load_factory(arch: str) -> Callable[..., nn.Module]:
 
 
 def run_factory(factory: Callable[..., nn.Module], arch: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Calls a factory, which may import more of its author's code.
-
-    Raises:
-        CheckpointError: an import fails; whatever else the factory raises propagates.
-    """
+    """Calls a factory, which may import more of its author's code; a CheckpointError if an import fails."""
     with _importable(arch):
         try:
             return factory(**arguments)
         except ImportError as error:
-            what = f"cannot import what it needs ({type(error).__name__}: {error})"
-            raise CheckpointError(arch, what, remedy=_remedy(error, arch)) from error
+            raise CheckpointError(
+                arch, f"cannot import what it needs ({one_line(error)})", remedy=_remedy(error, arch)
+            ) from error
 
 
 def _file(arch: str) -> Path | None:

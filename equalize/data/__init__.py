@@ -1,20 +1,12 @@
 """A folder, or a table of Hugging Face `datasets` -> images, and masks where there are any.
 
-    folders.py      what is in a folder: files, subfolders, what is passed over
-    layouts.py      how data sets lay out images, masks and splits
-    naming.py       what names of folders and files say
-    pairing.py      pictures told from masks, and the mask of each picture
-    hf_datasets.py  tables from files and from the Hub
-    table_columns.py  which columns of a table hold pictures and labels
-    dataset.py      `open_data`: the match, the split, the pairs
-    images.py       one file, or cell of a table -> one RGB picture
-    bands.py        the same for networks of one channel, or of other numbers of them
-    loader.py       pictures -> batches of tensors, with a share of bad files allowed
-    colors.py       files with the colors of classes
-    masks.py        one file or cell -> one class index a pixel
+    dataset.py      `open_data`: the match, the split, the pairs, of files (folders, layouts, naming, pairing) or of a
+                    table (hf_datasets, table_columns)
+    images.py       one file, or cell of a table -> one RGB picture (bands: for other numbers of channels; depth)
+    masks.py        one file or cell -> one class index a pixel (colors, classes: what is known of classes)
     label_check.py  a sample of the labels, checked before anything is trained or scored
-    classes.py      names of classes
-    augment.py, pairs.py  pictures and labels for training
+    loader.py       pictures -> batches of tensors, with a share of bad files allowed
+    pairs.py        pictures and labels for training (augment)
 
 It depends on models through the `preprocess` that callers pass alone.
 """

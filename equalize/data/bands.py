@@ -18,6 +18,7 @@ from torch import Tensor
 
 from equalize.data.images import Item, load_array, open_picture, read_image
 from equalize.errors import DataError
+from equalize.messages import one_line
 
 Picture = Image.Image | Tensor
 """An image of PIL, or bands (C, H, W): uint8, or float32 of any range."""
@@ -28,11 +29,7 @@ _REMEDY = "pip install equalize[tiff], or save it as .npy (H, W, channels)"
 
 
 def read_picture(item: Item, channels: int = 3) -> Picture:
-    """Read a picture with that many channels, upright.
-
-    Raises:
-        DataError: it cannot be read, or has another number of channels.
-    """
+    """A picture with that many channels, upright; a DataError if it has others or cannot be read."""
     name = item.name.lower()
     if name.endswith(".npy"):
         return _as_bands(load_array(item), channels, item)
@@ -74,12 +71,11 @@ def _load_tiff(item: Item) -> NDArray[np.generic]:
 
     try:
         with item.open("rb") as file:
-            array: NDArray[np.generic] = tifffile.imread(BytesIO(file.read()))
+            return np.asarray(tifffile.imread(BytesIO(file.read())))
     except MemoryError:
         raise
     except Exception as error:  # tifffile's own errors, and those of its decoders
-        raise DataError(item, f"cannot be read as a TIFF ({' '.join(str(error).split())[:160]})") from error
-    return array
+        raise DataError(item, f"cannot be read as a TIFF ({one_line(error)})") from error
 
 
 def _load_bands(item: Item) -> NDArray[np.generic]:

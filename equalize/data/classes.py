@@ -1,13 +1,11 @@
 """Class names from a file, a table, or a well-known data set."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from equalize.data.colors import first_color_file, read_colors, unwrapped
 from equalize.data.dataset import DataSet
-from equalize.data.folders import read_text
+from equalize.data.folders import first_file, read_text
 from equalize.data.hf_datasets import hub_class_names
 from equalize.errors import DataError
 
@@ -27,34 +25,28 @@ _ADE20K_FILE = "objectInfo150.txt"
 
 
 def class_names(dataset: DataSet) -> tuple[str, ...] | None:
-    """The names that the data set brings along, by class; None where it brings none.
+    """The names that the data set brings along, by class; None where it brings none, a DataError where they are broken.
 
     A file `classes.txt`, `classes.json`, `id2label.json` (on the Hub, too) or Roboflow's `_classes.csv` comes first,
     then one with their colors, then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own
     `objectInfo150.txt`. The caller compares their number to the network's.
-
-    Raises:
-        DataError: such a file is there but cannot be read.
     """
     if dataset.is_on_hub:
         file = hub_class_names(str(dataset.place))
         return read_class_names(file) if file else None
-    if file := _first_file(folder / name for folder in dataset.folders for name in _FILES):
+    if file := first_file(folder / name for folder in dataset.folders for name in _FILES):
         return read_class_names(file)
     if (file := first_color_file(dataset.folders)) and (names := read_colors(file).by_class):
         return names
     if dataset.layout == "ade20k":
-        table = _first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
+        table = first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
         return _read_ade20k_table(table) if table else None
     return {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}.get(dataset.layout)
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Names from a text file with one a line, from Roboflow's `Pixel Value, Class`, or from JSON: a list, or an object
-    {index: name} (or {"id2label": …}).
-
-    Raises:
-        DataError: the file cannot be read so, or leaves a class without a name.
+    {index: name} (or {"id2label": …}). A DataError where it is something else, or leaves a class without a name.
     """
     path = Path(path)
     text = read_text(path).rstrip()
@@ -66,31 +58,20 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
-def _first_file(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _name_in(entry: dict[str, Any]) -> Any:
-    return next((entry[key] for key in ("name", "title", "label") if key in entry), None)
-
-
 def _from_json(path: Path, text: str) -> tuple[str, ...]:
     try:
         content = unwrapped(json.loads(text))
         if isinstance(content, dict):
             content = content.get("id2label", content)
         if isinstance(content, list):
-            content = [_name_in(each) if isinstance(each, dict) else each for each in content]
+            named = [each if isinstance(each, dict) else {"name": each} for each in content]
+            content = [next((each[key] for key in ("name", "title", "label") if key in each), None) for each in named]
         names = [content[str(index)] for index in range(len(content))] if isinstance(content, dict) else content
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("not a list of names")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            path,
-            "cannot be read as class names",
-            expected='["road", ...] or {"0": "road", ...} without gaps',
-            remedy="see --class-names",
-        ) from error
+        expected = '["road", ...] or {"0": "road", ...} without gaps'
+        raise DataError(path, "cannot be read as class names", expected=expected, remedy="see --class-names") from error
     return tuple(names)
 
 

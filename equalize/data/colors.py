@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from equalize.data.folders import read_text
+from equalize.data.folders import first_file, read_text
 from equalize.errors import DataError
 
 COLOR_FILES = (
@@ -32,8 +32,7 @@ class ColorMap:
 
     Attributes:
         origin: the file.
-        colors: (K,) 24 bits, red first.
-        classes: (K,) the class of each.
+        colors, classes: (K,) 24 bits, red first; and the class of each.
         names: of the K colors, in their order; empty where a color has none.
         void: the color that means no class.
     """
@@ -64,11 +63,7 @@ class ColorMap:
         return replace(self, void=self.colors[voids[0]], classes=tuple(k - (k > last) for k in self.classes))
 
     def __call__(self, rgb_HW3: NDArray[np.uint8], void: int, where: object) -> NDArray[np.int64]:
-        """Colors (H, W, 3) -> classes (H, W), and `void` for the color that means none.
-
-        Raises:
-            DataError: a color has no class.
-        """
+        """Colors (H, W, 3) -> classes (H, W), `void` for the color of none; a DataError for a color without a class."""
         packed_HW = rgb_HW3.astype(np.int64) @ np.array([0x10000, 0x100, 1])
         table = dict(zip(self.colors, self.classes, strict=True)) | ({} if self.void is None else {self.void: void})
         found, place_P, counts = np.unique(packed_HW, return_inverse=True, return_counts=True)
@@ -85,10 +80,7 @@ def read_colors(path: str | Path) -> ColorMap:
     """Read colors: lines with red, green and blue (or #rrggbb), a name and maybe an index; or JSON.
 
     JSON may be {name: color}, {index: color}, {color: name or index}, or a list of colors or of {"name", "color"}.
-    Without an index the order counts.
-
-    Raises:
-        DataError: the file cannot be read so, or has a color or a class twice.
+    Without an index the order counts. A DataError for anything else, and for a color or a class that comes twice.
     """
     path = Path(path)
     text = read_text(path)
@@ -105,8 +97,7 @@ def read_colors(path: str | Path) -> ColorMap:
 
 def first_color_file(folders: Sequence[Path]) -> Path | None:
     """The first of the usual files in these folders that names colors."""
-    paths = (folder / name for folder in folders for name in COLOR_FILES)
-    return next((path for path in paths if path.is_file()), None)
+    return first_file(folder / name for folder in folders for name in COLOR_FILES)
 
 
 _Row = tuple[int | None, int | None, str]

@@ -13,8 +13,8 @@ from equalize.data.depth import with_depth
 from equalize.data.folders import IMAGE_SUFFIXES, list_unread, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Deep, Item
-from equalize.data.layouts import SPLIT_SYNONYMS, Layout, Pairs, find_layout, split_of
-from equalize.data.naming import is_plain_pair
+from equalize.data.layouts import Layout, Pairs, find_layout, split_of
+from equalize.data.naming import canonical_split
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
 from equalize.messages import first_of
@@ -86,7 +86,8 @@ class DataSet:
         items = [item for item in (*self.images, *self.masks) if item is not None]
         items = [item.item if isinstance(item, Deep) else item for item in items]
         paths = sorted(item for item in items if isinstance(item, Path))
-        facts = [f"{path.relative_to(self.root).as_posix()}\0{_size(path)}\n" for path in paths]
+        sizes = (path.stat().st_size if path.exists() else -1 for path in paths)  # -1: a dangling link
+        facts = [f"{path.relative_to(self.root).as_posix()}\0{size}\n" for path, size in zip(paths, sizes, strict=True)]
         facts += sorted({f"{item.column}\0{item.table._fingerprint}\n" for item in items if isinstance(item, Cell)})
         return hashlib.sha256("".join(facts).encode(errors="surrogateescape")).hexdigest()
 
@@ -100,10 +101,9 @@ class DataSet:
         facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
         if self.masks:
             facts.append(_counted(self.pairs, "pair"))
-        if self.pairs:
+        if self.pairs and self.layout in ("images+masks", "camvid"):
             image, mask = (_under(self.root, each) for each in self.with_masks()[0])
-            if self.layout in ("images+masks", "camvid") and not is_plain_pair(image, mask):
-                facts.append(f"such as {image} with {mask}")
+            facts.append(f"such as {image} with {mask}")
         return "; ".join([f"{self.root}: {', '.join(facts)}", *self.notes])
 
 
@@ -128,7 +128,7 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
         raise _no_images(root, layout, chosen)
     every: list[Item] = [image for image, _ in layout.matched.pairs or pairs]
     unread = list_unread(root) if layout.name != "table" else []
-    if layout.matched.all_masks and pairs and unread:
+    if layout.matched.all_masks and unread:
         what = "is of a kind that is not read, and all other files lie in folders named as those of masks are"
         raise DataError(unread[0], what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
     images, notes = with_depth([image for image, _ in pairs], every)
@@ -155,25 +155,15 @@ def sample(items: Sequence[_Entry], count: int | None, seed: int) -> list[_Entry
 
 
 def require_masks(dataset: DataSet) -> None:
-    """Refuse a data set in which an image has no mask.
-
-    Raises:
-        DataError: names the first such image and counts them.
-    """
+    """Refuse a data set in which an image has no mask, by a DataError with the first and their number."""
     if not dataset.masks:
-        raise DataError(
-            dataset.root,
-            "holds images without masks",
-            remedy="put the images into images/ and the masks, under the same names, into masks/",
-        )
+        remedy = "put the images into images/ and the masks, under the same names, into masks/"
+        raise DataError(dataset.root, "holds images without masks", remedy=remedy)
     missing = [image for image, mask in zip(dataset.images, dataset.masks, strict=True) if mask is None]
     if missing:
-        raise DataError(
-            missing[0],
-            f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none"
-            + "".join(f"; {note}" for note in dataset.notes if "without an image" in note),
-            remedy="add the masks under the same names, or remove these images",
-        )
+        what = f"has no mask; {len(missing)} of {len(dataset.images)} images of {dataset.root} have none"
+        what += "".join(f"; {note}" for note in dataset.notes if "without an image" in note)
+        raise DataError(missing[0], what, remedy="add the masks under the same names, or remove these images")
 
 
 def _find(choice: Choice, labels: bool) -> Layout:
@@ -191,12 +181,9 @@ def _find(choice: Choice, labels: bool) -> Layout:
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
         raise DataError(root, what, expected=wanted)
-    if layout.name != "table":
-        if next(walk_files(root), None) is None:
-            raise DataError(root, "is empty", expected=wanted)
-        if choice != Choice(place=choice.place):
-            what = f"has no columns to choose from ({layout.name} layout)"
-            raise DataError(root, what, remedy="name the folder alone")
+    if layout.name != "table" and choice != Choice(place=choice.place):
+        what = f"has no columns to choose from ({layout.name} layout)"
+        raise DataError(root, what, remedy="name the folder alone")
     return layout
 
 
@@ -229,24 +216,20 @@ def _under(root: Path, item: Item) -> str:
 
 
 def _choose_split(root: Path, layout: Layout, wanted: str | None, labels: bool) -> str | None:
-    splits = layout.splits
+    splits = [split for split in layout.readers if split is not None]
     preferred = ("val", "test", "train") if labels else ("train", "trainval", "val", "test")
-    found: list[str] = []
-    for name in (wanted,) if wanted else preferred:
-        synonyms: tuple[str, ...] = next((names for names in SPLIT_SYNONYMS if name.lower() in names), ())
-        found += [split for each in (name, *synonyms) for split in splits if split.lower() == each.lower()]
+    if wanted in splits:
+        return wanted
+    names = [canonical_split(name) for name in ((wanted,) if wanted else preferred)]
+    found = [split for name in names for split in splits if canonical_split(split) == name]
     if found and labels and wanted is None:  # a test split often comes without masks
         return next((split for split in found if any(mask for _, mask in layout.readers[split]())), found[0])
     if found:
         return found[0]
     if wanted is None:
         return splits[0] if splits else None
-    raise DataError(
-        root,
-        f"has no split {wanted!r} ({layout.name} layout)",
-        expected=f"one of {', '.join(splits)}" if splits else None,
-        remedy=None if splits else "it has no splits: leave --split away",
-    )
+    expected, remedy = (f"one of {', '.join(splits)}", None) if splits else (None, "leave --split away")
+    raise DataError(root, f"has no split {wanted!r} ({layout.name} layout)", expected=expected, remedy=remedy)
 
 
 def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
@@ -255,13 +238,6 @@ def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
         return DataError(root, f"has no rows ({place})")
     what = f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})"
     return DataError(root, what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1  # a dangling link: it counts by its name, and reading it raises the error
 
 
 def _counted(count: int, noun: str) -> str:

@@ -13,26 +13,19 @@ _MAX_SAMPLE_VALUE = 281  # the tag of TIFF
 _PHOTOMETRIC, _SEPARATED = 262, 5
 _BANDS = 277
 _LOOKED_AT = 32
-_PROBES = 3
 _FOUR = 4
 
 
 def with_depth(images: Sequence[Item], every: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """Images, as `Deep` where they have 16 bits a channel, and what there is to say about their files.
-
-    Args:
-        images: those of a split.
-        every: those of all splits.
-    """
+    """Images of a split, as `Deep` where those of `every` split have 16 bits, and what to say about their files."""
     notes: list[str] = []
-    probes = [each for each in map(_look, _spread(every, _PROBES)) if each]
-    if any(bands == _FOUR for bands, _, _ in probes):
+    looked_at = [each for each in map(_look, _spread(every)) if each]
+    if any(bands == _FOUR for bands, _, _ in looked_at):
         notes.append("TIFFs of four bands: networks of 3 channels get the first three as red, green and blue")
-    if not any(most for _, most, _ in probes):
-        return tuple(images), tuple(notes)
-    looked_at = [each for each in map(_look, _spread(every, _LOOKED_AT)) if each]
     declared = {most for _, _, most in looked_at if most}
-    largest = max(declared or {most for _, most, _ in looked_at})
+    largest = max(declared or {most for _, most, _ in looked_at}, default=0)
+    if not largest:
+        return tuple(images), tuple(notes)
     bits = next((each for each in _BITS if largest < 2**each), _BITS[-1])
     why = "as the files declare" if declared else f"the largest value of {len(looked_at)} is {largest}"
     notes.append(f"pictures of 16 bits use {bits} ({why}); networks of 1 or 3 channels get the upper 8 of these")
@@ -62,5 +55,6 @@ def _look(item: Item) -> tuple[int, int, int] | None:
         return None
 
 
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
-    return [items[place * len(items) // count] for place in range(count)] if len(items) > count else [*items]
+def _spread(items: Sequence[Item]) -> Sequence[Item]:
+    step = max(1, len(items) / _LOOKED_AT)
+    return [items[int(place * step)] for place in range(min(len(items), _LOOKED_AT))]

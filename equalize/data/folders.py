@@ -1,7 +1,7 @@
-"""Lists images and subfolders of a folder and reads small text files."""
+"""Lists the images under a folder and reads small text files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from equalize.errors import DataError
@@ -19,12 +19,9 @@ _UNREAD_SUFFIXES = (
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All images and arrays under `folder`, at any depth, sorted by their relative POSIX path.
+    """All images and arrays under `folder`, at any depth, sorted by their relative POSIX path; see `walk_files`.
 
     A dangling link is listed: reading it raises an error with its name.
-
-    Raises:
-        DataError: a folder may not be read.
     """
     found = [path for path in walk_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -35,16 +32,8 @@ def list_unread(folder: Path) -> list[Path]:
     return sorted(path for path in walk_files(folder) if path.name.lower().endswith(_UNREAD_SUFFIXES))
 
 
-def list_folders(folder: Path) -> list[str]:
-    """The names of the folders directly in `folder`, sorted; none where `folder` does not exist."""
-    if not folder.is_dir():
-        return []
-    _, names, _ = next(os.walk(folder, onerror=_refuse))
-    return sorted(name for name in names if not _is_passed_over(name))
-
-
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Files of any kind under `folder`, at any depth and in no particular order.
+    """Files of any kind under `folder`, at any depth and in no particular order; a DataError if it may not be read.
 
     Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed.
     """
@@ -53,12 +42,13 @@ def walk_files(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in files if not _is_passed_over(name))
 
 
-def read_text(path: Path) -> str:
-    """The content of a small UTF-8 file, with or without a byte order mark.
+def first_file(paths: Iterable[Path]) -> Path | None:
+    """The first of these paths that is a file."""
+    return next((path for path in paths if path.is_file()), None)
 
-    Raises:
-        DataError: it is missing, may not be read, or is no UTF-8.
-    """
+
+def read_text(path: Path) -> str:
+    """A small UTF-8 file, with or without a byte order mark; a DataError if it cannot be read so."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -10,10 +10,8 @@ The name of a table may end with a choice of columns and of a configuration:
 """
 
 import errno
-import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,13 +35,7 @@ _LONGEST = 200  # characters of what the library says
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A table, and the columns and configuration that the user chose.
-
-    Attributes:
-        place: the file, the folder or the Hub id.
-        image, label: columns.
-        config: the configuration of a data set on the Hub, or of a copy of it.
-    """
+    """A table (a file, a folder or a Hub id), and the columns and configuration that the user chose."""
 
     place: str
     image: str | None = None
@@ -63,12 +55,10 @@ class Choice:
 def load_tables(choice: Choice) -> Tables | None:
     """What is in a file, in a folder (at any depth, or from `save_to_disk`) or on the Hub; None where no table is.
 
-    Raises:
-        DataError: it cannot be read, or has several configurations and none was named.
-        ResourceError: no `datasets`, no space on disk, or the Hub does not have it or cannot be reached.
+    A DataError if it cannot be read, or has several configurations and none was named; a ResourceError for the rest.
     """
     name = choice.place
-    is_table = os.path.splitext(name)[1].lower() in _SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
     if os.path.isdir(name):
         folder = os.path.abspath(name)  # a relative name might be one of the library's own, such as "csv"
         saved = any(os.path.isfile(os.path.join(folder, file)) for file in _SAVED)
@@ -77,11 +67,10 @@ def load_tables(choice: Choice) -> Tables | None:
             with _library(name) as datasets:
                 loaded = datasets.load_from_disk(folder) if saved else datasets.load_dataset(folder, choice.config)
                 return _by_split(loaded)
-    elif os.path.isfile(name) and is_table:
+    elif os.path.isfile(name) and suffix in _SUFFIXES:
         with _library(name) as datasets:
-            kind = os.path.splitext(name)[1].lower().removeprefix(".")
-            return {None: datasets.load_dataset(kind, data_files=name, split="train")}
-    elif HUB_ID.fullmatch(name) and not is_table and not os.path.lexists(name):
+            return {None: datasets.load_dataset(suffix.removeprefix("."), data_files=name, split="train")}
+    elif HUB_ID.fullmatch(name) and suffix not in _SUFFIXES and not os.path.lexists(name):
         return _load_from_hub(name, choice.config)
     return None
 
@@ -134,31 +123,18 @@ def _by_split(loaded: Any) -> Tables:
 
 @contextmanager
 def _library(where: object, *, hub: tuple[str, str] | None = None) -> Iterator[ModuleType]:
-    """The library, which is an extra, without its warnings and, off a terminal, its progress bars.
-
-    `hub` says, if the data set is there, why it may be out of reach, and what to do then.
-    """
+    """The library, which is an extra, its errors as ours; `hub`: why the Hub may be out of reach, and a remedy."""
     try:
         import datasets
-        from datasets import logging as its_logging
     except ImportError as error:
-        raise ResourceError(
-            where, "cannot be read without the library datasets", remedy="pip install equalize[datasets]"
-        ) from error
-    verbosity, bars = its_logging.get_verbosity(), datasets.is_progress_bar_enabled()
-    its_logging.set_verbosity(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        what = "cannot be read without the library datasets"
+        raise ResourceError(where, what, remedy="pip install equalize[datasets]") from error
     try:
         yield datasets
     except (EqualizeError, MemoryError):
         raise
     except Exception as error:  # what parquet, arrow, fsspec, the Hub's client and the library itself raise
         raise _explained(where, error, hub=hub) from error
-    finally:
-        its_logging.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()
 
 
 def _explained(where: object, error: Exception, *, hub: tuple[str, str] | None) -> EqualizeError:

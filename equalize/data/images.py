@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from equalize.errors import DataError
+from equalize.messages import one_line
 
 ORIENTATION = 0x0112  # of EXIF
 QUARTER_TURNS = range(5, 9)
@@ -41,11 +42,8 @@ _AS_ARRAY = "save it with 8 or 16 bits, or as .npy and say --rescale"
 class Cell:
     """One cell of a table of Hugging Face `datasets`, which opens as a file does; nothing is read before.
 
-    Attributes:
-        table: a `datasets.Dataset` of one column in the format "arrow", memory-mapped; all cells of a column share it.
-        origin: the data set and the split, for people.
-        row: from 0.
-        column: its name.
+    `table` has one column, in the format "arrow", memory-mapped, and is shared by all its cells; `origin` is the data
+    set and the split, for people; rows count from 0.
     """
 
     table: Any = field(repr=False, compare=False)
@@ -62,11 +60,7 @@ class Cell:
         return f"[{self.row}].{self.column}"
 
     def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
-        """The encoded picture, byte by byte as it was stored.
-
-        Raises:
-            DataError: the cell is empty. OSError: it names a file, and that cannot be opened.
-        """
+        """The encoded picture as it was stored; a DataError for an empty cell, an OSError for a missing file."""
         stored = self.table[self.row].column(0)[0].as_py()
         if not isinstance(stored, dict):
             stored = {"bytes": stored}
@@ -102,11 +96,7 @@ Item = Path | Cell | Deep
 
 
 def read_image(item: Item) -> Image.Image:
-    """Read a picture as RGB, 8 bits a channel, upright.
-
-    Raises:
-        DataError: it is missing, truncated, not an image, or larger than PIL's limit.
-    """
+    """A picture as RGB, 8 bits a channel, upright; a DataError if it cannot be read or exceeds PIL's limit."""
     with open_picture(item) as image:
         turned = image.getexif().get(ORIENTATION, 1)
         if (values := deep_values(image, item)) is not None:
@@ -123,12 +113,9 @@ def _demand_range(values: NDArray[np.int64], bits: int, item: Item) -> None:
     """Refuses a picture whose values lie above the bits that its data set was found to use; a few are hot pixels."""
     above = float((values >= 2**bits).mean())
     if above > _HOT:
-        raise DataError(
-            item,
-            f"uses more than the {bits} bits that other pictures of the data set use",
-            got=f"values up to {values.max()}, {above:.0%} of them above",
-            remedy="save all pictures on one scale, with 8 bits a channel for example",
-        )
+        what = f"uses more than the {bits} bits that other pictures of the data set use"
+        got = f"values up to {values.max()}, {above:.0%} of them above"
+        raise DataError(item, what, got=got, remedy="save all pictures on one scale, with 8 bits a channel for example")
 
 
 def upright_size(item: Item) -> tuple[int, int] | None:
@@ -222,7 +209,7 @@ def load_array(item: Item) -> NDArray[np.generic]:
     except MemoryError:
         raise
     except Exception as error:  # OSError, ValueError, EOFError, SyntaxError in a header
-        raise DataError(item, f"cannot be read as an array ({' '.join(str(error).split())[:160]})") from error
+        raise DataError(item, f"cannot be read as an array ({one_line(error)})") from error
     if not isinstance(array, np.ndarray):
         raise DataError(item, "holds several arrays", expected="one array (H, W, channels)")
     return array

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ ReduceLabels = Literal["auto", "yes", "no"]
 
 _ADE20K_CLASSES = 150
 _BINARY = 2
-_FEW_MASKS = 8
+_FEW_MASKS, _PAIRS = 8, 64  # that are looked at
 _VOID = 255
 
 
@@ -62,7 +62,7 @@ def stored_rule(
     bad = f"; {len(failures)} of {len(pairs)} masks looked at do not count ({failures[0]})" if failures else ""
     if 2 * len(failures) > len(pairs):
         return None, bad.removeprefix("; ")
-    rule, reason = _decide(rule, stored, None, dataset, ignore_index, reduce_labels, reduced_before)
+    rule, reason = _decide(rule, stored, None, dataset, _Said(ignore_index, reduce_labels, reduced_before))
     return rule, f"{reason}{turned}{bad}"
 
 
@@ -91,22 +91,21 @@ def preflight(
     colors: ColorMap | None = None,
     drawn_on: DrawnOn = "auto",
     rule: LabelRule | None = None,
-    samples: int = 64,
-    seed: int = 0,
     channels: int = 3,
     warn: Notify = ignore,
 ) -> tuple[LabelRule, str]:
     """Read a sample of pairs and check what training and scoring assume.
 
     Args:
-        dataset: opened with labels. num_classes: of the network.
+        dataset: opened with labels.
+        num_classes: of the network.
         ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
         reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
             says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
         reduced_before: whether labels were reduced when the network was trained; None if unknown.
         colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
         rule: of another split, to be followed instead of all of the above.
-        samples, seed: how many pairs to read, at most, and which. channels: that the network takes.
+        channels: that pictures are read with.
         warn: gets a line where at most half of the network's classes can be meant.
 
     Returns:
@@ -116,20 +115,18 @@ def preflight(
     followed = rule
     if rule is None:
         rule = _given_rule(dataset, ignore_index, colors and colors.for_classes(num_classes), drawn_on)
-    pairs = sample(dataset.with_masks(), samples, seed)
+    pairs = sample(dataset.with_masks(), _PAIRS, 0)
     rule, turned = _settle_drawn_on(rule, pairs)
     stored = {mask: _read_pair(image, mask, rule, channels) for image, mask in pairs}
     reason = "labels as in the split that is trained on"
     if followed is None:
         every = set().union(*stored.values())
-        rule, reason = _decide(rule, every, num_classes, dataset, ignore_index, reduce_labels, reduced_before)
+        said = _Said(ignore_index, reduce_labels, reduced_before)
+        rule, reason = _decide(rule, every, num_classes, dataset, said)
     seen = _seen_classes(stored, rule, num_classes)
     if not seen:
-        raise DataError(
-            dataset.root,
-            f"has no label that counts, every pixel of {len(stored)} masks is ignored",
-            remedy="see --ignore-index and --reduce-labels",
-        )
+        what = f"has no label that counts, every pixel of {len(stored)} masks is ignored"
+        raise DataError(dataset.root, what, remedy="see --ignore-index and --reduce-labels")
     meant = max(seen) + (0 if 0 not in seen and not rule.reduce else 1)
     if 2 * meant <= num_classes:
         found = f"{dataset.root}: seen {len(seen)} of {num_classes} classes, {min(seen)} to {max(seen)}"
@@ -173,44 +170,40 @@ def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int
     return set(np.unique(mask_HW.numpy()).tolist())
 
 
+class _Said(NamedTuple):
+    """What the user says, and the checkpoint; see `preflight`."""
+
+    ignore_index: int | None
+    reduce_labels: ReduceLabels
+    reduced_before: bool | None
+
+
 def _decide(
-    raw: LabelRule,
-    stored: set[int],
-    num_classes: int | None,
-    dataset: DataSet,
-    given: int | None,
-    wanted: ReduceLabels,
-    before: bool | None,
+    raw: LabelRule, stored: set[int], num_classes: int | None, dataset: DataSet, said: _Said
 ) -> tuple[LabelRule, str]:
     """How the stored values that were seen become classes, and why; `num_classes` is None where any number may be."""
-    two = stored - {0}
-    if given is None and wanted == "auto" and (num_classes or 0) <= _BINARY and 0 in stored and two in ({255}, {65535}):
+    two, is_free = stored - {0}, said.ignore_index is None and said.reduce_labels == "auto"
+    if is_free and (num_classes or 0) <= _BINARY and 0 in stored and two in ({255}, {65535}):
         why = f"labels are 0 and {max(two)} alone; --ignore-index {max(two)} leaves it out"
         return replace(raw, foreground=max(two), has_void=False), f"{max(two)} is class 1 ({why})"
     labels = {value for value in stored - {raw.ignore_index} if not (raw.has_void and (value == _VOID or value < 0))}
-    reduce, reason = _reduces(raw, labels, num_classes, dataset, wanted, before, has_void=raw.ignore_index in stored)
+    reduce, reason = _reduces(raw, labels, num_classes, dataset, said, has_void=raw.ignore_index in stored)
     if reduce and 0 <= raw.ignore_index < (num_classes or 0):
         what = f"would be class {raw.ignore_index} once labels are reduced"
         raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
-    if labels == {0} and given is None and _VOID in stored and (num_classes or 0) > _BINARY:
+    if labels == {0} and said.ignore_index is None and _VOID in stored and (num_classes or 0) > _BINARY:
         reason += "; 255 is ignored: if it is a class, the network has to have two"
     meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
     return replace(raw, reduce=reduce), f"{meaning} ({reason})"
 
 
 def _reduces(
-    raw: LabelRule,
-    labels: set[int],
-    num_classes: int | None,
-    dataset: DataSet,
-    wanted: ReduceLabels,
-    before: bool | None,
-    *,
-    has_void: bool,
+    raw: LabelRule, labels: set[int], num_classes: int | None, dataset: DataSet, said: _Said, *, has_void: bool
 ) -> tuple[bool, str]:
     """Whether 0 means ignored and class c is stored as c + 1, and why."""
-    if wanted != "auto":
-        return wanted == "yes", f"--reduce-labels {wanted}"
+    if said.reduce_labels != "auto":
+        return said.reduce_labels == "yes", f"--reduce-labels {said.reduce_labels}"
+    before = said.reduced_before
     seen = f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
     if before is not None:
         reason = f"as the checkpoint's configuration has it; {seen}"

@@ -15,15 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from equalize.data.folders import list_folders, list_images, read_text, walk_files
+from equalize.data.folders import first_file, list_images, read_text
 from equalize.data.images import Item
-from equalize.data.naming import SPLIT_SYNONYMS, read_folder
+from equalize.data.naming import read_folder
 from equalize.data.pairing import Matched, match
 from equalize.errors import DataError
-
-__all__ = ["SPLIT_SYNONYMS", "Layout", "Pairs", "find_layout", "split_of"]
-
-_DEEPEST_SPLIT = 2  # folders
 
 Pairs = Sequence[tuple[Item, Item | None]]
 """Images, each with its mask or None."""
@@ -40,8 +36,6 @@ class Layout:
 
     Attributes:
         name: one of the names above, or `table`.
-        has_masks: whether it has a place for masks.
-        readers: its splits.
         matched: what was told by names; empty for a layout that leaves no choice.
     """
 
@@ -49,11 +43,6 @@ class Layout:
     has_masks: bool
     readers: Readers
     matched: Matched = field(default_factory=Matched)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits; empty where there are none."""
-        return tuple(split for split in self.readers if split is not None)
 
 
 def find_layout(root: Path) -> Layout:
@@ -63,12 +52,12 @@ def find_layout(root: Path) -> Layout:
 
 def _find_cityscapes(root: Path) -> Layout | None:
     images, masks = root / "leftImg8bit", root / "gtFine"
-    readers: Readers = {split: partial(_pair, images / split, masks / split) for split in list_folders(images)}
-    names = {
-        path.stem.rpartition("_")[2] for folder in (images, masks) if folder.is_dir() for path in list_images(folder)
-    }
-    if not readers or "leftImg8bit" not in names or (masks.is_dir() and not names & {"labelIds", "labelTrainIds"}):
+    pictures, labels = (list_images(folder) if folder.is_dir() else [] for folder in (images, masks))
+    names = {path.stem.rpartition("_")[2] for path in (*pictures, *labels)}
+    splits = sorted({path.relative_to(images).parts[0] for path in pictures if path.parent != images})
+    if not splits or "leftImg8bit" not in names or (labels and not names & {"labelIds", "labelTrainIds"}):
         return None
+    readers: Readers = {split: partial(_pair, images / split, masks / split) for split in splits}
     return Layout(name="cityscapes", has_masks=True, readers=readers)
 
 
@@ -79,7 +68,7 @@ def _pair(images: Path, masks: Path) -> _Files:
         if image.stem.endswith("_leftImg8bit"):
             stem = masks / image.relative_to(images).with_name(image.stem.removesuffix("_leftImg8bit"))
             named = (stem.with_name(f"{stem.name}_gtFine_{which}.png") for which in ("labelTrainIds", "labelIds"))
-            pairs.append((image, next((mask for mask in named if mask.is_file()), None)))
+            pairs.append((image, first_file(named)))
     return pairs
 
 
@@ -102,11 +91,8 @@ def _select(found: Matched, listing: Path) -> _Files:
     by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
     missing = sorted(wanted - by_stem.keys())
     if missing:
-        raise DataError(
-            listing,
-            f"names {len(missing)} of {len(wanted)} images that are not in JPEGImages, the first is {missing[0]}",
-            remedy="complete the data set or shorten the list",
-        )
+        what = f"names {len(missing)} of {len(wanted)} images that are not in JPEGImages, the first is {missing[0]}"
+        raise DataError(listing, what, remedy="complete the data set or shorten the list")
     return [by_stem[stem] for stem in sorted(wanted)]
 
 
@@ -117,8 +103,8 @@ def _find_by_names(root: Path) -> Layout:
     paired = [image for image, mask in found.pairs if mask is not None] or [*splits]
     readers: Readers = {None: lambda: found.pairs}
     if paired and all(splits[image] for image in paired):
-        names = {split for split in splits.values() if split} | _splits_of_folders(root)
-        readers = {name: partial(_of_split, found.pairs, splits, name) for name in sorted(names)}
+        names = sorted({split for split in splits.values() if split})
+        readers = {name: partial(_of_split, found.pairs, splits, name) for name in names}
     return Layout(name=_name(root, found, readers), has_masks=found.has_masks, readers=readers, matched=found)
 
 
@@ -129,13 +115,6 @@ def split_of(root: Path, path: Path) -> str | None:
 
 def _of_split(pairs: Sequence[tuple[Path, Path | None]], splits: Mapping[Path, str | None], name: str) -> _Files:
     return [pair for pair in pairs if splits[pair[0]] == name]
-
-
-def _splits_of_folders(root: Path) -> set[str]:
-    """Splits beside or in folders of pictures, with a picture in them or not."""
-    folders = {path.relative_to(root).parts[:-1] for path in walk_files(root)}
-    read = [read_folder(parts) for parts in folders if len(parts) <= _DEEPEST_SPLIT]
-    return {each.split for each in read if each.split and each.role != "masks" and each.keys[0] == each.keys[2]}
 
 
 def _name(root: Path, found: Matched, readers: Readers) -> str:

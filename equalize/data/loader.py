@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from equalize.data.bands import Picture, picture_size, read_picture
@@ -31,10 +32,7 @@ _Stack = tuple[list[int], Tensor, Tensor | None]
 """A batch as it comes from a worker: indices into `paths`, for cells need not travel back; images and labels."""
 
 _Loaded = tuple[list[_Stack], list[tuple[int, EqualizeError]]]
-"""A group as it comes from a worker, batches and failures.
-
-Our errors are returned as values: torch would carry only their message from a worker.
-"""
+"""A group as it comes from a worker, batches and failures: of an error that is raised, only the message would come."""
 
 _BATCHES_A_GROUP = 4
 _LARGEST_LABEL = 2**15 - 1  # of what labels are kept in
@@ -57,13 +55,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A fixed run of `paths` in batches.
-
-    Attributes:
-        index: its place among the groups.
-        batches: of it alone.
-        skipped: its bad files, by name, and why each could not be read.
-    """
+    """A run of `paths` in batches: its place, and its bad files by name and why each could not be read."""
 
     index: int
     batches: tuple[Batch, ...]
@@ -80,18 +72,14 @@ class Batches(Dataset[_Loaded]):
     With one size the order of `paths` is kept. No group reaches over a multiple of `run` paths.
 
     Attributes:
-        paths: files or cells, as from `sample`.
         preprocess: with workers on a platform that does not fork, it must pickle.
         size: (H, W) handed to `preprocess`.
-        channels: that pictures are read with.
-        batch_size: the most images in a batch.
         workers: processes that read; with 0 this one does, between the batches.
         skip_bad: share of `paths`, rounded up, that may be unreadable. At 0 or None the first bad file is an error,
             at 0 one that names --skip-bad.
         pinned: put batches into memory that a CUDA device copies from by itself.
         masks: one for each path, None where it has none; brought to the size of its image, nearest. One that cannot be
             read, or is of another size than its image, counts as none.
-        rule: how they are stored.
         run: so many paths make whole groups, whatever the batch size is.
     """
 
@@ -137,9 +125,7 @@ class Batches(Dataset[_Loaded]):
     def groups(self, first: int = 0, step: int = 1) -> Generator[Group, None, None]:
         """The groups `first`, `first + step`, ...; their bad files are counted against those of this iteration alone.
 
-        Raises:
-            DataError: more files are bad than `skip_bad` allows.
-            ResourceError: a worker died.
+        A DataError if they are more than `skip_bad` allows; a ResourceError if a worker died.
         """
         skipped: list[tuple[str, str]] = []
         places = range(first, len(self), step)
@@ -156,28 +142,18 @@ class Batches(Dataset[_Loaded]):
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
-            raise ResourceError(
-                "workers",
-                "a process that reads images was killed, most often for want of memory or shared memory",
-                remedy="use fewer --workers, or none, or smaller batches",
-            ) from error
+            what = "a process that reads images was killed, most often for want of memory or shared memory"
+            raise ResourceError("workers", what, remedy="use fewer --workers, or none, or smaller batches") from error
 
     def check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
-        """Refuses more bad files, by name and reason, than the share that is allowed.
-
-        Raises:
-            DataError: names the first that is one too many.
-        """
+        """Refuses more bad files, by name and reason, than the share that is allowed, by a DataError."""
         # Rounded up, so that any share above 0 allows one bad image in a small folder; 1e-9 is for 0.01 * 700 > 7.
         allowed = min(math.ceil((self.skip_bad or 0) * len(self.paths) - 1e-9), len(self.paths) - 1)
         if len(skipped) > allowed:
             path, reason = skipped[allowed]
-            raise DataError(
-                path,
-                f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})",
-                expected=f"at most {allowed} (--skip-bad {self.skip_bad or 0:g})",
-                remedy="repair or remove them, or allow a larger share",
-            )
+            what = f"is bad image number {allowed + 1} of {len(self.paths)} ({reason})"
+            expected = f"at most {allowed} (--skip-bad {self.skip_bad or 0:g})"
+            raise DataError(path, what, expected=expected, remedy="repair or remove them, or allow a larger share")
 
     def __getitem__(self, place: int) -> _Loaded:
         """A group, read in a worker."""
@@ -209,11 +185,7 @@ class Batches(Dataset[_Loaded]):
                 read_HW = read_mask(mask, self.rule, self.paths[index])
                 if tuple(read_HW.shape) == picture_size(picture):
                     stored_HW = read_HW.masked_fill(read_HW == self.rule.ignore_index, -1).clamp(-1, _LARGEST_LABEL)
-        y_H, x_W = (
-            (2 * torch.arange(side) + 1) * length // (2 * side)
-            for side, length in zip(sides, stored_HW.shape, strict=True)
-        )
-        return stored_HW[y_H.unsqueeze(1), x_W].short()
+        return F.interpolate(stored_HW[None, None].float(), tuple(sides), mode="nearest-exact")[0, 0].short()
 
     def _load(self, places: range) -> "DataLoader[_Loaded]":
         """Reads these groups, in order; a worker's next one is read while the last one is computed with."""

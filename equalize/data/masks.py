@@ -50,8 +50,7 @@ class LabelRule:
     Attributes:
         ignore_index: the value of pixels that are neither trained on nor scored, before and after.
         reduce: whether 0 means ignored and class c is stored as c + 1, as in ADE20K.
-        has_void: whether 255 (and what is below 0) is ignored whatever `ignore_index` is, as in Pascal VOC and
-            Cityscapes.
+        has_void: whether 255 (and what is below 0) is ignored too, as in Pascal VOC and Cityscapes.
         foreground: the value, 255 or 65535, that is class 1 where only 0 is stored beside it; 0 if none is.
         colors: the classes of colors, where masks have colors.
         drawn_on: where an image has an EXIF orientation and its mask none: whether the mask shows the ``upright`` image
@@ -87,11 +86,7 @@ def read_mask(item: Item, rule: LabelRule, image: Item | None = None) -> Tensor:
 
 
 def make_upright(stored_HW: Tensor, item: Item, image: Item, drawn_on: DrawnOn) -> Tensor:
-    """Turn a mask without an EXIF orientation as its image is turned, if it is drawn on the pixels as stored.
-
-    Raises:
-        DataError: whether it is cannot be told.
-    """
+    """Turn a mask without an EXIF orientation as its image if it shows the stored pixels; a DataError if unclear."""
     turned = orientation(image)
     if turned == 1 or orientation(item) != 1 or drawn_on == "upright":
         return stored_HW
@@ -124,8 +119,7 @@ def demand_same_size(labels_HW: Tensor, item: Item, size: Sequence[int], image: 
 def read_stored(item: Item, rule: LabelRule) -> Tensor:
     """Read the stored values of a mask, (H, W) int64, those of Cityscapes as train ids and colors as classes.
 
-    Raises:
-        DataError: it is missing, damaged, a JPEG (whose compression invents labels), or has colors that no file names.
+    A DataError for what is damaged, a JPEG (whose compression invents labels), or has colors that no file names.
     """
     if item.name.lower().endswith(".npy"):
         return torch.from_numpy(_read_array(item))
@@ -136,39 +130,28 @@ def read_stored(item: Item, rule: LabelRule) -> Tensor:
 
 
 def to_classes(stored: Tensor, rule: LabelRule, item: Item) -> Tensor:
-    """The classes of stored values of a mask.
-
-    Raises:
-        DataError: it has a third value beside 0 and the foreground.
-    """
+    """The classes of stored values of a mask; a DataError for a third value beside 0 and the foreground."""
     others = stored[(stored != 0) & (stored != rule.foreground)] if rule.foreground else stored[:0]
     if others.numel():
-        raise DataError(
-            item,
-            f"has label {int(others.flatten()[0])} where others have 0 and {rule.foreground} alone",
-            remedy=f"set --ignore-index {rule.foreground} if that is not class 1",
-        )
+        what = f"has label {int(others.flatten()[0])} where others have 0 and {rule.foreground} alone"
+        raise DataError(item, what, remedy=f"set --ignore-index {rule.foreground} if that is not class 1")
     return rule(stored)
 
 
 def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Item) -> None:
     """Refuse classes (H, W), made by `rule` from the mask `path`, that are neither of `num_classes` nor ignored.
 
-    Raises:
-        DataError: with the first value that is out of range, as stored in the file.
+    The DataError has the first value that is out of range, as stored in the file.
     """
     outside = labels_HW[((labels_HW < 0) | (labels_HW >= num_classes)) & (labels_HW != rule.ignore_index)]
     if outside.numel():
         first = int(rule.reduce)
         is_resampled = len({*outside.tolist()}) > 2 and outside.numel() < _EDGE_SHARE * labels_HW.numel()
         hint = "; it looks resized with interpolation, which invents labels: resize masks with nearest"
-        raise DataError(
-            path,
-            f"has label {int(outside.min()) + first}",
-            expected=f"{first} to {num_classes - 1 + first} for {num_classes} classes, or the ignored"
-            f" {0 if rule.reduce else rule.ignore_index}",
-            remedy=f"see --num-classes, --ignore-index and --reduce-labels{hint * is_resampled}",
-        )
+        ignored = 0 if rule.reduce else rule.ignore_index
+        expected = f"{first} to {num_classes - 1 + first} for {num_classes} classes, or the ignored {ignored}"
+        remedy = f"see --num-classes, --ignore-index and --reduce-labels{hint * is_resampled}"
+        raise DataError(path, f"has label {int(outside.min()) + first}", expected=expected, remedy=remedy)
 
 
 def _read_array(item: Item) -> NDArray[np.int64]:
@@ -185,9 +168,8 @@ def _read_array(item: Item) -> NDArray[np.int64]:
 def _stored(image: Image.Image, item: Item, rule: LabelRule) -> NDArray[np.int64]:
     """The values of a decoded mask, (H, W)."""
     if image.format in {"JPEG", "MPO"}:
-        raise DataError(
-            item, "is a JPEG, whose compression changes labels", remedy="export the masks as PNG from their source"
-        )
+        what = "is a JPEG, whose compression changes labels"
+        raise DataError(item, what, remedy="export the masks as PNG from their source")
     bands = image.getbands()
     if image.mode == "F" or "".join(bands) not in ("P", "PA", "1", "L", "LA", "I", "RGB", "RGBA"):
         what = "has floating-point pixels" if image.mode == "F" else f"has {len(bands)} channels ({image.mode})"

@@ -10,15 +10,10 @@ from functools import cache
 from itertools import takewhile
 from pathlib import PurePath
 
-SPLIT_SYNONYMS = (
-    ("train", "training", "tr"),
-    ("val", "valid", "validation", "dev"),
-    ("test", "testing", "ts"),
-    ("trainval",),
-)
+_SYNONYMS = ("train training tr", "val valid validation dev", "test testing ts", "trainval")
+_CANONICAL = {name: names.split()[0] for names in _SYNONYMS for name in names.split()}
 """Names that data sets give to the same split."""
 
-_CANONICAL = {name: names[0] for names in SPLIT_SYNONYMS for name in names}
 _MASK_WORDS = """
 mask masks annotation annotations annot annots ann anns anno annos label labels lbl lbls labelmap labelmaps gt gts
 groundtruth groundtruths truth seg segs segmap segmaps segmask segmasks segmentation segmentations semantic semantics
@@ -61,6 +56,11 @@ class Folder:
     keys: tuple[tuple[str, ...], ...]
 
 
+def canonical_split(name: str) -> str:
+    """``train``, ``val``, ``test`` or ``trainval`` for their synonyms; another name in lower case."""
+    return _CANONICAL.get(name.lower(), name.lower())
+
+
 @cache
 def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
     """Reads the names of nested folders, of which the first `shared` hold everything and so decide no role."""
@@ -68,7 +68,7 @@ def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
     keys: list[list[str]] = [[], [], []]
     for depth, part in enumerate(parts):
         found = words(part)
-        kind = role_of(found)
+        kind = "masks" if _MASKS.intersection(found) else "pictures" if _PICTURES.intersection(found) else ""
         plain = [] if kind else [part]
         named = [word for word in (found if kind else plain) if word.lower() in _CANONICAL]
         if split is None and named:
@@ -80,11 +80,6 @@ def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
         keys[1] += splits or [part.lower() for part in plain]
         keys[2] += splits
     return Folder(role=role, split=split, keys=(*map(tuple, keys), ()))
-
-
-def role_of(found: Sequence[str]) -> str:
-    """``masks``, ``pictures`` or nothing, by the words of a name."""
-    return "masks" if _MASKS.intersection(found) else "pictures" if _PICTURES.intersection(found) else ""
 
 
 @cache
@@ -117,13 +112,6 @@ def holds_no_classes(path: PurePath) -> bool:
         _NO_CLASSES.intersection(found) or ("rgb" in found and _MASKS.intersection(found))
         for found in map(words, path.parts)
     )
-
-
-def is_plain_pair(image: str, mask: str) -> bool:
-    """Whether two relative paths are called alike and lie in folders whose names leave nothing to guess."""
-    one, other = PurePath(image), PurePath(mask)
-    roles = [read_folder(path.parts[:-1]).role for path in (one, other)]
-    return one.stem == other.stem and roles == ["pictures", "masks"]
 
 
 def affix_of(stem: str, others: frozenset[str]) -> tuple[str, str, str] | None:

@@ -10,24 +10,15 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
+from equalize.data import naming
 from equalize.data.images import looks_like_mask
-from equalize.data.naming import (
-    Folder,
-    affix_of,
-    core,
-    holds_no_classes,
-    names_mask,
-    read_folder,
-    shared_length,
-    without_common,
-)
 from equalize.errors import DataError
 from equalize.messages import first_of
 
 _LOOKED_AT = 3
 _KINDS_LOOKED_AT = 64
 
-_Folders = Mapping[Path, Folder]
+_Folders = Mapping[Path, naming.Folder]
 """Paths relative to the root, with what their folders say."""
 
 _Family = tuple[str, str, str]
@@ -61,8 +52,8 @@ class Matched:
 def match(root: Path, files: Sequence[Path]) -> Matched:
     """Tell the pictures and masks among `files`, which lie under `root`, and pair them."""
     paths = [path.relative_to(root) for path in files]
-    shared = shared_length([path.parts[:-1] for path in paths])
-    folders = {path: read_folder(path.parts[:-1], shared) for path in paths}
+    shared = naming.shared_length([path.parts[:-1] for path in paths])
+    folders = {path: naming.read_folder(path.parts[:-1], shared) for path in paths}
     masks = {path for path, folder in folders.items() if folder.role == "masks"}
     masks |= _named_masks([path for path in paths if path not in masks], whole=not masks)
     masks |= _seen_masks(root, [path for path in paths if path not in masks])
@@ -71,29 +62,26 @@ def match(root: Path, files: Sequence[Path]) -> Matched:
         pictures, masks = folders, set()
     aside = _set_aside([*pictures])
     pictures = {path: folder for path, folder in pictures.items() if path not in aside}
-    masks = {path for path in masks if not holds_no_classes(path)} or masks
+    masks = {path for path in masks if not naming.holds_no_classes(path)} or masks
     masks -= {path.with_name(path.name.replace("TrainIds", "Ids")) for path in masks if "TrainIds" in path.name}
     found = _candidates(pictures, {path: folder for path, folder in folders.items() if path in masks})
     best = {picture: _preferred(found.get(picture, [])) for picture in pictures}
     unused = masks.difference(*found.values())
     alone = [path for path in paths if path in unused]
+    others = _candidates({path: pictures[path] for path in found}, {path: folders[path] for path in alone}, levels=2)
     return Matched(
         pairs=[(root / path, root / options[0] if len(options) == 1 else None) for path, options in best.items()],
         alone=[root / mask for mask in alone],
         aside=[root / path for path in paths if path in aside],
-        all_masks=not masks and all(read_folder(path.parts[:-1]).role == "masks" for path in paths),
-        conflict=_conflict(
-            root,
-            best,
-            _candidates({path: pictures[path] for path in found}, {path: folders[path] for path in alone}, levels=2),
-        ),
+        all_masks=not masks and all(naming.read_folder(path.parts[:-1]).role == "masks" for path in paths),
+        conflict=_conflict(root, best, others),
     )
 
 
 def _set_aside(paths: Sequence[Path]) -> set[Path]:
     """Arrays among pictures, and what folders name as depth or so while pictures elsewhere have the same names."""
     arrays = {path for path in paths if path.suffix.lower() == ".npy"}
-    others = {path for path in paths if holds_no_classes(path.parent)} - arrays
+    others = {path for path in paths if naming.holds_no_classes(path.parent)} - arrays
     stems = {path.stem for path in {*paths} - arrays - others}
     return (arrays | {path for path in others if path.stem in stems}) if stems else set()
 
@@ -107,18 +95,15 @@ def _conflict(
         picture = next(iter(others))
     if picture is None:
         return None
-    what = (
-        f"may have several masks: {first_of([path.as_posix() for path in (*best[picture], *others.get(picture, ()))])}"
-    )
+    masks = [path.as_posix() for path in (*best[picture], *others.get(picture, ()))]
+    what = f"may have several masks: {first_of(masks)}"
     return DataError(root / picture, what, remedy="leave one kind of masks in the data")
 
 
 def _named_masks(paths: Sequence[Path], *, whole: bool) -> set[Path]:
     """Files that a word in their names makes masks, beside pictures of the same name but for such words.
 
-    Args:
-        paths: relative to the root, in no folder of masks.
-        whole: whether masks may lie in other folders than their pictures.
+    `whole`: whether masks may lie in other folders than their pictures.
     """
     for folder_of in (lambda path: path.parent, lambda path: None)[: 1 + whole]:
         groups: dict[Path | None, list[Path]] = defaultdict(list)
@@ -126,9 +111,9 @@ def _named_masks(paths: Sequence[Path], *, whole: bool) -> set[Path]:
             groups[folder_of(path)].append(path)
         found: set[Path] = set()
         for group in groups.values():
-            named = [path for path in group if names_mask(path.stem)]
-            plain = {core(path.stem) for path in group if not names_mask(path.stem)} if named else set()
-            if any(core(path.stem) in plain for path in named):
+            named = [path for path in group if naming.names_mask(path.stem)]
+            plain = {naming.core(path.stem) for path in group if not naming.names_mask(path.stem)} if named else set()
+            if any(naming.core(path.stem) in plain for path in named):
                 found.update(named)
         if found:
             return found
@@ -159,7 +144,7 @@ def _families(
     by_name: dict[str, list[tuple[_Family, Path]]] = defaultdict(list)
     families: dict[_Family, list[Path]] = defaultdict(list)
     for path in paths:
-        name, prefix, suffix = affix_of(path.stem, known) or (path.stem, "", "")
+        name, prefix, suffix = naming.affix_of(path.stem, known) or (path.stem, "", "")
         if (prefix + suffix).strip("_-. ()").isdigit():  # `x_2` is another picture
             name, prefix, suffix = path.stem, "", ""
         folder = re.sub(r"\d+", "#", path.parent.as_posix().replace(name, "#"))
@@ -190,9 +175,9 @@ def _candidates(pictures: _Folders, masks: _Folders, levels: int = 4) -> dict[Pa
 def _by_stem(pictures: _Folders, masks: _Folders, level: int) -> Iterator[dict[Path, list[Path]]]:
     """The same by one reading of folders and several of names: equal, but for words, for common ends, for one end."""
     yield _equal(pictures, masks, level, lambda path: path.stem.lower(), several=level == 0)
-    yield _equal(pictures, masks, level, lambda path: core(path.stem))
-    bare = without_common([path.stem for path in masks])
-    own = without_common([path.stem for path in pictures])
+    yield _equal(pictures, masks, level, lambda path: naming.core(path.stem))
+    bare = naming.without_common([path.stem for path in masks])
+    own = naming.without_common([path.stem for path in pictures])
     yield _equal(pictures, masks, level, lambda path: (own if path in pictures else bare)[path.stem].lower())
     yield _with_affix(pictures, masks, level)
     found: dict[Path, list[Path]] = {}
@@ -224,7 +209,7 @@ def _with_affix(shorter: _Folders, longer: _Folders, level: int) -> dict[Path, l
     known = {key: frozenset(each) for key, each in stems.items()}
     found: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
     for path, folder in longer.items():
-        if parts := affix_of(path.stem, known.get(folder.keys[level], frozenset())):
+        if parts := naming.affix_of(path.stem, known.get(folder.keys[level], frozenset())):
             found[parts[1], parts[2]].append((named[folder.keys[level], parts[0]], path))
     most = max(map(len, found.values()), default=0)
     pairs: dict[Path, list[Path]] = defaultdict(list)

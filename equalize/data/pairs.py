@@ -21,13 +21,9 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPairs(Dataset[Pair | EqualizeError]):
-    """Pairs, augmented: item `epoch * len + index` is pair `index` as that epoch sees it.
+    """Pairs, augmented: item `epoch * len + index` is pair `index` as that epoch sees it, padded to `padded` (H, W).
 
     Our errors are returned as values: torch would carry only their message from a worker.
-
-    Attributes:
-        padded: (H, W) that pairs smaller than it are padded to; no smaller than the crop.
-        channels: that pictures are read with.
     """
 
     pairs: Sequence[tuple[Item, Item]]

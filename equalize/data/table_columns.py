@@ -15,18 +15,11 @@ from equalize.data.layouts import Layout, Pairs
 from equalize.errors import DataError
 
 _IMAGES = re.compile(r"images?|img|pixel_values|picture|photo", re.IGNORECASE)
-_LABELS = re.compile(
-    r"(semantic_)?(labels?|masks?|annotations?|segmentation|seg)(_map|_mask)?|gt",
-    re.IGNORECASE,
-)
+_LABELS = re.compile(r"(semantic_)?(labels?|masks?|annotations?|segmentation|seg)(_map|_mask)?|gt", re.IGNORECASE)
 
 
 def find_table(choice: Choice, *, labels: bool) -> Layout | None:
-    """The layout of tables; None where the place holds none.
-
-    Raises:
-        DataError: no column holds images, or with `labels`, labels; or several do. What `load_tables` raises.
-    """
+    """The layout of tables, None where the place holds none; a DataError if it is unclear which columns are meant."""
     tables = load_tables(choice)
     if tables is None:
         return None
@@ -60,18 +53,11 @@ def _only(name: str, what: str, columns: list[str], kinds: Mapping[str, str]) ->
     if len(columns) == 1:
         return columns[0]
     if columns:
-        raise DataError(
-            name,
-            f"has several columns that may hold {what}s: {', '.join(columns)}",
-            remedy=f"choose one: {name}:{what}={columns[0]}",
-        )
-    raise DataError(
-        name,
-        f"has no column of {what}s",
-        got=_listed(kinds),
-        expected="pictures, and labels as one-channel pictures, in columns declared as Image",
-        remedy=f"name a column of encoded pictures: {name}:{what}=COLUMN",
-    )
+        several = f"has several columns that may hold {what}s: {', '.join(columns)}"
+        raise DataError(name, several, remedy=f"choose one: {name}:{what}={columns[0]}")
+    expected = "pictures, and labels as one-channel pictures, in columns declared as Image"
+    remedy = f"name a column of encoded pictures: {name}:{what}=COLUMN"
+    raise DataError(name, f"has no column of {what}s", got=_listed(kinds), expected=expected, remedy=remedy)
 
 
 def _listed(kinds: Mapping[str, str]) -> str:

@@ -52,21 +52,13 @@ def recorded(lraspp, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"0": 1}', "is no record of class names"),
-        ("{}", "is no record of class names"),
-        ("[", "is not valid JSON"),
-    ],
-)
-def test_a_damaged_record_is_named(recorded, text, message):
+def test_a_damaged_record_is_named(recorded):
     place = recorded / "class_names.json"
     before = place.read_text()
     assert json.loads(before) == {"0": "a", "1": "b", "2": "c", "3": "d"}
-    place.write_text(text)
+    place.write_text("[")
     try:
-        with pytest.raises(CheckpointError, match=f"class_names.json: {message}"):
+        with pytest.raises(CheckpointError, match=r"class_names\.json: is not valid JSON"):
             load(recorded, weights=False)
     finally:
         place.write_text(before)

@@ -64,7 +64,8 @@ def test_images_and_masks_with_splits(tmp_path: Path) -> None:
     assert (dataset.layout, dataset.split) == ("images+masks", "train")
     assert names(dataset) == ["images/train/a.jpg"]
     assert mask_names(dataset) == ["masks/train/a.png"]
-    assert dataset.describe().endswith("images+masks layout, split train, 1 image, 1 pair")
+    shown = "such as images/train/a.jpg with masks/train/a.png"
+    assert dataset.describe().endswith(f"images+masks layout, split train, 1 image, 1 pair, {shown}")
     assert open_data(tmp_path, labels=True).split == "val"
     assert open_data(tmp_path, split="validation").split == "val"
     with pytest.raises(DataError, match=r"no split 'nope' \(images\+masks layout\), expected one of test, train, val"):
@@ -76,7 +77,7 @@ def test_images_and_masks_without_splits_pair_by_relative_stem(tmp_path: Path) -
     dataset = open_data(tmp_path)
     assert mask_names(dataset) == [None, "masks/y/a.b.png"]
     assert (dataset.split, dataset.pairs) == (None, 1)
-    with pytest.raises(DataError, match=r"has no split 'val' .*it has no splits"):
+    with pytest.raises(DataError, match=r"has no split 'val' .*leave --split away"):
         open_data(tmp_path, split="val")
 
 
@@ -109,7 +110,8 @@ def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
     dataset = open_data(tmp_path)
     assert names(dataset) == ["day/rgb/a.jpg", "day/rgb/b.jpg", "train/c.png"]
     assert mask_names(dataset) == ["day/labels/a.png", None, "trainannot/c.png"]
-    assert dataset.describe().endswith("no splits, 3 images, 2 pairs; 1 image without a mask (b.jpg)")
+    assert "no splits, 3 images, 2 pairs, such as day/rgb/a.jpg with day/labels/a.png" in dataset.describe()
+    assert dataset.describe().endswith("; 1 image without a mask (b.jpg)")
     plant(tmp_path / "splits", "train/image/a.png", "train/mask/a.png", "val/image/b.png")
     assert names(open_data(tmp_path / "splits")) == ["train/image/a.png"]
     masks_only = open_data(plant(tmp_path / "only", "masks/a.png", "labels/b.png"))
@@ -318,16 +320,13 @@ def test_missing_masks_are_counted_and_the_first_is_named(tmp_path: Path) -> Non
 def test_what_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder, expected a folder of images"):
         open_data(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r": is empty, expected a folder of images"):
+    with pytest.raises(DataError, match=r"no images found in 0 files \(images layout\), expected files named \.jpg"):
         open_data(tmp_path)
     plant(tmp_path, "readme.txt", "data.csv")
     with pytest.raises(DataError, match=r"no images found in 2 files \(images layout\), expected files named \.jpg"):
         open_data(tmp_path)
     with pytest.raises(DataError, match=r"readme\.txt: is a file, not a folder"):
         open_data(tmp_path / "readme.txt")
-    plant(tmp_path, "images/val/a.jpg", "masks/val/a.png", "images/train/readme.txt")
-    with pytest.raises(DataError, match=r"no images found .*split train of the images\+masks layout"):
-        open_data(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

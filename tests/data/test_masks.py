@@ -212,7 +212,6 @@ def test_preflight_of_good_pairs(tmp_path: Path) -> None:
     rule, found = preflight(data, 3)
     assert rule == LabelRule()
     assert found == "3 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
-    assert preflight(data, 3, samples=1)[1].startswith("1 pairs checked")
 
 
 def test_preflight_reduces_where_labels_start_at_one(tmp_path: Path) -> None:

@@ -359,18 +359,6 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         open_data(tmp_path / "b.parquet")
 
 
-def test_the_library_is_left_as_it_was(tmp_path: Path) -> None:
-    table().to_parquet(tmp_path / "a.parquet")
-    datasets.enable_progress_bars()
-    before = datasets.logging.get_verbosity()
-    try:
-        open_data(tmp_path / "a.parquet")
-        assert datasets.is_progress_bar_enabled()
-        assert datasets.logging.get_verbosity() == before
-    finally:
-        datasets.disable_progress_bars()
-
-
 def test_without_the_library(tmp_path: Path, monkeypatch) -> None:
     table().to_parquet(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)

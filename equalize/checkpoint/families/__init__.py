@@ -9,14 +9,7 @@ from equalize.checkpoint.families.torchvision.family import Torchvision
 from equalize.checkpoint.families.transformers.family import Transformers
 from equalize.checkpoint.family import Family
 
-__all__ = ["FAMILIES", "family_named", "family_of_arch"]
-
 FAMILIES: tuple[Family[Any], ...] = (Transformers(), Smp(), MMSegmentation(), Torchvision(), Custom())
-
-
-def family_named(name: str) -> Family[Any]:
-    """The family that a plan, or a checkpoint's ``family``, names."""
-    return next(family for family in FAMILIES if family.name == name)
 
 
 def family_of_arch(arch: str) -> Family[Any]:

@@ -8,6 +8,7 @@ saved again, the record is pickled as the call that it was read from.
 import importlib
 import pickle
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from equalize.errors import ResourceError
@@ -26,60 +27,35 @@ class _Note:
     state: Any = None
 
     def __new__(cls, *args: Any) -> Self:
+        if cls.target in _ALLOWED and not _ALLOWED[cls.target](args):
+            raise _refusal(cls.target)
         note = object.__new__(cls)
         note.args = args
         return note
 
     def __setstate__(self, state: Any) -> None:
+        is_plain = isinstance(state, tuple) and state[2:] == (None, None, None, -1, -1, 0)
+        if self.target == _DTYPE and not is_plain:
+            raise _refusal(self.target)
         self.state = state
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _real(type(self)), tuple(map(_real, self.args)), self.state
 
 
-class _NoBytes(_Note):
-    """``bytes()``, which pickles of protocol 2 call for an empty array; with arguments it is refused."""
-
-    target = ("builtins", "bytes")
-
-    def __new__(cls, *args: Any) -> Self:
-        if args:
-            raise pickle.UnpicklingError("GLOBAL builtins.bytes")
-        return super().__new__(cls)
-
-
-class _Dtype(_Note):
-    """``numpy.dtype`` of plain numbers only: an object dtype can make numpy read bytes as pointers later."""
-
-    target = ("numpy", "dtype")
-
-    def __new__(cls, *args: Any) -> Self:
-        if not args or not isinstance(args[0], str) or not _PLAIN_DTYPE.fullmatch(args[0]):
-            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
-        return super().__new__(cls, *args)
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or state[2:] != (None, None, None, -1, -1, 0):
-            raise pickle.UnpicklingError("GLOBAL numpy.dtype of other than plain numbers")
-        super().__setstate__(state)
-
-
 class _History(_Note):
     target = ("mmengine.logging.history_buffer", "HistoryBuffer")
 
 
-class _Getattr(_Note):
-    """``getattr``, which pickles of protocol 2 call for a method; only a history's own statistics are allowed."""
-
-    target = ("builtins", "getattr")
-
-    def __new__(cls, *args: Any) -> Self:
-        if len(args) != 2 or args[0] is not _History or args[1] not in _STATISTICS:
-            raise pickle.UnpicklingError("GLOBAL builtins.getattr")
-        return super().__new__(cls, *args)
-
-
-_UNCHECKED = (
+_BYTES, _GETATTR, _DTYPE = ("builtins", "bytes"), ("builtins", "getattr"), ("numpy", "dtype")
+_ALLOWED: Mapping[tuple[str, str], Callable[[tuple[Any, ...]], bool]] = {
+    _BYTES: lambda args: not args,
+    _GETATTR: lambda args: len(args) == 2 and args[0] is _History and args[1] in _STATISTICS,
+    _DTYPE: lambda args: bool(args) and isinstance(args[0], str) and bool(_PLAIN_DTYPE.fullmatch(args[0])),
+}
+"""The arguments that are let pass. Pickles of protocol 2 call ``bytes()`` for an empty array, and ``getattr`` for a
+method of a history; of dtypes, an object's can make numpy read bytes as pointers later."""
+_OTHERS = (
     ("argparse", "Namespace"),
     ("pathlib", "PosixPath"),
     ("numpy", "ndarray"),
@@ -88,8 +64,8 @@ _UNCHECKED = (
 )
 _OTHER_MODULES = {"numpy._core.multiarray": "numpy.core.multiarray", "pathlib": "pathlib._local"}
 """Of numpy 1, and of Python 3.13 alone."""
-_NOTES: list[Any] = [_NoBytes, _Dtype, _History, _Getattr]
-_NOTES += [type(target[1], (_Note,), {"target": target}) for target in _UNCHECKED]
+_NOTES: list[Any] = [_History]
+_NOTES += [type(target[1], (_Note,), {"target": target}) for target in (*_ALLOWED, *_OTHERS)]
 SAFE_GLOBALS: list[Any] = [
     (note, f"{place}.{note.target[1]}")
     for note in _NOTES
@@ -97,6 +73,10 @@ SAFE_GLOBALS: list[Any] = [
     if place is not None
 ]
 """For `torch.serialization.safe_globals`: pairs of stub and name."""
+
+
+def _refusal(target: tuple[str, str]) -> pickle.UnpicklingError:
+    return pickle.UnpicklingError(f"GLOBAL {'.'.join(target)}")
 
 
 def _real(value: Any) -> Any:
@@ -107,6 +87,5 @@ def _real(value: Any) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ResourceError(
-            module, "is needed to write this checkpoint", remedy="pip install 'equalize[mmseg]'"
-        ) from error
+        remedy = "pip install 'equalize[mmseg]'"
+        raise ResourceError(module, "is needed to write this checkpoint", remedy=remedy) from error

@@ -33,32 +33,23 @@ def is_other_copy(name: str) -> bool:
 def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``state`` that differ from those on disk, in the dtype they have there; new keys included.
 
-    Args:
-        weights: as read.
-        state: the model's tensors by key on disk; keys it lacks stay as they are.
-
-    Raises:
-        NumericsError: a value does not fit the dtype on disk.
+    ``state``: tensors of the model by key on disk; keys it lacks stay as they are. A NumericsError if a value does not
+    fit the dtype on disk.
     """
     floats = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
     usual = floats.pop() if len(floats) == 1 else None
     changed: dict[str, Tensor] = {}
-    shared: dict[tuple[object, ...], Tensor] = {}
     for key, value in state.items():
         new = value.detach().cpu()
         old = weights.tensors.get(key)
         if old is not None and old.shape == new.shape and torch.equal(old.to(new.dtype), new):
             continue
         dtype = old.dtype if old is not None else usual if usual and new.is_floating_point() else new.dtype
-        view = (value.data_ptr(), tuple(value.shape), value.stride(), dtype)
-        if view not in shared or not value.numel():
-            cast = new.to(dtype).contiguous()
-            if cast.is_floating_point() and not torch.isfinite(cast).all():
-                raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
-            # of a view torch.save would write the whole storage
-            alone = cast.untyped_storage().nbytes() == cast.nbytes
-            shared[view] = cast if alone else cast.clone()
-        changed[key] = shared[view]
+        cast = new.to(dtype).contiguous()
+        if cast.is_floating_point() and not torch.isfinite(cast).all():
+            raise NumericsError(key, f"has values that {dtype} cannot hold".replace("torch.", ""))
+        alone = cast.untyped_storage().nbytes() == cast.nbytes  # of a view torch.save would write the whole storage
+        changed[key] = cast if alone else cast.clone()
     return changed
 
 
@@ -72,11 +63,9 @@ def write_weights(
     """Write every file again under a new name: a plain copy where none of its tensors changed.
 
     Args:
-        weights: as read.
-        changed: by key on disk; a key that is not there yet goes to the last file.
+        weights, changed: as read; and by key on disk, where a key that is not there yet goes to the last file.
         names: file read (or index) -> file to write.
-        meta: changes under ``meta`` of torch files; None removes an entry.
-        nest: the key for the state dict in torch files, with ``meta`` beside it; None leaves it where it is.
+        meta, nest: see `SaveSpec`.
     """
     file_of = {**dict.fromkeys(changed, weights.files[-1]), **weights.file_of}
     for path in weights.files:
@@ -87,9 +76,12 @@ def write_weights(
             continue
         kept = {key: tensor for key, tensor in weights.tensors.items() if file_of[key] == path}
         if torch_file:
-            _rewrite_torch(
-                read_torch(path, weights.key), names[path], kept if weights.renamed else None, mine, meta, nest
-            )
+            file = read_torch(path, weights.key)
+            if weights.renamed:
+                for key in file.state:
+                    del file.mapping[key]
+            file.mapping.update({**(kept if weights.renamed else {}), **mine})
+            _save_torch(file, names[path], meta, nest)
         else:
             _save_safetensors({**kept, **mine}, names[path], read_metadata(path))
     if weights.index is not None:
@@ -102,19 +94,7 @@ def write_weights(
         names[weights.index].write_text(text + "\n", encoding="utf-8")
 
 
-def _rewrite_torch(
-    file: TorchFile,
-    target: Path,
-    renamed: Mapping[str, Tensor] | None,
-    changed: Mapping[str, Tensor],
-    meta: Mapping[str, object],
-    nest: str | None,
-) -> None:
-    if renamed is not None:
-        for key in file.state:
-            del file.mapping[key]
-        file.mapping.update(renamed)
-    file.mapping.update(changed)
+def _save_torch(file: TorchFile, target: Path, meta: Mapping[str, object], nest: str | None) -> None:
     content = file.content if nest is None or file.nest == (nest,) else {nest: file.state}
     if file.meta or nest is not None:
         merged = {**file.meta, **meta}

@@ -6,28 +6,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from equalize.errors import CheckpointError
-
-_TORCH_FILES = (b"PK\x03\x04", b"\x80\x02")  # a zip file, a pickle
+from equalize.messages import one_line
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, memory-mapped.
-
-    Raises:
-        CheckpointError: the file is truncated, damaged or of another format.
-    """
+    """All tensors of a file, memory-mapped; a CheckpointError if it is truncated, damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        with path.open("rb") as opened:
-            head = opened.read(9)
-        if head.startswith(_TORCH_FILES) and not head.endswith(b"{"):
-            what, remedy = "is a PyTorch file, not safetensors", "give it the suffix .pth"
-        else:
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            what, remedy = f"is truncated or damaged ({line[:160]})", "download it again"
-        raise CheckpointError(path, what, remedy=remedy) from error
+        what = f"is truncated or damaged, or no safetensors file ({one_line(error)})"
+        raise CheckpointError(path, what, remedy="download it again; torch.save's need the suffix .pth") from error
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ cost time and memory in proportion to the size of its pickle, which `zip_archive
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
-from equalize.checkpoint.files.zip_archive import check_archive, pickled
+from equalize.checkpoint.files.zip_archive import check_archive
 from equalize.errors import CheckpointError
 
 NESTS = (
@@ -26,7 +26,9 @@ NESTS = (
 """Keys under which training code puts a state dict; where a file has several, the first of them counts."""
 _TRAINING_STATE = re.compile(r"optimizer|scheduler|(^|_)(optim|sched|scaler|rng)s?(_|$)")
 _DEEPEST_NEST = 4
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_Way = tuple[str, ...]
+"""The keys that lead to a state dict."""
+_ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _REMEDY = "save the state dict alone: torch.save(model.state_dict(), 'weights.pth')"
 
@@ -37,9 +39,9 @@ class TorchFile:
 
     content: Any
     """The unpickled object, to be saved again with other tensors in ``state``'s place."""
-    nest: tuple[str, ...]
+    nest: _Way
     """The keys that lead from ``content`` to the state dict."""
-    others: tuple[tuple[str, ...], ...] = ()
+    others: tuple[_Way, ...] = ()
     """Key paths of further state dicts, such as averaged weights, which are left as they are."""
 
     @property
@@ -68,11 +70,7 @@ class TorchFile:
 
 
 def read_torch(path: Path, key: str | None = None) -> TorchFile:
-    """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file.
-
-    Args:
-        path: the file.
-        key: of the state dict where there are several, such as ``model_ema`` or ``checkpoint/generator``.
+    """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file; ``key``: see `Request`.
 
     Raises:
         CheckpointError: truncated, another format, a pickle with more than tensors and known objects, or a file that
@@ -92,22 +90,13 @@ def _unpickled(path: Path) -> Any:
     if zipped:
         check_archive(path)
     elif _LEGACY_MAGIC not in start:
-        raise _other_kind(path, start)
+        remedy = "give what torch.save writes, or safetensors under the suffix .safetensors"
+        raise CheckpointError(path, "is not a PyTorch file", remedy=remedy)
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except Exception as error:  # a hostile pickle can raise anything from inside torch.load
         raise _refusal(path, error) from error
-
-
-def _other_kind(path: Path, start: bytes) -> CheckpointError:
-    if start.startswith(b'{"', 8):
-        what, remedy = "is a safetensors file, not a PyTorch file", "give it the suffix .safetensors"
-    elif start.startswith(_PICKLE):
-        what, remedy = "is a pickle that torch.save did not write", _REMEDY
-    else:
-        what, remedy = "is not a PyTorch file", "give what torch.save writes, or safetensors"
-    return CheckpointError(path, what, remedy=remedy)
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
@@ -120,14 +109,14 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
             return CheckpointError(path, "is a pickle that PyTorch cannot read safely", remedy=_REMEDY)
     found = re.search(r"WeightsUnpickler error: *(.+)", str(error))
     line = found[1] if found else next(iter(str(error).splitlines()), "")
-    return CheckpointError(
-        path, f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})", remedy="download it again"
-    )
+    what = f"is truncated or damaged ({line.strip()[:120] or type(error).__name__})"
+    return CheckpointError(path, what, remedy="download it again")
 
 
 def _remedy(path: Path) -> str:
     """How to get at the weights: for a file that holds a state dict beside the code, the line that takes it out."""
-    strings = pickled(path)
+    with path.open("rb") as file:
+        strings = file.read(1 << 20)  # with the first keys of the pickle, in a zip file as well
     for key in ("state_dict", "model_state_dict", "network_weights"):
         if b"X" + len(key).to_bytes(4, "little") + key.encode() in strings:  # BINUNICODE, as torch.save pickles keys
             line = f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pth')"
@@ -142,64 +131,48 @@ def _check_tensors(file: TorchFile, path: Path) -> None:
         if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(path, f"holds {key!r}, which is not a plain dense tensor")
         if tensor.nbytes > size:
-            raise CheckpointError(
-                path, f"tensor {key!r} is larger than the file", got=f"shape {tuple(tensor.shape)} in {size} bytes"
-            )
+            got = f"shape {tuple(tensor.shape)} in {size} bytes"
+            raise CheckpointError(path, f"tensor {key!r} is larger than the file", got=got)
 
 
-def _find_states(path: Path, content: object, key: str | None) -> list[tuple[str, ...]]:
+def _find_states(path: Path, content: object, key: str | None) -> list[_Way]:
     """The key path of the state dict that is read, and those of others that are left as they are."""
-    named, nested = list(_states(content, _DEEPEST_NEST)), _nested(content, _DEEPEST_NEST)
-    every = dict.fromkeys((*named, *nested))
+    every = _states(content, _DEEPEST_NEST)
+    named = [way for way in every if {*way} <= {*NESTS}]
+    named.sort(key=lambda way: [NESTS.index(name) for name in way])
+    ways = named + [way for way in every if way not in named and _has_layers(_at(content, way))]
+    chosen = ways[:1] if named else ways
     if key is not None:
-        chosen = [way for way in every if key in ("/".join(way), *way[-1:])]
-        if len(chosen) == 1:
-            return chosen + [way for way in every if way not in chosen]
+        chosen = [way for way in ways if key in ("/".join(way), *way[-1:])]
+    if len(chosen) == 1:
+        return chosen + [way for way in ways if way not in chosen]
+    if key is not None:
         what = f"holds {'several state dicts' if chosen else 'no state dict'} under --key {key}"
-        raise CheckpointError(path, what, got=_names(every, content) or None)
-    if named and (named[0] or not nested):
-        return list(every)
-    largest = max((nested[way] for way in nested), default=0)
-    if named and _size(content) >= largest:  # a flat one, with a dict of something else in it
-        return [()]
-    if len(nested) == 1:
-        return list(nested)
-    if nested:
-        what, remedy = "holds several state dicts", "choose one with --key NAME"
-        raise CheckpointError(path, what, got=_names(nested, content), remedy=remedy)
+        raise CheckpointError(path, what, got=_names(ways, content) or None)
+    if chosen:
+        remedy = "choose one with --key NAME"
+        raise CheckpointError(path, "holds several state dicts", got=_names(chosen, content), remedy=remedy)
     got = f"a {type(content).__name__}"
     if isinstance(content, MutableMapping):
         got = "the keys " + ", ".join(repr(key) for key in list(content)[:5]) if content else "an empty dict"
     raise CheckpointError(path, "holds no state dict", got=got, expected="tensors by key, also in one nested dict")
 
 
-def _states(content: object, depth: int) -> Iterator[tuple[str, ...]]:
-    """The key paths of state dicts under known names, innermost first; a dict that contains one is none itself."""
-    if not isinstance(content, MutableMapping) or not depth:
-        return
-    inner = [(key, *way) for key in NESTS for way in _states(content.get(key), depth - 1)]
-    if inner:
-        yield from inner
-    elif _size(content):
-        yield ()
+def _states(content: object, depth: int) -> list[_Way]:
+    """The key paths of dicts that hold tensors and are no part of a training's state.
 
-
-def _nested(content: object, depth: int) -> dict[tuple[str, ...], int]:
-    """The key paths of dicts that may be a network's state dict, under any name, and how many tensors each holds.
-
-    They hold the weight of a layer, which has two axes or more, and are no part of an optimizer's state.
+    Of a dict and those inside it, the one with more tensors counts, unless one inside has a known name.
     """
-    found: dict[tuple[str, ...], int] = {}
     inside = content.items() if isinstance(content, MutableMapping) and depth else ()
-    for key, value in inside:
-        if not isinstance(key, str) or not isinstance(value, MutableMapping) or _TRAINING_STATE.search(key.lower()):
-            continue
-        inner = {(key, *way): size for way, size in _nested(value, depth - 1).items()}
-        layers = any(isinstance(each, Tensor) and each.ndim > 1 for each in value.values())
-        if layers and _size(value) >= max(inner.values(), default=0):
-            inner = {(key,): _size(value)}
-        found |= inner
-    return found
+    named = [(key, value) for key, value in inside if isinstance(key, str) and not _TRAINING_STATE.search(key.lower())]
+    found = [(key, *way) for key, value in named for way in _states(value, depth - 1)]
+    most = max((_size(_at(content, way)) for way in found), default=1)
+    return found if any(way[0] in NESTS for way in found) or _size(content) < most else [()]
+
+
+def _has_layers(state: Mapping[str, Any]) -> bool:
+    """Whether a dict has the weight of a layer, which has two axes or more."""
+    return any(isinstance(value, Tensor) and value.ndim > 1 for value in state.values())
 
 
 def _size(content: object) -> int:
@@ -208,12 +181,12 @@ def _size(content: object) -> int:
     return sum(isinstance(key, str) and isinstance(value, Tensor) for key, value in inside)
 
 
-def _names(ways: Iterable[tuple[str, ...]], content: object) -> str:
+def _names(ways: Iterable[_Way], content: object) -> str:
     """Key paths with the number of tensors under each."""
     return ", ".join(f"{'/'.join(way)} ({_size(_at(content, way))} tensors)" for way in ways if way)
 
 
-def _at(content: Any, way: tuple[str, ...]) -> Any:
+def _at(content: Any, way: _Way) -> Any:
     for key in way:
         content = content[key]
     return content

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from equalize.checkpoint.files.atomic import MAPS_FILE, is_training_state
@@ -46,6 +47,11 @@ class Weights:
     renamed: bool = False
     """Whether the keys differ from those in the files; what is written has the keys here."""
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """By the key on disk."""
+        return {key: tensor.shape for key, tensor in self.tensors.items()}
+
     def under(self, names: Mapping[str, str]) -> "Weights":
         """The same tensors under other keys, by the mapping ``names``; keys that it lacks are dropped."""
         tensors = {names[key]: tensor for key, tensor in self.tensors.items() if key in names}
@@ -68,8 +74,7 @@ class Weights:
 def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | None = None) -> Weights:
     """Read and check weight files; ``key`` chooses among several state dicts of a torch file.
 
-    Raises:
-        CheckpointError: a file is missing, damaged, of another format, names code to run, or holds several state dicts.
+    A CheckpointError if one is missing, damaged, of another format, names code to run, or holds several state dicts.
     """
     tensors: dict[str, Tensor] = {}
     file_of: dict[str, Path] = {}
@@ -79,9 +84,8 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | 
         check_readable(path)
         if path.suffix == ".safetensors":
             if key is not None:
-                raise CheckpointError(
-                    "--key", f"{path.name} is safetensors, which nests nothing", remedy="leave it away"
-                )
+                what = f"{path.name} is safetensors, which nests nothing"
+                raise CheckpointError("--key", what, remedy="leave it away")
             found = read_safetensors(path)
         else:
             file = read_torch(path, key)
@@ -123,8 +127,7 @@ def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
 def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
     """The weight files of a checkpoint directory and their index, by the libraries' own order of preference.
 
-    Raises:
-        CheckpointError: no weights, several to choose from, or a missing shard.
+    A CheckpointError if there are no weights, several to choose from, or a shard is missing.
     """
     if (directory / ARCHITECTURE_FILE).is_file() and (nested := directory / "model.pth").is_file():
         return (nested,), None
@@ -145,11 +148,7 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
 
 
 def shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names.
-
-    Raises:
-        CheckpointError: it is no index, or a file is missing or lies elsewhere.
-    """
+    """The files that an index names; a CheckpointError if it is none, or a file is missing or lies elsewhere."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(index, "has no weight_map from keys to file names")
@@ -162,12 +161,7 @@ def shards(index: Path) -> tuple[Path, ...]:
 
 
 def check_readable(path: Path) -> None:
-    """Refuse what cannot be a weight file, before any library sees it.
-
-    Raises:
-        CheckpointError: not a regular file, empty, a Git-LFS pointer, or text.
-        ResourceError: the operating system denies reading.
-    """
+    """Refuse, by a CheckpointError, what cannot be a weight file; a ResourceError if it may not be read."""
     if not path.is_file():
         raise CheckpointError(path, "is not a regular file" if path.exists() else "no such file or directory")
     try:
@@ -179,19 +173,13 @@ def check_readable(path: Path) -> None:
         raise CheckpointError(path, "is empty")
     if head.startswith(_LFS_POINTER):
         raise CheckpointError(path, "is a Git-LFS pointer, not the weights", remedy="run `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(path, "is an HTML page, not weights", remedy="download the file itself")
-    if all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
-        raise CheckpointError(path, "is text, not weights")
+    is_html = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
+    if is_html or all(byte in b"\t\n\r\f\x1b" or 32 <= byte < 127 for byte in head):
+        raise CheckpointError(path, "is an HTML page or other text, not weights", remedy="download the file itself")
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: it is missing, not JSON, or not an object.
-        ResourceError: the operating system denies reading.
-    """
+    """A JSON object; a CheckpointError if the file is missing or holds none, a ResourceError if it may not be read."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:

@@ -1,20 +1,16 @@
 """The directory of a zip file that torch.save wrote, checked before anything is unpickled."""
 
-import contextlib
 import zipfile
 from pathlib import Path
 
 from equalize.errors import CheckpointError
 
 _LARGEST_PICKLE = 1 << 26  # 64 MiB; 30,000 tensors with optimizer state take 20 MiB
+_SCRIPT_REMEDY = "save its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive of another kind, and one whose members are larger than the file.
-
-    Raises:
-        CheckpointError: truncated, of another kind, of compressed members, or its pickle is too large.
-    """
+    """Refuse, by a CheckpointError, an archive of another kind, and one whose members are larger than the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -22,35 +18,16 @@ def check_archive(path: Path) -> None:
         raise CheckpointError(path, "is truncated or damaged (no zip directory)", remedy="download it again") from error
     inner = {member.filename.partition("/")[2] for member in members}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-        raise CheckpointError(
-            path,
-            "is a TorchScript archive, which holds code",
-            remedy="save its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
-        )
+        raise CheckpointError(path, "is a TorchScript archive, which holds code", remedy=_SCRIPT_REMEDY)
     if "data.pkl" not in inner:
-        first = ", ".join(repr(member.filename[:60]) for member in members[:3])
-        raise CheckpointError(
-            path,
-            "is a zip file but no checkpoint of torch.save (no data.pkl)",
-            got=first or "no members",
-            remedy="save its tensors by key with torch.save",
-        )
+        got = ", ".join(repr(member.filename[:60]) for member in members[:3]) or "no members"
+        what = "is a zip file but no checkpoint of torch.save (no data.pkl)"
+        raise CheckpointError(path, what, got=got, remedy="save its tensors by key with torch.save")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise CheckpointError(path, "is a zip file with compressed members, which torch.save never writes")
     if sum(member.file_size for member in members) > path.stat().st_size:
         raise CheckpointError(path, "promises more bytes than it has", remedy="download it again")
     pickled = max(member.file_size for member in members if member.filename.partition("/")[2] == "data.pkl")
     if pickled > _LARGEST_PICKLE:
-        raise CheckpointError(
-            path,
-            f"holds a pickle of {pickled} bytes beside its tensors",
-            expected=f"at most {_LARGEST_PICKLE}",
-            remedy="save the state dict alone: torch.save(model.state_dict(), 'weights.pth')",
-        )
-
-
-def pickled(path: Path) -> bytes:
-    """The pickle in a file that `check_archive` let pass; of any other file, or a damaged one, nothing."""
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return next((archive.read(each) for each in archive.namelist() if each.endswith("/data.pkl")), b"")
-    return b""
+        what, expected = f"holds a pickle of {pickled} bytes beside its tensors", f"at most {_LARGEST_PICKLE}"
+        raise CheckpointError(path, what, expected=expected, remedy="save the state dict alone with torch.save")

@@ -22,7 +22,7 @@ from equalize.commands.labels import (
 from equalize.commands.scan import select_sites
 from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
-from equalize.data.layouts import SPLIT_SYNONYMS
+from equalize.data.naming import canonical_split
 from equalize.data.pairs import TrainingPairs
 from equalize.errors import CheckpointError, InputError
 from equalize.messages import Notify, first_of, ignore
@@ -141,7 +141,7 @@ def open_splits(data: str | Path, config: TrainConfig, notify: Notify) -> tuple[
     train, default = open_data(data, split=config.train_split, labels=True), TrainConfig().val_split
     if config.val_split != default:
         return train, open_data(data, split=config.val_split, labels=True)
-    if any({default, scored.split} <= set(synonyms) for synonyms in SPLIT_SYNONYMS):
+    if canonical_split(scored.split) == default:
         return train, scored
     notify(f"{scored.root} has no validation split: nothing is scored")
     return train, None

@@ -25,7 +25,7 @@ def build(text, room=None):
     model = mmseg_config.bare_model(read(text), "x.pth")
     registry.check_parts(model, "x.pth")
     with limit_construction(room or {"a": torch.empty(1 << 20)}):
-        return registry.builder(model, draw=False, trusted=False)()
+        return registry.build(model, draw=False, trusted=False)
 
 
 def model_text(backbone=RESNET, head=f"{HEAD})", more=""):

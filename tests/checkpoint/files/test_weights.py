@@ -115,10 +115,14 @@ def test_safetensors_headers_that_lie(tmp_path, header, what):
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("a.pth", struct.pack("<Q", 0x280) + b'{"a":' + b" " * 999, "is a safetensors file"),
-        ("a.safetensors", b"PK\x03\x04" + bytes(99), "is a PyTorch file"),
-        ("a.safetensors", pickle.dumps([1], protocol=2), "is a PyTorch file"),
-        ("a.pth", pickle.dumps({"a": [1, 2]}, protocol=2), "a pickle that torch.save did not write"),
+        (
+            "a.pth",
+            struct.pack("<Q", 0x280) + b'{"a":' + b" " * 999,
+            "is not a PyTorch file; give what torch.save writes, or safetensors",
+        ),
+        ("a.safetensors", b"PK\x03\x04" + bytes(99), "no safetensors file"),
+        ("a.safetensors", pickle.dumps([1], protocol=2), "torch.save's need the suffix .pth"),
+        ("a.pth", pickle.dumps({"a": [1, 2]}, protocol=2), "is not a PyTorch file"),
         ("a.pth", b"\x89HDF\r\n\x1a\n" + bytes(99), "is not a PyTorch file"),
         ("a.pth", b"a/model.pth" + bytes(246) + b"ustar" + bytes(99), "is not a PyTorch file"),
         ("a.pth", b"<Error><Code>AccessDenied</Code></Error>", "text"),

@@ -38,10 +38,6 @@ class Custom(Family[Spec]):
             limited=False,
         )
 
-    def architecture(self, out: Path) -> str:
-        """The factory's name, without its file or module."""
-        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
-
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """Code that uses `equalize.load`; empty for a repository, which lacks the factory's code."""
         if repository is not None:

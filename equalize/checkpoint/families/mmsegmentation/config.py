@@ -92,16 +92,16 @@ def bare_model(config: Config, where: object, *, trusted: bool = False) -> dict[
     return dict(bare(model, "model"))
 
 
-def leaves(value: Any, key: object = None) -> Iterator[tuple[object, Any]]:
-    """Every value of a config that is no container, with the key that holds it."""
+def leaves(value: Any, key: object = None, inside: Config | None = None) -> Iterator[tuple[object, Any, Config]]:
+    """Every value of a config that is no container, with the key that holds it and the dict that has this key."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from leaves(inner, name)
+            yield from leaves(inner, name, value)
     elif isinstance(value, (list, tuple, set)):
         for inner in value:
-            yield from leaves(inner, key)
+            yield from leaves(inner, key, inside)
     else:
-        yield key, value
+        yield key, value, inside or {}
 
 
 def with_classes(model: Config, number: int) -> dict[str, Any]:

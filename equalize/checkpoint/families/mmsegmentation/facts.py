@@ -1,7 +1,7 @@
 """Reads preprocessing, class names and label rules from an mmsegmentation config and a checkpoint's ``meta``."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from equalize.checkpoint.families.mmsegmentation.config import Config, leaves
@@ -52,11 +52,12 @@ def preprocessing(config: Config) -> Preprocess:
     mmsegmentation reads images as BGR, so BGR is the default. Its test pipelines keep the aspect ratio, so no size is
     taken from them.
     """
-    reduce = next((value for key, value in leaves(config) if key == "reduce_zero_label"), None)
+    reduce = next((value for key, value, _ in leaves(config) if key == "reduce_zero_label"), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
     preprocessor = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
     if preprocessor is None:  # mmcv's, whose ``to_rgb`` means the same
-        preprocessor = next((found for found in _mappings(config) if found.get("type") == "Normalize"), None)
+        steps = (step for key, value, step in leaves(config) if (key, value) == ("type", "Normalize"))
+        preprocessor = next(steps, None)
     if not isinstance(preprocessor, Mapping):
         mean, std = (tuple(255 * value for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
         origin = "ImageNet defaults, the config does not say"
@@ -76,14 +77,3 @@ def _numbers(values: object, otherwise: float) -> tuple[float, ...]:
     if isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values):
         return tuple(float(value) for value in values)
     return (otherwise,) * 3
-
-
-def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
-    """Every dict of a config, outer ones first."""
-    if isinstance(value, Mapping):
-        yield value
-        for inner in value.values():
-            yield from _mappings(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _mappings(inner)

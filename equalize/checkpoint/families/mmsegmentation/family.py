@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class MMSegmentation(Family[_Spec]):
         there = _head(model).get("num_classes")
         return _Spec(
             architecture=_architecture(model),
-            make=registry.builder(model, draw=request.init_missing, trusted=trusted),
+            make=partial(registry.build, model, draw=request.init_missing, trusted=trusted),
             preprocess=preprocessing(config),
             classes=names if names and len(names) == there else None,
             palette=colors if colors and len(colors) == there else None,
@@ -131,21 +132,17 @@ class MMSegmentation(Family[_Spec]):
 
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """``init_model`` of mmsegmentation on the config and the weights."""
-        ours = (out / _CONFIG_FILE).is_file()
-        if repository is None:
-            named = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
-            config = out / _CONFIG_FILE if ours else named
-            code = f'model = init_model("{config}", "{out / "model.pth"}", device="cpu")'
-            return f"from mmseg.apis import init_model\n\n{code}"
-        if not ours:
-            return ""
-        at = f', revision="{revision}"' if revision else ""
-        return (
-            "from huggingface_hub import snapshot_download\n"
-            "from mmseg.apis import init_model\n\n"
-            f'path = snapshot_download("{repository}"{at})\n'
-            f'model = init_model(f"{{path}}/{_CONFIG_FILE}", f"{{path}}/model.pth", device="cpu")'
-        )
+        named = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+        config, where, imports = f'f"{{path}}/{_CONFIG_FILE}"', f'"{out}"', "from mmseg.apis import init_model\n\n"
+        if not (out / _CONFIG_FILE).is_file():
+            if repository is not None:
+                return ""
+            config = f'"{named}"'
+        if repository is not None:
+            at = f', revision="{revision}"' if revision else ""
+            where = f'snapshot_download("{repository}"{at})'
+            imports = f"from huggingface_hub import snapshot_download\n{imports}"
+        return f'{imports}path = {where}\nmodel = init_model({config}, f"{{path}}/model.pth", device="cpu")'
 
     def runs_code(self, arch: str) -> bool:
         """True if a config file is named."""
@@ -160,9 +157,8 @@ def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str |
     else:
         text = config_text(weights.meta)
     if text is None:
-        raise CheckpointError(
-            request.source, "holds no config of mmsegmentation", remedy="name the config: --arch mmseg:config.py"
-        )
+        remedy = "name the config: --arch mmseg:config.py"
+        raise CheckpointError(request.source, "holds no config of mmsegmentation", remedy=remedy)
     return _checked(text, request.source), text
 
 
@@ -185,9 +181,8 @@ def _checked(text: str, where: object) -> Config:
 def _num_classes(request: Request) -> int | None:
     """The number that the user gave, or that the record has for a config that was run."""
     if unknown := set(request.arch_args) - {"num_classes"}:
-        raise CheckpointError(
-            f"--arch-arg {sorted(unknown)[0]}", "is no argument of a config", remedy="change the config instead"
-        )
+        where = f"--arch-arg {sorted(unknown)[0]}"
+        raise CheckpointError(where, "is no argument of a config", remedy="change the config instead")
     recorded: Any = request.arch_args.get("num_classes")
     return request.num_classes or recorded
 

@@ -3,11 +3,10 @@
 import contextlib
 import copy
 import importlib
-import io
-import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from torch import nn
 
 from equalize.checkpoint.families.mmsegmentation.config import REMEDY, Config, leaves
 from equalize.errors import CheckpointError, ResourceError
+from equalize.messages import one_line
 
+_quiet = partial(warnings.catch_warnings, action="ignore")  # mm libraries warn about what is not installed
 _WORD = re.compile(r"[\w-]*")
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
 # Modules whose registered classes a config of unknown origin may name. TIMMBackbone, VPD and CLIPTextEncoder are
@@ -35,28 +36,15 @@ _LEFT_OUT = (
 )
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences mm libraries, which warn about missing parts on import and log to stdout."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def library() -> Any:
     """The registry of models of mmsegmentation, which is an extra."""
     try:
-        with quiet():
+        with _quiet():
             importlib.import_module("mmseg.models")
             return importlib.import_module("mmseg.registry").MODELS
     except ImportError as error:
-        raise ResourceError(
-            "mmsegmentation", f"cannot be imported ({error})", remedy="pip install 'equalize[mmseg]'"
-        ) from error
+        what = f"cannot be imported ({error})"
+        raise ResourceError("mmsegmentation", what, remedy="pip install 'equalize[mmseg]'") from error
 
 
 def check_parts(model: Config, where: object) -> None:
@@ -65,13 +53,11 @@ def check_parts(model: Config, where: object) -> None:
     if model["type"] not in _SEGMENTORS:
         what, expected = "is no network that is supported", " or ".join(_SEGMENTORS)
         raise CheckpointError(where, what, got=str(model["type"])[:60], expected=expected)
-    for key, value in leaves({key: inner for key, inner in model.items() if key != "type"}):
+    for key, value, _ in leaves({key: inner for key, inner in model.items() if key != "type"}):
         if key == "type" and not _is_own(registry, value):
             what = "its config names a part that is none of mmsegmentation's own"
             raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
-        if not (
-            value is None or isinstance(value, (int, float)) or (isinstance(value, str) and _WORD.fullmatch(value))
-        ):
+        if not isinstance(value, int | float | None) and not (isinstance(value, str) and _WORD.fullmatch(value)):
             what = f"its config's {key} is no plain word or number"
             raise CheckpointError(where, what, got=repr(value)[:60], remedy=REMEDY)
 
@@ -86,29 +72,23 @@ def _is_own(registry: Any, name: object) -> bool:
     return False
 
 
-def builder(model: Config, *, draw: bool, trusted: bool) -> Callable[[], nn.Module]:
-    """A function that builds a network with fresh weights; nothing is downloaded.
+def build(model: Config, *, draw: bool, trusted: bool) -> nn.Module:
+    """A network with fresh weights from what `bare_model` gives; nothing is downloaded.
 
-    Args:
-        model: as `bare_model` gives it.
-        draw: initialize as mmsegmentation does before a training, not only as torch does.
-        trusted: whether parts that are not registered may be imported.
+    With ``draw`` it is initialized as mmsegmentation does before a training, not only as torch does. With ``trusted``
+    parts that are not registered may be imported.
     """
+    registry = library()
+    from mmengine import ConfigDict  # some parts read their options as attributes
+    from mmengine.model import revert_sync_batchnorm
 
-    def make() -> nn.Module:
-        registry = library()
-        from mmengine import ConfigDict  # some parts read their options as attributes
-        from mmengine.model import revert_sync_batchnorm
-
-        guard = contextlib.nullcontext() if trusted else _only_registered()
-        with quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
-            network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
-            if draw:
-                network.init_weights()
-            reverted: nn.Module = revert_sync_batchnorm(network)
-        return reverted
-
-    return make
+    guard = contextlib.nullcontext() if trusted else _only_registered()
+    with _quiet(), guard, registry.switch_scope_and_registry("mmseg") as scoped:
+        network = scoped.build(ConfigDict(copy.deepcopy(dict(model))))
+        if draw:
+            network.init_weights()
+        reverted: nn.Module = revert_sync_batchnorm(network)
+    return reverted
 
 
 @contextlib.contextmanager
@@ -129,22 +109,18 @@ def _only_registered() -> Iterator[None]:
 def run_config(path: Path) -> dict[str, Any]:
     """Run a config file that the user named, with its bases and imports."""
     library()
-    if not path.is_file():
-        raise CheckpointError(path, "no such file", expected="a config of mmsegmentation")
     from mmengine.config import Config as Runnable
 
     try:
-        with quiet():
-            config: dict[str, Any] = Runnable.fromfile(path).to_dict()
+        with _quiet():
+            return dict(Runnable.fromfile(path).to_dict())
     except Exception as error:  # the user's file may raise anything
-        line = " ".join(str(error).split())[:160]
-        raise CheckpointError(path, f"cannot be run as a config ({type(error).__name__}: {line})") from error
-    return config
+        raise CheckpointError(path, f"cannot be run as a config ({one_line(error)})") from error
 
 
 def dump(config: Config) -> str:
     """The text of a config as mmengine writes it: assignments of plain values."""
     from mmengine.config import Config as Runnable
 
-    with quiet():
+    with _quiet():
         return str(Runnable(dict(config)).pretty_text)

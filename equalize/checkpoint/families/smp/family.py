@@ -4,7 +4,6 @@ import contextlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -32,7 +31,7 @@ class Smp(Family[Spec]):
         """By the config or ``--arch``; else by the prefixes of the keys."""
         if request.arch is not None:
             return request.scheme == self.scheme
-        return "_model_class" in place.config or under_smp_keys(_shapes(weights)) is not None
+        return "_model_class" in place.config or under_smp_keys(weights.shapes) is not None
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
         """The class and its arguments, without the encoder's pretrained weights: all weights come from the file."""
@@ -43,9 +42,8 @@ class Smp(Family[Spec]):
             arguments = {key: value for key, value in place.config.items() if not key.startswith("_")}
             pretrained = arguments.pop("encoder_weights", None)
         else:
-            name, arguments, note = recognize(
-                _shapes(weights), request.source, request.arch_name or None, request.arch_args
-            )
+            named = request.arch_name or None
+            name, arguments, note = recognize(weights.shapes, request.source, named, request.arch_args)
         make = loader.builder(name)
         if request.num_classes is not None:
             arguments[class_argument(make, f"smp:{name}")] = request.num_classes
@@ -76,7 +74,7 @@ class Smp(Family[Spec]):
         """The class name as smp spells it."""
         if not (out / ARCHITECTURE_FILE).is_file():
             return str(read_json(out / "config.json")["_model_class"])
-        name = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
+        name = super().architecture(out)
         with contextlib.suppress(ResourceError):  # the name is known without smp, too
             name = loader.builder(name).func.__name__
         return name
@@ -87,10 +85,5 @@ class Smp(Family[Spec]):
             at = f', revision="{revision}"' if revision else ""
             code = f'model = smp.from_pretrained("{repository or out}"{at}).eval()'
             return f"import segmentation_models_pytorch as smp\n\n{code}"
-        arguments: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
-        given = {**arguments, "encoder_weights": None}
-        return state_dict_code(out, "segmentation_models_pytorch", self.architecture(out), given, repository, revision)
-
-
-def _shapes(weights: Weights) -> dict[str, Any]:
-    return {key: tensor.shape for key, tensor in weights.tensors.items()}
+        fresh = {"encoder_weights": None}
+        return state_dict_code(out, "segmentation_models_pytorch", self.architecture(out), fresh, repository, revision)

@@ -15,6 +15,7 @@ from torch import nn
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError, ResourceError
+from equalize.messages import one_line
 
 
 def library() -> ModuleType:
@@ -22,9 +23,8 @@ def library() -> ModuleType:
     try:
         import segmentation_models_pytorch
     except ImportError as error:
-        raise ResourceError(
-            "segmentation_models_pytorch", "not installed", remedy="pip install equalize[smp]"
-        ) from error
+        remedy = "pip install equalize[smp]"
+        raise ResourceError("segmentation_models_pytorch", "not installed", remedy=remedy) from error
     return segmentation_models_pytorch  # type: ignore[no-any-return]
 
 
@@ -38,10 +38,7 @@ def builder(name: str) -> "functools.partial[nn.Module]":
 
 
 def preprocessing(encoder: str, pretrained: str) -> Preprocess:
-    """The encoder's preprocessing if it is known offline, else ImageNet's.
-
-    It is known offline from timm's tables, or from the file that smp would download if the Hub's cache has it.
-    """
+    """The encoder's preprocessing if timm's tables or smp's file in the Hub's cache have it, else ImageNet's."""
     from huggingface_hub import try_to_load_from_cache
 
     encoders = library().encoders
@@ -72,8 +69,7 @@ def reload(directory: Path) -> nn.Module:
         with contextlib.redirect_stdout(io.StringIO()):  # the Hub's mixin prints
             model: nn.Module = library().from_pretrained(str(directory), encoder_weights=None)
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(directory, f"smp.from_pretrained refuses it ({line})") from error
+        raise CheckpointError(directory, f"smp.from_pretrained refuses it ({one_line(error)})") from error
     return model.eval()
 
 
@@ -84,10 +80,7 @@ def encoder_shapes(name: str, in_channels: int = 3) -> Mapping[str, torch.Size]:
 
 
 def shapes_of(make: Callable[[], nn.Module], name: str) -> Mapping[str, torch.Size]:
-    """Key -> shape of a network, built without memory; empty if it cannot be built.
-
-    Not every encoder goes with every decoder, depth and stride.
-    """
+    """Key -> shape of a network, built without memory; empty if an encoder does not go with a decoder or depth."""
     try:
         with warnings.catch_warnings(action="ignore"):  # smp warns about deprecated encoders
             model = construct(make, name, on_meta=True)

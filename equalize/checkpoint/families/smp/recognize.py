@@ -117,13 +117,8 @@ def recognize(
 ) -> tuple[str, Arguments, str]:
     """The class and arguments of the network that a state dict belongs to, and a note on what shapes leave open.
 
-    Where the user named the class, smp's defaults hold as far as they fit; comparing the keys then reports the rest.
-
-    Args:
-        shapes: key -> shape, as they lie on disk.
-        where: the file, for errors.
-        named: the class, if the user gave it.
-        given: its arguments as far as the user gave them.
+    Where the user ``named`` the class, defaults of smp hold as far as they fit; comparing the keys reports the rest.
+    ``given`` are its arguments as far as the user gave them.
     """
     known, bare = dict(given or {}), under_smp_keys(shapes) or {}
     name, options = _decoder(bare)

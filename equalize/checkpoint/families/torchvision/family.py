@@ -14,7 +14,7 @@ from torch import nn
 
 from equalize.checkpoint.build import class_argument
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import Match, pair, unwrapped
 from equalize.checkpoint.loading_code import state_dict_code
 from equalize.checkpoint.preprocess import Preprocess
@@ -38,13 +38,13 @@ class Torchvision(Family[Spec]):
         """By name, or if half of the keys are those of one of its networks or of a part of one."""
         if request.arch is not None:
             return request.scheme == self.scheme
-        shapes = _shapes(weights)
+        shapes = weights.shapes
         found = (len(_compare(name, shapes).on_disk) for name in _names() if shapes)
         return place.library == self.name or any(2 * count >= len(shapes) for count in found)
 
     def open(self, place: Place, weights: Weights, request: Request) -> Spec:
         """The network by name or by keys and shapes, its arguments from the shapes."""
-        shapes, classes = _shapes(weights), None
+        shapes, classes = weights.shapes, None
         if place.library == self.name:
             name = place.published or ""
             classes = tuple(_published(name).meta["categories"])
@@ -74,21 +74,11 @@ class Torchvision(Family[Spec]):
             return super().fetch(place)
         return replace(place, kind="file", path=_download(place.published or ""))
 
-    def architecture(self, out: Path) -> str:
-        """The function that builds it."""
-        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
-
     def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
         """The function that builds it, then its state dict."""
-        arguments: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
-        given = {**arguments, "weights": None, "weights_backbone": None}
-        return state_dict_code(
-            out, "torchvision.models.segmentation", self.architecture(out), given, repository, revision
-        )
-
-
-def _shapes(weights: Weights) -> Shapes:
-    return {key: tensor.shape for key, tensor in weights.tensors.items()}
+        fresh = {"weights": None, "weights_backbone": None}
+        module = "torchvision.models.segmentation"
+        return state_dict_code(out, module, self.architecture(out), fresh, repository, revision)
 
 
 def _names() -> list[str]:
@@ -103,9 +93,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
     from torchvision.models import get_model_builder
 
     if name not in _names():
-        raise CheckpointError(
-            f"torchvision:{name}", "is no segmentation network of torchvision", expected=", ".join(_names())
-        )
+        what = "is no segmentation network of torchvision"
+        raise CheckpointError(f"torchvision:{name}", what, expected=", ".join(_names()))
     return partial(get_model_builder(name), weights=None, weights_backbone=None)
 
 
@@ -141,9 +130,8 @@ def recognize(shapes: Shapes, where: object) -> str:
         return whole
     parts = [name for name, match in matches.items() if match.on_disk and not (match.unexpected or match.mismatched)]
     if len(parts) > 1:
-        raise CheckpointError(
-            where, "is part of several networks", got=", ".join(parts), remedy="choose: --arch torchvision:NAME"
-        )
+        remedy = "choose: --arch torchvision:NAME"
+        raise CheckpointError(where, "is part of several networks", got=", ".join(parts), remedy=remedy)
     return parts[0] if parts else max(matches, key=lambda name: len(matches[name].on_disk))
 
 
