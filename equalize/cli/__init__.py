@@ -5,6 +5,7 @@
     flag_groups.py      flags that go together
     panels.py           help: flags in panels, examples
     training_options.py those of a training
+    loading.py          what is being loaded, said while nothing else is there to see
     terminal.py         stdout, stderr, bars; keeps libraries quiet
     tables.py           tables on a narrow terminal
     training_bars.py    a training as it goes on

@@ -1,5 +1,6 @@
 """`equalize scan`."""
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -56,9 +57,11 @@ def scan(
         raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
     if data is None:
         o.demand_data(context, *_OF_IMAGES)
+    from equalize.cli.loading import without_collection
     from equalize.cli.terminal import open_terminal
 
-    with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
+    brief = without_collection() if data is None else nullcontext()
+    with brief, open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import scan_report
         from equalize.commands.report.page import demand_report
         from equalize.commands.scan import scan_checkpoint, write_scan_report

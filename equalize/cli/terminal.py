@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from equalize.cli.failures import explain, visible
+from equalize.cli.loading import Loading
 from equalize.cli.process import discard
 from equalize.cli.tables import WIDEST, fitted
 
@@ -48,6 +49,16 @@ class _Console(Console):
         self.quiet = True
 
 
+class _Bars(Progress):
+    """Bars that something must make room for."""
+
+    before: Callable[[], None]
+
+    def start(self) -> None:
+        self.before()
+        super().start()
+
+
 class Terminal:
     """Prints a command's result, notes, warnings and progress."""
 
@@ -58,6 +69,7 @@ class Terminal:
         self._err = _console(sys.stderr)
         self._held: list[tuple[Console, Text]] = []
         self._has_bars = False
+        self.loading = Loading(sys.stderr, shown=self._err.is_terminal and not as_json)
 
     @contextlib.contextmanager
     def among_peers(self) -> Iterator[None]:
@@ -66,6 +78,7 @@ class Terminal:
 
         with joined(lambda error: explain(error).exit_code):
             if not is_main():
+                self.loading.stop()
                 self._out = self._err = _console(io.StringIO())
             yield
 
@@ -102,9 +115,7 @@ class Terminal:
 
     def hint(self, line: str, *, always: bool = False) -> None:
         """Prints a suggestion; with --json only if `always`. Only the main process prints."""
-        from equalize.distributed import is_main
-
-        if is_main() and (always or not self._json):
+        if _is_main() and (always or not self._json):
             self._print(self._err, Text(line, style="dim", no_wrap=True))  # commands are copied as one line
 
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
@@ -120,10 +131,9 @@ class Terminal:
 
     def result(self, content: Mapping[str, Any], report: Iterable[ConsoleRenderable] = ()) -> None:
         """Prints the result: the object with --json, else the report. Only the main process prints."""
-        from equalize.distributed import is_main
-
-        if not is_main():
+        if not _is_main():
             return
+        self.loading.stop()
         if self._json:
             try:
                 self._stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -152,7 +162,8 @@ class Terminal:
     def bars(self, *columns: ProgressColumn, expand: bool = False) -> Iterator[Progress]:
         """Bars on stderr, to be started; they never show where it is no terminal, and are gone in the end."""
         shown = self._err.is_terminal
-        bars = Progress(*columns, console=self._err, transient=True, expand=expand, disable=not shown)
+        bars = _Bars(*columns, console=self._err, transient=True, expand=expand, disable=not shown)
+        bars.before = self.loading.stop
         self._has_bars = shown
         try:
             yield bars
@@ -162,6 +173,7 @@ class Terminal:
 
     def _print(self, console: Console, renderable: ConsoleRenderable) -> None:
         """Prints above the bars: those know of nothing that another console writes to the same terminal."""
+        self.loading.stop()
         _print(self._err if self._has_bars and console.is_terminal else console, renderable)
 
 
@@ -174,7 +186,19 @@ def open_terminal(context: typer.Context, *, as_json: bool) -> Iterator[Terminal
     terminal = Terminal(as_json=as_json)
     debug = bool(context.find_root().params.get("debug"))
     with contextlib.redirect_stdout(sys.stderr), contextlib.nullcontext() if debug else _quiet_libraries():
-        yield terminal
+        try:
+            yield terminal
+        finally:
+            terminal.loading.stop()
+
+
+def _is_main() -> bool:
+    """Whether this is the process that prints; one that has not even loaded torch is alone."""
+    if "torch" not in sys.modules:
+        return True
+    from equalize.distributed import is_main
+
+    return is_main()
 
 
 def _print(console: Console, renderable: ConsoleRenderable) -> None:

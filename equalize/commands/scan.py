@@ -214,7 +214,7 @@ def _before_sites(norms: Sequence[str], found: Scan) -> list[str]:
 
 
 def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
-    """A scan from the configuration alone if `torch.export` suffices: a recorded run may depend on the weights."""
+    """A scan from the configuration alone if that can be read: what a run finds may depend on the weights."""
     without = any(tensor.is_meta for tensor in nn.Module.parameters(model))
     try:
         found = scan(model, example, kinds=kinds)
@@ -223,7 +223,7 @@ def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Col
             with contextlib.suppress(CheckpointError):
                 return scan(name.load(weights=True).model, example, kinds=kinds)
         raise
-    if without and found.tracer == "recorder":
+    if without and found.ran:
         with contextlib.suppress(CheckpointError):  # a configuration alone, or an encoder
             return scan(name.load(weights=True).model, example, kinds=kinds)
     return found

@@ -1,7 +1,8 @@
-"""Traces a model and an example input to a `Graph`, by `torch.export` or, where that fails, by a recorded run.
+"""Traces a model and an example input to a `Graph`: recorded on fake tensors, else exported, else recorded in a run.
 
-Export runs on fake tensors, so a network can be traced on the meta device, from its configuration alone; nothing is
-computed and the network is left as it was. `record.py` needs a real forward pass.
+On fake tensors a network can be traced on the meta device, from its configuration alone; nothing is computed. A
+recording needs no solver and no guards, so it is tried first; it refuses values that reach Python. Export has symbols
+for those, as long as neither sizes nor control flow depend on them. What is left must be run. See `record.py`.
 """
 
 import contextlib
@@ -20,37 +21,55 @@ from equalize.errors import ResourceError, SiteError
 from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph, Op
-from equalize.graph.record import record
+from equalize.graph.record import record, record_fake
 
 _REMEDY = "give an input shape that the network takes (--size, --input-shape)"
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
-    """Traces `model` in eval mode on inputs shaped like `example`; records a run of it where it cannot be exported.
+    """Traces `model` in eval mode on inputs shaped like `example`; runs it only where nothing else can read it.
 
     Args:
         model: any module; it is left as it was.
         example: the positional input, such as (N, C, H, W), or a tuple of them; values matter in a recorded run only.
 
     Raises:
-        SiteError: the network can neither be exported nor run. ResourceError: there is no memory to run it.
+        SiteError: the network can neither be traced nor run. ResourceError: there is no memory to run it.
     """
     inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
     if not all(isinstance(each, Tensor) for each in inputs):
         raise SiteError("example", "must be a tensor or a tuple of tensors", got=type(example).__name__)
     if isinstance(model, torch.jit.ScriptModule):
         raise SiteError(type(model).__name__, "is TorchScript, which cannot be traced", remedy="give its nn.Module")
-    tracer: Literal["export", "recorder"] = "export"
-    try:
-        ops = _exported(model, inputs)
-    except SiteError as refusal:
-        tracer = "recorder"
-        ops = _recorded(model, inputs, refusal)
+    ops = _faked(model, inputs)
+    tracer: Literal["export", "recorder"] = "recorder"
+    ran = False
+    if ops is None:
+        try:
+            ops, tracer = exported_ops(model, inputs), "export"
+        except SiteError as refusal:
+            ops, ran = _recorded(model, inputs, refusal), True
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    return Graph(ops=ops, shapes=shapes, tracer=tracer)
+    return Graph(ops=ops, shapes=shapes, tracer=tracer, ran=ran)
 
 
-def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
+def _faked(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...] | None:
+    """What a recording on fake tensors says; None where it is refused."""
+    try:
+        with _quiet():
+            return record_fake(model, inputs)
+    except MemoryError:
+        raise
+    except Exception:  # the network's code may raise anything on fake tensors: export or a run finds out what
+        return None
+
+
+def exported_ops(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
+    """The ops of `model` in eval mode as `torch.export` gives them.
+
+    Raises:
+        SiteError: it refuses the network, or sizes depend on values.
+    """
     program = export(model, inputs)
     if program.range_constraints:
         raise SiteError(type(model).__name__, "cannot be traced (sizes depend on values)", got=_shapes(inputs))

@@ -60,11 +60,19 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A traced network: its ops in the order they ran, and the shapes of its state dict by key."""
+    """A traced network.
+
+    Attributes:
+        ops: in the order they ran.
+        shapes: of its state dict, by key.
+        tracer: how it was read.
+        ran: whether it had to be run on values, which may have decided what is in it.
+    """
 
     ops: tuple[Op, ...]
     shapes: Mapping[str, tuple[int, ...]]
     tracer: Literal["export", "recorder"] = "export"
+    ran: bool = False
 
     def __getitem__(self, name: str) -> Op:
         return self._by_name[name]

@@ -1,33 +1,29 @@
-"""Records one run of a network that `torch.export` refuses as the same kind of graph of ATen calls.
+"""Records the ATen calls of one forward pass as the same kind of graph that `torch.export` gives.
 
-Export refuses values that reach Python: `.item()`, `.tolist()`, numpy, control flow. A run on real tensors has them.
-Calls are recorded before autograd and autocast decompose them, as export does, so both give the same operators. The
-record is valid for the control flow that this input took.
+On fake tensors nothing is computed; that suffices where shapes alone decide what a network does. Values that reach
+Python (`.item()`, `.tolist()`, numpy, control flow) need a run on real tensors, and its record is valid for the control
+flow that this input took. Calls are recorded before autograd and autocast decompose them, as export does, so all three
+give the same operators; a recording costs a fraction of an export, which solves for symbolic sizes and guards.
 """
 
 import contextlib
+import functools
+import gc
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import fields, is_dataclass
-from operator import getitem
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._ops import OpOverload
-from torch._subclasses.schema_check_mode import SchemaCheckMode
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Op
-
-# Operators by which the values of a tensor reach Python; `.numpy()` and `.tolist()` come by as the last of them.
-_READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
+from equalize.graph.recorder import Recorder, tensors_in
 
 _MOST_DRAWN = 1 << 27  # half a gigabyte: a configuration alone may describe more
 
@@ -40,16 +36,70 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
     with eval_mode(model, attributes=True):
         torch.manual_seed(0)
         tensors = _for_the_run(model)
-        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-        inputs = tuple(_input(tensor, device) for tensor in example)
-        recorder = _Recorder(tensors)
-        for tensor, name in zip(inputs, _names_of_inputs(model), strict=False):
-            recorder.placeholder(tensor, name)
-        as_written = torch.compiler.set_stance("force_eager")  # compiled code would not be recorded
-        with as_written, recorder.following(model), enable_python_dispatcher(), recorder:
-            output = torch.func.functional_call(model, tensors, inputs)
-        recorder.graph.output(tuple(recorder.node(tensor) for tensor in _tensors(output)))
+        device = _device_of(tensors)
+        return _recorded(model, tensors, tuple(_input(tensor, device) for tensor in example))
+
+
+def record_fake(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
+    """The ops that `model` calls in eval mode on fake tensors, which take no memory; it is left as it was.
+
+    Raises:
+        Exception: the network's code asks for values, or calls what has no rule for fake tensors, or a tensor turns up
+            that no recorded call made. What is recorded is complete or refused.
+    """
+    try:
+        with eval_mode(model, attributes=True), FakeTensorMode(allow_non_fake_inputs=True) as mode, _compiling():
+            named = _named_tensors(model)
+            device = _device_of(named)
+            fakes = {id(tensor): _faked(tensor, mode, device) for tensor in named.values()}
+            inputs = tuple(torch.empty_like(tensor, device=device) for tensor in example)
+            return _recorded(model, {name: fakes[id(tensor)] for name, tensor in named.items()}, inputs)
+    finally:
+        _clear_caches(model)
+
+
+def _recorded(model: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
+    """The ops of a call on these parameters and buffers, by name."""
+    recorder = Recorder(tensors)
+    for tensor, name in zip(inputs, _names_of_inputs(model), strict=False):
+        recorder.placeholder(tensor, name)
+    as_written = torch.compiler.set_stance("force_eager")  # compiled code would not be recorded
+    with as_written, _without_fast_path(), recorder.following(model), enable_python_dispatcher(), recorder:
+        output = torch.func.functional_call(model, dict(tensors), inputs)
+    recorder.check()
+    recorder.graph.output(tuple(recorder.node(tensor) for tensor in tensors_in(output)))
     return read_ops(recorder.graph, model, keys=recorder.keys, plain=_plain(model))
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Sets what libraries ask before they keep tensors for the next run, or check values, as export sets it."""
+    before = torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag
+    torch.compiler._is_compiling_flag = torch.compiler._is_exporting_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag = before
+
+
+def _clear_caches(model: nn.Module) -> None:
+    """Empties caches of functions beside the network's code that now hold fake tensors: a run would be given them."""
+    classes = {kind for module in nn.Module.modules(model) for kind in type(module).__mro__}
+    spaces = [*map(vars, classes), *(vars(sys.modules.get(kind.__module__, kind)) for kind in classes)]
+    for function in {each for space in spaces for each in space.values() if type(each) is functools._lru_cache_wrapper}:
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(gc.get_referents(function))):
+            function.cache_clear()
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Attention as its modules are written, as under export, not as the one operator that inference has for it."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _plain(model: nn.Module) -> frozenset[str]:
@@ -62,12 +112,30 @@ def _plain(model: nn.Module) -> frozenset[str]:
     )
 
 
-def _for_the_run(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own parameters, copies of its buffers, and draws for what is on the meta device, by name."""
-    named = {
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all of their names."""
+    return {
         **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
         **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
     }
+
+
+def _device_of(tensors: Mapping[str, Tensor]) -> torch.device:
+    """The device of a network; of one on the meta device the CPU, where values are drawn or feigned."""
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _faked(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor:
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor)
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _for_the_run(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own parameters, copies of its buffers, and draws for what is on the meta device, by name."""
+    named = _named_tensors(model)
     missing = {id(tensor): tensor.numel() for tensor in named.values() if tensor.is_meta}
     if sum(missing.values()) > _MOST_DRAWN:
         raise ValueError("it is too large to be run on weights that are drawn for that")
@@ -101,121 +169,3 @@ def _names_of_inputs(model: nn.Module) -> Iterator[str]:
     parameters = inspect.signature(model.forward).parameters.values()
     named = (each.name for each in parameters if each.kind is not each.VAR_POSITIONAL)
     return itertools.chain(named, itertools.repeat("input"))
-
-
-def _tensors(output: object) -> Iterator[Tensor]:
-    """The tensors of whatever a network returns, in order."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from _tensors(tuple(output.values()))
-    elif isinstance(output, list | tuple):
-        for each in output:
-            yield from _tensors(each)
-    elif is_dataclass(output):
-        yield from _tensors(tuple(getattr(output, field.name) for field in fields(output)))
-
-
-class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
-    """Writes every ATen call into an fx graph.
-
-    Torch passes calls to few modes before autograd; for real tensors that is the schema check, hence this base class,
-    whose checks are not made.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.__dict__["_dispatch_key"] = torch._C.DispatchKey.PreDispatch
-        self.graph = fx.Graph()
-        self.keys: dict[str, str] = {}
-        self._nodes: MutableMapping[Tensor, fx.Node] = WeakTensorKeyDictionary()  # a freed tensor's id may come again
-        self._read: list[fx.Node] = []  # whose values Python has seen
-        self._modules: list[tuple[str, str]] = [("", "")]
-        self._storages: dict[int, fx.Node] = {}
-        for key, tensor in tensors.items():
-            if tensor not in self._nodes:
-                node = self.placeholder(tensor, key.replace(".", "_"))
-                self._storages[tensor.untyped_storage().data_ptr()] = node
-            self.keys[self._nodes[tensor].name] = key  # the last of several names, as export has it
-
-    def placeholder(self, tensor: Tensor, name: str) -> fx.Node:
-        """A node that stands for a tensor which the network is given."""
-        return self._keep(self.graph.create_node("placeholder", name, name=name), tensor)
-
-    @contextlib.contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
-        """Keeps track of which of the model's modules is being called."""
-        paths = {id(module): path for path, module in nn.Module.named_modules(model)}
-
-        def enter(module: nn.Module, args: object) -> None:
-            self._modules.append((paths.get(id(module), self._modules[-1][0]), type(module).__name__))
-
-        def leave(module: nn.Module, args: object, output: object) -> None:
-            self._modules.pop()
-
-        with contextlib.ExitStack() as stack:
-            stack.callback(register_module_forward_pre_hook(enter).remove)
-            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
-            yield
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Carries a call out and appends its node, and one more for each tensor of a result that has several."""
-        arguments = self._with_nodes(args), self._with_nodes(kwargs or {})
-        result = func(*args, **kwargs or {})
-        name = func.__name__.split(".")[0]
-        call = self.graph.create_node("call_function", func, *arguments, name=name)
-        self._keep(call, result)
-        if name in _READS_VALUES:
-            self._read.append(call)
-        if isinstance(result, list | tuple):
-            for index, each in enumerate(result):
-                if isinstance(each, Tensor):
-                    self._keep(self.graph.call_function(getitem, (call, index)), each)
-        for written, argument in zip(func._schema.arguments, args, strict=False):
-            if written.is_write and isinstance(argument, Tensor) and argument is not result:
-                self._nodes[argument] = call
-        return result
-
-    def node(self, tensor: Tensor) -> fx.Node:
-        """The node that made a tensor."""
-        if tensor in self._nodes:
-            return self._nodes[tensor]
-        stored = tensor.layout is torch.strided and tensor.numel() > 0
-        parameter = self._storages.get(tensor.untyped_storage().data_ptr()) if stored else None
-        if parameter is not None:  # such as `weight.data`
-            made = self.graph.call_function(torch.ops.aten.alias.default, (parameter,))
-        elif self._read:  # made outside torch from values that Python has read
-            made = self.graph.call_function(values_of, tuple(self._read))
-        else:
-            made = self.graph.create_node("get_attr", "constant", name="constant")
-        return self._keep(made, tensor)
-
-    def _keep(self, node: fx.Node, result: object) -> fx.Node:
-        node.meta["nn_module_stack"] = {"": self._modules[-1]}
-        if isinstance(result, Tensor):
-            self._nodes[result] = node
-            result = _shape_of(result)
-        elif isinstance(result, list | tuple):
-            result = [_shape_of(each) for each in result if isinstance(each, Tensor)]
-        node.meta["val"] = result
-        return node
-
-    def _with_nodes(self, argument: Any) -> Any:
-        if isinstance(argument, Tensor):
-            return self.node(argument)
-        if isinstance(argument, list | tuple):
-            return tuple(self._with_nodes(each) for each in argument)
-        if isinstance(argument, dict):
-            return {key: self._with_nodes(each) for key, each in argument.items()}
-        return argument if isinstance(argument, fx.node.base_types) else str(argument)
-
-
-def values_of(*tensors: Tensor) -> Tensor:
-    """Stands in a graph for what was computed from the values of tensors outside torch."""
-    raise NotImplementedError
-
-
-def _shape_of(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

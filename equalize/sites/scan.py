@@ -21,6 +21,7 @@ class Scan:
         sites: fusion layers of the given kinds, in graph order.
         refusals: what cannot be equalized, and why.
         tracer: how the network was read.
+        ran: whether it had to be run for that, see `Graph`.
         unlisted: how many sites of other kinds there are.
         norms: `running_mean` keys of the BatchNorms, each with those before it.
     """
@@ -28,6 +29,7 @@ class Scan:
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
     tracer: Literal["export", "recorder"]
+    ran: bool = False
     unlisted: int = 0
     norms: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
@@ -36,7 +38,7 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
     """Finds the fusion layers of `model`.
 
     Args:
-        model: any module, on any device, the meta device included; it is run only if `torch.export` refuses it.
+        model: any module, on any device, the meta device included; it is run only if that alone can read it.
         example: an input or a tuple of inputs, (N, C, H, W); values matter only where the network must be run.
         kinds: "resampled" where a branch was resampled, "plain" where none was.
 
@@ -50,6 +52,7 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
         sites=listed,
         refusals=refusals,
         tracer=graph.tracer,
+        ran=graph.ran,
         unlisted=len(sites) - len(listed),
         norms=graph.norms_before,
     )

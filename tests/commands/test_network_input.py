@@ -418,7 +418,7 @@ def test_volumes(run_cli, photos, tmp_path):
     ran = run_cli("scan", *words)
     assert ran.code == 0, ran.err
     assert "trilinear x2" in ran.out
-    assert "read by torch.export at 2x2x64x64x64" in ran.out
+    assert "read by a recording on fake tensors at 2x2x64x64x64" in ran.out
     (site,) = json.loads(run_cli("scan", *words, "--json").out)["sites"]
     assert [branch["resampling"] for branch in site["branches"]] == [None, "trilinear"]
     for command in (("calibrate", "-o", tmp_path / "out"), ("scan",)):

@@ -6,23 +6,17 @@ from pathlib import Path
 
 import architectures
 import pytest
-from torch import Tensor, nn
 
-from equalize.graph.graph import Graph
-from equalize.graph.record import record
-from equalize.sites.scan import Scan
-from equalize.sites.sites import find_sites
+from equalize.sites.scan import scan
+from tests.support.tracers import exported_ops, record, record_fake, said_by
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 
-def look(model: nn.Module, example: tuple[Tensor, ...]) -> Scan:
-    """As a recorded run says, which costs a tenth of export and says the same: see test_networks.py."""
-    ops = record(model, example)
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    sites, refusals = find_sites(Graph(ops=ops, shapes=shapes, tracer="recorder"))
-    assert sites or refusals
-    return Scan(sites=sites, refusals=refusals, tracer="recorder")
+NETWORKS = {f"{library} {name}": (name, build) for library, name, build in architectures.networks()}
+NOT_EXPORTED = {  # sizes depend on values, or tensors of the CPU meet the network's on the meta device
+    f"transformers {name}ForUniversalSegmentation" for name in ("Eomt", "EomtDinov3", "Mask2Former", "OneFormer")
+}
 
 
 @functools.cache
@@ -36,7 +30,21 @@ def written() -> str:
 
 @pytest.mark.slow
 def test_the_readme_has_the_table_that_the_script_makes():
-    assert written() == architectures.table(look), "run python examples/architectures.py --write docs/architectures.md"
+    assert written() == architectures.table(), "run python examples/architectures.py --write docs/architectures.md"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_tracers_find_the_same(name):
+    """A recording on fake tensors against export; where that refuses, the scan's tracer against a run."""
+    kind, build = NETWORKS[name]
+    model, example = architectures.on_meta(build), architectures.example_of(kind)
+    found = scan(model, example, kinds=("resampled", "plain"))
+    assert (found.tracer, found.ran) == ("recorder", name in NOT_EXPORTED and "Mask2Former" not in name)
+    independent = said_by(record if name in NOT_EXPORTED else exported_ops, model, example)
+    assert (found.sites, found.refusals, found.norms) == (independent[0], independent[2], independent[3])
+    if not found.ran:
+        assert said_by(record_fake, model, example) == independent
 
 
 @pytest.mark.parametrize("library", ["torchvision", "smp", "transformers"])

@@ -10,8 +10,6 @@ from torch.nn.utils import parametrizations
 
 from equalize.errors import SiteError
 from equalize.graph.export import trace
-from equalize.graph.graph import Graph
-from equalize.graph.record import record
 from equalize.moments import measure as measurement
 from equalize.moments.measure import measure
 from equalize.plan.apply import apply
@@ -19,6 +17,7 @@ from equalize.plan.strategies import make_plan
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import find_sites
 from tests.support.networks import batch_norm
+from tests.support.tracers import exported_ops, graph_by, record
 
 
 def up(x, factor=2.0):
@@ -53,13 +52,12 @@ X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def scanned(model: nn.Module, x: torch.Tensor = X) -> Scan:
-    """Scans, and demands that a recorded run says the same, and that `migrate` keeps the function."""
+    """Scans, demands that export and a recorded run say the same, and that `migrate` keeps the function."""
     found = scan(model, x, kinds=("resampled", "plain"))
+    assert (found.tracer, found.ran) == ("recorder", False)
     model.eval()
-    recorded = find_sites(
-        Graph(ops=record(model, (x,)), shapes={key: tuple(value.shape) for key, value in model.state_dict().items()})
-    )
-    assert recorded == (found.sites, found.refusals)
+    for tracer in (exported_ops, record):
+        assert find_sites(graph_by(tracer, model, (x,))) == (found.sites, found.refusals)
     with torch.no_grad():
         expected = model(x)
         if found.sites:
@@ -183,7 +181,6 @@ def test_ways_to_write_the_same_network(net):
     assert summary(found) == BOTH
     assert movable(found) == [True, True]
     assert found.refusals == ()
-    assert found.tracer == "export"
     assert found.sites[0].branches[0].producers == ("low.weight", "low.bias")
     assert found.sites[0].exact_border is False
 

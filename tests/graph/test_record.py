@@ -1,6 +1,7 @@
 """Networks that only a run can read: what is recorded of it, and everything that follows."""
 
 import copy
+import functools
 import json
 import warnings
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import equalize
@@ -19,6 +21,7 @@ from equalize.plan.apply import apply
 from equalize.plan.strategies import make_plan
 from equalize.sites.scan import Scan, scan
 from tests.support.networks import BRANCHES, Fusion, explicit, oracle_moments
+from tests.support.tracers import exported_ops, record, record_fake, said_by
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -85,7 +88,7 @@ def made(net, fuse=None):
 
 def recorded(model, x=X) -> Scan:
     found = scan(model, x)
-    assert found.tracer == "recorder"
+    assert (found.tracer, found.ran) == ("recorder", True)
     return found
 
 
@@ -193,8 +196,106 @@ def test_layers_in_torch_script_are_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fuse = torch.jit.script(model.fuse)
-    found = recorded(model)
+    found = scan(model, X)
     assert [each.reason for each in found.refusals] == ["the weight of fuse is not a plain parameter"]
+
+
+class Mapped(Fusion):
+    """Under `vmap` torch hands the modes other tensors than the network has."""
+
+    def features(self, x):
+        low = torch.vmap(lambda each: F.relu(each) * 2)(self.low(x))
+        return torch.cat([F.interpolate(low, size=x.shape[2:]), self.high(x)], 1)
+
+
+class Caught(Fusion):
+    """Goes another way where values cannot be read."""
+
+    def features(self, x):
+        try:
+            first = F.interpolate(self.low(x), scale_factor=int(x.isfinite().all()) + 1)
+        except RuntimeError:
+            first = self.high(x).repeat(1, 2, 1, 1)
+        return torch.cat([first, self.high(x)], 1)
+
+
+class WrittenPast(Fusion):
+    """Written to by a name that torch does not pass on."""
+
+    def features(self, x):
+        high = self.high(x)
+        high.data.tanh_()
+        return torch.cat([F.interpolate(self.low(x), size=x.shape[2:]), high], 1)
+
+
+@pytest.mark.parametrize(("net", "how"), [(Mapped, ("export", False)), (Caught, ("recorder", True)),
+                                          (WrittenPast, ("recorder", True))])  # fmt: skip
+def test_a_recording_on_fake_tensors_that_would_miss_something_is_not_used(net, how):
+    found = scan(made(net), X)
+    assert (found.tracer, found.ran) == how
+    (site,) = found.sites
+    assert [branch.resampling for branch in site.branches] == ["nearest", None]
+
+
+class Constants(Fusion):
+    """Python makes tensors and reads them, keeps some outside of buffers, and shares autograd functions of its own."""
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x
+
+    def __init__(self, fuse):
+        super().__init__(fuse)
+        self.kept = torch.ones(2, 1, 1)
+
+    def features(self, x):
+        low = F.interpolate(self.low(x), scale_factor=torch.tensor(2.0).item())
+        low = torch.utils.checkpoint.checkpoint(F.relu, low, use_reentrant=False)
+        return torch.cat([low, self.Scaled.apply(self.high(x)) * self.kept + torch.arange(2.0).view(2, 1, 1)], 1)
+
+
+def test_constants_of_python_and_functions_of_autograd_are_recorded_on_fake_tensors():
+    model = made(Constants)
+    found = scan(model, X)
+    assert (found.tracer, found.ran) == ("recorder", False)
+    (site,) = found.sites
+    assert [(branch.resampling, branch.fixed is None) for branch in site.branches] == [("nearest", True), (None, False)]
+    assert said_by(record_fake, model, (X,)) == said_by(exported_ops, model, (X,)) == said_by(record, model, (X,))
+    assert type(model(X)) is torch.Tensor
+
+
+@functools.lru_cache
+def ramp(size):
+    return torch.linspace(1, 2, size), size
+
+
+class Caching(Fusion):
+    """Keeps tensors in caches of functions and of a method, one of them behind the convention of compilers."""
+
+    @functools.cache  # noqa: B019
+    def offset(self):
+        return torch.tensor(0.5)
+
+    def features(self, x):
+        low = F.interpolate(self.low(x), size=x.shape[2:]) * ramp(x.shape[3])[0] + self.offset()
+        return torch.cat([low, self.high(x)], 1)
+
+
+def test_caches_keep_no_fake_tensors_for_the_next_run():
+    ramp.cache_clear()
+    kept, model = ramp(3), made(Caching)
+    expected = copy.deepcopy(model)(X)
+    for _ in range(2):
+        ramp.cache_clear()
+        found = scan(model, X)
+        assert (found.tracer, found.ran) == ("recorder", False)
+    assert torch.equal(model(X), expected)
+    assert ramp(3) is not kept
+    kept = ramp(3)
+    scan(made(Branching), X)
+    assert ramp(3) is kept  # only what holds fake tensors is emptied
+    assert not torch.compiler.is_compiling()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -267,7 +368,7 @@ def test_values_that_a_run_needs_may_be_given():
     model = made(Branching)
     with pytest.raises(SiteError, match="a run failed"):
         scan(model, torch.zeros(2, 3, 16, 16))  # this way two channels too few come out
-    assert trace(model, torch.empty(2, 3, 16, 16, device="meta")).tracer == "recorder"
+    assert trace(model, torch.empty(2, 3, 16, 16, device="meta")).ran
 
 
 def test_too_little_memory_is_no_fault_of_the_network():

@@ -7,18 +7,16 @@ order of the concat; one factor stands for both spatial axes.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import architectures
 import pytest
 import torch
 from torch import nn
 
-from equalize.graph.export import trace
-from equalize.graph.graph import Graph
-from equalize.graph.record import record
-from equalize.sites.scan import Scan
-from equalize.sites.sites import Site, find_sites
+from equalize.sites.scan import Scan, scan
+from equalize.sites.sites import Site
+from tests.support.tracers import exported_ops, record, record_fake, said_by
 
 BranchRow = tuple[int, str | None, float]
 
@@ -392,19 +390,8 @@ def built(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 @functools.cache
-def graphs(name: str) -> tuple[Graph, Graph]:
-    """Of one network, by both tracers."""
-    model, example = built(name)
-    ops = record(model, (example,))
-    exported = trace(model, example)
-    return exported, replace(exported, ops=ops, tracer="recorder")
-
-
-@functools.cache
 def scanned(name: str) -> Scan:
-    exported, _ = graphs(name)
-    sites, refusals = find_sites(exported)
-    return Scan(sites=sites, refusals=refusals, tracer=exported.tracer)
+    return scan(*built(name), kinds=("resampled", "plain"))
 
 
 def sites_of(name: str, kind: str) -> list[Site]:
@@ -434,12 +421,20 @@ def test_fusion_layers(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_run_says_the_same_as_export(name):
-    """Every field of every site, and the refusals: from the same operators, seen on real and on fake tensors."""
-    exported, recorded = graphs(name)
-    assert exported.tracer == "export"
-    assert find_sites(recorded) == find_sites(exported)
-    assert recorded.norms_before == exported.norms_before
+def test_a_recording_says_the_same_as_export(name):
+    """Every field of every site, and the refusals: from the same operators."""
+    model, example = built(name)
+    found, recorded = scanned(name), said_by(record_fake, model, (example,))
+    assert (found.tracer, found.ran) == ("recorder", False)
+    assert (found.sites, found.refusals, found.norms) == (recorded[0], recorded[2], recorded[3])
+    assert recorded == said_by(exported_ops, model, (example,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_run_says_the_same_as_a_recording_on_fake_tensors(name):
+    model, example = built(name)
+    assert said_by(record, model, (example,)) == said_by(record_fake, model, (example,))
 
 
 def test_facts_of_a_pointwise_layer_before_batch_norm():

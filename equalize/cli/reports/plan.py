@@ -50,7 +50,8 @@ _BAR = 10  # characters of the largest sigma's bar
 def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[ConsoleRenderable]:
     """Fusion layers, how each branch was resampled and, if measured, its scale; refusals, with `every` all of them."""
     shape = "x".join(map(str, found.input_shape))
-    method = "torch.export" if found.scan.tracer == "export" else "a recorded run"
+    by = {"export": "torch.export", "recorder": "a recorded run" if found.scan.ran else "a recording on fake tensors"}
+    method = by[found.scan.tracer]
     yield Text.assemble((found.source, "bold"), f": {found.family} {found.architecture}, read by {method} at {shape}")
     yield Text()
     for site in found.scan.sites:

@@ -14,6 +14,7 @@ from equalize.commands.verify import verify_checkpoint
 from tests.support.mmseg_networks import CLASSES, saved, stock
 from tests.support.scenes import write_scenes
 from tests.support.tolerance import TIE, assert_same_outputs
+from tests.support.tracers import exported_ops, record_fake, said_by
 
 CONFIG = CalibrationConfig(samples=4, size=(64, 64), batch_size=4)
 ROWS = {  # head: (backbone, resampled fusion layers and what they fuse, plain ones likewise)
@@ -50,6 +51,13 @@ def test_the_fusion_layers_of_each_head(head, checkpoints):
     assert widths == {f"decode_head.{layer}": parts for layer, parts in {**resampled, **plain}.items()}
     assert {site.kind for site in found.sites} == ({"plain"} if plain else {"resampled"})
     assert checkpoint.family == "mmsegmentation"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ROWS)
+def test_a_recording_says_the_same_as_export(head, checkpoints):
+    model, example = load(checkpoints[head], weights=False).model, (torch.empty(2, 3, 64, 64, device="meta"),)
+    assert said_by(record_fake, model, example) == said_by(exported_ops, model, example)
 
 
 @pytest.mark.parametrize(

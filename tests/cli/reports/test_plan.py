@@ -84,7 +84,7 @@ def test_names_are_never_cut_or_broken(width):
 
 
 def test_a_scan_says_what_is_fused_what_cannot_migrate_and_what_is_not_listed():
-    scan = Scan(sites=(SITE,), refusals=(), tracer="recorder", unlisted=3)
+    scan = Scan(sites=(SITE,), refusals=(), tracer="recorder", ran=True, unlisted=3)
     text = words(scan_report(scan_checkpoint(scan)))
     assert "m: custom Net, read by a recorded run at 2x3x64x96" in text
     assert "conv2d 3x3 over 12 channels, 2 branches" in text
