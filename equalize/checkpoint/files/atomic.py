@@ -1,5 +1,6 @@
 """Writes a directory atomically: filled under a temporary name, flushed to disk, renamed."""
 
+import ctypes
 import errno
 import glob
 import os
@@ -19,6 +20,7 @@ CLASS_NAMES_FILE = "class_names.json"
 MAPS_FILE = "equalize.safetensors"
 """Written beside the plan: its matrices, by layer."""
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: older temporary directories were left by a killed process
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, "equalize.json", "finetune.yaml", "last", "metrics.jsonl"}
 _WRITTEN_ANEW |= {"curves.png", "panels.png", "report.html"}
@@ -85,10 +87,10 @@ def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
 
 
 def take_place(work: Path, out: Path) -> None:
-    """Rename the finished directory to its name and remove the one that had it."""
+    """Rename the finished directory to its name and remove the one that had it; in one step where the system can."""
     if not out.exists():
         os.rename(work, out)
-    else:
+    elif not _exchange(work, out):
         old = out.with_name(f".{out.name}.old-{secrets.token_hex(4)}")
         os.rename(out, old)
         try:
@@ -100,8 +102,19 @@ def take_place(work: Path, out: Path) -> None:
     _flush_directory(out.parent)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories atomically (Linux only); False where that is not supported."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
 def _flush(directory: Path) -> None:
-    readable = directory.stat().st_mode & 0o666  # by the umask; safetensors makes files readable for the owner alone
+    readable = (
+        directory.stat().st_mode & 0o666
+    )  # as the umask has it: safetensors makes files readable for the owner alone
     for folder, _, names in os.walk(directory):
         for path in (Path(folder, name) for name in names):
             path.chmod(path.stat().st_mode | readable)

@@ -161,6 +161,7 @@ def test_when_the_rename_fails_the_old_directory_stays(checkpoint, tmp_path, mon
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
+    monkeypatch.setattr("equalize.checkpoint.files.atomic._exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", only_away)
     with pytest.raises(ResourceError):
         checkpoint.save(tmp_path / "out", overwrite=True)

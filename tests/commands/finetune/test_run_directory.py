@@ -50,6 +50,7 @@ def test_killed_while_a_model_is_replaced_leaves_the_old_one_whole(run, monkeypa
     run.put_model(saving("old"))
     if moment == "before the exchange":
         monkeypatch.setattr("os.rename", lambda *args: (_ for _ in ()).throw(Killed))
+        monkeypatch.setattr("equalize.checkpoint.files.atomic._exchange", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         run.put_model(saving("new", killed_after=1 if moment == "while saving" else None))
     monkeypatch.undo()
