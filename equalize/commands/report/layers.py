@@ -190,7 +190,7 @@ def _section(layer: _Layer) -> Section:
             "The figure shows the branches at one scale, not that their channels are uncorrelated.",
         )
     notes = [
-        f"Channels {each.start}..{each.stop} keeps its scale under migrate: {each.fixed}."
+        f"Channels {each.start}..{each.stop} keep their scale under migrate: {each.fixed}."
         for each in site.branches
         if each.fixed
     ]
