@@ -40,7 +40,7 @@ _DELTA = (
 _FIGURES = (
     "Sigma is the standard deviation of all values of a branch as they enter the layer, and whiskers "
     "are its 95 % interval over images; the share of a step is how much of what a training step changes at the layer's "
-    "output comes through the branch; dashed lines are where both come to once equalized."
+    "output comes through the branch; dashed lines are what both come to afterwards."
 )
 _VALUES = (
     "Values are those at {positions} positions of each image; the height of a curve is the square root of the density, "
@@ -136,7 +136,7 @@ def _sentence(words: str) -> str:
 
 def _overview(verdict: str, lines: Sequence[str], layers: Sequence[_Layer]) -> Section:
     planned = bool(layers) and layers[0].plan is not None
-    header = ("fusion layer", "branches", "sigma, largest / smallest", *(["equalized", "strategy"] if planned else []))
+    header = ("fusion layer", "branches", "sigma, largest / smallest", *(["afterwards", "strategy"] if planned else []))
     rows = [
         (
             layer.site.layer,
@@ -178,6 +178,7 @@ def _section(layer: _Layer) -> Section:
     drawn = DrawnSite(
         number=layer.number,
         site=site,
+        when="once equalized" if plan is None else "afterwards",
         after=layer.after,
         shares=tuple(energy / (sum(energies) or 1.0) for energy in energies),
         centered=centers and site.shift is not None,
@@ -217,7 +218,16 @@ def _numbers(layer: _Layer) -> Table:
         )
         for branch, after in zip(layer.site.branches, layer.after, strict=True)
     )
-    header = ("branch", "channels", "resampling", "mean", "sigma", "95 %", "equalized", "step share")
+    header = (
+        "branch",
+        "channels",
+        "resampling",
+        "mean",
+        "sigma",
+        "95 %",
+        "equalized" if layer.plan is None else "afterwards",
+        "step share",
+    )
     return Table(header=header, rows=rows)
 
 

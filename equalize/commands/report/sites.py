@@ -35,14 +35,16 @@ class DrawnSite:
 
     Attributes:
         number: of its pictures, from 1.
-        after: sigma of each branch once equalized.
-        shares: of a step of the layer's output that go through each branch once equalized.
+        when: what comes afterwards is called.
+        after: sigma of each branch then.
+        shares: of a step of the layer's output that go through each branch then.
         centered: whether the means are taken out too.
         histograms_BK: of the branches' values, see `moments.histograms`; empty (0, K) where there are none.
     """
 
     number: int
     site: MeasuredSite
+    when: str
     after: tuple[float, ...]
     shares: tuple[float, ...]
     centered: bool
@@ -198,7 +200,7 @@ def _draw_branches(drawn: DrawnSite, figure: "Figure") -> None:
         factors = [sigma / (branch.std or 1.0) for sigma, branch in zip(drawn.after, site.branches, strict=True)]
         after = [each.scaled(*change) for each, *change in zip(before, factors, means, strict=True)]
         draw_rows(_column(figure, drawn, (2.34, 1.72), "values as they are"), before, drawn.colors)
-        draw_rows(_column(figure, drawn, (4.26, 1.72), "values once equalized"), after, drawn.colors)
+        draw_rows(_column(figure, drawn, (4.26, 1.72), f"values {drawn.when}"), after, drawn.colors)
     left = 6.25 if seen else 3.0
     wide = (_WIDTH - left - 0.25) / 2
     sigmas = [branch.std for branch in site.branches]
