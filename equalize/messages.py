@@ -29,7 +29,7 @@ class TrainingMonitor:
         """OUT is this training's own from now on."""
 
     def working(self, doing: str, done: int, of: int) -> None:
-        """Images done of a pass over them: ``measuring`` before the first step, ``scoring``."""
+        """Images done of a pass over them: ``measuring`` and ``caching`` before the first step, ``scoring``."""
 
     def stepped(self, step: int, of: int) -> None:
         """Steps done."""

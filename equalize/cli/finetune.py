@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -141,7 +140,7 @@ def _say_how_to_resume(terminal: "Terminal", context: typer.Context, out: str) -
     """After an interruption: what is there, and the command that goes on."""
     from equalize.commands.finetune.run_directory import RunDirectory
 
-    saved = RunDirectory(out, Path(), resume=True, overwrite=False).newest_step()
+    saved = RunDirectory(out, None, resume=True, overwrite=False).newest_step()
     state = f"step {saved} is saved" if saved else "no step is saved yet"
     terminal.hint(f"{state}; repeat with --resume", always=True)
     terminal.hint(same_command(context, "--resume", leave=("overwrite",)), always=True)

@@ -1,6 +1,8 @@
 """`equalize finetune` and `equalize evaluate`, from the words typed to what is printed and written."""
 
+import functools
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -248,7 +250,7 @@ def test_interrupted_it_says_what_is_saved_and_how_to_go_on(segformer_dir, five_
     out = tmp_path / "out"
     words = ("finetune", segformer_dir, "--data", five_classes, "--batch-size", 2, "--max-steps", 2000)
     words = (*words, "--log-every", 1, "--eval-every", every, "--device", "cpu", "-o", out, "--overwrite")
-    command = Command(*words)
+    command = Command(*words, prepare=functools.partial(os.chdir, tmp_path))
     seen = out / ("last/checkpoint-4" if every == 2 else "metrics.jsonl")  # then that of step 2 is whole
     while command.is_running() and not (seen.exists() and seen.stat().st_size):
         time.sleep(0.02)

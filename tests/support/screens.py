@@ -20,8 +20,8 @@ def shown(text: str, columns: int) -> list[str]:
         if letter == "A":
             row -= int(code or 1)
         elif letter == "K":
-            assert code == "2"
-            lines[row] = ""
+            assert code in ("", "2")  # the rest of the line, or all of it
+            lines[row] = "" if code else lines[row][:column]
         elif letter:
             assert letter in "mhl", letter  # colors, and the cursor that is hidden
         elif control == "\r":

@@ -37,7 +37,7 @@ from equalize.data.loader import Batch
 from equalize.distributed import my_share, wait
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
-from equalize.messages import Notify, ignore
+from equalize.messages import Notify, Progress, ignore, ignore_progress
 
 _PART = 64  # images
 _FLAG = "--cache-backbone"
@@ -85,13 +85,14 @@ class CachedSplit:
 class BackboneCache:
     """The cache of one training, in a directory that other trainings may share."""
 
-    def __init__(self, task: Task, directory: Path, notify: Notify) -> None:
+    def __init__(self, task: Task, directory: Path, notify: Notify, progress: Progress) -> None:
         config = task.config
         if config.size is None and task.checkpoint.preprocess.size is None:
             raise InputError(_FLAG, "needs one size for all images", remedy="give --size")
         self._task = replace(task, config=replace(config, size=working_size(task.checkpoint, config.size)))
         self._directory = directory
         self._notify = notify
+        self._progress = progress
         self._pairs = training_pairs(self._task)
         image_CHW, _ = self._read_training(0)
         path = backbone_of(task.checkpoint)
@@ -160,10 +161,13 @@ class BackboneCache:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / "facts.json", text)
         random.SystemRandom().shuffle(missing)  # processes that fill it together seldom meet
+        done = 0
         with eval_mode(self._task.checkpoint.model):
             for part in missing:
                 if not part.is_dir():
                     self._fill(part, parts[part], read, labeled, mirrored=mirrored)
+                done += len(parts[part])
+                self._progress(done, sum(len(parts[each]) for each in missing))
         wait()
         loaded = [_load(part, len(numbers) * (1 + mirrored)) for part, numbers in parts.items()]
         features, labels, sizes = zip(*loaded, strict=True)
@@ -222,10 +226,12 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
         }
 
 
-def open_cache(task: Task, beside: Path, notify: Notify = ignore) -> BackboneCache | None:
+def open_cache(
+    task: Task, beside: Path, notify: Notify = ignore, progress: Progress = ignore_progress
+) -> BackboneCache | None:
     """The cache that the configuration asks for, in `cache_dir`, else in features/ beside the training's state."""
     if not task.config.cache_backbone:
         return None
     notify("the frozen backbone runs once an image: whole images, and no augmentation but the flip")
     place = task.config.cache_dir
-    return BackboneCache(task, Path(place).expanduser() if place else beside / "features", notify)
+    return BackboneCache(task, Path(place).expanduser() if place else beside / "features", notify, progress)

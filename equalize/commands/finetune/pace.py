@@ -105,7 +105,7 @@ def _some(labeled: LabeledSplit, most: int) -> LabeledSplit:
 def _writer(task: Task, place: Path) -> CheckpointWriter:
     return CheckpointWriter(
         checkpoint=task.checkpoint,
-        run=RunDirectory(place, Path(), resume=False, overwrite=True),
+        run=RunDirectory(place, None, resume=False, overwrite=True),
         plan=None,
         facts={},
         reduced_labels=False,

@@ -33,7 +33,7 @@ class RunDirectory:
 
     Args:
         path: OUT.
-        source: MODEL; if it is a path, OUT may not touch it.
+        source: MODEL; if it is a path, OUT may not touch it. None where nothing is written.
         resume: go on with the training that is there, if one is.
         overwrite: replace what is there.
 
@@ -41,12 +41,12 @@ class RunDirectory:
         OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
     """
 
-    def __init__(self, path: str | Path, source: Path, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: str | Path, source: Path | None, *, resume: bool, overwrite: bool) -> None:
         self.path = Path(path).expanduser().absolute()
         self.last = self.path / "last"
         self._run = self.last / "run.json"
         self.resumed = resume and self._run.is_file()
-        check_target(self.path, overwrite or self.resumed, source if source.exists() else None)
+        check_target(self.path, overwrite or self.resumed, source if source and source.exists() else None)
 
     def prepare(self, run: Mapping[str, Any], config: str, notify: Notify = ignore) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.

@@ -118,7 +118,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         self._writer = writer
         self._backbone = backbone_of(task.checkpoint)
         frozen = freeze(task.checkpoint.model, self._backbone, config)
-        self._cache = open_cache(task, writer.run.last, notify)
+        self._cache = open_cache(task, writer.run.last, notify, partial(writer.monitor.working, "caching"))
         pairs = self._cache.training() if self._cache else training_pairs(task)
         backbone = self._cache.backbone if self._cache else None
         super().__init__(
