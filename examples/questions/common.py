@@ -1,5 +1,6 @@
 """What the examples share: random features of known statistics, a small fusion network, a problem for it, tables."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class Problem:
     test: Batch
 
     @classmethod
+    @functools.cache
     def make(
         cls, seed: int, images: int = 64, skip_share: float = 0.9, channels: int = 16, contrast: float = 0.0
     ) -> "Problem":
@@ -83,15 +85,22 @@ def prepared(problem: Problem, arm: str, seed: int, images: Tensor | None = None
             "paper", folded to a scale of 1.
         seed: of the weights. images: the indices of those that are measured; None takes all.
     """
-    torch.manual_seed(seed)
     skip, deep = (x if images is None else x[images] for x in problem.train[:2])
+    found = sites_of(skip.shape[1], deep.shape[1])
+    torch.manual_seed(seed)
     model = Fuse([skip.shape[1], deep.shape[1]])
     if arm != "none":
         scale = "paper" if arm == "paper" else "step"
-        plan = equalize.calibrate(model, [(skip, deep)], "rescale", scale=scale)
+        plan = equalize.calibrate(model, [(skip, deep)], "rescale", scale=scale, found=found)
         if arm == "explicit":
             equalize.attach(plan, model)
     return model
+
+
+@functools.cache
+def sites_of(first: int, deeper: int) -> equalize.Scan:
+    """The fusion layer of a `Fuse` for a `Problem`, traced once: that takes as long as a training here."""
+    return equalize.scan(Fuse([first, deeper]), (torch.zeros(2, first, 16, 16), torch.zeros(2, deeper, 4, 4)))
 
 
 def add_equalizers(plan: equalize.Plan, model: nn.Module) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from equalize.checkpoint import ModelName
 from equalize.commands.finetune.config import TrainConfig
-from equalize.commands.finetune.finetune import _attach, _device, _equalize, _refuse_early
+from equalize.commands.finetune.config_file import Subject
+from equalize.commands.finetune.finetune import attach_plan, identity_of, plan_in_effect, refuse_early, training_device
 from equalize.commands.finetune.pace import Pace, pace_of
 from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.commands.finetune.sharding import check_launch
@@ -86,18 +87,19 @@ def forecast_training(
     """
     config = (config or TrainConfig()).resolved()
     run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
-    device = join(_device(config))
+    device = join(training_device(config))
     if not is_main():
         notify = warn = ignore
     check_launch()
     task = open_task(name, data, config, device, notify, warn)
-    _refuse_early(task, will_have_plan=config.calibrate is not None)
-    plan = None if config.calibrate else _equalize(task, run, SILENT, notify, warn)
-    newest = run.newest_state() if run.resumed else None
+    refuse_early(task, will_have_plan=config.calibrate is not None)
+    plan = None if config.calibrate else plan_in_effect(task, run, SILENT, notify, warn)
+    if run.resumed:
+        run.demand_resumable(identity_of(task, Subject.of(name, data)), notify)
     pairs = task.train.dataset.pairs
     steps, an_epoch = steps_of(config, pairs), steps_of(config, pairs, epochs=1)
-    first = min(steps, int(newest.name.rpartition("-")[2])) if newest else 0
-    train_as = _attach(plan, config.train_as, task.checkpoint, notify)
+    first = min(steps, run.newest_step()) if run.resumed else 0
+    train_as = attach_plan(plan, config.train_as, task.checkpoint, notify)
     if config.calibrate:
         train_as = config.train_as or "explicit"
         found = select_sites(task.checkpoint.model, input_shape(task.checkpoint, config.size)).sites

@@ -100,21 +100,21 @@ def finetune(
     started = time.monotonic()
     config = (config or TrainConfig()).resolved()
     run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
-    device = join(_device(config))
+    device = join(training_device(config))
     if not is_main():
         notify, warn, monitor = ignore, ignore, SILENT
     check_launch()
     task = open_task(name, data, config, device, notify, warn)
-    _refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
+    refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     subject = Subject.of(name, data)
-    identity = _identity(task, subject)
+    identity = identity_of(task, subject)
     if is_main():
         run.prepare(identity, to_yaml(subject, resolved_settings(task)), notify)
         run.record(command)
     wait()
     monitor.began()
-    plan = prepare(task) if prepare else _equalize(task, run, monitor, notify, warn)
-    train_as = _attach(plan, config.train_as, task.checkpoint, notify)
+    plan = prepare(task) if prepare else plan_in_effect(task, run, monitor, notify, warn)
+    train_as = attach_plan(plan, config.train_as, task.checkpoint, notify)
     writer = CheckpointWriter(
         checkpoint=replace(task.checkpoint, model=copy.deepcopy(task.checkpoint.model).cpu()),
         run=run,
@@ -148,7 +148,7 @@ def _result(output: str, task: Task, state: TrainerState, writer: CheckpointWrit
     )
 
 
-def _device(config: TrainConfig) -> torch.device:
+def training_device(config: TrainConfig) -> torch.device:
     """Where to train: one device for each process, which Accelerate numbers."""
     device = device_of(config.device)
     if device.index:
@@ -158,7 +158,7 @@ def _device(config: TrainConfig) -> torch.device:
     return device
 
 
-def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
+def refuse_early(task: Task, *, will_have_plan: bool) -> None:
     """Refuses settings that would fail only after the training has begun."""
     config, weights, classes = task.config, task.config.class_weights, task.train.num_classes
     if weights is not None and len(weights) != classes:
@@ -175,7 +175,7 @@ def _refuse_early(task: Task, *, will_have_plan: bool) -> None:
     make_optimizer(task.checkpoint.model, backbone_of(task.checkpoint), config)
 
 
-def _identity(task: Task, subject: Subject) -> dict[str, Any]:
+def identity_of(task: Task, subject: Subject) -> dict[str, Any]:
     """The facts that a resumed run must share with this one."""
     recipe = asdict(resolved_settings(task))
     return {
@@ -192,7 +192,9 @@ def _identity(task: Task, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _equalize(task: Task, run: RunDirectory, monitor: TrainingMonitor, notify: Notify, warn: Notify) -> Plan | None:
+def plan_in_effect(
+    task: Task, run: RunDirectory, monitor: TrainingMonitor, notify: Notify, warn: Notify
+) -> Plan | None:
     """The plan in effect, applied to the model; measured by all processes together, and read again when resuming."""
     config, source = task.config, task.name.source
     if config.calibrate is None:
@@ -236,7 +238,7 @@ def _exit_code(error: BaseException) -> int:
     return int(getattr(error, "exit_code", 1 if isinstance(error, Exception) else 130))
 
 
-def _attach(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
+def attach_plan(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
     """Attaches V unless `train_as` says otherwise: behind folded weights the gradients of weak branches stay weak."""
     if plan is not None and plan.strategy == "none":
         notify("nothing is to be gained from equalizing: the network trains as it is")

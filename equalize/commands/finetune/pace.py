@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from equalize.commands.finetune.callbacks import CheckpointWriter
 from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.commands.finetune.splits import Task
-from equalize.commands.finetune.trainer import SegmentationTrainer, _unchanged_globals
+from equalize.commands.finetune.trainer import SegmentationTrainer, unchanged_globals
 from equalize.commands.labels import LabeledSplit
 from equalize.messages import SILENT, ignore
 from equalize.quiet import quiet_transformers
@@ -55,7 +55,7 @@ def pace_of(task: Task) -> Pace:
     sample = replace(task, train=train, val=val, config=replace(short, report_to=()))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with tempfile.TemporaryDirectory() as place, _unchanged_globals(), quiet_transformers():
+    with tempfile.TemporaryDirectory() as place, unchanged_globals(), quiet_transformers():
         began = time.perf_counter()
         trainer = SegmentationTrainer(sample, _writer(sample, Path(place)), ignore)
         cached = (time.perf_counter() - began) / train.dataset.pairs if config.cache_backbone else 0.0

@@ -62,15 +62,7 @@ class RunDirectory:
             ResourceError: it cannot be written.
         """
         if self.resumed:
-            before = json.loads(self._run.read_text(encoding="utf-8"))
-            newest = self.newest_state()
-            more = _more_steps(before, run) if newest and was_stopped(newest) else {}
-            remedy = "use the same flags, model and data; more steps can be asked of a training that is complete"
-            recipe = {**before.get("recipe", {}), **more}
-            demand_same({**before, "recipe": recipe}, run, self.path, "cannot be resumed as another run", remedy=remedy)
-            for key, number in more.items():
-                unit, was = "steps" if key == "max_steps" else "epochs", before["recipe"][key]
-                notify(f"{key} was {was}, now {number}: the learning rate goes on as in one of {number} {unit}")
+            if self.demand_resumable(run, notify):
                 write_whole(self.path / SETTINGS_FILE, config)
                 write_whole(self._run, _text(run))
             for partial in set(self.last.glob("checkpoint-*")) - set(self._states()):
@@ -81,6 +73,23 @@ class RunDirectory:
             (new / _METRICS).touch()
             (new / SETTINGS_FILE).write_text(config, encoding="utf-8")
             (new / self._run.relative_to(self.path)).write_text(_text(run), encoding="utf-8")
+
+    def demand_resumable(self, run: Mapping[str, Any], notify: Notify = ignore) -> bool:
+        """Whether more steps or epochs are asked of the complete run that is there; writes nothing.
+
+        Raises:
+            InputError: it had other settings, weights or data.
+        """
+        before = json.loads(self._run.read_text(encoding="utf-8"))
+        newest = self.newest_state()
+        more = _more_steps(before, run) if newest and was_stopped(newest) else {}
+        remedy = "use the same flags, model and data; more steps can be asked of a training that is complete"
+        recipe = {**before.get("recipe", {}), **more}
+        demand_same({**before, "recipe": recipe}, run, self.path, "cannot be resumed as another run", remedy=remedy)
+        for key, number in more.items():
+            unit, was = "steps" if key == "max_steps" else "epochs", before["recipe"][key]
+            notify(f"{key} was {was}, now {number}: the learning rate goes on as in one of {number} {unit}")
+        return bool(more)
 
     def record(self, command: str) -> None:
         """Adds a command line to those of earlier sittings."""

@@ -57,7 +57,7 @@ def train(task: Task, writer: CheckpointWriter, notify: Notify) -> TrainerState:
     if before and is_main():
         writer.run.write_metrics(lines_of(before))  # the previous run may have ended after saving this state
         writer.write_best(before)
-    with _unchanged_globals(), quiet_transformers():
+    with unchanged_globals(), quiet_transformers():
         trainer = SegmentationTrainer(task, writer, notify)
         if newest and before and was_stopped(newest) and _is_complete(before, task.config):
             notify(f"the training was complete after step {before.global_step}")
@@ -83,7 +83,7 @@ def _is_complete(state: TrainerState, config: TrainConfig) -> bool:
 
 
 @contextmanager
-def _unchanged_globals() -> Iterator[None]:
+def unchanged_globals() -> Iterator[None]:
     """Restores the random numbers of Python, NumPy and torch that transformers seeds."""
     python, of_numpy = random.getstate(), numpy.random.get_state()
     try:

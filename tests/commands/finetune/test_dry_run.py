@@ -9,7 +9,7 @@ import torch
 from equalize.commands.finetune.dry_run import forecast_training
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.pace import Pace
-from equalize.errors import OutputError
+from equalize.errors import InputError, OutputError
 from tests.support.training import QUICK, metrics
 
 ANY = Pace(step=2.0, image=0.5, cached=0.0, memory=None)
@@ -30,6 +30,10 @@ def test_steps_and_evaluations_are_those_of_the_training(calm, five_classes, tmp
     scored = [line for line in metrics(tmp_path / "out") if "mIoU" in line]
     assert (found.steps, found.epochs, found.evaluations) == (done.steps, done.epochs, len(scored))
     assert found.seconds == found.steps * 2.0 + found.evaluations * 3 * 0.5
+    again = forecast_training(calm, five_classes, tmp_path / "out", config, resume=True)
+    assert (again.first_step, again.seconds) == (found.steps, 0)
+    with pytest.raises(InputError, match=r"cannot be resumed as another run: lr was 0.003, now 0.5"):
+        forecast_training(calm, five_classes, tmp_path / "out", replace(config, lr=0.5), resume=True)
 
 
 def test_what_comes_before_the_first_step_takes_its_time_and_nothing_is_written(calm, five_classes, tmp_path):
