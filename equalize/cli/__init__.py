@@ -2,8 +2,10 @@
 
     app.py              the commands
     options.py          arguments and flags that commands share
+    values.py           how their values are read
     flag_groups.py      flags that go together
-    panels.py           help: flags in panels, examples
+    panels.py           help: flags in panels
+    examples.py         what stands at its end
     training_options.py those of a training
     loading.py          what is being loaded, said while nothing else is there to see
     terminal.py         stdout, stderr, bars; keeps libraries quiet

@@ -9,9 +9,10 @@ from equalize.cli.calibrate import calibrate
 from equalize.cli.compare import compare
 from equalize.cli.demo import demo
 from equalize.cli.evaluate import evaluate
+from equalize.cli.examples import EXAMPLES
 from equalize.cli.finetune import finetune
 from equalize.cli.flag_groups import grouped
-from equalize.cli.panels import PanelCommand, PanelGroup, help_and_examples
+from equalize.cli.panels import PanelCommand, PanelGroup
 from equalize.cli.predict import predict
 from equalize.cli.push import push
 from equalize.cli.scan import scan
@@ -28,8 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for _command in (scan, calibrate, apply, verify, finetune, evaluate, compare, predict, push, demo):
-    _help, _examples = help_and_examples(_command)
-    app.command(cls=PanelCommand, help=_help, epilog=_examples)(grouped(_command))
+    app.command(cls=PanelCommand, epilog=EXAMPLES[_command.__name__])(grouped(_command))
 
 
 def _print_version(wanted: bool) -> None:

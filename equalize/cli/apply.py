@@ -25,13 +25,6 @@ def apply(
     """Do to MODEL what PLAN says, and write OUT; no data needed.
 
     What was written is loaded again and compared with MODEL, on random inputs, before OUT appears.
-
-    Examples:
-        # to another copy of the network that OUT was made of
-        equalize apply OUT/equalize.json openmmlab/upernet-swin-tiny -o OUT2
-
-        # to a state dict
-        equalize apply OUT copy.pth --arch smp:Unet -o OUT2
     """
     from equalize.cli.terminal import open_terminal
 

@@ -8,11 +8,14 @@ from equalize.cli import options as o
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command
 from equalize.cli.panels import equalization_option, output_option
+from equalize.cli.values import ScaleName
 
 if TYPE_CHECKING:
     from equalize.moments.measure import Measurement
 
 __all__ = ["calibrate"]
+
+_LEFT = OF_A_PASS | OF_DRAWING  # for the next command
 
 Strategy = Annotated[
     o.StrategyName,
@@ -24,6 +27,15 @@ Strategy = Annotated[
 ]
 
 
+Sites = Annotated[
+    str | None,
+    equalization_option(
+        "--sites",
+        metavar="GLOB",
+        show_default="those with a resampled branch",
+        help="Fusion layers to equalize, by module path.",
+    ),
+]
 Force = Annotated[
     bool, equalization_option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
 ]
@@ -36,16 +48,8 @@ def calibrate(
     out: o.Out,
     *,
     strategy: Strategy = "auto",
-    scale: Annotated[o.ScaleName, equalization_option(help=o.SCALE_HELP)] = "step",
-    sites: Annotated[
-        str | None,
-        equalization_option(
-            "--sites",
-            metavar="GLOB",
-            show_default="those with a resampled branch",
-            help="Fusion layers to equalize, by module path.",
-        ),
-    ] = None,
+    scale: Annotated[ScaleName, equalization_option(help=o.SCALE_HELP)] = "step",
+    sites: Sites = None,
     images: ImageFlags,
     preprocess: PreprocessFlags,
     force_preprocessing: Force = False,
@@ -59,30 +63,17 @@ def calibrate(
     """Measure MODEL on images and write OUT, equalized.
 
     OUT has MODEL's format and loads in its library; it is loaded again and compared with MODEL before it appears.
-
-    Examples:
-        # measure 256 images, write the equalized network
-        equalize calibrate openmmlab/upernet-swin-tiny --data camvid -o OUT
-
-        # an encoder, with a decoder drawn anew for 11 classes
-        equalize calibrate nvidia/mit-b0 --data camvid -o OUT \\
-            --init-missing --num-classes 11
     """
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.calibrate import calibrate_checkpoint, write_calibration_report
-        from equalize.commands.report.page import demand_report
 
-        if report is not None:
-            demand_report(report)
         kept: list[Measurement] = []
         with terminal.progress("measuring") as progress:
             plan = calibrate_checkpoint(
-                model_flags.name(model, preprocess=preprocess.override()),
-                data,
-                out,
+                *(model_flags.name(model, preprocess=preprocess.override()), data, out),
                 strategy=strategy,
                 scale=scale,
                 pattern=sites,
@@ -96,12 +87,7 @@ def calibrate(
                 notify=terminal.note,
                 warn=terminal.warn,
             )
-        onward = ""
-        if plan.facts.get("output"):
-            onward = next_command(context, "finetune", out, out="TRAINED", leave=OF_A_PASS | OF_DRAWING)
+        onward = next_command(context, "finetune", out, out="TRAINED", leave=_LEFT) if plan.facts["output"] else ""
         page = write_calibration_report(plan, kept, report, onward) if report else None
         terminal.result(plan.to_json(), plan_report(plan))
-        if page:
-            terminal.hint(f"report: {page}")
-        if onward:
-            terminal.hint(onward)
+        terminal.hint(f"report: {page}" if page else None, onward)

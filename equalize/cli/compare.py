@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.next_command import same_command
 from equalize.cli.panels import data_option, equalization_option, optimizer_option, output_option
@@ -17,6 +18,7 @@ from equalize.errors import InputError
 if TYPE_CHECKING:
     from equalize.cli.terminal import Terminal
     from equalize.commands.compare.compare import Comparison
+    from equalize.commands.compare.setup import Setup
 
 __all__ = ["compare"]
 
@@ -53,7 +55,7 @@ class SweepFlags:
         Any,
         optimizer_option(
             metavar="LR,LR,...",
-            parser=o.read_numbers,
+            parser=values.read_numbers,
             show_default="--lr",
             help="Learning rates that every arm is trained with.",
         ),
@@ -103,15 +105,6 @@ def compare(
     All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md,
     report.html and, with matplotlib, their pictures; called again with the same flags, what is finished is not trained
     again, and more arms, rates or seeds can be added.
-
-    Examples:
-        # as it is, and equalized: three runs of each
-        equalize compare openmmlab/upernet-swin-tiny --data camvid -o CMP --epochs 10
-
-        # each at its own best of three learning rates, confirmed on the test split
-        equalize compare nvidia/mit-b0 --init-missing --data camvid -o CMP \\
-            --arms none,rescale --lrs 3e-5,1e-4,3e-4 --max-steps 500 \\
-            --tune-seeds 2 --confirm-seeds 5 --test-split test
     """
     sweep.check(training)
     from equalize.cli.terminal import open_terminal
@@ -134,16 +127,20 @@ def compare(
             notify=terminal.note,
         )
         if dry_run:
-            from equalize.cli.reports.dry_run import comparison_forecast
-            from equalize.commands.compare.dry_run import forecast_comparison
-
-            forecast = forecast_comparison(setup, out, notify=terminal.note, warn=terminal.warn)
-            terminal.result(forecast.to_json(), comparison_forecast(forecast))
+            _forecast(terminal, setup, out)
             terminal.hint(same_command(context, leave=("dry_run", "json")))
             return
         with training_bars(terminal) as bars:
             found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
         _report(found, Path(out), terminal)
+
+
+def _forecast(terminal: "Terminal", setup: "Setup", out: str) -> None:
+    from equalize.cli.reports.dry_run import comparison_forecast
+    from equalize.commands.compare.dry_run import forecast_comparison
+
+    forecast = forecast_comparison(setup, out, notify=terminal.note, warn=terminal.warn)
+    terminal.result(forecast.to_json(), comparison_forecast(forecast))
 
 
 def _report(found: "Comparison", out: Path, terminal: "Terminal") -> None:

@@ -44,12 +44,6 @@ def demo(
     """Scan, calibrate and verify a small embedded model.
 
     A UPerNet trained on drawn street scenes, and scenes it has not seen, come with the package: nothing is downloaded.
-
-    Examples:
-        equalize demo
-
-        # keep the equalized network
-        equalize demo -o OUT
     """
     from equalize.cli.terminal import open_terminal
 

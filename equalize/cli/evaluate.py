@@ -58,13 +58,6 @@ def evaluate(
     mIoU, mAcc, aAcc and a table of the classes. Images are brought to --size, or the checkpoint's size, or left at
     their own; the logits are brought to the size of the mask, which is scored as it is stored. Under torchrun every
     process scores a share.
-
-    Examples:
-        # the validation split
-        equalize evaluate OUT --data camvid --ignore-index 11
-
-        # large pictures in windows, as a program reads it
-        equalize evaluate OUT --data cityscapes --size 512 --sliding-window --json
     """
     from equalize.cli.terminal import open_terminal
 

@@ -58,15 +58,6 @@ def finetune(
     OUT has MODEL's format. It holds the best model by mIoU of the validation split, metrics.jsonl, finetune.yaml with
     MODEL, data and every setting, from which --config repeats the training, and last/ for --resume. Scale equalization
     of MODEL stays in effect: see --train-as.
-
-    Examples:
-        # equalize and train in one go
-        equalize finetune openmmlab/upernet-swin-tiny --data camvid -o OUT \\
-            --calibrate --epochs 20
-
-        # the decoder alone, behind a frozen backbone that runs once an image
-        equalize finetune nvidia/mit-b0 --init-missing --data camvid -o OUT \\
-            --freeze-backbone --cache-backbone --max-steps 500
     """
     if strategy and not calibrate:
         raise typer.BadParameter("needs --calibrate", param_hint="--strategy")

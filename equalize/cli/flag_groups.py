@@ -10,7 +10,7 @@ from equalize.cli import options as o
 
 if TYPE_CHECKING:
     from equalize.checkpoint import ModelName, Override
-    from equalize.commands.images import CalibrationConfig
+    from equalize.commands.calibration_config import CalibrationConfig
 
 __all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "PreprocessFlags", "grouped"]
 
@@ -112,7 +112,7 @@ class ImageFlags:
 
     def config(self, seed: int) -> "CalibrationConfig":
         """The flags as a `CalibrationConfig`."""
-        from equalize.commands.images import CalibrationConfig
+        from equalize.commands.calibration_config import CalibrationConfig
 
         given = asdict(self)
         del given["max_pixels"]  # in effect by itself

@@ -1,150 +1,23 @@
-"""Arguments and flags that several commands share, and how their values are read.
+"""Arguments and flags that several commands share.
 
 Flags with a `parser` are annotated as `Any`: in a tuple Typer would see several words.
 """
 
-import functools
-import json
-import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from typer import Argument, BadParameter, Context
+from typer import Argument
 
+from equalize.cli import values
 from equalize.cli.panels import data_option, equalization_option, model_option, output_option
-
-# Below this a network's deepest level, most often 1/32 of the image, is less than a pixel.
-_SMALLEST = 16
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """`512` or `512x768` (height x width)."""
-    numbers = _integers(text.lower().split("x"))
-    if len(numbers) not in (1, 2):
-        raise BadParameter(f"is no size, got {text!r}, expected H or HxW, such as 512 or 512x768")
-    if min(numbers) < _SMALLEST:
-        raise BadParameter(f"is too small for a segmentation network, got {text}, expected {_SMALLEST} or more")
-    return numbers[0], numbers[-1]
-
-
-def read_shape(text: str) -> tuple[int, ...]:
-    """`2,3,512,512`."""
-    numbers = _integers(text.split(","))
-    if len(numbers) < 2 or min(numbers) < 1:
-        raise BadParameter(f"is no shape, got {text!r}, expected N,C,... such as 2,3,512,512")
-    return numbers
-
-
-def read_samples(text: str) -> int | None:
-    """A number of images, or None for `all`."""
-    if text == "all":
-        return None
-    numbers = _integers([text])
-    if not numbers or numbers[0] < 1:
-        raise BadParameter(f"no image would be read, got {text!r}, expected 1 or more, or all")
-    return numbers[0]
-
-
-def check_tolerance(value: float) -> float:
-    """A relative half width, such as 0.02."""
-    if not 0 <= value < 1:
-        raise BadParameter(f"is no relative precision, got {value:g}, expected 0 to 1, such as 0.02")
-    return value
-
-
-def read_arch_arg(pair: str) -> tuple[str, object]:
-    """`key=value`; the value is JSON if it reads as JSON, else a string."""
-    key, equals, value = pair.partition("=")
-    if not key.isidentifier() or not equals:
-        raise BadParameter(f"is no argument, got {pair!r}, expected key=value")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def read_numbers(text: str) -> tuple[float, ...]:
-    """`0.5,2`."""
-    try:
-        return tuple(float(each) for each in text.split(","))
-    except ValueError:
-        raise BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
-
-
-def read_scale(text: str) -> str:
-    """`step` or `paper`."""
-    if text not in get_args(ScaleName):
-        raise BadParameter(f"is step or paper, got {text!r}; the range of the random resize is --random-resize")
-    return text
-
-
-def refuse_keep_norm(given: bool | None) -> None:
-    """`--keep-norm` of earlier versions."""
-    if given:
-        raise BadParameter("was removed: --scale step, the default, keeps the size of a layer's steps; leave it away")
-
-
-def read_means(text: str) -> tuple[float, ...]:
-    """`none`, one number for all channels, or one for each."""
-    return (0.0,) if text.lower() == "none" else _finite(read_numbers(text))
-
-
-def read_stds(text: str) -> tuple[float, ...]:
-    """`none`, one number for all channels, or one for each; not 0."""
-    numbers = (1.0,) if text.lower() == "none" else _finite(read_numbers(text))
-    if 0 in numbers:
-        raise BadParameter(f"pixels would be divided by 0, got {text!r}")
-    return numbers
-
-
-def read_factor(text: str) -> float:
-    """`0.5`, `1/255`, or `none`."""
-    over, _, under = ("1" if text.lower() == "none" else text).partition("/")
-    (numerator,), (denominator,) = _finite(read_numbers(over)), _finite(read_numbers(under or "1"))
-    if not numerator or not denominator:
-        raise BadParameter(f"is no factor, got {text!r}, expected such as 1, 1/255 or 0.0039")
-    return numerator / denominator
-
-
-def _finite(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    if not all(map(math.isfinite, numbers)):
-        raise BadParameter(f"is not finite, got {numbers}")
-    return numbers
-
-
-def demand_data(context: Context, *flags: str) -> None:
-    """Refuses flags about images without --data."""
-    for name in flags:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise BadParameter("needs --data", param_hint=f"--{name.replace('_', '-')}")
-
-
-def allow_pixels(context: Context, value: int | None) -> int | None:
-    """Sets PIL's limit until the command ends; it raises above twice its limit."""
-    if value is not None:
-        from PIL import Image
-
-        context.call_on_close(functools.partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
-        Image.MAX_IMAGE_PIXELS = (value + 1) // 2
-    return value
-
-
-def _integers(texts: Sequence[str]) -> tuple[int, ...]:
-    """The texts as integers; empty if one is no integer."""
-    plain = all(text.isascii() and text.isdigit() for text in texts)
-    return tuple(map(int, texts)) if plain else ()
-
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
-ScaleName = Literal["step", "paper"]
 SCALE_HELP = (
     "step: equalize to the root mean square of a layer's sigmas, under which a learning rate means what it meant; "
     "paper: to 1, as published."
 )
 OF_CHECKPOINT = "the checkpoint's"
-KeepNorm = Annotated[bool | None, equalization_option("--keep-norm", hidden=True, callback=refuse_keep_norm)]
+KeepNorm = Annotated[bool | None, equalization_option("--keep-norm", hidden=True, callback=values.refuse_keep_norm)]
 
 Model = Annotated[
     str,
@@ -166,7 +39,10 @@ Arch = Annotated[
 ArchArgs = Annotated[
     list[Any] | None,
     model_option(
-        "--arch-arg", metavar="KEY=VALUE", parser=read_arch_arg, help="An argument of --arch, JSON or text; repeatable."
+        "--arch-arg",
+        metavar="KEY=VALUE",
+        parser=values.read_arch_arg,
+        help="An argument of --arch, JSON or text; repeatable.",
     ),
 ]
 Key = Annotated[
@@ -188,7 +64,7 @@ Mean = Annotated[
     Any,
     data_option(
         metavar="M,M,M",
-        parser=read_means,
+        parser=values.read_means,
         show_default=OF_CHECKPOINT,
         help="Taken from rescaled pixels: one a channel in the network's order, one for all, or none. Like --std, "
         "--rescale and --channel-order, it counts for more than the checkpoint's, and is kept in what is written.",
@@ -197,14 +73,17 @@ Mean = Annotated[
 Std = Annotated[
     Any,
     data_option(
-        metavar="S,S,S", parser=read_stds, show_default=OF_CHECKPOINT, help="Pixels are divided by it after the mean."
+        metavar="S,S,S",
+        parser=values.read_stds,
+        show_default=OF_CHECKPOINT,
+        help="Pixels are divided by it after the mean.",
     ),
 ]
 Rescale = Annotated[
     Any,
     data_option(
         metavar="F",
-        parser=read_factor,
+        parser=values.read_factor,
         show_default=OF_CHECKPOINT,
         help="Pixels 0..255 are multiplied by it before the mean: 1/255 or 1.",
     ),
@@ -226,6 +105,7 @@ Report = Annotated[
     output_option(
         "--report",
         metavar="DIR",
+        callback=values.check_report,
         help="Write report.html there, with pictures of each layer's branches. Needs equalize[plot].",
     ),
 ]
@@ -233,20 +113,25 @@ Overwrite = Annotated[bool, output_option("--overwrite", help="Replace OUT if it
 Size = Annotated[
     Any,
     data_option(
-        metavar="H[xW]", parser=read_size, show_default=OF_CHECKPOINT, help="The size that images are brought to."
+        metavar="H[xW]",
+        parser=values.read_size,
+        show_default=OF_CHECKPOINT,
+        help="The size that images are brought to.",
     ),
 ]
 Samples = Annotated[
     Any,
     data_option(
-        metavar="N", parser=read_samples, help="How many images to draw from the data, and measure at most; or all."
+        metavar="N",
+        parser=values.read_samples,
+        help="How many images to draw from the data, and measure at most; or all.",
     ),
 ]
 Tolerance = Annotated[
     float,
     equalization_option(
         metavar="T",
-        callback=check_tolerance,
+        callback=values.check_tolerance,
         help="Stop before --samples when every sigma is known this well: half its 95 % interval, relative; 0: never.",
     ),
 ]
@@ -264,7 +149,11 @@ MaybeDrawnOn = Annotated[Literal["auto", "upright", "stored"] | None, data_optio
 MaxPixels = Annotated[
     int | None,
     data_option(
-        min=1, metavar="N", callback=allow_pixels, show_default="178956970", help="Pixels of the largest picture."
+        min=1,
+        metavar="N",
+        callback=values.allow_pixels,
+        show_default="178956970",
+        help="Pixels of the largest picture.",
     ),
 ]
 ClassNames = Annotated[

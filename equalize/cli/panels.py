@@ -3,9 +3,7 @@
 Rich's tables would cut long flags and names, and importing Rich takes longer than the rest of `--help`.
 """
 
-import inspect
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,6 @@ __all__ = [
     "augmentation_option",
     "data_option",
     "equalization_option",
-    "help_and_examples",
     "model_option",
     "optimizer_option",
     "output_option",
@@ -72,12 +69,6 @@ class PanelGroup(TyperGroup):
         with formatter.section("Commands"):
             whole = 1_000
             formatter.write_dl([(name, each.get_short_help_str(whole)) for name, each in self.commands.items()])
-
-
-def help_and_examples(command: Callable[..., None]) -> tuple[str, str]:
-    """Typer's `help` and `epilog` of a command, from a docstring that ends with a section `Examples:`."""
-    text, _, examples = (inspect.getdoc(command) or "").partition("\n\nExamples:\n")
-    return text, inspect.cleandoc(examples)
 
 
 def _plain_default(text: str) -> str:

@@ -45,17 +45,20 @@ class PredictFlags:
     ] = True
 
 
+Images = Annotated[
+    list[str],
+    Argument(
+        metavar="IMAGES",
+        show_default=False,
+        help="Pictures, folders at any depth, or a pattern in quotes such as 'drive/**/*.jpg'.",
+    ),
+]
+
+
 def predict(
     context: Context,
     model: o.Model,
-    images: Annotated[
-        list[str],
-        Argument(
-            metavar="IMAGES",
-            show_default=False,
-            help="Pictures, folders at any depth, or a pattern in quotes such as 'drive/**/*.jpg'.",
-        ),
-    ],
+    images: Images,
     out: Annotated[
         str, output_option("-o", "--out", metavar="DIR", show_default=False, help="The directory to write.")
     ],
@@ -73,14 +76,6 @@ def predict(
     DIR/masks has a PNG for each picture, of the picture's own size and upright, whose gray values are class indices
     from 0 on: 8 bits, or 16 for more than 256 classes. DIR/overlays has the pictures with the colors of the classes
     over them, DIR/legend.png what the colors mean. Names and subfolders are those of the pictures.
-
-    Examples:
-        # a folder, with its subfolders
-        equalize predict OUT photos -o PREDICTED
-
-        # large pictures in windows, in colors of one's own
-        equalize predict OUT 'drive/**/*.png' -o PREDICTED \\
-            --sliding-window --size 512 --colors labelmap.txt
     """
     from equalize.cli.terminal import open_terminal
 

@@ -10,15 +10,18 @@ from equalize.cli.panels import output_option
 __all__ = ["push"]
 
 
+Directory = Annotated[
+    str, typer.Argument(metavar="OUT", show_default=False, help="A directory that calibrate or finetune wrote.")
+]
+Repository = Annotated[
+    str, typer.Argument(metavar="ORG/NAME", show_default=False, help="On the Hub; made if it does not exist.")
+]
+
+
 def push(
     context: typer.Context,
-    out: Annotated[
-        str,
-        typer.Argument(metavar="OUT", show_default=False, help="A directory that calibrate or finetune wrote."),
-    ],
-    repository: Annotated[
-        str, typer.Argument(metavar="ORG/NAME", show_default=False, help="On the Hub; made if it does not exist.")
-    ],
+    out: Directory,
+    repository: Repository,
     private: Annotated[
         bool | None,
         output_option(
@@ -34,9 +37,7 @@ def push(
         ),
     ] = None,
     create_pr: Annotated[bool, output_option("--create-pr", help="Open a pull request instead.")] = False,
-    dry_run: Annotated[
-        bool, output_option("--dry-run", help="List the files and send nothing; needs no network and no login.")
-    ] = False,
+    dry_run: Annotated[bool, output_option("--dry-run", help="List the files, send nothing; needs no login.")] = False,
     show_card: Annotated[bool, output_option("--show-card", help="Print the model card too.")] = False,
     with_panels: Annotated[
         bool, output_option("--with-panels", help="Send pictures of the validation split, and show them on the card.")
@@ -47,13 +48,6 @@ def push(
 
     Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
     a training stay behind, and so do report.html and panels.png, which show the data.
-
-    Examples:
-        # see what would be sent
-        equalize push OUT my-name/upernet-swin-tiny-camvid --dry-run
-
-        # propose it to a repository of others
-        equalize push OUT their-name/upernet-swin-tiny-camvid --create-pr
     """
     from equalize.cli.terminal import open_terminal
 
@@ -62,8 +56,7 @@ def push(
         from equalize.commands.push.push import push as send
 
         pushed = send(
-            out,
-            repository,
+            *(out, repository),
             private=private,
             revision=revision,
             create_pr=create_pr,
@@ -72,5 +65,5 @@ def push(
             notify=terminal.note,
             warn=terminal.warn,
         )
-        content = pushed.to_json() | ({"card": pushed.card} if show_card else {})
-        terminal.result(content, push_report(pushed, show_card=show_card))
+        card = {"card": pushed.card} if show_card else {}
+        terminal.result(pushed.to_json() | card, push_report(pushed, show_card=show_card))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import values
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import next_command
 from equalize.cli.panels import data_option, output_option
@@ -19,19 +20,19 @@ _OF_IMAGES = (
 )
 
 
+Shape = Annotated[
+    Any,
+    data_option(
+        "--input-shape", metavar="N,C,...", parser=values.read_shape, help="Of the network's input; instead of --size."
+    ),
+]
+
+
 def scan(
     context: typer.Context,
     model: o.Model,
     *,
-    input_shape: Annotated[
-        Any,
-        data_option(
-            "--input-shape",
-            metavar="N,C,...",
-            parser=o.read_shape,
-            help="Of the network's input; instead of --size.",
-        ),
-    ] = None,
+    input_shape: Shape = None,
     every: Annotated[bool, output_option("--all", help="List those without a resampled branch too.")] = False,
     data: o.MaybeData = None,
     report: o.Report = None,
@@ -44,30 +45,20 @@ def scan(
 
     Says what cannot be equalized, and why. With --data, the scale of each branch is measured as well; without, only
     the network's structure is read.
-
-    Examples:
-        # what is fused, from the configuration alone
-        equalize scan nvidia/segformer-b0-finetuned-ade-512-512
-
-        # at which scales, and whether equalizing will help
-        equalize scan resnet50_unet.pth --arch smp:Unet --data camvid --samples 64
     """
     if input_shape and (images.size or data):
         flag = "--size" if images.size else "--data"
         raise typer.BadParameter(f"cannot stand with {flag}", param_hint="--input-shape")
     if data is None:
-        o.demand_data(context, *_OF_IMAGES)
+        values.demand_data(context, *_OF_IMAGES)
     from equalize.cli.loading import without_collection
     from equalize.cli.terminal import open_terminal
 
     brief = without_collection() if data is None else nullcontext()
     with brief, open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         from equalize.cli.reports.plan import scan_report
-        from equalize.commands.report.page import demand_report
         from equalize.commands.scan import scan_checkpoint, write_scan_report
 
-        if report is not None:
-            demand_report(report)
         with terminal.progress("measuring") as progress:
             found = scan_checkpoint(
                 model_flags.name(model, preprocess=preprocess.override()),
@@ -86,7 +77,4 @@ def scan(
             onward = next_command(context, "calibrate", model, out="OUT", defaults={"data": "IMAGES", **drawn})
         page = write_scan_report(found, report, onward) if report else None
         terminal.result(found.to_json(), scan_report(found, every=every))
-        if page:
-            terminal.hint(f"report: {page}")
-        if onward:
-            terminal.hint(onward)
+        terminal.hint(f"report: {page}" if page else None, onward)

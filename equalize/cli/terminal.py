@@ -125,10 +125,11 @@ class Terminal:
         while self._held:
             self._print(*self._held.pop(0))
 
-    def hint(self, line: str, *, always: bool = False) -> None:
-        """Prints a suggestion; with --json only if `always`. Only the main process prints."""
-        if _is_main() and (always or not self._json):
-            self._print(self._err, Text(line, style="dim", no_wrap=True))  # commands are copied as one line
+    def hint(self, *lines: str | None, always: bool = False) -> None:
+        """Prints suggestions; with --json only if `always`. Only the main process prints."""
+        for line in lines:
+            if line and _is_main() and (always or not self._json):
+                self._print(self._err, Text(line, style="dim", no_wrap=True))  # commands are copied as one line
 
     def show(self, report: Iterable[ConsoleRenderable]) -> None:
         """Prints the parts of a report; nothing with --json."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter
 
 from equalize.cli import options as o
+from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.panels import (
     augmentation_option,
@@ -96,7 +97,7 @@ class CommonTrainingFlags:
     crop: Annotated[
         Any,
         augmentation_option(
-            metavar="H[xW]", parser=o.read_size, show_default="--size, else 512x512", help="What training sees."
+            metavar="H[xW]", parser=values.read_size, show_default="--size, else 512x512", help="What training sees."
         ),
     ] = None
     num_classes: Annotated[
@@ -188,7 +189,7 @@ class TrainingFlags(CommonTrainingFlags):
     class_weights: Annotated[
         Any,
         optimizer_option(
-            metavar="W,W,...", parser=o.read_numbers, show_default="all alike", help="Of the loss, one a class."
+            metavar="W,W,...", parser=values.read_numbers, show_default="all alike", help="Of the loss, one a class."
         ),
     ] = None
     aux_weight: Annotated[
@@ -197,7 +198,7 @@ class TrainingFlags(CommonTrainingFlags):
     random_resize: Annotated[
         Any,
         augmentation_option(
-            metavar="LOW,HIGH", parser=o.read_numbers, show_default="0.5,2.0", help="Range of its factor."
+            metavar="LOW,HIGH", parser=values.read_numbers, show_default="0.5,2.0", help="Range of its factor."
         ),
     ] = None
     flip: Annotated[
@@ -224,7 +225,7 @@ class TrainingFlags(CommonTrainingFlags):
     scale: Annotated[
         Any,
         equalization_option(
-            metavar="step|paper", parser=o.read_scale, show_default="step", help=f"Of --calibrate. {o.SCALE_HELP}"
+            metavar="step|paper", parser=values.read_scale, show_default="step", help=f"Of --calibrate. {o.SCALE_HELP}"
         ),
     ] = None
     report_to: Annotated[

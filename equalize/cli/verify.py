@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.panels import model_option
 
@@ -33,22 +34,15 @@ def verify(
     Same keys; only the listed tensors changed; and each fusion layer, on a few images of --data or else on random
     inputs, does what the plan says. Of a model that was trained since, which no such proof fits, it checks that it is
     the same network, loaded by its library, and that MODEL is what it was made of.
-
-    Examples:
-        # on random inputs
-        equalize verify OUT --against openmmlab/upernet-swin-tiny
-
-        # on images
-        equalize verify OUT --against openmmlab/upernet-swin-tiny --data camvid
     """
     if data is None:
-        o.demand_data(context, "size", "split", "mean", "std", "rescale", "channel_order")
+        values.demand_data(context, "size", "split", "mean", "std", "rescale", "channel_order")
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.plan import verification_json, verification_report
         from equalize.cli.reports.trained import trained_report
-        from equalize.commands.images import CalibrationConfig
+        from equalize.commands.calibration_config import CalibrationConfig
         from equalize.commands.verify import read_plan, verify_checkpoint
         from equalize.commands.verify_trained import verify_trained, was_trained
 

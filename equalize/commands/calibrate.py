@@ -5,6 +5,7 @@ Measures, embeds, writes, reloads and verifies.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import check_target
-from equalize.commands.images import CalibrationConfig, Images, open_images
+from equalize.commands.calibration_config import CalibrationConfig
+from equalize.commands.images import Images, open_images
 from equalize.commands.input_check import InputCheck, check_input
 from equalize.commands.report.layers import calibration_page
 from equalize.commands.report.page import PAGE_FILE, write_page
@@ -59,35 +61,24 @@ def calibrate_checkpoint(
         command: the command line, for the record.
         keep: called with what each pass measured, for a report; the plan stays as it is.
     """
-    config = config or CalibrationConfig()
-    device = own_device(device_of(config.device))
+    device = own_device(device_of((config := config or CalibrationConfig()).device))
     if not dry_run and is_main():
         check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
     checkpoint = _load_original(name, notify)
-    checkpoint, images = open_images(
-        data, checkpoint, config, progress, notify, labels=strategy == "auto" or keep is not None
-    )
+    labels = strategy == "auto" or keep is not None
+    checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=labels)
     found = select_sites(checkpoint.model, images.shape, pattern)
     checkpoint = checkpoint.with_output(images.few(1), notify)
     checkpoint.model.to(device)
     with precision_of(config.precision, device):
         checked = _checked(checkpoint, images, notify, warn, force=force_preprocessing)
-        plan = calibrate(
-            *(checkpoint.model, images, strategy, name.seed),
-            scale=scale,
-            newly_initialized=checkpoint.newly_initialized,
-            found=found,
-            tolerance=config.tolerance,
-            keep=keep,
-        )
+        drawn, tolerance = checkpoint.newly_initialized, config.tolerance
+        embed = partial(calibrate, scale=scale, newly_initialized=drawn, found=found, tolerance=tolerance, keep=keep)
+        plan = embed(checkpoint.model, images, strategy, name.seed)
     checkpoint.model.cpu()
     images.report_skipped(warn)
-    facts = {
-        **_facts(plan, name, checkpoint, found, images, data),
-        "input_check": checked.to_json(),
-        "command": command,
-    }
-    plan = as_stored(replace(plan, facts=facts), checkpoint)
+    facts = {"input_check": checked.to_json(), "command": command}
+    plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data) | facts), checkpoint)
     if demand_sites and not plan.sites:
         raise _no_site(name, plan)
     if dry_run or not is_main():

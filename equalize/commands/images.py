@@ -5,7 +5,6 @@ import math
 import os
 import random
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images, round_up
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.input_check import check_input
 from equalize.commands.network_input import axes_of, fit_input
 from equalize.data import (
@@ -21,13 +21,11 @@ from equalize.data import (
     DataSet,
     Item,
     LabelRule,
-    ReduceLabels,
     colors_of,
     open_data,
     sample,
     stored_rule,
 )
-from equalize.data.masks import DrawnOn
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Notify, Progress, ignore, ignore_progress
@@ -39,36 +37,6 @@ _MOST_IMAGES = 8
 _MOST_PIXELS = 2**22  # a batch
 _MOST_WORKERS = 8
 _FEW = 4  # images that are enough to see whether the input is right
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationConfig:
-    """Which images are measured, and how."""
-
-    samples: int | None = 256
-    """How many are drawn, and measured at most; None for all."""
-    tolerance: float = 0.05
-    """Stop when the 95 % interval of every sigma is this tight, relative to it; 0 to measure all that are drawn."""
-    size: tuple[int, int] | None = None
-    """(H, W) that images are brought to; the checkpoint's own if None."""
-    split: str | None = None
-    batch_size: int | None = None
-    """None for at most 8 images, and at most 4 megapixels."""
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int | None = None
-    """Processes that read images; None for a few where there is an accelerator, else none."""
-    skip_bad: float | None = None
-    """Share of the images that may be unreadable; None where the command has no such flag."""
-    ignore_index: int | None = None
-    """The label of pixels that do not count; None for 255, unless masks hold 0 and 255 alone."""
-    reduce_labels: ReduceLabels = "auto"
-    """Whether those of label 0 do not count either."""
-    colors: str | Path | None = None
-    """A file with the colors of classes, or ``none``; one in the data if None."""
-    masks_drawn_on: DrawnOn = "auto"
-    """Which way up masks are whose images alone have an EXIF orientation."""
-    seed: int = 0
 
 
 _NO_LABELS = "no masks: delta is of targets that lie in every branch alike, not of your labels"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.images import CalibrationConfig, Images, input_shape, open_images
+from equalize.commands.calibration_config import CalibrationConfig
+from equalize.commands.images import Images, input_shape, open_images
 from equalize.commands.input_check import check_input
 from equalize.commands.report.layers import scan_page
 from equalize.commands.report.page import PAGE_FILE, write_page

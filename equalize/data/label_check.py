@@ -127,13 +127,17 @@ def preflight(
     if not seen:
         what = f"has no label that counts, every pixel of {len(stored)} masks is ignored"
         raise DataError(dataset.root, what, remedy="see --ignore-index and --reduce-labels")
+    _ask_for_fewer_classes(dataset, seen, rule, num_classes, warn)
+    if 0 <= rule.ignore_index < num_classes:
+        reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
+    return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}{turned}"
+
+
+def _ask_for_fewer_classes(dataset: DataSet, seen: set[int], rule: LabelRule, num_classes: int, warn: Notify) -> None:
     meant = max(seen) + (0 if 0 not in seen and not rule.reduce else 1)
     if 2 * meant <= num_classes:
         found = f"{dataset.root}: seen {len(seen)} of {num_classes} classes, {min(seen)} to {max(seen)}"
         warn(f"{found}; did you mean --num-classes {meant}? finetune draws a head of that many")
-    if 0 <= rule.ignore_index < num_classes:
-        reason += f"; class {rule.ignore_index} is ignored: neither scored nor part of the means"
-    return rule, f"{len(stored)} pairs checked, {len(seen)} classes seen, {reason}{turned}"
 
 
 def _seen_classes(stored: Mapping[Item, set[int]], rule: LabelRule, num_classes: int) -> set[int]:

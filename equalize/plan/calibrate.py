@@ -46,9 +46,8 @@ def calibrate(
         strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`. "auto" leaves a site
             alone where nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         found: the sites to equalize; by default all resampled ones.
+        tolerance: ends the re-estimation of BatchNorms early too, see `estimate_norms`.
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
-
-    With a `tolerance` the re-estimation of BatchNorms stops early too, see `estimate_norms`.
 
     Raises:
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.

@@ -95,12 +95,16 @@ def check_function(
         for each in comparisons.values():
             each.demand_close(tolerance)
     except NumericsError as error:
-        if coarse := _coarse_dtypes(original, batches[0]):
-            what = f"cannot be proven, for the network's own forward computes in {coarse} (torch.autocast or a cast)"
-            remedy = "take that out of it, or use --strategy preserve, which changes no weight"
-            raise NumericsError(error.where, what, got=error.got, expected=error.expected, remedy=remedy) from error
-        raise
+        raise _with_cause(error, _coarse_dtypes(original, batches[0])) from error
     return check
+
+
+def _with_cause(error: NumericsError, coarse: str) -> NumericsError:
+    if not coarse:
+        return error
+    what = f"cannot be proven, for the network's own forward computes in {coarse} (torch.autocast or a cast)"
+    remedy = "take that out of it, or use --strategy preserve, which changes no weight"
+    return NumericsError(error.where, what, got=error.got, expected=error.expected, remedy=remedy)
 
 
 def _coarse_dtypes(model: nn.Module, batch: Batch) -> str:

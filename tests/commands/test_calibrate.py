@@ -14,7 +14,7 @@ from equalize.checkpoint import ModelName, load
 from equalize.checkpoint.user_code import load_factory
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
-from equalize.commands.images import CalibrationConfig
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import verify_checkpoint
 from equalize.errors import DataError, InputError, NumericsError

@@ -8,7 +8,8 @@ from PIL import Image
 
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.commands import images as inputs
-from equalize.commands.images import CalibrationConfig, Images
+from equalize.commands.calibration_config import CalibrationConfig
+from equalize.commands.images import Images
 from equalize.data import open_data
 from equalize.errors import DataError
 

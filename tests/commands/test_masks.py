@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.evaluate import EvalConfig, evaluate
-from equalize.commands.images import CalibrationConfig, open_images
+from equalize.commands.images import open_images
 from equalize.errors import DataError
 from tests.support.scenes import write_scenes
 from tests.support.trained import trained_net

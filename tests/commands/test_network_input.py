@@ -10,7 +10,8 @@ from torch import nn
 
 from equalize.checkpoint import load
 from equalize.checkpoint.outputs import logits_of_padded
-from equalize.commands.images import CalibrationConfig, input_shape, open_images
+from equalize.commands.calibration_config import CalibrationConfig
+from equalize.commands.images import input_shape, open_images
 from equalize.commands.network_input import InputAxes, axes_of, fit_input
 from equalize.data import open_data
 from equalize.errors import InputError

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.evaluate import EvalConfig
-from equalize.commands.images import CalibrationConfig
 from equalize.errors import InputError
 from equalize.plan.plan import ScaleTo, Strategy
 

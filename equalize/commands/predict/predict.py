@@ -62,9 +62,7 @@ def predict(
     Args:
         name: the model.
         places: pictures, folders of any depth, patterns.
-        out: the directory to make.
-        config: defaults if None.
-        overwrite: whether the directory may exist.
+        out: the directory to make. overwrite: whether it may exist.
         progress, notify, warn: see `equalize.messages`.
 
     Raises:

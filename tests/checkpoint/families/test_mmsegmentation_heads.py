@@ -5,10 +5,10 @@ import torch
 
 from equalize.checkpoint import ModelName, load
 from equalize.commands.calibrate import calibrate_checkpoint
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
-from equalize.commands.images import CalibrationConfig
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import verify_checkpoint
 from tests.support.mmseg_networks import CLASSES, saved, stock

@@ -13,7 +13,7 @@ from torch import nn
 from equalize.checkpoint import load, state_on_disk
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.families.smp.recognize import recognize, under_smp_keys
-from equalize.cli.options import read_arch_arg
+from equalize.cli.values import read_arch_arg
 from equalize.errors import CheckpointError
 
 NETWORKS = {

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.compare.arms import ARMS, Arm, baselines, prepare_arm, read_arm, read_arms, scales
 from equalize.commands.compare.runs import digest
-from equalize.commands.images import CalibrationConfig, Images
+from equalize.commands.images import Images
 from equalize.data import open_data
 from equalize.errors import InputError
 from equalize.plan.apply import apply

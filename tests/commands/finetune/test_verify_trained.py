@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from equalize.commands.calibrate import calibrate_checkpoint
+from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.finetune.finetune import finetune
-from equalize.commands.images import CalibrationConfig
 from tests.support.training import QUICK, named, trained_weights
 
 STEP = replace(QUICK, max_steps=1, num_classes=6)
