@@ -1,4 +1,4 @@
-"""The README's commands are commands, its test command is what continuous integration runs."""
+"""The commands of README and docs are commands, its test command is what continuous integration runs."""
 
 import re
 import shlex
@@ -8,12 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CODE = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", README, re.DOTALL))
+TEXT = "\n".join(
+    [README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("usage.md", "training.md"))]
+)
+CODE = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = re.findall(r"^(?:\$ )?(equalize [a-z]+ .*?)(?:\s+#.*)?$", CODE, re.MULTILINE)
 
 
 def test_the_start_is_two_commands_and_one_of_them_is_what_ci_runs():
-    start = README.split("## Start")[1].split("## Use")[0]
+    start = README.split("## Start")[1].split("## From a checkpoint")[0]
     demo, tests = re.search(r"```sh\n(.*?)```", start, re.DOTALL).group(1).strip().splitlines()
     assert demo.endswith("equalize demo")
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
