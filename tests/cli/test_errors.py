@@ -93,7 +93,7 @@ CALIBRATE = [
     ("calibrate mismatch --data photos -o OUT", 2, "mismatch: does not fit SegformerForSemanticSegmentation"),
     ("calibrate keys --data photos -o OUT", 2, "keys: does not fit SegformerForSemanticSegmentation"),
     ("calibrate segformer --data missing -o OUT", 2, "missing: no such folder"),
-    ("calibrate segformer --data no_files -o OUT", 2, "no_files: is empty"),
+    ("calibrate segformer --data no_files -o OUT", 2, "no_files: no images found in 0 files"),
     ("calibrate segformer --data no_images -o OUT", 2, "no_images: no images found in 1 file"),
     ("calibrate segformer --data photos -o OUT --split val", 2, "photos: has no split 'val'"),
     ("calibrate segformer --data truncated -o OUT", 2, "truncated/2.png: cannot be read as an image"),
