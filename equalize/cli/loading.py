@@ -1,4 +1,4 @@
-"""What is being loaded, said on a terminal while nothing else is there to see; and a start without garbage collection."""
+"""What is being loaded, said on a terminal while there is nothing else to see; a start without garbage collection."""
 
 import contextlib
 import gc

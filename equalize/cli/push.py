@@ -55,9 +55,10 @@ def push(
         # propose it to a repository of others
         equalize push OUT their-name/upernet-swin-tiny-camvid --create-pr
     """
+    from equalize.cli.loading import without_collection
     from equalize.cli.terminal import open_terminal
 
-    with open_terminal(context, as_json=json) as terminal:
+    with without_collection(), open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.push import push_report
         from equalize.commands.push.push import push as send
 
