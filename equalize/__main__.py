@@ -1,8 +1,6 @@
 """``python -m equalize`` is the ``equalize`` command."""
 
-import sys
-
-from equalize.cli import main
+from equalize.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -23,14 +23,20 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
 from equalize.cli.app import app
 from equalize.cli.failures import explain
-from equalize.cli.process import flush, interruptible, open_streams, reader_has_gone
+from equalize.cli.process import flush, interruptible, leave, open_streams, reader_has_gone
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
+
+
+def run() -> NoReturn:
+    """The `equalize` command as a process."""
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

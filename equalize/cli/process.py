@@ -1,14 +1,16 @@
 """Signals that end a command, and pipes whose reader has closed."""
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
-__all__ = ["Signals", "Terminated", "discard", "flush", "interruptible", "open_streams", "reader_has_gone"]
+__all__ = ["Signals", "Terminated", "discard", "flush", "interruptible", "leave", "open_streams", "reader_has_gone"]
 
 
 class Terminated(BaseException):
@@ -68,3 +70,21 @@ def discard(stream: IO[str]) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """Ends the process, by its exit handlers alone where nobody else is in it.
+
+    Python would take apart all that torch and transformers have made, object by object, which takes a second.
+    """
+    threads = [thread for thread in threading.enumerate() if not thread.daemon]
+    if "torch" in sys.modules and len(threads) == 1 and "WORLD_SIZE" not in os.environ:
+        from multiprocessing import active_children
+
+        if not active_children():
+            atexit._run_exitfuncs()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(exit_code)
+    sys.exit(exit_code)

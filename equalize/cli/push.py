@@ -49,9 +49,10 @@ def push(
     Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
     a training stay behind, and so do report.html and panels.png, which show the data.
     """
+    from equalize.cli.loading import without_collection
     from equalize.cli.terminal import open_terminal
 
-    with open_terminal(context, as_json=json) as terminal:
+    with without_collection(), open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.push import push_report
         from equalize.commands.push.push import push as send
 

@@ -82,10 +82,10 @@ def target_class(config: Any, where: object) -> Any:
 
 
 def is_known(name: str) -> bool:
-    """Whether a class that a config names is one of transformers; so is an empty name."""
+    """Whether a class that a config names is one of transformers; so is an empty name. Nothing of it is imported."""
     import transformers
 
-    return not name or getattr(transformers, name, None) is not None
+    return not name or name in dir(transformers)
 
 
 def named_class(config: Any) -> str | None:
