@@ -39,6 +39,7 @@ from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
 from equalize.data import open_data
 from equalize.demo import DATA
+from equalize.messages import TrainingMonitor
 
 WARM_UP = 2  # steps, or batches, before the clock starts
 CLASSES = 11
@@ -91,14 +92,14 @@ class Finished(Exception):  # noqa: N818 - no error
     """Raised to end what is timed."""
 
 
-class Clock:
-    """A `Progress` that notes when so many images were done; raises `Finished` after `most`.
+class Clock(TrainingMonitor):
+    """A `Progress`, and a monitor of trainings, that notes when images were done; raises `Finished` after `most`.
 
     On a CPU it reads the processor time of this process, which other work on the machine does not disturb.
     """
 
-    def __init__(self, device: str, most: int) -> None:
-        self.device, self.most = device, most
+    def __init__(self, device: str, batch: int, most: int) -> None:
+        self.device, self.batch, self.most = device, batch, most
         self.times: list[tuple[int, float]] = []
 
     def __call__(self, done: int, total: int) -> None:
@@ -107,6 +108,10 @@ class Clock:
         self.times.append((done, time.perf_counter() if self.device == "cuda" else time.process_time()))
         if done >= self.most:
             raise Finished
+
+    def stepped(self, step: int, of: int) -> None:
+        """The same, of a training."""
+        self(step * self.batch, of * self.batch)
 
     def rate(self, after: int) -> float:
         """Images a second, from the first call on at which as many as `after` were done."""
@@ -129,7 +134,7 @@ def bare_training(checkpoint: Checkpoint, pairs: Pairs, settings: argparse.Names
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        clock((step + 1) * settings.batch, 0)
+        clock.stepped(step + 1, steps)
 
 
 def bare_scoring(checkpoint: Checkpoint, pairs: Pairs, settings: argparse.Namespace, clock: Clock) -> None:
@@ -169,7 +174,7 @@ def equalize_training(source: str, settings: argparse.Namespace, clock: Clock, *
         samples=2,
     )
     with tempfile.TemporaryDirectory() as out:
-        finetune(ModelName(source=source), settings.data, f"{out}/out", config, progress=clock, models=False)
+        finetune(ModelName(source=source), settings.data, f"{out}/out", config, monitor=clock, models=False)
 
 
 def equalize_scoring(source: str, settings: argparse.Namespace, clock: Clock) -> None:
@@ -251,7 +256,7 @@ def main() -> None:
             timed = ways(write_network(kind, Path(folder)), settings)
             for _ in range(settings.rounds):
                 for name in settings.only or timed:
-                    clock = Clock(settings.device, (WARM_UP + settings.steps) * settings.batch)
+                    clock = Clock(settings.device, settings.batch, (WARM_UP + settings.steps) * settings.batch)
                     profiling = cProfile.Profile() if settings.profile else contextlib.nullcontext()
                     with profiling as profile, contextlib.suppress(Finished):
                         timed[name](clock)

@@ -43,8 +43,10 @@ def calibrate(
     Args:
         model: any module; only the tensors in the plan's `changed` are rewritten.
         batches: the network's own inputs, (N, C, H, W) or tuples; iterated several times; iterators are kept in memory.
-        strategy, seed, scale, newly_initialized, tolerance, names: see `make_plan` and `measure`. "auto" leaves a site
-            alone where nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
+        strategy, seed, scale, newly_initialized, names: see `make_plan` and `measure`. "auto" leaves a site alone where
+            nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
+        tolerance: end each pass once its sigmas, or the BatchNorms that it re-estimates, are known this well, see
+            `measure` and `estimate_norms`: 0.05 is the command's. 0 for all batches, which need no random order then.
         found: the sites to equalize; by default all resampled ones.
         tolerance: ends the re-estimation of BatchNorms early too, see `estimate_norms`.
         keep: called with what each pass over the images measured, which then has histograms and statistics too.

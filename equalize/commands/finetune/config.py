@@ -102,7 +102,7 @@ class TrainConfig:
     scale: ScaleTo | None = None
     """What that calibration equalizes to; "step" if None."""
     samples: int = 256
-    """Images of that calibration."""
+    """Images of that calibration, at most."""
     train_as: TrainAs | None = None
     """Whether the optimizer sees the equalized weights V or the plain ones; None: V wherever a plan is in effect."""
     seed: int = 0
