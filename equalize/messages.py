@@ -1,7 +1,6 @@
 """What long work reports while it runs, and lists that are too long to print in full."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 Notify = Callable[[str], None]
 """Called with a line of information for the user."""
@@ -40,8 +39,8 @@ class TrainingMonitor:
     def scored(self, step: int, of: int, *, miou: float | None, best_before: float | None) -> None:
         """An evaluation, in percent, and the best before it."""
 
-    def wrote(self, place: Path) -> None:
-        """The model."""
+    def wrote(self) -> None:
+        """The model is in OUT."""
 
 
 SILENT = TrainingMonitor()

@@ -130,7 +130,7 @@ def compare(
             _forecast(terminal, setup, out)
             terminal.hint(same_command(context, leave=("dry_run", "json")))
             return
-        with training_bars(terminal) as bars:
+        with training_bars(terminal, out) as bars:
             found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
         _report(found, Path(out), terminal)
 

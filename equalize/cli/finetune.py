@@ -79,7 +79,7 @@ def finetune(
             terminal.hint(same_command(context, leave=("dry_run", "json")))
             leave()
             return
-        with training_bars(terminal) as bars:
+        with training_bars(terminal, out) as bars:
             try:
                 done = train(
                     *(name, of_data, out, config.settings),

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -15,7 +14,7 @@ _NO_FACTS = {"loss": "", "lr": "", "mIoU": ""}  # in the order of the bar
 
 
 @contextlib.contextmanager
-def training_bars(terminal: Terminal) -> Iterator["TrainingBars"]:
+def training_bars(terminal: Terminal, out: str) -> Iterator["TrainingBars"]:
     """Shows one training, or several one after another."""
     columns = (
         TextColumn("{task.description}"),
@@ -24,7 +23,7 @@ def training_bars(terminal: Terminal) -> Iterator["TrainingBars"]:
         TimeRemainingColumn(compact=True),
     )
     with terminal.bars(*columns, expand=True) as bars:
-        yield TrainingBars(terminal, bars)
+        yield TrainingBars(terminal, bars, out)
 
 
 class TrainingBars(TrainingMonitor):
@@ -33,14 +32,16 @@ class TrainingBars(TrainingMonitor):
     Args:
         terminal: gets lines where notes go to no terminal, at once, and else those of evaluations.
         bars: one of the steps with loss, rate and mIoU in it, one of the images that are measured or scored.
+        out: OUT as typed.
     """
 
     has_begun = False
     """Whether what is in OUT is this training's."""
 
-    def __init__(self, terminal: Terminal, bars: Progress) -> None:
+    def __init__(self, terminal: Terminal, bars: Progress, out: str) -> None:
         self._terminal = terminal
         self._bars = bars
+        self._out = out
         self._steps: TaskID | None = None
         self._images: TaskID | None = None
         self._facts = dict(_NO_FACTS)
@@ -98,10 +99,10 @@ class TrainingBars(TrainingMonitor):
         if self._runs == 1 or not self._terminal.notes_are_seen:
             self._report(f"val {said} ({best}) at step {step}/{of}")
 
-    def wrote(self, place: Path) -> None:
+    def wrote(self) -> None:
         """`saved OUT`."""
         if not self._terminal.notes_are_seen:
-            self._report(f"saved {place}")
+            self._report(f"saved {self._out}")
 
     def _redraw(self, step: int, of: int) -> None:
         """At once, not with the next of Rich's own turns: a line may follow."""

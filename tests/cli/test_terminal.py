@@ -35,7 +35,7 @@ def test_lines_stand_above_the_bars(columns, monkeypatch):
     terminal = Terminal(as_json=False)
     path = f"/{'long' * 40}/name"  # wider than any of the terminals, which wrap it
     terminal.note("data: 4 pairs")
-    with training_bars(terminal) as bars:
+    with training_bars(terminal, "OUT") as bars:
         bars.working("measuring", 1, 4)
         bars.working("measuring", 4, 4)
         bars.stepped(0, 20)

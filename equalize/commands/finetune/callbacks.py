@@ -74,7 +74,7 @@ class CheckpointWriter:
 
     def _put(self, state: TrainerState) -> None:
         self.run.put_model(lambda directory: self._write(directory, state))
-        self.monitor.wrote(self.run.path)
+        self.monitor.wrote()
 
     def read_model(self, step: int) -> nn.Module:
         """The network after a step of which the state is kept, with plain weights, on the CPU."""
