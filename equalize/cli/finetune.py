@@ -18,10 +18,26 @@ if TYPE_CHECKING:
     from equalize.cli.terminal import Terminal
     from equalize.commands.finetune.config import TrainConfig
     from equalize.commands.finetune.config_file import RunConfig
+    from equalize.commands.finetune.finetune import Finetuned
+
+    _Training = tuple[ModelName, str, str, TrainConfig]  # MODEL, data, OUT, settings
 
 __all__ = ["finetune"]
 
 _LEFT = (OF_A_PASS - {"split"}) | OF_DRAWING  # for the next command
+
+Calibrate = Annotated[bool, equalization_option("--calibrate", help="Equalize first, on the training split.")]
+Strategy = Annotated[
+    o.StrategyName | None,
+    equalization_option(show_default="auto", help="Of --calibrate; see equalize calibrate --help."),
+]
+Resume = Annotated[
+    bool,
+    output_option(
+        "--resume",
+        help="Go on where OUT stopped, with the same flags; once it is complete, more --max-steps or --epochs.",
+    ),
+]
 
 
 def finetune(
@@ -31,24 +47,13 @@ def finetune(
     data: o.MaybeData = None,
     out: o.Out,
     training: TrainingFlags,
-    calibrate: Annotated[
-        bool, equalization_option("--calibrate", help="Equalize first, on the training split.")
-    ] = False,
-    strategy: Annotated[
-        o.StrategyName | None,
-        equalization_option(show_default="auto", help="Of --calibrate; see equalize calibrate --help."),
-    ] = None,
+    calibrate: Calibrate = False,
+    strategy: Strategy = None,
     keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,
-    resume: Annotated[
-        bool,
-        output_option(
-            "--resume",
-            help="Go on where OUT stopped, with the same flags; once it is complete, more --max-steps or --epochs.",
-        ),
-    ] = False,
+    resume: Resume = False,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     json: o.Json = False,
@@ -65,45 +70,49 @@ def finetune(
 
     with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.training import training_report
-        from equalize.cli.training_bars import training_bars
-        from equalize.commands.finetune.finetune import finetune as train
         from equalize.distributed import leave
 
         further = {"calibrate": strategy or "auto"} if calibrate else {}
         config = run_config(
             *(model, data, training), arch=arch, preprocess=preprocess, init_missing=init_missing, further=further
         )
-        name, of_data = config.subject.name(config.settings.seed), str(config.subject.data)
+        subject = config.subject
+        what = (subject.name(config.settings.seed), str(subject.data), out, config.settings)
         if dry_run:
-            _forecast(terminal, (name, of_data, out, config.settings), resume=resume, overwrite=overwrite)
+            _forecast(terminal, what, resume=resume, overwrite=overwrite)
             terminal.hint(same_command(context, leave=("dry_run", "json")))
-            leave()
-            return
-        with training_bars(terminal, out) as bars:
-            try:
-                done = train(
-                    *(name, of_data, out, config.settings),
-                    resume=resume,
-                    overwrite=overwrite,
-                    command=command_line(context),
-                    monitor=bars,
-                    notify=terminal.note,
-                    warn=terminal.warn,
-                )
-            except (KeyboardInterrupt, Terminated):
-                if bars.has_begun:
-                    _say_how_to_resume(terminal, context, out)
-                raise
-        terminal.result(done.to_json(), training_report(done))
-        settings = _settings(config)
-        terminal.hint(next_command(context, "evaluate", out, leave=_LEFT, settings=settings))
-        terminal.hint(f"next: {shlex.join(['equalize', 'push', out, 'ORG/NAME'])}")
+        else:
+            done = _train(terminal, context, what, resume=resume, overwrite=overwrite)
+            terminal.result(done.to_json(), training_report(done))
+            terminal.hint(next_command(context, "evaluate", out, leave=_LEFT, settings=_settings(config)))
+            terminal.hint(f"next: {shlex.join(['equalize', 'push', out, 'ORG/NAME'])}")
         leave()
 
 
-def _forecast(
-    terminal: "Terminal", training: tuple["ModelName", str, str, "TrainConfig"], *, resume: bool, overwrite: bool
-) -> None:
+def _train(
+    terminal: "Terminal", context: typer.Context, training: "_Training", *, resume: bool, overwrite: bool
+) -> "Finetuned":
+    from equalize.cli.training_bars import training_bars
+    from equalize.commands.finetune.finetune import finetune as train
+
+    with training_bars(terminal, training[2]) as bars:
+        try:
+            return train(
+                *training,
+                resume=resume,
+                overwrite=overwrite,
+                command=command_line(context),
+                monitor=bars,
+                notify=terminal.note,
+                warn=terminal.warn,
+            )
+        except (KeyboardInterrupt, Terminated):
+            if bars.has_begun:
+                _say_how_to_resume(terminal, context, training[2])
+            raise
+
+
+def _forecast(terminal: "Terminal", training: "_Training", *, resume: bool, overwrite: bool) -> None:
     from equalize.cli.reports.dry_run import training_forecast
     from equalize.commands.finetune.dry_run import forecast_training
 

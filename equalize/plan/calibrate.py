@@ -47,8 +47,7 @@ def calibrate(
             nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         tolerance: end each pass once its sigmas, or the BatchNorms that it re-estimates, are known this well, see
             `measure` and `estimate_norms`: 0.05 is the command's. 0 for all batches, which need no random order then.
-        found: the sites to equalize; by default all resampled ones.
-        tolerance: ends the re-estimation of BatchNorms early too, see `estimate_norms`.
+        found: the sites to equalize; by default all resampled ones. tolerance: for `estimate_norms` too.
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
     Raises:

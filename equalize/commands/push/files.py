@@ -37,10 +37,6 @@ _PLACES = ("source", "model", "data", "path", "output", "arch", "class_names", "
 _EMBEDDED = re.compile(r'("data:[^"]*")')
 _ABSOLUTE = re.compile(r'(?<![\w</.~-])(?:~|\.\.?|[A-Za-z]:)?(?:[/\\][^\s<>"&/\\]+)*[/\\](?=[^\s<>"&/\\])')
 """The folders of a path in the text of a page."""
-_FOLDERS = re.compile(
-    r'"data:[^"]*"|(?<![\w</.~-])(?:~|\.\.?|[A-Za-z]:)?(?:[/\\][^\s<>"\'&/\\]+)*[/\\](?=[^\s<>"\'&/\\>])'
-)
-"""In a page: an embedded picture, or the folders of a path."""
 _FOLDERS = re.compile(r"^([a-z]+:)?.*[/\\](?=.)")  # behind a scheme such as that of `transformers:DIR`
 
 
