@@ -42,12 +42,12 @@ def calibrate(
 
     Args:
         model: any module; only the tensors in the plan's `changed` are rewritten.
-        batches: the network's own inputs, (N, C, H, W) or tuples; iterated several times; iterators are kept in memory.
+        batches: the network's own inputs, (N, C, H, W) or tuples, read several times; iterators are kept in memory.
         strategy, seed, scale, newly_initialized, names: see `make_plan` and `measure`. "auto" leaves a site alone where
             nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         tolerance: end each pass once its sigmas, or the BatchNorms that it re-estimates, are known this well, see
             `measure` and `estimate_norms`: 0.05 is the command's. 0 for all batches, which need no random order then.
-        found: the sites to equalize; by default all resampled ones. tolerance: for `estimate_norms` too.
+        found: the sites to equalize; by default all resampled ones.
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
     Raises:
@@ -65,9 +65,8 @@ def calibrate(
     if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
         edits = [edit for edit in edits if not isinstance(edit, Set)]
         _restore_buffers(model, buffers)
-    left = bool(planned) and all(site.strategy == "none" for site in planned.values())
     return Plan(
-        strategy="none" if left else strategy,
+        strategy="none" if {site.strategy for site in planned.values()} == {"none"} else strategy,
         seed=seed,
         scale=scale,
         sites=tuple(planned[site.layer] for site in found.sites if site.layer in planned),

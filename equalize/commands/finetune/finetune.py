@@ -87,22 +87,18 @@ def finetune(
     """`equalize finetune`. Leaves the global random numbers as they were; under `torchrun` every process calls it.
 
     Args:
-        out, overwrite: see `run_directory`; data has masks.
-        resume: go on where a run with the same arguments stopped.
+        out, overwrite: see `run_directory`. resume: go on where a run with the same arguments stopped.
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
-        models: whether to write the best model, the last one and the report; without, OUT holds what `resume` needs.
-        command: the command line, for the record.
-        monitor: is told of steps, losses, evaluations and what is saved.
+        models: whether to write models and the report; without, OUT holds what `resume` needs.
+        command: the command line, for the record. monitor: is told of steps, losses, evaluations and models.
 
     Raises:
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
     """
-    started = time.monotonic()
-    config = (config or TrainConfig()).resolved()
+    started, config = time.monotonic(), (config or TrainConfig()).resolved()
     run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
     device = join(training_device(config))
-    if not is_main():
-        notify, warn, monitor = ignore, ignore, SILENT
+    notify, warn, monitor = (notify, warn, monitor) if is_main() else (ignore, ignore, SILENT)
     check_launch()
     task = open_task(name, data, config, device, notify, warn)
     refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
