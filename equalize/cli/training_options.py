@@ -137,7 +137,7 @@ class CommonTrainingFlags:
         Literal["explicit", "folded"] | None,
         equalization_option(
             show_default="explicit",
-            help="Whether the optimizer sees the weights behind equalizers or those on disk.",
+            help="What the optimizer trains: the equalized weights (explicit), or those on disk (folded).",
         ),
     ] = None
     seed: Annotated[

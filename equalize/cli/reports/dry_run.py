@@ -24,7 +24,9 @@ def training_forecast(found: TrainingForecast) -> Iterator[ConsoleRenderable]:
     if found.strategy is None:
         equalized = "none (see equalize calibrate, or --calibrate)"
     else:
-        seen = "trains the equalized weights" if found.train_as == "explicit" else "sees the weights as stored"
+        seen = (
+            "trains the equalized weights" if found.train_as == "explicit" else "trains the weights as they are stored"
+        )
         equalized = (
             f"{found.strategy}; the optimizer {seen}" if found.train_as else f"{found.strategy}: trained as it is"
         )

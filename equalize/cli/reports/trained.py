@@ -22,12 +22,12 @@ def trained_report(out: str, against: str, plan: Plan, found: TrainedCheck) -> I
     )
     yield Text("What can be checked holds:")
     roles = {"calibrated": "was calibrated", "trained": "the training started from"}
-    made_of = " and ".join(roles[role] for role in found.role.split(" and "))
+    made_of = ", and that ".join(roles[role] for role in found.role.split(" and "))
     yield _checked(f"{against} is the model that {made_of}: its weights have the recorded sha256")
     classes = f", but for the number of classes in {first_of(found.new_classifier)}" if found.new_classifier else ""
     yield _checked(f"the same {found.tensors} tensors in the same shapes{classes}; training changed {found.changed}")
     yield _checked("its own library loads it, and every value is finite")
-    if found.role == "calibrated" and found.source != plan.facts.get("source"):
+    if "calibrated" in found.role and found.source != plan.facts.get("source"):
         yield Text(f"The proof of the calibration itself: equalize verify {found.source} --against {against}")
 
 
