@@ -1,5 +1,6 @@
 """How long whole commands take: `--help`, `scan`, and `calibrate` on a folder against a bare loop over it.
 
+python examples/bench_commands.py                       short commands beside imports that anybody pays, in turn
 python examples/bench_commands.py MODEL DATA --size 512 --samples 64 --batch-size 8     the bare loop
 """
 
@@ -14,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["command_times", "end_to_end"]
+__all__ = ["beside_imports", "command_times", "end_to_end"]
 
 EQUALIZE = (sys.executable, "-m", "equalize")
 
@@ -54,6 +55,29 @@ def command_times(rounds: int) -> dict[str, float]:
         }
 
 
+def beside_imports(rounds: int = 5) -> dict[str, tuple[float, float, float]]:
+    """Median wall seconds of short commands, of an import beside each, and of their ratios pair by pair; warmed up."""
+    imports = "import torch; from transformers import UperNetForSemanticSegmentation, SwinConfig"
+    with tempfile.TemporaryDirectory() as folder:
+        model = _upernet_swin_t(Path(folder))
+        pairs: dict[str, tuple[Sequence[str], str]] = {
+            "scan UPerNet-Swin-T at 512 / import of its class": (("scan", model, "--size", "512", "--json"), imports),
+            "push --dry-run / import torch": (("push", model, "org/name", "--dry-run", "--json"), "import torch"),
+            "--help / python -c pass": (("--help",), "pass"),
+        }
+        return {
+            name: _in_turn((*EQUALIZE, *ours), (sys.executable, "-c", bare), rounds)
+            for name, (ours, bare) in pairs.items()
+        }
+
+
+def _in_turn(ours: Sequence[str], bare: Sequence[str], rounds: int) -> tuple[float, float, float]:
+    pairs = [(_timed(ours)[0], _timed(bare)[0]) for _ in range(rounds + 1)][1:]
+    columns = *zip(*pairs, strict=True), [first / second for first, second in pairs]
+    first, second, ratio = (statistics.median(column) for column in columns)
+    return first, second, ratio
+
+
 def end_to_end(data: str, *, size: int, samples: int, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Median seconds of whole processes, and of the loop or the calibration in them; interleaved, SegFormer-B0."""
     options = ("--size", str(size), "--samples", str(samples), "--batch-size", str(batch))
@@ -90,6 +114,17 @@ def _segformer(folder: Path) -> str:
     return str(model)
 
 
+def _upernet_swin_t(folder: Path) -> str:
+    """UPerNet over Swin-T with weights just drawn, as a directory."""
+    from transformers import SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    swin = SwinConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    UperNetForSemanticSegmentation(UperNetConfig(backbone_config=swin)).save_pretrained(folder / "upernet-swin-t")
+    return str(folder / "upernet-swin-t")
+
+
 def _timed(command: Sequence[str]) -> tuple[float, str]:
     """Wall seconds of a command, and its standard output."""
     start = time.perf_counter()
@@ -101,4 +136,8 @@ def _timed(command: Sequence[str]) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
-    bare_loop()
+    if len(sys.argv) > 1:
+        bare_loop()
+    else:
+        for name, (first, second, ratio) in beside_imports().items():
+            print(f"{name}: {first:.2f} s, {second:.2f} s, ratio {ratio:.2f}")

@@ -755,6 +755,11 @@ def test_parameters_that_are_read_as_data_are_counted():
     assert movable(found) == [True, False]
 
 
+def test_a_scan_exports_nothing(monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)
+    assert summary(scan(Net(), X)) == BOTH
+
+
 def test_shapes_and_modules_of_ops():
     graph = trace(Net(), X)
     assert graph.shapes["fuse.weight"] == (5, 6, 3, 3)
