@@ -81,7 +81,7 @@ def calibrate(
                 config=images.config(model_flags.seed),
                 dry_run=dry_run,
                 overwrite=overwrite,
-                command=command_line(context),
+                command=command_line(context, out="OUT"),  # a plan does not depend on where it is written
                 keep=kept.append if report else None,
                 progress=progress,
                 notify=terminal.note,

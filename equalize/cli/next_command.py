@@ -56,8 +56,12 @@ def next_command(
     return f"next: {shlex.join(['equalize', name, model, *missing, *words, *ends])}"
 
 
-def command_line(context: typer.Context) -> str:
-    """The command that runs, to be recorded for others: as it was typed, but without the folders of local paths."""
+def command_line(context: typer.Context, **named: str) -> str:
+    """The command that runs, to be recorded for others: as it was typed, but without the folders of local paths.
+
+    Args:
+        named: what is recorded in place of a parameter's value, such as OUT for its place.
+    """
     from equalize.commands.push.files import without_folders
     from equalize.hub import HUB_ID
 
@@ -66,7 +70,7 @@ def command_line(context: typer.Context) -> str:
         source = context.get_parameter_source(parameter.name) if parameter.name else None
         if parameter.name is None or parameter.name == "json" or source is None or source.name != "COMMANDLINE":
             continue
-        value = context.params[parameter.name]
+        value = named.get(parameter.name, context.params[parameter.name])
         given = [_text(value)] if parameter.param_type_name == "argument" else _words(parameter, value)
         place = given[-1]
         if parameter.name not in ("model", "data") or not HUB_ID.fullmatch(place) or Path(place).exists():

@@ -99,7 +99,7 @@ def test_a_comparison_has_the_flags(run_cli, raw, scenes, tmp_path):
     assert json.loads((tmp_path / "out/settings.json").read_text())["preprocess"]["channels"] == "BGR"
     ran = run_cli("compare", *of(raw), "--data", scenes, "-o", tmp_path / "out", *words)
     assert ran.code == 2
-    assert "preprocess was" in ran.err
+    assert "channels was 'BGR', now None" in ran.err
 
 
 def test_a_processor_gets_the_numbers_too(segformer_dir, photos, run_cli, tmp_path):
