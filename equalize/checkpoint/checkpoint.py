@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.activations import THRESHOLDS, Activations
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import atomic_directory, copy_side_files
+from equalize.checkpoint.files.atomic import PLAN_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
@@ -21,8 +21,6 @@ from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
-
-PLAN_FILE = "equalize.json"
 
 
 class _Plan(Protocol):

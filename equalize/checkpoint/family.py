@@ -5,7 +5,7 @@ writing. A family returns facts and a model, never a `Checkpoint`, and imports n
 """
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,8 +15,9 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 
 from equalize.checkpoint.build import construct
+from equalize.checkpoint.description import Description
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json, safetensors_copy
+from equalize.checkpoint.files.weights import Weights, safetensors_copy
 from equalize.checkpoint.fill import fill, fit, placement_notes, with_model_keys
 from equalize.checkpoint.keys import Match
 from equalize.checkpoint.limits import limit_construction
@@ -100,18 +101,11 @@ class SaveSpec:
 S = TypeVar("S", bound=Spec)
 
 
-class Family(ABC, Generic[S]):
-    """A library, or the user's own code. The defaults are those of a state dict with a record beside it."""
+class Family(Description, Generic[S]):
+    """Loads and writes what its `Description` describes. The defaults are those of a state dict with a record."""
 
-    name: ClassVar[str]
-    library: ClassVar[str | None] = None
-    """Its library name on the Hub."""
-    scheme: ClassVar[str | None] = None
-    """The part of its ``--arch`` before the colon; None where that is a file or module of the user's."""
     arch_forms: ClassVar[tuple[str, ...]]
     """How its ``--arch`` is spelled, for errors."""
-    config_field: ClassVar[str | None] = None
-    """A field of ``config.json`` that only its directories have."""
     needs_model_keys: ClassVar[bool] = False
     """Whether its loader requires keys without a wrapper's prefix."""
 
@@ -124,17 +118,6 @@ class Family(ABC, Generic[S]):
         """Read the files and the flags; ``weights`` is empty where JSON files describe the structure.
 
         A CheckpointError if it is of no network that can be built, a ResourceError without its library.
-        """
-
-    def architecture(self, out: Path) -> str:
-        """The class or function that builds what was written to a directory; by default by the record there."""
-        return str(read_json(out / ARCHITECTURE_FILE).get("arch")).rpartition(":")[2]
-
-    @abstractmethod
-    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """Lines of Python that load what was written to a directory; empty if that needs code that only its author has.
-
-        With ``repository``, ORG/NAME on the Hub, and its ``revision`` they load it from there: the files are the same.
         """
 
     def fetch(self, place: Place) -> Place:

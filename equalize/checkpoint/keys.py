@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 WRAPPERS = frozenset(
@@ -39,7 +41,7 @@ class Match:
         """Whether all keys were matched."""
         return not (self.missing or self.unexpected or self.mismatched)
 
-    def to_disk(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_disk(self, state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
         """The tensors of a model's state dict by key on disk."""
         return {disk: state[key] for key, disk in self.disk_name.items()}
 
@@ -81,7 +83,7 @@ def _wrapper(keys: Collection[str]) -> str | None:
     return next((prefix for prefix, count in counts.items() if 10 * count >= 9 * len(keys)), None)
 
 
-def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Match:
+def pair(model: Mapping[str, "torch.Size"], disk: Mapping[str, "torch.Size"]) -> Match:
     """Pair a model's keys with those on disk, under the reading of prefixes that fits best.
 
     An encoder that was saved by itself is matched to the one submodule whose keys and shapes it has exactly; its
@@ -114,7 +116,7 @@ def pair(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> Mat
     )
 
 
-def placements(model: Mapping[str, torch.Size], disk: Mapping[str, torch.Size]) -> list[str]:
+def placements(model: Mapping[str, "torch.Size"], disk: Mapping[str, "torch.Size"]) -> list[str]:
     """Paths of submodules (ending in a dot) whose state dict a file holds, among keys that the model lacks."""
     foreign = {key: shape for key, shape in disk.items() if key not in model}
     groups: dict[str, dict[str, torch.Size]] = {}

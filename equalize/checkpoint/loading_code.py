@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json, read_weights
+from equalize.checkpoint.files.safetensors_file import read_keys
+from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, SAFETENSORS_COPY, check_readable, read_json
 from equalize.checkpoint.keys import PREFIXES, WRAPPERS
 
 
@@ -17,11 +18,12 @@ def state_dict_code(
     ORG/NAME on the Hub, the file is taken from there.
     """
     recorded: Any = read_json(out / ARCHITECTURE_FILE).get("arch_args") or {}
-    file = out / "model.safetensors"
+    file = out / SAFETENSORS_COPY
     at = f', revision="{revision}"' if revision else ""
     where = f'"{file}"' if repository is None else f'hf_hub_download("{repository}", "{file.name}"{at})'
     given = ", ".join(f"{key}={value!r}" for key, value in {**recorded, **fresh}.items())
-    keys = read_weights((file,)).tensors
+    check_readable(file)
+    keys = read_keys(file)
     prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in keys)), None)
     inside = sorted(WRAPPERS.intersection(part for key in keys for part in key.removeprefix(prefix or "").split(".")))
     bare = f'".".join(part for part in key.split(".") if part not in {inside})'

@@ -52,7 +52,7 @@ def demo(
         open_terminal(context, as_json=json) as terminal,
         tempfile.TemporaryDirectory(prefix="equalize-demo-") as folder,
     ):
-        from equalize.checkpoint.load import ModelName
+        from equalize.checkpoint.loading import ModelName
         from equalize.cli.reports.plan import plan_report, scan_report, verification_json, verification_report
         from equalize.commands.calibrate import calibrate_checkpoint
         from equalize.commands.scan import scan_checkpoint

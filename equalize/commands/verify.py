@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, ModelName, Override, reload, safetensors_copy, state_on_disk
-from equalize.checkpoint.checkpoint import PLAN_FILE, read_maps, write_plan
-from equalize.checkpoint.families import family_of_arch
+from equalize.checkpoint.checkpoint import read_maps, write_plan
+from equalize.checkpoint.files.atomic import PLAN_FILE
+from equalize.checkpoint.registry import family_of_arch
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import input_shape, open_images
 from equalize.errors import InputError

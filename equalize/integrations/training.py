@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from equalize.checkpoint.checkpoint import PLAN_FILE
+from equalize.checkpoint.files.atomic import PLAN_FILE
 from equalize.checkpoint.source import locate
 from equalize.commands.verify import read_plan
 from equalize.errors import InputError, SiteError

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint.files.weights import read_weights
-from equalize.checkpoint.load import ModelName
+from equalize.checkpoint.loading import ModelName
 
 
 def shifted(state, path: Path) -> Path:

@@ -9,19 +9,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from equalize.checkpoint.files.atomic import MAPS_FILE, is_training_state
-from equalize.checkpoint.files.safetensors_file import read_safetensors
-from equalize.checkpoint.files.torch_file import read_torch
+from equalize.checkpoint.files.safetensors_file import read_keys, read_safetensors
+from equalize.checkpoint.files.zip_archive import is_intact
 from equalize.errors import CheckpointError, ResourceError
 from equalize.messages import first_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 ARCHITECTURE_FILE = "architecture.json"
 """Written beside a state dict: the ``arch`` and ``arch_args`` it was read with; and its ``key``, if that was chosen."""
+SAFETENSORS_COPY = "model.safetensors"
+"""Written beside a torch file, by the model's own keys."""
 _LFS_POINTER = b"version https://git-lfs"
 _STANDARD_NAMES = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 
@@ -34,7 +38,7 @@ class Weights:
     """The files that hold tensors: one, or the shards in order."""
     index: Path | None
     """The JSON file that says which shard holds which key, if there are shards."""
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, "Tensor"]
     """By the key on disk; memory-mapped where the format allows."""
     file_of: Mapping[str, Path]
     """The file of each key."""
@@ -48,7 +52,7 @@ class Weights:
     """Whether the keys differ from those in the files; what is written has the keys here."""
 
     @property
-    def shapes(self) -> dict[str, torch.Size]:
+    def shapes(self) -> dict[str, "torch.Size"]:
         """By the key on disk."""
         return {key: tensor.shape for key, tensor in self.tensors.items()}
 
@@ -58,7 +62,7 @@ class Weights:
         file_of = {names[key]: path for key, path in self.file_of.items() if key in names}
         return replace(self, tensors=tensors, file_of=file_of, renamed=True)
 
-    def clones(self) -> dict[str, Tensor]:
+    def clones(self) -> dict[str, "Tensor"]:
         """Copies for a model to own: writing to them leaves ``tensors`` as they are on disk."""
         return {key: tensor.clone() for key, tensor in self.tensors.items()}
 
@@ -88,6 +92,8 @@ def read_weights(files: tuple[Path, ...], index: Path | None = None, key: str | 
                 raise CheckpointError("--key", what, remedy="leave it away")
             found = read_safetensors(path)
         else:
+            from equalize.checkpoint.files.torch_file import read_torch  # imports torch
+
             file = read_torch(path, key)
             found, meta = file.state, {**meta, **file.meta}
             if file.others:
@@ -111,17 +117,38 @@ def directory_weights(directory: Path, key: str | None = None) -> Weights:
     return read_weights(files, index, key)
 
 
-def state_on_disk(path: str | Path) -> dict[str, Tensor]:
+def check_directory(directory: Path) -> None:
+    """Demands that a checkpoint directory holds weights that are not damaged; raises what `directory_weights` raises.
+
+    Torch is imported only for torch files that `Checkpoint.save` has not written: of those, that the bytes are the ones
+    that were written.
+    """
+    files, _ = weight_files(directory)
+    for path in files:
+        check_readable(path)
+    if all(path.suffix == ".safetensors" for path in files):
+        if not sum(len(read_keys(path)) for path in files):
+            raise CheckpointError(files[0], "holds no tensors", expected="a state dict")
+    elif _is_copied(directory) and is_intact(files[0]):
+        read_keys(directory / SAFETENSORS_COPY)
+    else:
+        directory_weights(directory)
+
+
+def state_on_disk(path: str | Path) -> dict[str, "Tensor"]:
     """The tensors of a weight file or of a checkpoint directory, flat, by the key they have on disk."""
     place = Path(path)
     return dict((directory_weights(place) if place.is_dir() else read_weights((place,))).tensors)
 
 
-def safetensors_copy(directory: Path) -> dict[str, Tensor] | None:
+def safetensors_copy(directory: Path) -> dict[str, "Tensor"] | None:
     """The tensors of ``model.safetensors`` that `Checkpoint.save` wrote beside a torch file, if it did."""
-    path = directory / "model.safetensors"
-    nested = (directory / ARCHITECTURE_FILE).is_file() and (directory / "model.pth").is_file()
-    return read_safetensors(path) if nested and path.is_file() else None
+    return read_safetensors(directory / SAFETENSORS_COPY) if _is_copied(directory) else None
+
+
+def _is_copied(directory: Path) -> bool:
+    written = (ARCHITECTURE_FILE, "model.pth", SAFETENSORS_COPY)
+    return all((directory / name).is_file() for name in written)
 
 
 def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:

@@ -1,4 +1,4 @@
-"""The directory of a zip file that torch.save wrote, checked before anything is unpickled."""
+"""The zip file that torch.save writes: its directory is checked before anything is unpickled."""
 
 import zipfile
 from pathlib import Path
@@ -31,3 +31,20 @@ def check_archive(path: Path) -> None:
     if pickled > _LARGEST_PICKLE:
         what, expected = f"holds a pickle of {pickled} bytes beside its tensors", f"at most {_LARGEST_PICKLE}"
         raise CheckpointError(path, what, expected=expected, remedy="save the state dict alone with torch.save")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether the pickle in an archive of torch.save has its checksum, so that it is the one that was written.
+
+    False also of what is no zip file, and where torch was told to compute no checksums. A CheckpointError as of
+    `check_archive`.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    check_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        pickled = [name for name in archive.namelist() if name.partition("/")[2] == "data.pkl"]
+        try:
+            return all(archive.read(name) for name in pickled)
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError):
+            return False

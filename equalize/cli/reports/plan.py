@@ -265,7 +265,7 @@ def _proof(
 
 def _loading(out: Path) -> Iterator[ConsoleRenderable]:
     """The lines of Python that load what was written with its own library."""
-    from equalize.checkpoint.load import written_by  # imports torch, which the reported work has imported anyway
+    from equalize.checkpoint.written import written_by
 
     yield Text("Load it:")
     for line in written_by(out).loading_code(out).splitlines():

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from equalize.checkpoint.load import ModelName
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.compare.arms import Arm
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.dry_run import steps_of

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub.dataclasses import type_validator
 
 from equalize.checkpoint import ModelName, Override
-from equalize.checkpoint.families import family_of_arch
+from equalize.checkpoint.registry import family_of_arch
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.images import working_size
 from equalize.commands.training_record import SETTINGS_FILE, read_settings

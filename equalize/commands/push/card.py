@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from equalize.checkpoint.checkpoint import PLAN_FILE
-from equalize.checkpoint.files.weights import directory_weights, read_json
-from equalize.checkpoint.load import written_by
+from equalize.checkpoint.files.atomic import PLAN_FILE
+from equalize.checkpoint.files.weights import check_directory, read_json
+from equalize.checkpoint.written import written_by
 from equalize.commands.push.files import PANELS_FILE, OutgoingFile, without_local_paths, without_paths
 from equalize.errors import InputError
 from equalize.plan.plan import MEANING, Plan
@@ -78,10 +78,10 @@ def model_card(out: Path, repository: str, revision: str | None = None, *, with_
 
 
 def _read_facts(out: Path) -> dict[str, Any]:
-    """The facts in the files, without local paths; reads the weights once, so that no damaged file is uploaded."""
+    """The facts in the files, without local paths; checks the weights, so that no damaged file is uploaded."""
     if not out.is_dir():
         raise InputError(out, "no such directory", remedy="push what calibrate or finetune wrote")
-    directory_weights(out)
+    check_directory(out)
     file = next((path for name in (PLAN_FILE, _RUN) if (path := out / name).is_file()), None)
     record = read_json(file) if file else {}
     origin = without_paths(record)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from equalize.checkpoint import load, reload, state_on_disk
-from equalize.checkpoint.families import FAMILIES, family_of_arch
-from equalize.checkpoint.load import written_by
+from equalize.checkpoint.registry import FAMILIES, family_of_arch
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, locate, weights_at
+from equalize.checkpoint.written import written_by
 from equalize.errors import CheckpointError
 from tests.support.mmseg_networks import saved, silent, stock
 

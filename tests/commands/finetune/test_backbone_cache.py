@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint import ModelName
-from equalize.checkpoint.load import load
+from equalize.checkpoint.loading import load
 from equalize.checkpoint.user_code import load_factory
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune import backbone_cache

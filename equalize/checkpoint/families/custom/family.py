@@ -1,21 +1,20 @@
 """A user's own network: the factory in a file or module that ``--arch`` names, which is consent to run it."""
 
 from functools import partial
-from pathlib import Path
 
 from equalize.checkpoint.build import class_argument
+from equalize.checkpoint.families.custom.description import CustomDescription
 from equalize.checkpoint.family import Family, Spec
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.checkpoint.user_code import load_factory, run_factory
 
 
-class Custom(Family[Spec]):
+class Custom(CustomDescription, Family[Spec]):
     """Networks built by a factory in the user's own code; the last family to be tried."""
 
-    name = "custom"
     arch_forms = ("file.py:Factory", "package.module:Factory")
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
@@ -37,13 +36,6 @@ class Custom(Family[Spec]):
             arguments=arguments,
             limited=False,
         )
-
-    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """Code that uses `equalize.load`; empty for a repository, which lacks the factory's code."""
-        if repository is not None:
-            return ""
-        arch = read_json(out / ARCHITECTURE_FILE).get("arch")
-        return f'import equalize\n\nmodel = equalize.load("{out}", "{arch}").model'
 
     def runs_code(self, arch: str) -> bool:
         """Always."""

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.families.mmsegmentation import registry
 from equalize.checkpoint.families.mmsegmentation.config import Config, bare_model, read_literals, with_classes
+from equalize.checkpoint.families.mmsegmentation.description import (
+    CONFIG_FILE,
+    MMSegmentationDescription,
+    architecture_of,
+    scored_head,
+)
 from equalize.checkpoint.families.mmsegmentation.facts import (
     class_names,
     config_text,
@@ -18,15 +24,15 @@ from equalize.checkpoint.families.mmsegmentation.facts import (
     preprocessing,
 )
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
-from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, Weights, read_json
+from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import unwrapped
 from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
 from equalize.errors import CheckpointError
 
-_SCHEME = "mmseg"  # alone: the config in or beside the checkpoint; ``mmseg:config.py``: run that file
-_CONFIG_FILE = "config.py"
+_SCHEME = MMSegmentationDescription.scheme
+"""Alone: the config in or beside the checkpoint; ``mmseg:config.py``: run that file."""
 _NEST = "state_dict"  # where mmengine looks for the state dict
 
 
@@ -38,11 +44,9 @@ class _Spec(Spec):
     """Changes under ``meta`` for another number of classes."""
 
 
-class MMSegmentation(Family[_Spec]):
+class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
     """Checkpoints of mmengine's runner, with their config inside or beside them."""
 
-    name = "mmsegmentation"
-    scheme = _SCHEME
     arch_forms = ("mmseg:config.py",)
     needs_model_keys = True
 
@@ -66,9 +70,9 @@ class MMSegmentation(Family[_Spec]):
                 text = registry.dump({**config, "model": with_classes(config["model"], number)})
                 meta |= {key: text for key in ("cfg", "config") if key in weights.meta}
         names, colors = class_names(weights.meta), palette(weights.meta)
-        there = _head(model).get("num_classes")
+        there = scored_head(model).get("num_classes")
         return _Spec(
-            architecture=_architecture(model),
+            architecture=architecture_of(model),
             make=partial(registry.build, model, draw=request.init_missing, trusted=trusted),
             preprocess=preprocessing(config),
             classes=names if names and len(names) == there else None,
@@ -92,7 +96,7 @@ class MMSegmentation(Family[_Spec]):
             super().save_spec(spec, loaded, place),
             meta=meta,
             nest=_NEST if loaded.keys.missing else None,
-            texts={} if spec.text is None else {_CONFIG_FILE: spec.text},
+            texts={} if spec.text is None else {CONFIG_FILE: spec.text},
         )
 
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
@@ -123,27 +127,6 @@ class MMSegmentation(Family[_Spec]):
             found |= named_outputs(head(features), name=f"auxiliary_head.{number}")
         return {**named_outputs(output, name="decode_head"), **found}
 
-    def architecture(self, out: Path) -> str:
-        """The segmentor's type, if the config is there."""
-        path = out / _CONFIG_FILE
-        if not path.is_file():
-            return "EncoderDecoder"
-        return _architecture(bare_model(read_literals(path.read_text(encoding="utf-8"), path), path))
-
-    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """``init_model`` of mmsegmentation on the config and the weights."""
-        named = str(read_json(out / ARCHITECTURE_FILE).get("arch")).partition(":")[2]
-        config, where, imports = f'f"{{path}}/{_CONFIG_FILE}"', f'"{out}"', "from mmseg.apis import init_model\n\n"
-        if not (out / _CONFIG_FILE).is_file():
-            if repository is not None:
-                return ""
-            config = f'"{named}"'
-        if repository is not None:
-            at = f', revision="{revision}"' if revision else ""
-            where = f'snapshot_download("{repository}"{at})'
-            imports = f"from huggingface_hub import snapshot_download\n{imports}"
-        return f'{imports}path = {where}\nmodel = init_model({config}, f"{{path}}/model.pth", device="cpu")'
-
     def runs_code(self, arch: str) -> bool:
         """True if a config file is named."""
         return arch != self.scheme
@@ -151,7 +134,7 @@ class MMSegmentation(Family[_Spec]):
 
 def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str | None]:
     """The config that came with the weights, as data, and its text."""
-    beside = path / _CONFIG_FILE
+    beside = path / CONFIG_FILE
     if request.arch is not None and path.is_dir() and beside.is_file():
         text: str | None = beside.read_text(encoding="utf-8", errors="replace")
     else:
@@ -185,17 +168,3 @@ def _num_classes(request: Request) -> int | None:
         raise CheckpointError(where, "is no argument of a config", remedy="change the config instead")
     recorded: Any = request.arch_args.get("num_classes")
     return request.num_classes or recorded
-
-
-def _head(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The head that the logits come from: the last of a cascade."""
-    head = model.get("decode_head")
-    if isinstance(head, (list, tuple)) and head:
-        head = head[-1]
-    return head if isinstance(head, Mapping) else {}
-
-
-def _architecture(model: Mapping[str, Any]) -> str:
-    backbone = model.get("backbone")
-    parts = (backbone.get("type") if isinstance(backbone, Mapping) else None, _head(model).get("type"))
-    return f"{model['type']} ({', '.join(str(part) for part in parts if part)})"

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from equalize.checkpoint.build import class_argument
+from equalize.checkpoint.families.torchvision.description import TorchvisionDescription
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import Match, pair, unwrapped
-from equalize.checkpoint.loading_code import state_dict_code
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import Place
@@ -27,11 +27,9 @@ Shapes = Mapping[str, torch.Size]
 _CLASSIFIERS = (".classifier.4.weight", ".classifier.low_classifier.weight")  # the second is LR-ASPP's
 
 
-class Torchvision(Family[Spec]):
+class Torchvision(TorchvisionDescription, Family[Spec]):
     """State dicts, and the weights that torchvision publishes as ``torchvision:NAME``."""
 
-    name = "torchvision"
-    scheme = "torchvision"
     arch_forms = ("torchvision:NAME",)
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
@@ -73,12 +71,6 @@ class Torchvision(Family[Spec]):
         if place.kind != "published":
             return super().fetch(place)
         return replace(place, kind="file", path=_download(place.published or ""))
-
-    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """The function that builds it, then its state dict."""
-        fresh = {"weights": None, "weights_backbone": None}
-        module = "torchvision.models.segmentation"
-        return state_dict_code(out, module, self.architecture(out), fresh, repository, revision)
 
 
 def _names() -> list[str]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from equalize.checkpoint.families.transformers.description import is_known
 from equalize.checkpoint.files.weights import read_json
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
@@ -79,13 +80,6 @@ def target_class(config: Any, where: object) -> Any:
         f"is a {named or config.model_type}, for which transformers has no segmentation network",
         remedy="put it under one, such as UperNet, with --arch transformers:DIR_WITH_CONFIG",
     )
-
-
-def is_known(name: str) -> bool:
-    """Whether a class that a config names is one of transformers; so is an empty name. Nothing of it is imported."""
-    import transformers
-
-    return not name or name in dir(transformers)
 
 
 def named_class(config: Any) -> str | None:

@@ -1,7 +1,6 @@
 """transformers: directories as ``save_pretrained`` writes them, and state dicts under a config that the user names."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from equalize.checkpoint.families.transformers import config as configs
 from equalize.checkpoint.families.transformers import loader
+from equalize.checkpoint.families.transformers.description import CONFIG_FILES, TransformersDescription
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.outputs import named_outputs
@@ -20,7 +20,6 @@ from equalize.checkpoint.source import Place
 from equalize.checkpoint.user_code import load_factory
 from equalize.errors import CheckpointError
 
-_CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 _ITSELF = "transformers:."  # in architecture.json: the config is beside the weights
 
 
@@ -35,26 +34,22 @@ class _Spec(Spec):
     """Whether the weights are a state dict (``--arch transformers:DIR``, architecture.json), not a directory's."""
 
 
-class Transformers(Family[_Spec]):
+class Transformers(TransformersDescription, Family[_Spec]):
     """Loaded and written back by transformers' own code, which renames keys between disk and model."""
 
-    name = "transformers"
-    library = "transformers"
-    scheme = "transformers"
     arch_forms = ("transformers:DIR",)
-    config_field = "model_type"
 
     def claims(self, place: Place, weights: Weights, request: Request) -> bool:
         """By the config beside the weights, or by ``--arch``, which may name a class of the user's for a directory."""
         if request.scheme == self.scheme:
             return True
-        return _is_directory(place) and (request.arch is None or _user_class(request.arch) is not None)
+        return self.describes(place.config) and (request.arch is None or _user_class(request.arch) is not None)
 
     def open(self, place: Place, weights: Weights, request: Request) -> _Spec:
         """Read the config without running code."""
         named = request.arch if request.scheme == self.scheme else None
         directory = place.path if named is None else Path(request.arch_name).expanduser()
-        state_dict = not _is_directory(place)
+        state_dict = not self.describes(place.config)
         if state_dict and request.arch_args:
             raise CheckpointError(request.arch, "takes no --arch-arg", remedy="change its config.json")
         config = configs.read_config(directory, request.num_classes)
@@ -75,7 +70,7 @@ class Transformers(Family[_Spec]):
 
     def needs_weights(self, place: Place, request: Request) -> bool:
         """False for a directory; a file that the user names is read even so, to report what is wrong with it."""
-        return not _is_directory(place)
+        return not self.describes(place.config)
 
     def outline(self, spec: _Spec, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """Built from the config alone: keys on disk differ from those of the model."""
@@ -109,7 +104,7 @@ class Transformers(Family[_Spec]):
         """The config, updated where parts or a network around a backbone are new; a record for a state dict."""
         config = loader.config_fields(loaded.model)
         if spec.state_dict:
-            files = tuple(spec.directory / name for name in _CONFIG_FILES if (spec.directory / name).is_file())
+            files = tuple(spec.directory / name for name in CONFIG_FILES if (spec.directory / name).is_file())
             record = {"arch": _ITSELF, "arch_args": None}
             return SaveSpec(path=place.path, keys=loaded.keys, config=config, architecture=record, beside=files)
         around = spec.arch is not None
@@ -128,7 +123,7 @@ class Transformers(Family[_Spec]):
         """Also in the image processor's own fields, if there is one."""
         save = super().with_preprocess(save, preprocess)
         places = [save.path, *(path.parent for path in save.beside)]
-        found = next((path for place in places if (path := place / _CONFIG_FILES[1]).is_file()), None)
+        found = next((path for place in places if (path := place / CONFIG_FILES[1]).is_file()), None)
         if found is None:
             return save
         text = json.dumps(configs.with_preprocessing(read_json(found), preprocess), indent=2, ensure_ascii=False)
@@ -152,26 +147,6 @@ class Transformers(Family[_Spec]):
                 hook.remove()
         return {**({"logits": found["logits"]} if "logits" in found else found), **auxiliary}
 
-    def architecture(self, out: Path) -> str:
-        """The class that the config names, if any."""
-        named = read_json(out / "config.json").get("architectures")
-        return str(named[0]) if isinstance(named, list) and named else ""
-
-    def loading_code(self, out: Path, repository: str | None = None, revision: str | None = None) -> str:
-        """``from_pretrained`` of the class that the config names, and of the processor."""
-        named = self.architecture(out)
-        name = named if named.isidentifier() else "AutoModelForSemanticSegmentation"
-        where = f'"{repository or out}"' + (f', revision="{revision}"' if revision else "")
-        if not configs.is_known(named):
-            return f"model = {name}.from_pretrained({where})  # a class of its author's code"
-        if not any((out / file).is_file() for file in _CONFIG_FILES[1:]):
-            return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
-        return (
-            f"from transformers import AutoImageProcessor, {name}\n\n"
-            f"processor = AutoImageProcessor.from_pretrained({where})\n"
-            f"model = {name}.from_pretrained({where})"
-        )
-
     def recorded(self, arch: str, directory: Path) -> str | None:
         """Only the config beside the weights."""
         return f"{self.scheme}:{directory}" if arch == _ITSELF else None
@@ -186,8 +161,3 @@ def _user_class(arch: str) -> Any:
 
     found = load_factory(arch)
     return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
-
-
-def _is_directory(place: Place) -> bool:
-    config: Mapping[str, object] = place.config
-    return "model_type" in config or "auto_map" in config

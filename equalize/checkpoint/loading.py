@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.checkpoint import PLAN_FILE, Checkpoint, read_maps
-from equalize.checkpoint.families import FAMILIES, family_of_arch
+from equalize.checkpoint.checkpoint import Checkpoint, read_maps
 from equalize.checkpoint.family import Family, SaveSpec
-from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, is_training_state
+from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, PLAN_FILE, is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
+from equalize.checkpoint.registry import FAMILIES, family_of, family_of_arch
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import (
     NO_WEIGHTS,
@@ -23,6 +23,7 @@ from equalize.checkpoint.source import (
     locate,
     weights_at,
 )
+from equalize.checkpoint.written import unknown_library, written_by
 from equalize.errors import CheckpointError
 from equalize.messages import first_of
 
@@ -151,8 +152,7 @@ def _claiming(place: Place, weights: Weights, request: Request) -> Family[Any] |
     if family is None and place.kind == "published":
         raise CheckpointError(request.source, "no such file or directory")
     if family is None and place.config and request.arch is None:
-        known = " or ".join(f"{each.config_field} ({each.name})" for each in FAMILIES if each.config_field)
-        raise CheckpointError(place.path / "config.json", "is of no known library", expected=known)
+        raise unknown_library(place.path)
     return family
 
 
@@ -221,18 +221,6 @@ def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request)
     return checkpoint.with_names(names) if names and request.num_classes in (None, len(names)) else checkpoint
 
 
-def written_by(directory: Path) -> Family[Any]:
-    """The family of a written directory, by its JSON files."""
-    place = locate(directory)
-    named = None if place.record is None else place.record.get("arch")
-    if isinstance(named, str):
-        return family_of_arch(named)
-    family = _claiming(place, NO_WEIGHTS, Request(source=str(directory)))
-    if family is None:
-        raise CheckpointError(directory, "holds no record of an architecture and no config of a library")
-    return family
-
-
 def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:
     """Load a directory, as `Checkpoint.save` wrote it, with its own library's loader, strictly, to verify it.
 
@@ -241,4 +229,4 @@ def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[st
     """
     place = locate(Path(directory))
     request = _as_recorded(place, Request(source=str(directory), arch=arch, arch_args=dict(arch_args or {})))
-    return written_by(place.path).reload(place, request)
+    return family_of(written_by(place.path)).reload(place, request)
