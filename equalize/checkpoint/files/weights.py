@@ -120,8 +120,7 @@ def directory_weights(directory: Path, key: str | None = None) -> Weights:
 def check_directory(directory: Path) -> None:
     """Demands that a checkpoint directory holds weights that are not damaged; raises what `directory_weights` raises.
 
-    Torch is imported only for torch files that `Checkpoint.save` has not written: of those, that the bytes are the ones
-    that were written.
+    Torch is imported only for torch files without the copy that `Checkpoint.save` puts beside them, or without checksums.
     """
     files, _ = weight_files(directory)
     for path in files:

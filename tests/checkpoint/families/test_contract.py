@@ -1,6 +1,8 @@
 """The contract of families, over all of them: a further library is an entry here and in FAMILIES."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,6 +221,23 @@ def test_loading_code_from_the_hub_names_the_repository_and_the_revision(example
     assert code == "" or ('"acme/streets"' in code and 'revision="dev"' in code)
     assert str(tmp_path) not in code
     compile(code, "card", "exec")
+
+
+PUSH = """
+import sys
+from equalize.cli import main
+code = main(["push", sys.argv[1], "acme/streets", "--dry-run", "--show-card"])
+heavy = {"torch", "transformers", "torchvision", "segmentation_models_pytorch", "mmengine", "mmseg"} & set(sys.modules)
+sys.exit(str(heavy) if heavy else code)
+"""
+
+
+def test_a_dry_run_of_a_push_imports_neither_torch_nor_the_library(example, tmp_path):
+    opened(example).save(tmp_path / "out")
+    command = [sys.executable, "-c", PUSH, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "## " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from equalize.checkpoint import load, state_on_disk
-from equalize.checkpoint.files.weights import weight_files
+from equalize.checkpoint.files.weights import check_directory, directory_weights, weight_files
 from equalize.errors import CheckpointError, NumericsError, ResourceError
 
 
@@ -361,3 +361,63 @@ def test_a_version_that_is_no_text(tmp_path):
     assert content.count(b"3\nPK\x07\x08") == 1
     path.write_bytes(content.replace(b"3\nPK\x07\x08", b"\xae\nPK\x07\x08"))
     assert "damaged" in refusal(path)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A directory as `save` writes it for a torch file: a record, and a copy as safetensors."""
+    tensors = {"weight": torch.randn(64, 64)}
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "model.pth")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "architecture.json").write_text('{"arch": "net.py:Net"}')
+    return tmp_path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zeroed(path):
+    """The header of safetensors, or the first operations of a pickle."""
+    content = path.read_bytes()
+    start = 0 if path.suffix == ".safetensors" else content.index(b"\x80\x02}")
+    path.write_bytes(content[:start] + bytes(8) + content[start + 8 :])
+
+
+def pointed(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+
+
+@pytest.mark.parametrize("damage", [cut, zeroed, pointed])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_check_refuses_what_reading_refuses(written, damage, nested):
+    """A directory with its torch file, and without."""
+    path = written / ("model.pth" if nested else "model.safetensors")
+    if not nested:
+        (written / "model.pth").unlink()
+    check_directory(written)
+    damage(path)
+    with pytest.raises(CheckpointError) as read:
+        directory_weights(written)
+    with pytest.raises(CheckpointError) as checked:
+        check_directory(written)
+    assert str(checked.value) == str(read.value)
+
+
+def test_a_damaged_copy_is_refused_as_well(written):
+    cut(written / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: is truncated or damaged"):
+        check_directory(written)
+
+
+def test_without_checksums_or_a_copy_torch_decides(written, monkeypatch):
+    read = []
+    monkeypatch.setattr("equalize.checkpoint.files.weights.directory_weights", read.append)
+    check_directory(written)
+    assert read == []
+    monkeypatch.setattr("torch.utils.serialization.config.save.compute_crc32", False)
+    torch.save({"state_dict": {"weight": torch.ones(2)}}, written / "model.pth")
+    check_directory(written)
+    (written / "model.safetensors").unlink()
+    check_directory(written)
+    assert read == [written, written]

@@ -52,7 +52,7 @@ class Smp(SmpDescription, Family[Spec]):
         )
 
     def save_spec(self, spec: Spec, loaded: Loaded, place: Place) -> SaveSpec:
-        """A directory with its config, brought up to date; a state dict with a record, with the class as smp spells it."""
+        """A directory with its config, brought up to date; a state dict with a record that spells the class as smp."""
         save = super().save_spec(spec, loaded, place)
         if spec.arch is not None:
             return replace(save, architecture={**(save.architecture or {}), "class": spec.architecture})
