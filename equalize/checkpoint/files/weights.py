@@ -120,7 +120,8 @@ def directory_weights(directory: Path, key: str | None = None) -> Weights:
 def check_directory(directory: Path) -> None:
     """Demands that a checkpoint directory holds weights that are not damaged; raises what `directory_weights` raises.
 
-    Torch is imported only for torch files without the copy that `Checkpoint.save` puts beside them, or without checksums.
+    Torch is imported only for torch files without the copy that `Checkpoint.save` puts beside them, or without
+    checksums.
     """
     files, _ = weight_files(directory)
     for path in files:
