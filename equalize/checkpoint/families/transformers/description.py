@@ -33,7 +33,7 @@ class TransformersDescription(Description):
         name = named if named.isidentifier() else "AutoModelForSemanticSegmentation"
         where = f'"{repository or out}"' + (f', revision="{revision}"' if revision else "")
         model_type = str(read_json(out / "config.json").get("model_type"))
-        if not (_is_defined(named, model_type) or is_known(named)):
+        if named and not (_is_defined(named, model_type) or is_known(named)):
             return f"model = {name}.from_pretrained({where})  # a class of its author's code"
         if not any((out / file).is_file() for file in CONFIG_FILES[1:]):
             return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({where})"
