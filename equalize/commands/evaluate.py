@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.forward import Forward, Logits, predicted, trial_size
+from equalize.commands.forward import Forward, ForwardConfig, Logits, predicted, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import (
     LabeledSplit,
@@ -42,15 +42,11 @@ from equalize.metrics import Score, count_pixels, score_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(ForwardConfig):
     """How a network is scored."""
 
     split: str | None = None
     """The validation split, else the test split, if None."""
-    size: tuple[int, int] | None = None
-    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
-    sliding_window: bool = False
-    """Leave images at their own size and let a window of `size` slide over them."""
     ignore_index: int | None = None
     """255 if None, unless labels are 0 and 255 alone and the network has two classes."""
     reduce_labels: ReduceLabels = "auto"
@@ -60,10 +56,6 @@ class EvalConfig:
     """Which way up masks are whose images alone have an EXIF orientation."""
     class_names: str | Path | None = None
     """A file with names of the classes."""
-    batch_size: int = 8
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

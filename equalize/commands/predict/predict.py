@@ -8,7 +8,7 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
-from equalize.commands.forward import Forward, trial_size
+from equalize.commands.forward import Forward, ForwardConfig, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import count_classes, names_of, with_output
 from equalize.commands.overlays import class_colors
@@ -26,17 +26,9 @@ __all__ = ["PredictConfig", "predict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(ForwardConfig):
     """How classes are predicted and shown."""
 
-    size: tuple[int, int] | None = None
-    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
-    sliding_window: bool = False
-    """Leave images at their own size and let a window of `size` slide over them."""
-    batch_size: int = 8
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int = 0
     skip_bad: float = 0.0
     """Share of the pictures that may be unreadable."""
     colors: str | Path | None = None
