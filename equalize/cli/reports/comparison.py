@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
-from rich.measure import Measurement
+from rich.console import ConsoleRenderable
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from equalize.cli.tables import report_table
 from equalize.commands.compare.compare import Comparison
 from equalize.commands.compare.statistics import Verdict
 from equalize.commands.report.page import Section
@@ -21,17 +21,12 @@ _HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % im
 
 _CONFIRMED = ("arm", "lr", "mIoU", "difference", "95 %", "p t", "p flip", "Holm t", "Holm flip", "steps", "lost")
 
-# Columns that a narrow terminal goes without, in this order.
-_FIRST_OUT = ("95 % images", "early difference", "early", "sigmas")
-_CONFIRMED_OUT = ("p flip", "Holm flip", "p t", "lost", "steps")
-_WIDEST = 10_000
-
 
 def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     """What ran, a row for each arm and rate, and three lines for each arm."""
-    yield from (Text(), _FittingTable(_HEADINGS, _table(found), _FIRST_OUT), Text(), Text(_legend(found)))
+    yield from (Text(), _as_table(_HEADINGS, _table(found)), Text(), Text(_legend(found)))
     if found.confirmed:
-        confirmed = _FittingTable(_CONFIRMED, _confirmed(found), _CONFIRMED_OUT)
+        confirmed = _as_table(_CONFIRMED, _confirmed(found))
         yield from (Text(), confirmed, Text(), Text(_confirmed_legend(found)))
     for verdict in found.verdicts:
         yield Text(f"\n{verdict.arm} against {verdict.baseline}", style="bold")
@@ -53,35 +48,11 @@ def comparison_page(found: Comparison, pictures: Sequence[Picture]) -> Iterator[
     yield Section(heading="Every arm and rate", paragraphs=(_legend(found),), table=table)
 
 
-class _FittingTable:
-    """A table without its last columns of `first_out` where a terminal is too narrow; compare.md has all."""
-
-    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[str]], first_out: Sequence[str]) -> None:
-        self._headings, self._rows, self._first_out = headings, rows, first_out
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        most, least = (self._width(console, self._without(number)) for number in (0, len(self._first_out)))
-        return Measurement(least if console.is_terminal else most, most)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        tables = [self._without(number) for number in range(len(self._first_out) + 1)]
-        fitting = (table for table in tables if self._width(console, table) <= options.max_width)
-        yield next(fitting, tables[-1])
-
-    def _without(self, number: int) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
-        table.add_column()  # indents
-        shown = [place for place, heading in enumerate(self._headings) if heading not in self._first_out[:number]]
-        for place in shown:
-            heading = self._headings[place]
-            table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-        for row in self._rows:
-            table.add_row(*map(Text, ("", *(row[place] for place in shown))))
-        return table
-
-    @staticmethod
-    def _width(console: Console, table: Table) -> int:
-        return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+def _as_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = report_table(*headings, left=("arm",))
+    for row in rows:
+        table.add_row(*map(Text, ("", *row)))
+    return table
 
 
 def markdown(found: Comparison, pictures: Sequence[Picture] = ()) -> str:

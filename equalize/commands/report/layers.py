@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from equalize.commands.report.page import Section, Table
-from equalize.commands.report.sites import DrawnSite, draw_branches, draw_layer, resampling_name
+from equalize.commands.report.sites import DrawnSite, draw_branches, draw_layer
 from equalize.commands.report.words import (
     effort_of,
     expectation,
     measured_by,
     proof_of,
     ratio_of,
+    resampling_name,
     rounded,
     sigmas_after,
     strategy_of,

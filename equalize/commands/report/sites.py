@@ -13,14 +13,14 @@ from torch import Tensor
 
 from equalize.commands.report.distributions import Distribution, draw_rows
 from equalize.commands.report.style import COLORS, Picture, draw_picture
+from equalize.commands.report.words import resampling_name
 from equalize.moments.measured import MeasuredSite
-from equalize.sites.branches import Branch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DrawnSite", "draw_branches", "draw_layer", "resampling_name"]
+__all__ = ["DrawnSite", "draw_branches", "draw_layer"]
 
 _TIMES, _SIGMA = "\N{MULTIPLICATION SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _WIDTH = 8.7
@@ -54,15 +54,6 @@ class DrawnSite:
     def colors(self) -> list[str]:
         """One a branch."""
         return [COLORS[index % len(COLORS)] for index in range(len(self.site.branches))]
-
-
-def resampling_name(branch: Branch) -> str:
-    """`bilinear x2`; empty where a branch was not resampled."""
-    if branch.resampling is None:
-        return ""
-    factors = [f"{factor:.3g}" for factor in branch.factor]
-    factor = factors[0] if len(set(factors)) == 1 else _TIMES.join(factors)
-    return f"{branch.resampling.replace('_', ' ')} {_TIMES}{factor}"
 
 
 def draw_layer(drawn: DrawnSite) -> Picture:
