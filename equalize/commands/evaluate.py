@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from equalize.commands.labels import (
     names_of,
     with_output,
 )
-from equalize.commands.training_record import SETTINGS_FILE, TrainingRecord
+from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
 from equalize.data import (
     Item,
@@ -116,25 +115,8 @@ def _as_trained(config: EvalConfig, record: TrainingRecord, checkpoint: Checkpoi
     reduced = {True: "yes", False: "no", None: "auto"}[record.reduce_labels]
     trained = {"size": record.size, "ignore_index": record.ignore_index, "colors": record.colors}
     trained |= {"masks_drawn_on": record.masks_drawn_on, "reduce_labels": reduced}
-    usual = {"size": checkpoint.preprocess.size, "ignore_index": 255, "masks_drawn_on": "auto", "reduce_labels": "auto"}
-    taken: dict[str, Any] = {}
-    for field, value in trained.items():
-        given = getattr(config, field)
-        if value in (None, "auto") or str(given) == str(value):
-            continue
-        if given not in (None, "auto"):
-            notify(f"{_flag(field, given)}: it was trained with {_flag(field, value)}; the flag counts")
-        elif field != "reduce_labels":  # it is that of `check_split` unless labels contradict it
-            taken[field] = value
-    if said := [_flag(field, value) for field, value in taken.items() if value != usual.get(field)]:
-        notify(f"as it was trained ({SETTINGS_FILE}): {' '.join(said)}")
+    taken = settings_taken(config, trained, {"size": checkpoint.preprocess.size, "ignore_index": 255}, notify)
     return replace(config, **taken)
-
-
-def _flag(field: str, value: object) -> str:
-    """A setting as it is typed."""
-    text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"--{field.replace('_', '-')} {text}"
 
 
 def score_split(
