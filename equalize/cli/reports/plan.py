@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.tables import fitted, width
+from equalize.cli.tables import fitted, report_table, width
 from equalize.commands.report.words import (
     changes_of,
     effort_of,
@@ -175,21 +175,17 @@ class _BranchTable:
         return [_bar(sigma / largest if largest else 0.0, ascii_only=options.ascii_only) for sigma in self._sigmas]
 
     def _table(self, bars: Sequence[str]) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
-        table.add_column()  # indents
-        cells: list[Sequence[str]] = []
-        for heading in ("channels", "resampling"):
-            table.add_column(heading, no_wrap=True)
-        for heading, column in self._columns.items():
-            table.add_column(heading, no_wrap=True, justify="right")
-            cells.append(column)
+        columns: dict[str, Sequence[str]] = {}
+        for heading, cells in self._columns.items():
+            columns[heading] = cells
             if bars and heading == "95 %":
-                table.add_column(no_wrap=True, min_width=_BAR)
-                cells.append(bars)
-        table.add_column("source", no_wrap=True)  # last: where a terminal is too narrow, it is what gets wrapped
-        for branch, *row in zip(self._site.branches, *cells, strict=True):
+                columns[""] = bars
+        words = ("channels", "resampling", "", "source")
+        table = report_table("channels", "resampling", *columns, "source", left=words)
+        for branch, *row in zip(self._site.branches, *columns.values(), strict=True):
             channels = f"{branch.start}..{branch.stop}"
-            table.add_row(*map(Text, ("", channels, resampling_name(branch) or "-", *row, branch.source or "input")))
+            resampling = resampling_name(branch) or "-"
+            table.add_row(*map(Text, ("", channels, resampling, *row, branch.source or "input")))
         return table
 
 
