@@ -8,5 +8,6 @@ tuning.py        each arm's best rate, its sweep extended where that lies at an 
 confirmation.py  the arms at their best rates, on fresh seeds and a third split
 compare.py       all of it
 dry_run.py       which runs there would be, and about how long they take
-pictures.py      what came of it, as pictures
+report.py        what came of it, as compare.md and report.html
+pictures.py      their pictures
 """
