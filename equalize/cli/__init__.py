@@ -10,6 +10,7 @@
     loading.py          what is being loaded, said while nothing else is there to see
     terminal.py         stdout, stderr, bars; keeps libraries quiet
     tables.py           tables on a narrow terminal
+    next_command.py     the command that goes on from here, with the flags that were given
     training_bars.py    a training as it goes on
     process.py          signals, and readers that go away
     failures.py         from an exception to a sentence and an exit code

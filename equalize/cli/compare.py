@@ -132,7 +132,7 @@ def compare(
             return
         with training_bars(terminal, out) as bars:
             found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
-        _report(found, Path(out), terminal)
+        _report(terminal, found, out)
 
 
 def _forecast(terminal: "Terminal", setup: "Setup", out: str) -> None:
@@ -143,19 +143,12 @@ def _forecast(terminal: "Terminal", setup: "Setup", out: str) -> None:
     terminal.result(forecast.to_json(), comparison_forecast(forecast))
 
 
-def _report(found: "Comparison", out: Path, terminal: "Terminal") -> None:
-    """Writes compare.md, report.html and, with matplotlib, their pictures; prints the report."""
-    from equalize.cli.reports.comparison import comparison_page, comparison_report, markdown
-    from equalize.commands.compare.pictures import draw_comparison
-    from equalize.commands.report.page import write_page
-    from equalize.commands.report.style import can_draw
+def _report(terminal: "Terminal", found: "Comparison", out: str) -> None:
+    from equalize.cli.reports.comparison import comparison_report
+    from equalize.commands.compare.report import write_report
 
-    pictures = draw_comparison(found) if can_draw() else ()
-    (out / "compare.md").write_text(markdown(found, pictures), encoding="utf-8")
-    arms = ", ".join(arm.name for arm in found.setup.arms)
-    write_page(out, f"{arms} on {found.setup.data}", list(comparison_page(found, pictures)))
+    files = write_report(found, Path(out))
     terminal.result(found.to_json(), comparison_report(found))
-    drawn = [f"{picture.name}.png" for picture in pictures]
-    terminal.hint(f"wrote {', '.join(['compare.json', 'compare.md', 'report.html', *drawn])} to {out}")
-    if not pictures:
+    terminal.hint(f"wrote {', '.join(['compare.json', *files])} to {out}")
+    if not any(file.endswith(".png") for file in files):
         terminal.hint("for pictures: pip install 'equalize[plot]', then this command again")

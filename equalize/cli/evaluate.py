@@ -6,24 +6,19 @@ from typing import Annotated, Literal
 from typer import Context
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
+from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
 from equalize.cli.panels import data_option
 
 __all__ = ["evaluate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreFlags:
+class ScoreFlags(ForwardFlags):
     """The fields of `EvalConfig`."""
 
     split: Annotated[
         str | None, data_option(metavar="NAME", show_default="val, else test", help="Of the data set.")
     ] = None
-    size: o.Size = None
-    sliding_window: Annotated[
-        bool,
-        data_option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
-    ] = False
     ignore_index: Annotated[
         int | None,
         data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
@@ -35,10 +30,6 @@ class ScoreFlags:
     colors: o.Colors = None
     masks_drawn_on: o.DrawnOn = "auto"
     class_names: o.ClassNames = None
-    batch_size: Annotated[int, data_option(min=1, metavar="N", help="Images a forward pass.")] = 8
-    device: o.Device = "auto"
-    precision: o.Precision = "fp32"
-    workers: Annotated[int, data_option(min=0, metavar="N", help="Processes that read images.")] = 0
 
 
 def evaluate(

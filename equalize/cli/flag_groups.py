@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from equalize.checkpoint import ModelName, Override
     from equalize.commands.calibration_config import CalibrationConfig
 
-__all__ = ["ArchFlags", "ImageFlags", "ModelFlags", "PreprocessFlags", "grouped"]
+__all__ = ["ArchFlags", "ForwardFlags", "ImageFlags", "ModelFlags", "PreprocessFlags", "grouped"]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -89,6 +89,18 @@ class PreprocessFlags:
 
         orders: dict[str | None, Literal["RGB", "BGR"]] = {"rgb": "RGB", "bgr": "BGR"}
         return Override(mean=self.mean, std=self.std, rescale=self.rescale, channels=orders.get(self.channel_order))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardFlags:
+    """The fields of `ForwardConfig`."""
+
+    size: o.Size = None
+    sliding_window: o.SlidingWindow = False
+    batch_size: o.ForwardBatchSize = 8
+    device: o.Device = "auto"
+    precision: o.Precision = "fp32"
+    workers: o.ForwardWorkers = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,12 @@ Size = Annotated[
         help="The size that images are brought to.",
     ),
 ]
+SlidingWindow = Annotated[
+    bool,
+    data_option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
+]
+ForwardBatchSize = Annotated[int, data_option(min=1, metavar="N", help="Images a forward pass.")]
+ForwardWorkers = Annotated[int, data_option(min=0, metavar="N", help="Processes that read images.")]
 Samples = Annotated[
     Any,
     data_option(

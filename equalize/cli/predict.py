@@ -7,27 +7,18 @@ from typing import Annotated
 from typer import Argument, Context
 
 from equalize.cli import options as o
-from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
-from equalize.cli.panels import data_option, output_option
+from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
+from equalize.cli.panels import output_option
 from equalize.errors import InputError
 
 __all__ = ["predict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictFlags:
+class PredictFlags(ForwardFlags):
     """The fields of `PredictConfig`."""
 
-    size: o.Size = None
-    sliding_window: Annotated[
-        bool,
-        data_option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
-    ] = False
-    batch_size: Annotated[int, data_option(min=1, metavar="N", help="Images a forward pass.")] = 8
-    workers: Annotated[int, data_option(min=0, metavar="N", help="Processes that read images.")] = 0
     skip_bad: o.SkipBad = 0.0
-    device: o.Device = "auto"
-    precision: o.Precision = "fp32"
     colors: Annotated[
         str | None,
         output_option(

@@ -47,7 +47,7 @@ def push(
     """Upload OUT to the Hugging Face Hub, with a model card.
 
     Under the access token of `hf auth login` or HF_TOKEN. Symbolic links, hidden files and what only serves to resume
-    a training stay behind, and so do report.html and panels.png, which show the data.
+    a training stay behind, and so does report.html; panels.png, which shows the data, goes with --with-panels.
     """
     from equalize.cli.loading import without_collection
     from equalize.cli.terminal import open_terminal

@@ -1,10 +1,12 @@
 """Tables on a terminal that is narrower than they are."""
 
+from collections.abc import Collection
+
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["WIDEST", "fitted"]
+__all__ = ["WIDEST", "fitted", "report_table", "width"]
 
 WIDEST = 10_000
 """Columns of a terminal on which everything fits."""
@@ -15,13 +17,13 @@ def fitted(table: Table, console: Console) -> list[Table]:
 
     Each repeats the first columns that tell the rows apart. One that is too wide even so holds a single further column.
     """
-    if _width(table, console) <= console.width:
+    if width(table, console) <= console.width:
         return [table]
     key = _key(table)
     parts: list[list[int]] = []
     for column in range(len(key), len(table.columns)):
         wider = [*parts[-1], column] if parts else []
-        if wider and _width(_part(table, wider), console) <= console.width:
+        if wider and width(_part(table, wider), console) <= console.width:
             parts[-1] = wider
         else:
             parts.append([*key, column])
@@ -49,5 +51,16 @@ def _part(table: Table, columns: list[int]) -> Table:
     return part
 
 
-def _width(table: Table, console: Console) -> int:
-    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+def report_table(*headings: str, left: Collection[str] = ()) -> Table:
+    """An indented table without lines, numbers set to the right; `left` are the headings of words."""
+    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
+    table.add_column()  # indents
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    return table
+
+
+def width(table: Table, console: Console) -> int:
+    """Columns that a table needs; Rich gives a first column without characters one that it does not measure."""
+    blank = not any(map(str, (table.columns[0].header, *table.columns[0].cells)))
+    return blank + Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum

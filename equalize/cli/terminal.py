@@ -30,7 +30,7 @@ from rich.text import Text
 from equalize.cli.failures import explain, visible
 from equalize.cli.loading import Loading
 from equalize.cli.process import discard
-from equalize.cli.tables import WIDEST, fitted
+from equalize.cli.tables import WIDEST, fitted, width
 
 __all__ = ["Terminal", "open_terminal"]
 
@@ -226,9 +226,12 @@ def _print(console: Console, renderable: ConsoleRenderable) -> None:
 
 
 def _print_whole(console: Console, renderable: ConsoleRenderable) -> None:
-    measured = Measurement.get(console, console.options.update(max_width=WIDEST), renderable)
-    whole = isinstance(renderable, Table) or (isinstance(renderable, Text) and renderable.no_wrap)
-    needed = max(console.width, measured.maximum if whole else measured.minimum)
+    if isinstance(renderable, Table):
+        least = width(renderable, console)
+    else:
+        measured = Measurement.get(console, console.options.update(max_width=WIDEST), renderable)
+        least = measured.maximum if isinstance(renderable, Text) and renderable.no_wrap else measured.minimum
+    needed = max(console.width, least)
     if console.is_terminal:
         segments = console.render(renderable, console.options.update(width=needed))
         console.print(Segments(segments), soft_wrap=True)

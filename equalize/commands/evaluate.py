@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.commands.forward import Forward, Logits, predicted, trial_size
+from equalize.commands.forward import Forward, ForwardConfig, Logits, predicted, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import (
     LabeledSplit,
@@ -19,7 +18,7 @@ from equalize.commands.labels import (
     names_of,
     with_output,
 )
-from equalize.commands.training_record import SETTINGS_FILE, TrainingRecord
+from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
 from equalize.data import (
     Item,
@@ -42,15 +41,11 @@ from equalize.metrics import Score, count_pixels, score_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(ForwardConfig):
     """How a network is scored."""
 
     split: str | None = None
     """The validation split, else the test split, if None."""
-    size: tuple[int, int] | None = None
-    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
-    sliding_window: bool = False
-    """Leave images at their own size and let a window of `size` slide over them."""
     ignore_index: int | None = None
     """255 if None, unless labels are 0 and 255 alone and the network has two classes."""
     reduce_labels: ReduceLabels = "auto"
@@ -60,10 +55,6 @@ class EvalConfig:
     """Which way up masks are whose images alone have an EXIF orientation."""
     class_names: str | Path | None = None
     """A file with names of the classes."""
-    batch_size: int = 8
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,25 +115,8 @@ def _as_trained(config: EvalConfig, record: TrainingRecord, checkpoint: Checkpoi
     reduced = {True: "yes", False: "no", None: "auto"}[record.reduce_labels]
     trained = {"size": record.size, "ignore_index": record.ignore_index, "colors": record.colors}
     trained |= {"masks_drawn_on": record.masks_drawn_on, "reduce_labels": reduced}
-    usual = {"size": checkpoint.preprocess.size, "ignore_index": 255, "masks_drawn_on": "auto", "reduce_labels": "auto"}
-    taken: dict[str, Any] = {}
-    for field, value in trained.items():
-        given = getattr(config, field)
-        if value in (None, "auto") or str(given) == str(value):
-            continue
-        if given not in (None, "auto"):
-            notify(f"{_flag(field, given)}: it was trained with {_flag(field, value)}; the flag counts")
-        elif field != "reduce_labels":  # it is that of `check_split` unless labels contradict it
-            taken[field] = value
-    if said := [_flag(field, value) for field, value in taken.items() if value != usual.get(field)]:
-        notify(f"as it was trained ({SETTINGS_FILE}): {' '.join(said)}")
+    taken = settings_taken(config, trained, {"size": checkpoint.preprocess.size, "ignore_index": 255}, notify)
     return replace(config, **taken)
-
-
-def _flag(field: str, value: object) -> str:
-    """A setting as it is typed."""
-    text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"--{field.replace('_', '-')} {text}"
 
 
 def score_split(

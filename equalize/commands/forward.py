@@ -6,7 +6,6 @@ N images, K classes, H x W pixels, h x w logits.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,28 +26,20 @@ Logits = Callable[[Tensor], Tensor]
 """(N, C, H, W) -> (N, classes, h, w)."""
 
 
-class ForwardConfig(Protocol):
-    """The fields of a command's configuration that its forward passes depend on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardConfig:
+    """How images are run through a network."""
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
-
-    @property
-    def sliding_window(self) -> bool:
-        """Leave images at their own size and let a window of `size` slide over them."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images, or windows, a forward pass."""
-
-    @property
-    def precision(self) -> str:
-        """fp32, bf16 or fp16."""
-
-    @property
-    def workers(self) -> int:
-        """Processes that read images."""
+    size: tuple[int, int] | None = None
+    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
+    sliding_window: bool = False
+    """Leave images at their own size and let a window of `size` slide over them."""
+    batch_size: int = 8
+    """Images, or windows, a forward pass."""
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
+    """Processes that read images."""
 
 
 def trial_size(checkpoint: Checkpoint, config: ForwardConfig, images: Sequence[Item]) -> tuple[int, int] | None:

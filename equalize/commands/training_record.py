@@ -1,5 +1,6 @@
 """What `finetune` wrote beside a model of how it was trained: finetune.yaml, read for scoring that model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -67,3 +68,32 @@ class TrainingRecord:
             colors=colors,
             masks_drawn_on=content.get("masks_drawn_on"),
         )
+
+
+def settings_taken(
+    config: object, trained: Mapping[str, Any], usual: Mapping[str, Any], notify: Notify
+) -> dict[str, Any]:
+    """Settings of the training by field, for those that are not given; says which, and what contradicts the training.
+
+    Args:
+        config: the settings of a command. trained: those of the training; None and "auto" for unknown.
+        usual: what holds without either, which need not be said.
+    """
+    taken: dict[str, Any] = {}
+    for field, value in trained.items():
+        given = getattr(config, field)
+        if value in (None, "auto") or str(given) == str(value):
+            continue
+        if given not in (None, "auto"):
+            notify(f"{_flag(field, given)}: it was trained with {_flag(field, value)}; the flag counts")
+        elif field != "reduce_labels":  # it is that of `check_split` unless labels contradict it
+            taken[field] = value
+    if said := [_flag(field, value) for field, value in taken.items() if value != usual.get(field)]:
+        notify(f"as it was trained ({SETTINGS_FILE}): {' '.join(said)}")
+    return taken
+
+
+def _flag(field: str, value: object) -> str:
+    """A setting as it is typed."""
+    text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{field.replace('_', '-')} {text}"

@@ -8,6 +8,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from equalize.in_memory import PlanLike
 from equalize.integrations.training import EqualizedTraining
 
+_OWN_KEYS = {"save_original_format": False}
+
 
 class EqualizeTrainerCallback(TrainerCallback):  # type: ignore[misc]
     """Trains through the equalizers of a plan; what the trainer saves and the trained model are plain.
@@ -32,9 +34,11 @@ class EqualizeTrainerCallback(TrainerCallback):  # type: ignore[misc]
         model = others["model"]
         self._training.begin(model, [], getattr(getattr(model, "config", None), "_name_or_path", None))
         if isinstance(model, PreTrainedModel) and "save_pretrained" not in vars(model):
-            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+            model.save_pretrained = partial(model.save_pretrained, **_OWN_KEYS)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Folds; the best model was loaded before."""
         self._training.end()
-        vars(others["model"]).pop("save_pretrained", None)
+        saves = vars(others["model"]).get("save_pretrained")
+        if isinstance(saves, partial) and saves.keywords == _OWN_KEYS:  # not one that the user put there
+            del others["model"].save_pretrained

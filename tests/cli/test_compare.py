@@ -114,7 +114,7 @@ def test_a_dry_run_names_what_is_there_and_changes_nothing(run_cli, words, out, 
 def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, tmp_path, monkeypatch):
     shutil.copytree(out, tmp_path / "copy")
     (tmp_path / "copy/compare.png").unlink()
-    monkeypatch.setattr("equalize.commands.report.style.can_draw", lambda: False)
+    monkeypatch.setattr("equalize.commands.compare.report.can_draw", lambda: False)
     moved = [tmp_path / "copy" if word == out else word for word in words]
     ran = run_cli(*moved, *ONE)
     assert ran.code == 0, ran.err

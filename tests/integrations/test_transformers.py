@@ -134,3 +134,14 @@ def test_where_the_plan_comes_from(segformer_dir, equalized_dir, tmp_path, caplo
     other = replace(other, sites=tuple(replace(site, weight="head.weight") for site in plan.sites))
     with pytest.raises(equalize.EqualizeError, match=r"head\.weight: is in the plan but not in this model"):
         trainer(segformer_dir, tmp_path / "out", EqualizeTrainerCallback(other), max_steps=1).train()
+
+
+def test_a_save_pretrained_of_ones_own_stays(equalized_dir):
+    model, callback = loaded(equalized_dir), EqualizeTrainerCallback()
+    callback.on_train_begin(None, None, None, model=model)
+    callback.on_train_end(None, None, None, model=model)
+    assert "save_pretrained" not in vars(model)
+    own = model.save_pretrained = lambda directory: None
+    callback.on_train_begin(None, None, None, model=model)
+    callback.on_train_end(None, None, None, model=model)
+    assert model.save_pretrained is own

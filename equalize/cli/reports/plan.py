@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.tables import fitted
+from equalize.cli.tables import fitted, report_table, width
 from equalize.commands.report.words import (
     changes_of,
     effort_of,
@@ -22,6 +22,7 @@ from equalize.commands.report.words import (
     of_all,
     proof_of,
     ratio_of,
+    resampling_name,
     sigmas_after,
     strategy_of,
 )
@@ -30,7 +31,6 @@ from equalize.commands.verify_trained import TrainedCheck
 from equalize.messages import first_of
 from equalize.moments.measured import MeasuredSite
 from equalize.plan.plan import SCHEMA, Plan
-from equalize.sites.branches import Branch
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 from equalize.verify.function import Check
@@ -43,7 +43,6 @@ _LEGEND = (
     "sigma: standard deviation of a branch's values, 95 %: its interval; step: the branch's share of a training step; "
     "delta: how much more 100 steps would explain of what is to be learned, were the branches of one scale."
 )
-_WIDEST = 10_000
 _BAR = 10  # characters of the largest sigma's bar
 
 
@@ -162,12 +161,12 @@ class _BranchTable:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         parts = fitted(self._table(()), console) if console.is_terminal else [self._table(self._bars(options))]
-        needed = max(_width(console, part) for part in parts)
+        needed = max(width(part, console) for part in parts)
         return Measurement(needed, needed)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = self._table(self._bars(options))
-        parts = [table] if _width(console, table) <= options.max_width else fitted(self._table(()), console)
+        parts = [table] if width(table, console) <= options.max_width else fitted(self._table(()), console)
         for number, part in enumerate(parts):
             yield from (Text(), part) if number else (part,)
 
@@ -176,27 +175,18 @@ class _BranchTable:
         return [_bar(sigma / largest if largest else 0.0, ascii_only=options.ascii_only) for sigma in self._sigmas]
 
     def _table(self, bars: Sequence[str]) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2), header_style="dim")
-        table.add_column()  # indents
-        cells: list[Sequence[str]] = []
-        for heading in ("channels", "resampling"):
-            table.add_column(heading, no_wrap=True)
-        for heading, column in self._columns.items():
-            table.add_column(heading, no_wrap=True, justify="right")
-            cells.append(column)
+        columns: dict[str, Sequence[str]] = {}
+        for heading, cells in self._columns.items():
+            columns[heading] = cells
             if bars and heading == "95 %":
-                table.add_column(no_wrap=True, min_width=_BAR)
-                cells.append(bars)
-        table.add_column("source", no_wrap=True)  # last: where a terminal is too narrow, it is what gets wrapped
-        for branch, *row in zip(self._site.branches, *cells, strict=True):
+                columns[""] = bars
+        words = ("channels", "resampling", "", "source")
+        table = report_table("channels", "resampling", *columns, "source", left=words)
+        for branch, *row in zip(self._site.branches, *columns.values(), strict=True):
             channels = f"{branch.start}..{branch.stop}"
-            table.add_row(*map(Text, ("", channels, _resampling(branch), *row, branch.source or "input")))
+            resampling = resampling_name(branch) or "-"
+            table.add_row(*map(Text, ("", channels, resampling, *row, branch.source or "input")))
         return table
-
-
-def _width(console: Console, table: Table) -> int:
-    """What a table needs."""
-    return Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
 
 
 def _bar(share: float, *, ascii_only: bool) -> str:
@@ -205,13 +195,6 @@ def _bar(share: float, *, ascii_only: bool) -> str:
         return "#" * round(share * _BAR)
     eighths = round(share * _BAR * 8)
     return "\N{FULL BLOCK}" * (eighths // 8) + " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
-
-
-def _resampling(branch: Branch) -> str:
-    if branch.resampling is None:
-        return "-"
-    factors = [f"{factor:.3g}" for factor in branch.factor]
-    return f"{branch.resampling} x{factors[0] if len(set(factors)) == 1 else 'x'.join(factors)}"
 
 
 def _sigmas(site: MeasuredSite) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from equalize.cli.tables import report_table
 from equalize.commands.finetune.finetune import Finetuned
 from equalize.metrics import ClassScore, Score
 
@@ -31,9 +32,7 @@ def score_report(score: Score) -> Iterator[ConsoleRenderable]:
 
 
 def _class_table(rows: Sequence[ClassScore], left_out: int | None) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 2))
-    for heading in ("", "class", "name", "IoU %", "Acc %", "pixels"):  # the first one indents
-        table.add_column(heading, justify="left" if heading in ("", "class", "name") else "right", no_wrap=True)
+    table = report_table("class", "name", "IoU %", "Acc %", "pixels", left=("class", "name"))
     for row in rows:
         if row.id != left_out:
             cells = ("", str(row.id), row.name, _percent(row.IoU), _percent(row.Acc), str(row.pixels))

@@ -7,5 +7,7 @@ statistics.py    paired differences with intervals at every rate; three question
 tuning.py        each arm's best rate, its sweep extended where that lies at an edge
 confirmation.py  the arms at their best rates, on fresh seeds and a third split
 compare.py       all of it
-curves.py        learning curves as a PNG
+dry_run.py       which runs there would be, and about how long they take
+report.py        what came of it, as compare.md and report.html
+pictures.py      their pictures
 """

@@ -12,5 +12,8 @@ run_directory.py    what OUT holds while training goes on, and how a model gets 
 callbacks.py        when a model is scored and saved, and what is recorded
 arguments.py        the configuration as transformers spells it
 trainer.py          transformers' Trainer with equalization in effect
+report.py           OUT/report.html, curves.png and panels.png
 finetune.py         `finetune`: all of it
+pace.py             how fast it goes, by a few timed steps
+dry_run.py          what would be trained, and about how long it takes
 """

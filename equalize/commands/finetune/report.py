@@ -116,22 +116,12 @@ def _scales(plan: Plan) -> Section:
 
 
 def _next(task: Task, writer: CheckpointWriter) -> Iterator[str]:
-    """The commands that go on from OUT, whole."""
-    config, arch, out = task.config, task.name.arch, str(writer.run.path)
-    words: list[str] = []
-    if arch is not None and task.checkpoint.adapter.runs_code(arch):
-        words += ["--arch", arch]
-    if config.size is not None:
-        words += ["--size", "x".join(map(str, config.size))]
-    if config.ignore_index is not None:
-        words += ["--ignore-index", str(config.ignore_index)]
-    if config.reduce_labels != "auto":
-        words += ["--reduce-labels", config.reduce_labels]
-    if config.colors is not None:
-        words += ["--colors", config.colors]
-    data = task.train.dataset
+    """The commands that go on from OUT, whole; the settings that scoring needs are in its finetune.yaml."""
+    arch, out, data = task.name.arch, str(writer.run.path), task.train.dataset
+    code = ["--arch", arch] if arch is not None and task.checkpoint.adapter.runs_code(arch) else []
+    split = ["--split", task.config.val_split] if task.config.val_split != "val" else []
     place = str(data.root) if data.is_on_hub else str(data.root.expanduser().absolute())
-    yield shlex.join(["equalize", "evaluate", out, "--data", place, *words])
+    yield shlex.join(["equalize", "evaluate", out, "--data", place, *split, *code])
     yield shlex.join(["equalize", "push", out, "ORG/NAME", "--dry-run", "--show-card"])
 
 

@@ -8,12 +8,12 @@ import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
-from equalize.commands.forward import Forward, trial_size
+from equalize.commands.forward import Forward, ForwardConfig, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import count_classes, names_of, with_output
 from equalize.commands.overlays import class_colors
 from equalize.commands.predict.files import Predictions, Skip, Writer
-from equalize.commands.training_record import SETTINGS_FILE, TrainingRecord
+from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
 from equalize.data import DataSet, Item, Picture, picture_size, read_colors, read_picture
 from equalize.data.selection import Selection, file_of, select_pictures
@@ -26,17 +26,9 @@ __all__ = ["PredictConfig", "predict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(ForwardConfig):
     """How classes are predicted and shown."""
 
-    size: tuple[int, int] | None = None
-    """(H, W) that images are brought to; the checkpoint's, else their own, if None."""
-    sliding_window: bool = False
-    """Leave images at their own size and let a window of `size` slide over them."""
-    batch_size: int = 8
-    device: str = "auto"
-    precision: str = "fp32"
-    workers: int = 0
     skip_bad: float = 0.0
     """Share of the pictures that may be unreadable."""
     colors: str | Path | None = None
@@ -102,15 +94,8 @@ def _as_trained(checkpoint: Checkpoint, config: PredictConfig, notify: Notify) -
     """The settings with the size of the training if none is given, as `evaluate` has it; and if labels were reduced."""
     record = TrainingRecord.of(checkpoint, notify)
     reduced = record.reduce_labels if checkpoint.reduced_before is None else checkpoint.reduced_before
-    if record.size in (None, config.size):
-        return config, reduced
-    sides = "x".join(map(str, record.size or ()))
-    if config.size:
-        notify(f"--size: it was trained with --size {sides}; the flag counts")
-        return config, reduced
-    if record.size != checkpoint.preprocess.size:
-        notify(f"as it was trained ({SETTINGS_FILE}): --size {sides}")
-    return replace(config, size=record.size), reduced
+    taken = settings_taken(config, {"size": record.size}, {"size": checkpoint.preprocess.size}, notify)
+    return replace(config, **taken), reduced
 
 
 def _fitted(

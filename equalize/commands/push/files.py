@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,22 +21,19 @@ _STAYS = {
     "hidden": (".*",),
     "state for resuming a training run": ("last", "training_args.bin", *TRAINING_STATE),
     "log of a training run": ("runs", "wandb", "events.out.tfevents.*", "*.log"),
+    "page for this machine": ("report.html",),  # with local paths, and pictures of the user's data
     "left by a program": ("__pycache__", "*.pyc", "*.tmp", "*.lock", "*.swp", "*~"),
 }
 """Reason -> names of files and folders, in lower case."""
 
 PANELS_FILE = "panels.png"
-_PAGE = "report.html"
-_SHOW_DATA = {PANELS_FILE, _PAGE}  # pictures of the user's data, or a page that may embed them
 
 _TOKEN = re.compile(rb"(?<![A-Za-z0-9_])(hf|api_org)_[A-Za-z0-9]{30,}")
 _NOT_SCANNED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 _RECORDS = ("equalize.json", ARCHITECTURE_FILE, "finetune.yaml")
 _PLACES = ("source", "model", "data", "path", "output", "arch", "class_names", "colors", "cache_dir")
-_EMBEDDED = re.compile(r'("data:[^"]*")')
-_ABSOLUTE = re.compile(r'(?<![\w</.~-])(?:~|\.\.?|[A-Za-z]:)?(?:[/\\][^\s<>"&/\\]+)*[/\\](?=[^\s<>"&/\\])')
-"""The folders of a path in the text of a page."""
+_ABSOLUTE = re.compile(r"(~|\.\.?|[A-Za-z]:)?[/\\]")
 _FOLDERS = re.compile(r"^([a-z]+:)?.*[/\\](?=.)")  # behind a scheme such as that of `transformers:DIR`
 
 
@@ -64,7 +61,7 @@ def choose_files(
 
     Args:
         directory: is not changed. prefix: of the paths in it.
-        with_panels: whether files that show the user's data go.
+        with_panels: whether pictures of the user's data go.
 
     Returns:
         The files that go, and why each other file or folder stays.
@@ -75,7 +72,7 @@ def choose_files(
         path = prefix + entry.name
         if reason := _reason_to_stay(entry):
             left_out[path] = reason
-        elif path in _SHOW_DATA and not with_panels:
+        elif path == PANELS_FILE and not with_panels:
             left_out[path] = "shows the data, see --with-panels"
         elif entry.is_dir():
             inside, left_inside = choose_files(entry, f"{path}/")
@@ -115,8 +112,6 @@ def without_local_paths(file: OutgoingFile) -> OutgoingFile:
     Raises:
         InputError: it is one of ours, and damaged.
     """
-    if file.path == _PAGE and isinstance(file.source, Path):
-        return replace(file, source=_page_without_paths(file.source).encode())
     if file.path not in _RECORDS:
         return file
     is_yaml = file.path.endswith(".yaml")
@@ -129,34 +124,6 @@ def without_local_paths(file: OutgoingFile) -> OutgoingFile:
         return file
     text = yaml.safe_dump(after, sort_keys=False) if is_yaml else json.dumps(after, indent=2, ensure_ascii=False) + "\n"
     return replace(file, source=text.encode())
-
-
-def _page_without_paths(page: Path) -> str:
-    """A page without folders: of paths from the root or from where a command ran, and of those in the records."""
-    known: dict[str, str] = {}
-    for name in _RECORDS:
-        place = page.with_name(name)
-        if place.is_file():
-            load = json.loads if place.suffix == ".json" else yaml.safe_load
-            content = load(place.read_text(encoding="utf-8"))
-            known |= dict(_changed(content, without_paths(content)))
-    parts = _EMBEDDED.split(page.read_text(encoding="utf-8"))
-    for index in range(0, len(parts), 2):
-        for before in sorted(known, key=len, reverse=True):
-            parts[index] = parts[index].replace(before, known[before])
-        parts[index] = _ABSOLUTE.sub("", parts[index])
-    return "".join(parts)
-
-
-def _changed(before: Any, after: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(before, dict):
-        for key in before:
-            yield from _changed(before[key], after[key])
-    elif isinstance(before, list):
-        for one, other in zip(before, after, strict=True):
-            yield from _changed(one, other)
-    elif before != after:
-        yield before, after
 
 
 def without_folders(place: str) -> str:
@@ -172,8 +139,17 @@ def without_paths(content: Any) -> Any:
         return content
     return {
         key: _public(key, value, content) if key in _PLACES and isinstance(value, str) else without_paths(value)
-        for key, value in content.items()
+        for key, value in (content | _arch_args(content)).items()
     }
+
+
+def _arch_args(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of --arch, of which those that are absolute paths lose their folders."""
+    given = record.get("arch_args")
+    if not isinstance(given, dict):
+        return {}
+    paths = {key: value for key, value in given.items() if isinstance(value, str) and _ABSOLUTE.match(value)}
+    return {"arch_args": given | {key: without_folders(value) for key, value in paths.items()}}
 
 
 def _public(key: str, value: str, record: Mapping[str, Any]) -> str:

@@ -1,20 +1,20 @@
 """Pages of measured fusion layers: what a scan found, and what a calibration changed."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from equalize.commands.report.page import Section, Table
-from equalize.commands.report.sites import DrawnSite, draw_branches, draw_layer, resampling_name
+from equalize.commands.report.sites import DrawnSite, draw_branches, draw_layer
 from equalize.commands.report.words import (
     effort_of,
     expectation,
     measured_by,
     proof_of,
     ratio_of,
+    resampling_name,
     rounded,
     sigmas_after,
     strategy_of,
@@ -48,33 +48,15 @@ _VALUES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """A site, what comes of it, and its histograms.
-
-    `plan` is None where nothing was planned; `alone`: it is the only one, of which the page's verdict says it all.
-    """
-
-    number: int
-    site: MeasuredSite
-    after: tuple[float, ...]
-    histograms_BK: Tensor
-    images: int
-    plan: Plan | None = None
-    alone: bool = False
-
-
 def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
     """The sections of a page for a scan whose sites were measured."""
     sites = [site for site in found.scan.sites if isinstance(site, MeasuredSite)]
     layers = [
-        _Layer(
+        DrawnSite(
             number=number,
             site=site,
             after=(sigma_rms(site.branches),) * len(site.branches),
             histograms_BK=found.histograms.get(site.layer, torch.empty(0, BINS)),
-            images=found.images or 0,
-            alone=len(sites) == 1,
         )
         for number, site in enumerate(sites, 1)
     ]
@@ -84,9 +66,9 @@ def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
     if sites:
         verdict = _sentence(expectation(*expected_of_all(sites)))
     yield _overview(verdict, (read, measured) if sites else (read,), layers)
-    yield from map(_section, layers)
+    yield from (_section(each, says_expectation=len(layers) > 1) for each in layers)  # of one the verdict says it
     yield from _refused(found.scan.refusals)
-    yield from _guide(layers)
+    yield from _guide(layers, found.images or 0)
     if onward:
         yield Section(heading="Next", code=onward.removeprefix("next: "))
 
@@ -100,13 +82,12 @@ def calibration_page(
         sites: those of the plan, with what is to be expected of each. histograms: by layer.
     """
     layers = [
-        _Layer(
+        DrawnSite(
             number=number,
             site=site,
             after=tuple(sigmas_after(plan, planned)),
             histograms_BK=histograms.get(site.layer, torch.empty(0, BINS)),
-            images=plan.facts.get("images", 0),
-            plan=plan,
+            strategy=planned.strategy,
         )
         for number, (site, planned) in enumerate(zip(sites, plan.sites, strict=True), 1)
     ]
@@ -118,14 +99,14 @@ def calibration_page(
     lines = (f"{facts['family']} {facts['architecture']} from {facts['source']}.", effort_of(facts))
     written = f"Written: {facts['output']}" if facts.get("output") else "Nothing was written (--dry-run)."
     yield _overview(verdict, (*lines, written), layers)
-    yield from map(_section, layers)
+    yield from (_section(each, _what_is_done(plan, site)) for each, site in zip(layers, plan.sites, strict=True))
     yield _changed(plan)
     if facts.get("check"):
         heading, *lines_of_proof = proof_of(plan, facts["check"], facts.get("logit_range"), "images of the data")
         sentences = tuple(map(_sentence, lines_of_proof))
         yield Section(heading="Proof", paragraphs=(heading.removeprefix("Proof: ").capitalize(), *sentences))
     yield from _refused(plan.refusals)
-    yield from _guide(layers)
+    yield from _guide(layers, facts.get("images", 0))
     if onward:
         yield Section(heading="Next", code=onward.removeprefix("next: "))
 
@@ -134,15 +115,15 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def _overview(verdict: str, lines: Sequence[str], layers: Sequence[_Layer]) -> Section:
-    planned = bool(layers) and layers[0].plan is not None
+def _overview(verdict: str, lines: Sequence[str], layers: Sequence[DrawnSite]) -> Section:
+    planned = any(layer.strategy for layer in layers)
     header = ("fusion layer", "branches", "sigma, largest / smallest", *(["afterwards", "strategy"] if planned else []))
     rows = [
         (
             layer.site.layer,
             str(len(layer.site.branches)),
             ratio_of([branch.std for branch in layer.site.branches]),
-            *([ratio_of(layer.after), _planned(layer).strategy] if planned else []),
+            *([ratio_of(layer.after), layer.strategy] if planned else []),
             "-" if layer.site.delta is None else rounded(layer.site.delta),
             {"gain": "a gain", "nothing": "nothing", "unclear": "cannot tell"}[layer.site.expect],
         )
@@ -152,59 +133,39 @@ def _overview(verdict: str, lines: Sequence[str], layers: Sequence[_Layer]) -> S
     return Section(heading="Result", verdict=verdict, paragraphs=(*lines, *([_DELTA] if rows else [])), table=table)
 
 
-def _guide(layers: Sequence[_Layer]) -> Iterator[Section]:
+def _guide(layers: Sequence[DrawnSite], images: int) -> Iterator[Section]:
     """How to read the figures."""
     paragraphs = [_FIGURES]
     sampled = next((layer for layer in layers if len(layer.histograms_BK)), None)
     if sampled is not None:
-        values_an_image = int(sampled.histograms_BK.sum()) / max(sampled.images, 1)
+        values_an_image = int(sampled.histograms_BK.sum()) / max(images, 1)
         paragraphs.append(_VALUES.format(positions=round(values_an_image / sampled.site.branches[-1].stop)))
     if layers:
         yield Section(heading="How to read the figures", paragraphs=tuple(paragraphs))
 
 
-def _planned(layer: _Layer) -> PlannedSite:
-    assert layer.plan is not None
-    return next(site for site in layer.plan.sites if site.layer == layer.site.layer)
+def _what_is_done(plan: Plan, site: PlannedSite) -> Iterator[str]:
+    yield _sentence(strategy_of(plan, site))
+    if site.strategy == "whiten":
+        yield "The figure shows the branches at one scale, not that their channels are uncorrelated."
+    for each in site.branches:
+        if each.fixed:
+            yield f"Channels {each.start}..{each.stop} keep their scale under migrate: {each.fixed}."
 
 
-def _section(layer: _Layer) -> Section:
+def _section(layer: DrawnSite, paragraphs: Iterable[str] = (), *, says_expectation: bool = True) -> Section:
     """A fusion layer: what to expect, its drawing, its branches, and their numbers."""
-    site, plan = layer.site, layer.plan
-    energies = [
-        (branch.stop - branch.start) * sigma**2 for branch, sigma in zip(site.branches, layer.after, strict=True)
-    ]
-    centers = plan is None or _planned(layer).strategy in ("preserve", "reinit", "rescale", "whiten")
-    drawn = DrawnSite(
-        number=layer.number,
-        site=site,
-        when="once equalized" if plan is None else "afterwards",
-        after=layer.after,
-        shares=tuple(energy / (sum(energies) or 1.0) for energy in energies),
-        centered=centers and site.shift is not None,
-        histograms_BK=layer.histograms_BK,
-    )
-    paragraphs = () if plan is None else (_sentence(strategy_of(plan, _planned(layer))),)
-    if plan is not None and _planned(layer).strategy == "whiten":
-        paragraphs = (
-            *paragraphs,
-            "The figure shows the branches at one scale, not that their channels are uncorrelated.",
-        )
-    notes = [
-        f"Channels {each.start}..{each.stop} keep their scale under migrate: {each.fixed}."
-        for each in site.branches
-        if each.fixed
-    ]
+    site = layer.site
     return Section(
         heading=site.layer,
-        verdict="" if plan is None and layer.alone else _sentence(expectation(site.expect, site.delta)),
-        paragraphs=(*paragraphs, *(notes if plan is None else ())),
-        pictures=(draw_layer(drawn), draw_branches(drawn)),
+        verdict=_sentence(expectation(site.expect, site.delta)) if says_expectation else "",
+        paragraphs=tuple(paragraphs),
+        pictures=(draw_layer(layer), draw_branches(layer)),
         table=_numbers(layer),
     )
 
 
-def _numbers(layer: _Layer) -> Table:
+def _numbers(layer: DrawnSite) -> Table:
     rows = tuple(
         (
             branch.source or "input",
@@ -225,7 +186,7 @@ def _numbers(layer: _Layer) -> Table:
         "mean",
         "sigma",
         "95 %",
-        "equalized" if layer.plan is None else "afterwards",
+        "afterwards" if layer.strategy else "equalized",
         "step share",
     )
     return Table(header=header, rows=rows)

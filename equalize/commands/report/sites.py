@@ -13,14 +13,14 @@ from torch import Tensor
 
 from equalize.commands.report.distributions import Distribution, draw_rows
 from equalize.commands.report.style import COLORS, Picture, draw_picture
+from equalize.commands.report.words import resampling_name
 from equalize.moments.measured import MeasuredSite
-from equalize.sites.branches import Branch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DrawnSite", "draw_branches", "draw_layer", "resampling_name"]
+__all__ = ["DrawnSite", "draw_branches", "draw_layer"]
 
 _TIMES, _SIGMA = "\N{MULTIPLICATION SIGN}", "\N{GREEK SMALL LETTER SIGMA}"
 _WIDTH = 8.7
@@ -35,34 +35,34 @@ class DrawnSite:
 
     Attributes:
         number: of its pictures, from 1.
-        when: what comes afterwards is called.
-        after: sigma of each branch then.
-        shares: of a step of the layer's output that go through each branch then.
-        centered: whether the means are taken out too.
+        after: sigma of each branch afterwards.
         histograms_BK: of the branches' values, see `moments.histograms`; empty (0, K) where there are none.
+        strategy: that was planned; empty where nothing was, and `after` is what equalizing would bring.
     """
 
     number: int
     site: MeasuredSite
-    when: str
     after: tuple[float, ...]
-    shares: tuple[float, ...]
-    centered: bool
     histograms_BK: Tensor
+    strategy: str = ""
+
+    @property
+    def shares(self) -> list[float]:
+        """Of a step of the layer's output that go through each branch afterwards."""
+        energies = [
+            (each.stop - each.start) * sigma**2 for each, sigma in zip(self.site.branches, self.after, strict=True)
+        ]
+        return [energy / (sum(energies) or 1.0) for energy in energies]
+
+    @property
+    def centers(self) -> bool:
+        """Whether the means are taken out too."""
+        return self.strategy in ("", "preserve", "reinit", "rescale", "whiten") and self.site.shift is not None
 
     @property
     def colors(self) -> list[str]:
         """One a branch."""
         return [COLORS[index % len(COLORS)] for index in range(len(self.site.branches))]
-
-
-def resampling_name(branch: Branch) -> str:
-    """`bilinear x2`; empty where a branch was not resampled."""
-    if branch.resampling is None:
-        return ""
-    factors = [f"{factor:.3g}" for factor in branch.factor]
-    factor = factors[0] if len(set(factors)) == 1 else _TIMES.join(factors)
-    return f"{branch.resampling.replace('_', ' ')} {_TIMES}{factor}"
 
 
 def draw_layer(drawn: DrawnSite) -> Picture:
@@ -196,11 +196,15 @@ def _draw_branches(drawn: DrawnSite, figure: "Figure") -> None:
         canvas.text(0.13, y + 0.1, below, va="center", fontsize=_SMALL - 1, alpha=0.7)
     if seen:
         before = [Distribution.of(counts_K) for counts_K in drawn.histograms_BK]
-        means = [branch.mean if drawn.centered else 0.0 for branch in site.branches]
+        means = [branch.mean if drawn.centers else 0.0 for branch in site.branches]
         factors = [sigma / (branch.std or 1.0) for sigma, branch in zip(drawn.after, site.branches, strict=True)]
         after = [each.scaled(*change) for each, *change in zip(before, factors, means, strict=True)]
         draw_rows(_column(figure, drawn, (2.34, 1.72), "values as they are"), before, drawn.colors)
-        draw_rows(_column(figure, drawn, (4.26, 1.72), f"values {drawn.when}"), after, drawn.colors)
+        draw_rows(
+            _column(figure, drawn, (4.26, 1.72), "values afterwards" if drawn.strategy else "values once equalized"),
+            after,
+            drawn.colors,
+        )
     left = 6.25 if seen else 3.0
     wide = (_WIDTH - left - 0.25) / 2
     sigmas = [branch.std for branch in site.branches]
