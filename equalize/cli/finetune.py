@@ -141,6 +141,8 @@ def _say_how_to_resume(terminal: "Terminal", context: typer.Context, out: str) -
     from equalize.commands.finetune.run_directory import RunDirectory
 
     saved = RunDirectory(out, None, resume=True, overwrite=False).newest_step()
-    state = f"step {saved} is saved" if saved else "no step is saved yet"
-    terminal.hint(f"{state}; repeat with --resume", always=True)
+    state = (
+        f"step {saved} is saved; repeat with --resume" if saved else "no step is saved yet; --resume starts at step 0"
+    )
+    terminal.hint(state, always=True)
     terminal.hint(same_command(context, "--resume", leave=("overwrite",)), always=True)

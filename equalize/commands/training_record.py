@@ -24,6 +24,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(path, "no such file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(path, f"cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -87,7 +87,7 @@ def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes
     assert scored["mIoU"] == pytest.approx(done["best"]["mIoU"], abs=TIE)
     ran = run_cli(*words)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err == f"error: {out}: exists; --overwrite replaces it\n"
+    assert ran.err == f"error: {out}: exists; --resume goes on with it, --overwrite replaces it\n"
     ran = run_cli(*words, "--resume")
     assert ran.code == 0, ran.err
     assert "complete after step 3" in ran.out
@@ -259,8 +259,8 @@ def test_interrupted_it_says_what_is_saved_and_how_to_go_on(segformer_dir, five_
     state, following, last = ended.err.splitlines()[-3:]
     assert (ended.code, last) == (130, "interrupted")
     newest = RunDirectory(out, segformer_dir, resume=True, overwrite=False).newest_state()
-    begun = f"step {newest.name.removeprefix('checkpoint-')} is saved" if newest else "no step is saved yet"
-    assert state == f"{begun}; repeat with --resume"
+    saved = newest and f"step {newest.name.removeprefix('checkpoint-')} is saved; repeat with --resume"
+    assert state == (saved or "no step is saved yet; --resume starts at step 0")
     assert (newest is None) == (every == 2000)
     again = shlex.split(following)[2:]
     assert sorted(again) == sorted([*(str(word) for word in words if word != "--overwrite"), "--resume"])
@@ -305,6 +305,7 @@ def test_refusals_are_one_line_and_leave_nothing(run_cli, segformer_dir, five_cl
         ("out: here", "has out; give -o OUT"),
         ("- lr", "is no configuration"),
         ("lr: [1", "cannot be read as YAML"),
+        (None, "config.yaml: no such file"),
         ("lr: fast", "lr: has a value of another kind, got 'fast'"),
         ("batch_size: 2.5", "batch_size: has a value of another kind"),
         ("batch_size: true", "batch_size: has a value of another kind"),
@@ -317,7 +318,8 @@ def test_refusals_are_one_line_and_leave_nothing(run_cli, segformer_dir, five_cl
 )
 def test_configurations_that_are_refused(tmp_path, text, message):
     path = tmp_path / "config.yaml"
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     with pytest.raises(InputError) as caught:
         RunConfig.make({}, path)
     assert message in str(caught.value)

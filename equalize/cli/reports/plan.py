@@ -152,7 +152,7 @@ def _site_header(site: Site) -> Iterator[ConsoleRenderable]:
 
 
 class _BranchTable:
-    """A row a branch; further columns by their heading, and bars of sigma where the terminal has room for them."""
+    """A row a branch; further columns by their heading, and bars of sigma where they fit beside the numbers."""
 
     def __init__(self, site: Site, columns: Mapping[str, Sequence[str]]) -> None:
         self._site = site
@@ -166,9 +166,14 @@ class _BranchTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = self._table(self._bars(options))
-        parts = [table] if width(table, console) <= options.max_width else fitted(self._table(()), console)
+        parts = [table] if width(table, console) <= options.max_width else self._stacked(table, console)
         for number, part in enumerate(parts):
             yield from (Text(), part) if number else (part,)
+
+    def _stacked(self, table: Table, console: Console) -> list[Table]:
+        """Tables below one another, with the bars where they make them no more in number."""
+        plain, barred = fitted(self._table(()), console), fitted(table, console)
+        return barred if len(barred) <= len(plain) else plain
 
     def _bars(self, options: ConsoleOptions) -> list[str]:
         largest = max(self._sigmas, default=0.0)

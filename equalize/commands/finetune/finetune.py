@@ -249,5 +249,6 @@ def attach_plan(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpo
         notify("equalization: the optimizer trains the weights as they are stored (--train-as folded)")
         return "folded"
     attach(plan, checkpoint.model)
-    notify(f"equalization: the optimizer trains the equalized weights of {len(plan.equalized)} fusion layers")
+    layers = f"{len(plan.equalized)} fusion layer{'s' * (len(plan.equalized) > 1)}"
+    notify(f"equalization: the optimizer trains the equalized weights of {layers}")
     return "explicit"

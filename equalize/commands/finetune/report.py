@@ -75,7 +75,7 @@ def _result(
     else:
         what = "the equalized weights" if seen == "explicit" else "the weights as they are stored"
         layers = f"{len(plan.equalized)} fusion layer{'s' * (len(plan.equalized) > 1)}"
-        how = f"Scale equalization of {layers} ({plan.strategy}): the optimizer saw {what}."
+        how = f"Scale equalization of {layers} ({plan.strategy}): the optimizer trained {what}."
     return Section(heading="Result", verdict=verdict, paragraphs=(trained, how))
 
 

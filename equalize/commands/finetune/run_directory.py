@@ -46,6 +46,8 @@ class RunDirectory:
         self.last = self.path / "last"
         self._run = self.last / "run.json"
         self.resumed = resume and self._run.is_file()
+        if self._run.is_file() and not (resume or overwrite):
+            raise OutputError(self.path, "exists", remedy="--resume goes on with it, --overwrite replaces it")
         check_target(self.path, overwrite or self.resumed, source if source and source.exists() else None)
 
     def prepare(self, run: Mapping[str, Any], config: str, notify: Notify = ignore) -> None:

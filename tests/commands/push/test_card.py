@@ -154,7 +154,7 @@ def test_the_plan_knows_best_which_weights_a_training_kept(segformer_dir, tmp_pa
     first = card.data.eval_results[0]
     assert (first.metric_value, first.dataset_name, first.dataset_split) == (41.25, "streets", "valid")
     assert "The weights are those after step 8.\n" in card.text
-    assert "The optimizer saw the fusion weights as they are stored.\n" in card.text
+    assert "In the fusion layers the optimizer trained the weights as they are stored.\n" in card.text
 
 
 def test_the_commands_and_settings_that_made_it(segformer_dir, tmp_path):
