@@ -21,7 +21,7 @@ from typing import Any
 
 from equalize.checkpoint.files.atomic import atomic_directory, check_target
 from equalize.commands.training_record import SETTINGS_FILE
-from equalize.errors import InputError
+from equalize.errors import InputError, OutputError
 from equalize.messages import Notify, ignore
 
 _METRICS = "metrics.jsonl"
