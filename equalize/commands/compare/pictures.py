@@ -89,12 +89,12 @@ def _title(found: Comparison) -> list[str]:
 
 
 def _sigmas(found: Comparison) -> str:
-    """Of the layer where they are furthest apart: the largest over the smallest, as each arm's training saw them."""
-    ratios = {
-        result["arm"]: max(site["ratio_after"] for site in result["sites"])
-        for result in reversed(found.results)
-        if result["sites"]
-    }
+    """Of the layer and seed where they are furthest apart: the largest over the smallest, as each arm's training saw
+    them."""
+    ratios: dict[str, float] = {}
+    for result in found.results:
+        for site in result["sites"]:
+            ratios[result["arm"]] = max(site["ratio_after"], ratios.get(result["arm"], 0.0))
     seen = ", ".join(f"{ratios[arm]:.2f} {arm}" for arm in _baseline_first(found) if arm in ratios)
     return f"Largest sigma over smallest, as trained: {seen}" if seen else ""
 

@@ -150,8 +150,8 @@ def legend(found: Comparison) -> str:
     return (
         f"mIoU in percent on {found.images} images after {config.max_steps} steps, early after {config.eval_first}; "
         f"means over {'1 seed' if seeds == 1 else f'{seeds} seeds (± their standard deviation)'}. sigmas: largest over "
-        "smallest in the fusion layer where they are furthest apart, as measured and as trained. Differences to the "
-        "baseline are paired by seed. 95 % seeds: what other seeds would give; verdicts rest on it, not corrected "
-        "for how many are compared. 95 % images: what these networks would score on other images; no verdict rests "
-        "on it."
+        "smallest in the fusion layer and seed where they are furthest apart, as measured and as trained. Differences "
+        "to the baseline are paired by seed. 95 % seeds: what other seeds would give; verdicts rest on it, not "
+        "corrected for how many are compared. 95 % images: what these networks would score on other images; no verdict "
+        "rests on it."
     )
