@@ -307,7 +307,7 @@ def test_refusals_are_one_line_and_leave_nothing(run_cli, segformer_dir, five_cl
         ("lr: [1", "cannot be read as YAML"),
         (None, "config.yaml: no such file"),
         ("lr: fast", "lr: has a value of another kind, got 'fast'"),
-        ("batch_size: 2.5", "batch_size: has a value of another kind"),
+        ("batch_size: 2.5", "batch_size: has a value of another kind, got 2.5, expected int"),
         ("batch_size: true", "batch_size: has a value of another kind"),
         ("optimizer: adam", "optimizer: has a value of another kind"),
         ("size: [48, 64, 3]", "size: has a value of another kind"),

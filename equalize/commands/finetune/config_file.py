@@ -166,7 +166,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         except (TypeError, ValueError):
             continue
         return found
-    raise InputError(where, "has a value of another kind", got=repr(value), expected=str(kind).replace("typing.", ""))
+    expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    raise InputError(where, "has a value of another kind", got=repr(value), expected=expected)
 
 
 def _with_path(key: str, value: str, change: Callable[[str], str]) -> str:
