@@ -61,6 +61,7 @@ def deep_dir(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_a_network_is_not_refused_for_its_depth(deep_dir):
     assert len(load(deep_dir).model.backbone.encoder.stages[0].layers) == 30
     found = select_sites(load(deep_dir, weights=False).model, (1, 3, 32, 32))

@@ -203,6 +203,7 @@ def test_a_launcher_that_says_half_of_it_is_told_what_is_missing(monkeypatch, ru
     assert "RANK, MASTER_ADDR, MASTER_PORT: not set, where WORLD_SIZE=2" in ran.err
 
 
+@pytest.mark.slow
 def test_torchrun(pictures, tmp_path):
     arguments = ("calibrate", *network(tmp_path), "--data", pictures, "--size", 24, "--skip-bad", "0.1", "--json")
     program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")

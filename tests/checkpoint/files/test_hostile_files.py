@@ -100,6 +100,7 @@ def wrongs(ended: list[corpus.Ended], codes=(0, 2)) -> list[corpus.Ended]:
     ]
 
 
+@pytest.mark.slow
 def test_the_harness_sees_what_it_should(run, network, tmp_path):
     torch.save(state(), tmp_path / "good.pth")
     flags = ("--arch", f"{network}:Net", "--size", "16")

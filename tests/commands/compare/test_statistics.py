@@ -50,6 +50,7 @@ def test_a_wide_interval_says_that_there_are_too_few_seeds(pairs, said):
     assert found.tells == ("too few" not in said)
 
 
+@pytest.mark.slow
 def test_where_there_is_no_difference_one_in_twenty_is_found():
     random = np.random.default_rng(3)
     found = [difference(*random.normal(50, 2, (2, 4)).tolist()).measurable for _ in range(600)]

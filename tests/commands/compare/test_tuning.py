@@ -126,6 +126,7 @@ def test_rates_are_chosen_on_one_split_and_confirmed_on_another(nets, three_spli
         compare(made(nets, three_splits, seeds=2, evaluations=2), out)
 
 
+@pytest.mark.slow
 def test_labels_of_the_third_split_mean_what_they_mean_in_training(nets, tmp_path):
     """0 and 255 alone are two classes: with 255 ignored, every class 0 that is found would be right."""
     data = write_scenes(tmp_path / "data", 2, counts={"train": 4, "val": 2, "test": 2})

@@ -122,6 +122,7 @@ def test_masks_are_turned_as_their_images_are(custom, five_classes, tmp_path):
     assert lines[0] == pytest.approx(lines[1], abs=0.5)
 
 
+@pytest.mark.slow
 def test_other_weights_data_or_size_are_stored_apart(custom, five_classes, tmp_path):
     cache = tmp_path / "cache"
     config = replace(CACHED, max_steps=1, eval_every=1, cache_dir=str(cache))

@@ -77,6 +77,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(custom, five_classes, tmp_pa
     assert ("going on after step 3" in said) == (3 < steps < 7)
 
 
+@pytest.mark.slow
 def test_killed_twice_while_saving(custom, five_classes, tmp_path, uninterrupted, monkeypatch):
     from transformers import TrainerState
 
