@@ -2,11 +2,13 @@
 
 import contextlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from equalize.errors import EqualizeError
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
@@ -59,6 +61,20 @@ def _is_expanded(tensor: Tensor) -> bool:
 def _cuda_devices(model: nn.Module) -> list[int]:
     """The CUDA devices that a model is on, whose random state a run of it may move."""
     return sorted({tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"})
+
+
+@contextlib.contextmanager
+def refusing(refusal: Callable[[str], EqualizeError]) -> Iterator[None]:
+    """Whatever a network raises on an input becomes the refusal of it, for a reason; lack of memory stays as it is."""
+    try:
+        yield
+    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:160]
+        if "allocate" in line:
+            raise
+        raise refusal(f"{type(error).__name__}: {line}") from error
 
 
 def _containers(model: nn.Module) -> list[Any]:

@@ -3,9 +3,9 @@
 N images, K classes, H x W pixels, h x w logits.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from equalize.commands.windows import Strips, Windows, is_large
 from equalize.data import Batches, Item, Picture
 from equalize.data.loader import Batch
 from equalize.device import precision_of
-from equalize.errors import EqualizeError, InputError, NumericsError
+from equalize.errors import InputError, NumericsError
+from equalize.eval_mode import refusing
 from equalize.messages import Notify
 
 __all__ = ["Forward", "ForwardConfig", "Logits", "predicted", "trial_size"]
@@ -104,27 +105,17 @@ class Forward:
 
     def of_batch(self, batch: Batch, logits: Logits | None = None) -> Tensor:
         """Logits (N, K, h, w) of a batch, by `logits` in place of the checkpoint's if given."""
-        with torch.no_grad(), precision_of(self.config.precision, self.device), _refusing(batch):
+        with torch.no_grad(), precision_of(self.config.precision, self.device), refusing(partial(_refused, batch)):
             return self._logits(batch.images, logits or self.checkpoint.logits)
 
     def _logits(self, images_NCHW: Tensor, logits: Logits) -> Tensor:
         return as_classes(logits(images_NCHW.to(self.device))).float()
 
 
-@contextlib.contextmanager
-def _refusing(batch: Batch) -> Iterator[None]:
-    """Whatever a network raises on a size is an InputError that names an image of it; lack of memory stays as it is."""
-    try:
-        yield
-    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        line = " ".join(str(error).split())[:160]
-        if "allocate" in line:
-            raise
-        height, width = batch.images.shape[2:]
-        what = f"has a size that the network does not take, {height}x{width} ({type(error).__name__}: {line})"
-        raise InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)") from error
+def _refused(batch: Batch, reason: str) -> InputError:
+    height, width = batch.images.shape[2:]
+    what = f"has a size that the network does not take, {height}x{width} ({reason})"
+    return InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)")
 
 
 def predicted(strips: Strips, image: Item) -> Iterator[tuple[int, Tensor]]:

@@ -7,6 +7,7 @@ one by the identity of its parameter, so layers that are called functionally are
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
-from equalize.errors import EqualizeError, SiteError
+from equalize.errors import SiteError
+from equalize.eval_mode import refusing
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -144,7 +146,7 @@ def observe(
         output = None
         with contextlib.suppress(_Done), watch:
             inputs = tuple(tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
-            with _refusing(inputs):
+            with refusing(partial(_refused, inputs)):
                 output = model(*inputs)
         missed = [key for key in observers if id(tensors[key]) not in watch.results]
         if missed and strict:
@@ -154,20 +156,10 @@ def observe(
         yield Observed(results=results, output=output)
 
 
-@contextlib.contextmanager
-def _refusing(inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Whatever a network raises on its inputs is a SiteError with their shapes; lack of memory stays as it is."""
-    try:
-        yield
-    except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        line = " ".join(str(error).split())[:160]
-        if "allocate" in line:
-            raise
-        shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
-        what = f"does not take an input of shape {shapes} ({type(error).__name__}: {line})"
-        raise SiteError("the network", what, remedy="bring all images to a size that it takes (--size)") from error
+def _refused(inputs: tuple[Tensor, ...], reason: str) -> SiteError:
+    shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
+    what = f"does not take an input of shape {shapes} ({reason})"
+    return SiteError("the network", what, remedy="bring all images to a size that it takes (--size)")
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
