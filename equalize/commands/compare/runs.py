@@ -7,17 +7,21 @@ OUT/runs/NAME.npz            counts of the validation images: intersection and u
 OUT/runs/NAME.test.npz       those of the third split, for a run that confirms
 OUT/features/                outputs of a frozen backbone, with `cache_backbone`
 OUT/runs/NAME.json           a finished run; with it, NAME is never trained again
+OUT/locks/NAME               held by the process that trains NAME: several may share a comparison
 """
 
+import contextlib
 import json
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from equalize.checkpoint import Checkpoint
@@ -38,6 +42,8 @@ from equalize.messages import Notify, TrainingMonitor
 from equalize.metrics import score_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
+
+_POLL = 1.0  # seconds between looks for what another process trains
 
 
 class Runs:
@@ -63,11 +69,32 @@ class Runs:
             return
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         (self.path / "plans").mkdir(exist_ok=True)
+        (self.path / "locks").mkdir(exist_ok=True)
         write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
 
     def finished(self, run: Run) -> bool:
         """Whether its result is there."""
         return self._result(run).is_file()
+
+    def missing(self, every: Sequence[Run]) -> list[Run]:
+        """Those that are not finished."""
+        return [run for run in every if not self.finished(run)]
+
+    def take_turns(self, every: Sequence[Run], notify: Notify) -> Iterator[Run]:
+        """Yields each that is missing, while no other process can take it, until all are finished, by whomever."""
+        waits = False
+        while missing := self.missing(every):
+            for run in missing:
+                with self._locked(run) as locked:
+                    if locked and not self.finished(run):
+                        yield run
+                        waits = False
+                        break
+            else:
+                if not waits:
+                    notify(f"waiting for {len(missing)} of {len(every)} runs, which another process trains")
+                waits = True
+                time.sleep(_POLL)
 
     def begun(self, run: Run) -> bool:
         """Whether it was interrupted and goes on from a saved state."""
@@ -145,6 +172,20 @@ class Runs:
         """Removes the directory if the comparison turned out to be impossible."""
         if self._is_new and not any((self.path / "runs").glob("*.json")):
             shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def _locked(self, run: Run) -> Iterator[bool]:
+        """Whether this process may train it; the lock goes with the process, however that ends."""
+        lock = FileLock(self.path / "locks" / run.name, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def _start(self, run: Run) -> Path:
         return self.path / "plans" / f"{run.arm.start}_seed{run.seed}.json"

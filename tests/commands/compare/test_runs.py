@@ -4,11 +4,14 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from equalize.commands.compare.arms import read_arm, read_arms
 from equalize.commands.compare.compare import Comparison, compare
@@ -185,6 +188,32 @@ def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, compared
     # Interrupted or not, a CPU does the same steps of the same kernels.
     assert files(out) == files(compared.out)
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_processes_share_the_runs(nets, scenes, compared, tmp_path, monkeypatch):
+    """Of two missing runs another process trains one: the other is trained, and then that one waited for."""
+    out = tmp_path / "out"
+    shutil.copytree(compared.out, out)
+    theirs, mine = out / "runs/none_lr0.03_seed2.json", out / "runs/preserve+folded_lr0.03_seed2.json"
+    elsewhere = theirs.rename(tmp_path / theirs.name)
+    before = elsewhere.stat().st_mtime_ns
+    mine.unlink()
+    lock = FileLock(out / "locks" / theirs.stem)
+    lock.acquire()
+
+    def finish_theirs(seconds):
+        assert mine.exists()
+        elsewhere.rename(theirs)
+        lock.release()
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=finish_theirs)
+    monkeypatch.setattr("equalize.commands.compare.runs.time", clock)
+    said: list[str] = []
+    compare(compared.setup, out, notify=said.append)
+    assert "waiting for 1 of 9 runs, which another process trains" in said
+    assert theirs.stat().st_mtime_ns == before
+    # The same steps of the same kernels, whoever trains.
+    assert files(out) == files(compared.out)
 
 
 def test_another_model_under_the_same_name_is_refused(nets, scenes, compared):
