@@ -50,6 +50,14 @@ class Branch:
     fixed: str | None = None
     tensor: str = field(default="", compare=False, repr=False)
 
+    @property
+    def resampled(self) -> str:
+        """Such as `bilinear x2`; empty where it was not."""
+        if self.resampling is None:
+            return ""
+        factors = [f"{factor:.3g}" for factor in self.factor]
+        return f"{self.resampling} x{factors[0] if len(set(factors)) == 1 else 'x'.join(factors)}"
+
 
 def find_branches(graph: Graph, concat: Op, way: Sequence[Op], weight: str, rank: int) -> Iterator[Branch]:
     """The branches of a concat, in order; `way` leads to the layer with this weight, with `rank` spatial axes."""

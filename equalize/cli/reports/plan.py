@@ -22,7 +22,6 @@ from equalize.commands.report.words import (
     of_all,
     proof_of,
     ratio_of,
-    resampling_name,
     sigmas_after,
     strategy_of,
 )
@@ -189,7 +188,7 @@ class _BranchTable:
         table = report_table("channels", "resampling", *columns, "source", left=words)
         for branch, *row in zip(self._site.branches, *columns.values(), strict=True):
             channels = f"{branch.start}..{branch.stop}"
-            resampling = resampling_name(branch) or "-"
+            resampling = branch.resampled or "-"
             table.add_row(*map(Text, ("", channels, resampling, *row, branch.source or "input")))
         return table
 

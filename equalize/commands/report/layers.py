@@ -14,7 +14,6 @@ from equalize.commands.report.words import (
     measured_by,
     proof_of,
     ratio_of,
-    resampling_name,
     rounded,
     sigmas_after,
     strategy_of,
@@ -170,7 +169,7 @@ def _numbers(layer: DrawnSite) -> Table:
         (
             branch.source or "input",
             f"{branch.start}..{branch.stop}",
-            resampling_name(branch) or "-",
+            branch.resampled or "-",
             f"{branch.mean:.3g}",
             f"{branch.std:.3g}",
             "-" if branch.ci95 is None else f"± {branch.ci95:.1%}",

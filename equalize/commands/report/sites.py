@@ -13,7 +13,6 @@ from torch import Tensor
 
 from equalize.commands.report.distributions import Distribution, draw_rows
 from equalize.commands.report.style import COLORS, Picture, draw_picture
-from equalize.commands.report.words import resampling_name
 from equalize.moments.measured import MeasuredSite
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _draw_layer(drawn: DrawnSite, height: float, figure: "Figure") -> None:
         axes.text(0.16, y, source, va="center", fontsize=_SMALL)
         thickness = 0.8 + 4.2 * branch.std / largest
         axes.plot([2.76, 5.46], [y, y], color=color, linewidth=thickness, solid_capstyle="butt", zorder=1)
-        if name := resampling_name(branch):
+        if name := branch.resampled:
             _box(axes, (2.98, y - 0.13, 1.5, 0.26), color, opaque=True)
             axes.text(3.73, y, name, ha="center", va="center", fontsize=_SMALL * min(1, 21 / len(name)), zorder=4)
         label = f"{_SIGMA} {branch.std:.3g}"
@@ -192,7 +191,7 @@ def _draw_branches(drawn: DrawnSite, figure: "Figure") -> None:
         y = 0.42 + _ROW * (row + 0.5)
         canvas.plot([0.05, 0.05], [y - 0.17, y + 0.17], color=color, linewidth=3, solid_capstyle="butt")
         canvas.text(0.13, y - 0.08, source, va="center", fontsize=_SMALL)
-        below = f"{branch.start}..{branch.stop}  {resampling_name(branch)}"
+        below = f"{branch.start}..{branch.stop}  {branch.resampled}"
         canvas.text(0.13, y + 0.1, below, va="center", fontsize=_SMALL - 1, alpha=0.7)
     if seen:
         before = [Distribution.of(counts_K) for counts_K in drawn.histograms_BK]

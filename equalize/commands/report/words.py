@@ -7,7 +7,6 @@ from equalize.messages import first_of
 from equalize.moments.measure import CONVERGED
 from equalize.moments.measured import Expectation
 from equalize.plan.plan import MEANING, Plan, PlannedSite
-from equalize.sites.branches import Branch
 
 __all__ = [
     "changes_of",
@@ -17,7 +16,6 @@ __all__ = [
     "of_all",
     "proof_of",
     "ratio_of",
-    "resampling_name",
     "rounded",
     "sigmas_after",
     "strategy_of",
@@ -45,14 +43,6 @@ def rounded(delta: float) -> str:
 def ratio_of(sigmas: Sequence[float]) -> str:
     """The largest over the smallest."""
     return f"{max(sigmas) / min(sigmas):.2f}" if min(sigmas) > 0 else "infinite (a branch is constant)"
-
-
-def resampling_name(branch: Branch) -> str:
-    """Such as `bilinear x2`; empty where a branch was not resampled."""
-    if branch.resampling is None:
-        return ""
-    factors = [f"{factor:.3g}" for factor in branch.factor]
-    return f"{branch.resampling} x{factors[0] if len(set(factors)) == 1 else 'x'.join(factors)}"
 
 
 def strategy_of(plan: Plan, site: PlannedSite) -> str:

@@ -70,7 +70,7 @@ def test_the_text_holds_what_was_measured(out):
     assert "with scale equalization embedded in its fusion layers, by `equalize` 0.1.0." in text
     assert "[acme/segformer-tiny](https://huggingface.co/acme/segformer-tiny), revision `abc123" in text
     assert "12 images of `streets`, split `train`" in text
-    assert "| 0-7 | `head.proj.0` | bilinear 2x | 0.25 | 0.5 | ± 12.5 % |" in text
+    assert "| 0-7 | `head.proj.0` | bilinear x2 | 0.25 | 0.5 | ± 12.5 % |" in text
     assert "| 8-15 | `head.proj.8` | none | 0.25 | 2 | ± 12.5 % |" in text
     assert "4 times the smallest" in text
     assert "`rescale`: fusion weights times tau/sigma of each branch: they act on branches of one scale; tau 1." in text
