@@ -11,9 +11,9 @@ from equalize.cli.tables import report_table
 from equalize.commands.compare.compare import Comparison
 from equalize.commands.compare.report import (
     CONFIRMED,
-    HEADINGS,
     confirmed_legend,
     confirmed_rows,
+    headings,
     legend,
     rows_of,
     sentences,
@@ -24,7 +24,7 @@ __all__ = ["comparison_report"]
 
 def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     """What ran, a row for each arm and rate, and three lines for each arm."""
-    yield from (Text(), _as_table(HEADINGS, rows_of(found)), Text(), Text(legend(found)))
+    yield from (Text(), _as_table(headings(found), rows_of(found)), Text(), Text(legend(found)))
     if found.confirmed:
         confirmed = _as_table(CONFIRMED, confirmed_rows(found))
         yield from (Text(), confirmed, Text(), Text(confirmed_legend(found)))

@@ -12,17 +12,17 @@ from equalize.commands.report.style import Picture, can_draw
 
 __all__ = [
     "CONFIRMED",
-    "HEADINGS",
     "confirmed_legend",
     "confirmed_rows",
+    "headings",
     "legend",
     "rows_of",
     "sentences",
     "write_report",
 ]
 
-HEADINGS = ("arm", "lr", "sigmas", "mIoU", "difference", "95 % seeds", "95 % images", "early", "early difference")
-
+SWEEP = ("arm", "lr", "sigmas", "mIoU")
+COMPARED = (*SWEEP, "difference", "95 % seeds", "95 % images", "early", "early difference")
 CONFIRMED = ("arm", "lr", "mIoU", "difference", "95 %", "p t", "p flip", "Holm t", "Holm flip", "steps", "lost")
 
 
@@ -45,14 +45,15 @@ def _page(found: Comparison, pictures: Sequence[Picture]) -> Iterator[Section]:
         table = Table(header=CONFIRMED, rows=tuple(map(tuple, confirmed_rows(found))))
         yield Section(heading="Confirmed", paragraphs=(confirmed_legend(found),), table=table)
     yield Section(heading="Pictures", pictures=tuple(pictures))
-    table = Table(header=HEADINGS, rows=tuple(map(tuple, rows_of(found))))
+    table = Table(header=headings(found), rows=tuple(map(tuple, rows_of(found))))
     yield Section(heading="Every arm and rate", paragraphs=(legend(found),), table=table)
 
 
 def _markdown(found: Comparison, pictures: Sequence[Picture]) -> str:
     """All of it as a Markdown file."""
     setup = found.setup
-    rows = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)], *rows_of(found)]
+    header = headings(found)
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], *rows_of(found)]
     lines = [f"# Comparison of {', '.join(arm.name for arm in setup.arms)}", ""]
     lines += [f"Model `{setup.name.source}`, data `{setup.data}`.", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in rows]
@@ -74,11 +75,20 @@ def sentences(verdict: Verdict) -> list[tuple[str, str]]:
     return [(question, answer.sentence) for question, answer in answers.items()]
 
 
+def headings(found: Comparison) -> tuple[str, ...]:
+    """Of `rows_of`."""
+    return SWEEP if found.tuned else COMPARED
+
+
 def rows_of(found: Comparison) -> list[list[str]]:
     """A row for each arm and rate; an arm with two baselines has a second one."""
     table: list[list[str]] = []
     for (arm, rate), cell in found.cells.items():
-        first, early = [arm, f"{rate:g}", _ratios(found, arm, rate), _spread(cell.final)], _spread(cell.early)
+        first = [arm, f"{rate:g}", _ratios(found, arm, rate), _spread(cell.final)]
+        if found.tuned:
+            table.append(first)
+            continue
+        early = _spread(cell.early)
         rows = [row for row in found.rows if (row.arm, row.lr) == (arm, rate)]
         if not rows:
             table.append([*first, "", "", "", early, ""])
@@ -147,11 +157,16 @@ def legend(found: Comparison) -> str:
     """How to read `rows_of`."""
     seeds = len(found.setup.seeds)
     config = found.setup.config
+    early = "" if found.tuned else f", early after {config.eval_first}"
+    first = (
+        f"mIoU in percent on {found.images} images after {config.max_steps} steps{early}; means over "
+        f"{'1 seed' if seeds == 1 else f'{seeds} seeds (± their standard deviation)'}. sigmas: largest over "
+        "smallest in the fusion layer and seed where they are furthest apart, as measured and as trained."
+    )
+    if found.tuned:
+        return first
     return (
-        f"mIoU in percent on {found.images} images after {config.max_steps} steps, early after {config.eval_first}; "
-        f"means over {'1 seed' if seeds == 1 else f'{seeds} seeds (± their standard deviation)'}. sigmas: largest over "
-        "smallest in the fusion layer and seed where they are furthest apart, as measured and as trained. Differences "
-        "to the baseline are paired by seed. 95 % seeds: what other seeds would give; verdicts rest on it, not "
-        "corrected for how many are compared. 95 % images: what these networks would score on other images; no verdict "
-        "rests on it."
+        f"{first} Differences to the baseline are paired by seed. 95 % seeds: what other seeds would give; verdicts "
+        "rest on it, not corrected for how many are compared. 95 % images: what these networks would score on other "
+        "images; no verdict rests on it."
     )

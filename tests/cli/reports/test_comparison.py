@@ -6,7 +6,7 @@ from rich.console import Console
 from equalize.cli.reports.comparison import _as_table
 from equalize.cli.reports.training import _class_table
 from equalize.cli.terminal import _print
-from equalize.commands.compare.report import HEADINGS
+from equalize.commands.compare.report import COMPARED
 from equalize.metrics import ClassScore
 
 ROW = [
@@ -25,17 +25,17 @@ ROW = [
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_a_narrow_terminal_gets_every_column_in_whole_words(width):
     file = io.StringIO()
-    _print(Console(file=file, width=width, force_terminal=True, color_system=None), _as_table(HEADINGS, [ROW]))
+    _print(Console(file=file, width=width, force_terminal=True, color_system=None), _as_table(COMPARED, [ROW]))
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= width
-    assert all(each in text for each in (*HEADINGS, *ROW))
+    assert all(each in text for each in (*COMPARED, *ROW))
 
 
 def test_what_is_redirected_is_one_table():
     file = io.StringIO()
-    _print(Console(file=file, width=80), _as_table(HEADINGS, [ROW]))
+    _print(Console(file=file, width=80), _as_table(COMPARED, [ROW]))
     heading, row = file.getvalue().splitlines()
-    assert all(each in heading for each in HEADINGS)
+    assert all(each in heading for each in COMPARED)
     assert all(each in row for each in ROW)
 
 

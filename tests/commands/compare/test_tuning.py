@@ -14,6 +14,7 @@ from PIL import Image
 from equalize.commands.compare.arms import read_arms
 from equalize.commands.compare.compare import compare
 from equalize.commands.compare.pictures import draw_comparison
+from equalize.commands.compare.report import headings, legend, rows_of
 from equalize.commands.compare.setup import Setup
 from equalize.commands.compare.tuning import tune
 from equalize.commands.finetune import stored_backbone
@@ -111,6 +112,9 @@ def test_rates_are_chosen_on_one_split_and_confirmed_on_another(nets, three_spli
         assert row.scores == tuple(runs[row.arm, row.lr, seed]["test"]["mIoU"] for seed in (1, 2))
         assert row.loss_at_tenth is not None
     assert len(list((out / "features").iterdir())) == 3  # of the three splits, for all runs
+    assert headings(found) == ("arm", "lr", "sigmas", "mIoU")  # the end alone was scored: nothing is early
+    assert {len(row) for row in rows_of(found)} == {4}
+    assert "early" not in legend(found)
     names = [picture.name for picture in draw_comparison(found)]
     assert names == ["confirmed", "rates", "compare", "classes"]
     # Resumed, it decides the same and trains what is missing alone, without running the backbone.
