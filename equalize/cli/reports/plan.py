@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
-from rich.measure import Measurement
+from rich.console import ConsoleRenderable
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.tables import fitted, report_table, width
+from equalize.cli.tables import report_table
 from equalize.commands.report.words import (
     changes_of,
     effort_of,
@@ -57,7 +56,7 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
         columns: dict[str, list[str]] = {}
         if isinstance(site, MeasuredSite):
             columns = {"mean": [f"{branch.mean:.3g}" for branch in site.branches], **_sigmas(site), **_shares(site)}
-        yield _BranchTable(site, columns)
+        yield _branch_table(site, columns)
         for branch in site.branches:
             if branch.fixed is not None:
                 yield _indented(f"{branch.start}..{branch.stop} keeps its scale under migrate: {branch.fixed}", 4)
@@ -87,7 +86,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
         before, after = [branch.std for branch in site.branches], sigmas_after(plan, site)
         yield from _site_header(site)
         yield _indented(strategy_of(plan, site))
-        yield _BranchTable(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
+        yield _branch_table(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
         yield _ratio(f"{ratio_of(before)} before, {ratio_of(after)} after")
         if site.delta is not None:
             yield _indented(expectation(site.expect, site.delta), 4)
@@ -150,61 +149,27 @@ def _site_header(site: Site) -> Iterator[ConsoleRenderable]:
     )
 
 
-class _BranchTable:
-    """A row a branch; further columns by their heading, and bars of sigma where they fit beside the numbers."""
-
-    def __init__(self, site: Site, columns: Mapping[str, Sequence[str]]) -> None:
-        self._site = site
-        self._columns = columns
-        self._sigmas = [branch.std for branch in site.branches] if isinstance(site, MeasuredSite) else []
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        parts = fitted(self._table(()), console) if console.is_terminal else [self._table(self._bars(options))]
-        needed = max(width(part, console) for part in parts)
-        return Measurement(needed, needed)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = self._table(self._bars(options))
-        parts = [table] if width(table, console) <= options.max_width else self._stacked(table, console)
-        for number, part in enumerate(parts):
-            yield from (Text(), part) if number else (part,)
-
-    def _stacked(self, table: Table, console: Console) -> list[Table]:
-        """Tables below one another, with the bars where they make them no more in number."""
-        plain, barred = fitted(self._table(()), console), fitted(table, console)
-        return barred if len(barred) <= len(plain) else plain
-
-    def _bars(self, options: ConsoleOptions) -> list[str]:
-        largest = max(self._sigmas, default=0.0)
-        return [_bar(sigma / largest if largest else 0.0, ascii_only=options.ascii_only) for sigma in self._sigmas]
-
-    def _table(self, bars: Sequence[str]) -> Table:
-        columns: dict[str, Sequence[str]] = {}
-        for heading, cells in self._columns.items():
-            columns[heading] = cells
-            if bars and heading == "95 %":
-                columns[""] = bars
-        words = ("channels", "resampling", "", "source")
-        table = report_table("channels", "resampling", *columns, "source", left=words)
-        for branch, *row in zip(self._site.branches, *columns.values(), strict=True):
-            channels = f"{branch.start}..{branch.stop}"
-            resampling = branch.resampled or "-"
-            table.add_row(*map(Text, ("", channels, resampling, *row, branch.source or "input")))
-        return table
+def _branch_table(site: Site, columns: Mapping[str, Sequence[str]]) -> Table:
+    """A row a branch, with further columns by their heading."""
+    table = report_table("channels", "resampling", *columns, "source", left=("channels", "resampling", "", "source"))
+    for branch, *row in zip(site.branches, *columns.values(), strict=True):
+        cells = ("", f"{branch.start}..{branch.stop}", branch.resampled or "-", *row, branch.source or "input")
+        table.add_row(*map(Text, cells))
+    return table
 
 
-def _bar(share: float, *, ascii_only: bool) -> str:
+def _bar(share: float) -> str:
     """A bar of block characters, the longest for a share of 1."""
-    if ascii_only:
-        return "#" * round(share * _BAR)
     eighths = round(share * _BAR * 8)
     return "\N{FULL BLOCK}" * (eighths // 8) + " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
 
 
 def _sigmas(site: MeasuredSite) -> dict[str, list[str]]:
+    largest = max(branch.std for branch in site.branches) or 1.0
     return {
         "sigma": [f"{branch.std:.3g}" for branch in site.branches],
         "95 %": ["" if branch.ci95 is None else f"± {branch.ci95:.1%}" for branch in site.branches],
+        "": [_bar(branch.std / largest) for branch in site.branches],
     }
 
 
