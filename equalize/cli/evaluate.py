@@ -1,7 +1,7 @@
 """`equalize evaluate`."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Context
 
@@ -19,14 +19,8 @@ class ScoreFlags(ForwardFlags):
     split: Annotated[
         str | None, data_option(metavar="NAME", show_default="val, else test", help="Of the data set.")
     ] = None
-    ignore_index: Annotated[
-        int | None,
-        data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
-    ] = None
-    reduce_labels: Annotated[
-        Literal["auto", "yes", "no"],
-        data_option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
-    ] = "auto"
+    ignore_index: o.IgnoreIndex = None
+    reduce_labels: o.ReduceLabels = "auto"
     colors: o.Colors = None
     masks_drawn_on: o.DrawnOn = "auto"
     class_names: o.ClassNames = None

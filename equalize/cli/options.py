@@ -177,10 +177,13 @@ Workers = Annotated[
     data_option(min=0, metavar="N", show_default="none on a CPU, some on a GPU", help="Processes that read images."),
 ]
 SkipBad = Annotated[float, data_option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
-IgnoreIndex = Annotated[int | None, data_option(metavar="N", show_default="255", help="The label that does not count.")]
+IgnoreIndex = Annotated[
+    int | None,
+    data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
+]
 ReduceLabels = Annotated[
     Literal["auto", "yes", "no"],
-    data_option(help="Whether label 0 does not count and 1 is class 0; auto looks at the data."),
+    data_option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
 ]
 Seed = Annotated[int, model_option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
 DryRun = Annotated[

@@ -109,10 +109,7 @@ class CommonTrainingFlags:
         ),
     ] = None
     class_names: o.ClassNames = None
-    ignore_index: Annotated[
-        int | None,
-        data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
-    ] = None
+    ignore_index: o.IgnoreIndex = None
     reduce_labels: Annotated[
         Literal["auto", "yes", "no"] | None,
         data_option(
