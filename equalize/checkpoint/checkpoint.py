@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -22,12 +22,8 @@ from equalize.errors import CheckpointError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
-
-class _Plan(Protocol):
-    @property
-    def maps(self) -> Mapping[str, Tensor]: ...
-
-    def to_json(self) -> dict[str, Any]: ...
+if TYPE_CHECKING:
+    from equalize.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +149,7 @@ class Checkpoint:
         on_disk = keys.to_disk(self.model.state_dict())
         return {keys.model_key.get(key, key.removeprefix(keys.prefix)): stored[key] for key in on_disk}
 
-    def save(self, directory: str | Path, plan: _Plan | None = None, *, overwrite: bool = False) -> None:
+    def save(self, directory: str | Path, plan: "Plan | None" = None, *, overwrite: bool = False) -> None:
         """Write the model in the format it came in; tensors that did not change keep every bit.
 
         Args:
@@ -209,7 +205,7 @@ def _write_json(content: Mapping[str, object], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_plan(plan: _Plan, directory: Path) -> None:
+def write_plan(plan: "Plan", directory: Path) -> None:
     """Writes ``equalize.json`` beside the weights, and ``equalize.safetensors`` before it if the plan has matrices."""
     write_maps(plan.maps, directory / PLAN_FILE)
     _write_json(plan.to_json(), directory / PLAN_FILE)

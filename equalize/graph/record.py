@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Op
-from equalize.graph.recorder import Recorder, tensors_in
+from equalize.graph.recorder import Recorder, named_tensors, tensors_in
 
 _MOST_DRAWN = 1 << 27  # half a gigabyte: a configuration alone may describe more
 
@@ -49,7 +49,7 @@ def record_fake(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]
     """
     try:
         with eval_mode(model, attributes=True), FakeTensorMode(allow_non_fake_inputs=True) as mode, _compiling():
-            named = _named_tensors(model)
+            named = named_tensors(model)
             device = _device_of(named)
             fakes = {id(tensor): _faked(tensor, mode, device) for tensor in named.values()}
             inputs = tuple(torch.empty_like(tensor, device=device) for tensor in example)
@@ -112,14 +112,6 @@ def _plain(model: nn.Module) -> frozenset[str]:
     )
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under all of their names."""
-    return {
-        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
-        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
-    }
-
-
 def _device_of(tensors: Mapping[str, Tensor]) -> torch.device:
     """The device of a network; of one on the meta device the CPU, where values are drawn or feigned."""
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
@@ -135,7 +127,7 @@ def _faked(tensor: Tensor, mode: FakeTensorMode, device: torch.device) -> Tensor
 
 def _for_the_run(model: nn.Module) -> dict[str, Tensor]:
     """The model's own parameters, copies of its buffers, and draws for what is on the meta device, by name."""
-    named = _named_tensors(model)
+    named = named_tensors(model)
     missing = {id(tensor): tensor.numel() for tensor in named.values() if tensor.is_meta}
     if sum(missing.values()) > _MOST_DRAWN:
         raise ValueError("it is too large to be run on weights that are drawn for that")

@@ -21,6 +21,14 @@ __all__ = ["Recorder", "tensors_in"]
 _READS_VALUES = frozenset({"item", "_local_scalar_dense", "is_nonzero", "equal", "resolve_neg"})
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, also those that are not saved, by each of their state-dict keys."""
+    return {
+        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
+        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
+    }
+
+
 def tensors_in(output: object) -> Iterator[Tensor]:
     """The tensors of whatever a network returns, in order."""
     if isinstance(output, Tensor):

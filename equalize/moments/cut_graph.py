@@ -16,11 +16,11 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from equalize.graph.aten import named_arguments
 from equalize.graph.export import export
+from equalize.graph.recorder import named_tensors
 from equalize.moments.fx_passes import memory_of, name_of, optimize_graph, sweep, without_mutations, written
 from equalize.moments.interpolated import Interpolation, interpolated_moments
 from equalize.moments.moments import ImageMoments, per_image
 from equalize.moments.sampling import Samples, sample, sample_interpolated
-from equalize.moments.watch import named_tensors
 from equalize.sites.sites import Site
 
 _INTERPOLATIONS = {

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import SiteError
 from equalize.eval_mode import refusing
+from equalize.graph.recorder import named_tensors
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -160,14 +161,6 @@ def _refused(inputs: tuple[Tensor, ...], reason: str) -> SiteError:
     shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
     what = f"does not take an input of shape {shapes} ({reason})"
     return SiteError("the network", what, remedy="bring all images to a size that it takes (--size)")
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, also those that are not saved, by each of their state-dict keys."""
-    return {
-        **dict(nn.Module.named_parameters(model, remove_duplicate=False)),
-        **dict(nn.Module.named_buffers(model, remove_duplicate=False)),
-    }
 
 
 def inputs_of(batch: Batch) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.errors import NumericsError, SiteError
-from equalize.moments.watch import named_tensors
+from equalize.graph.recorder import named_tensors
 from equalize.plan.draw import redraw
 from equalize.plan.edits import Add, Draw, Edit, MapInputs, Scale, ScaleInputs, Set
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
