@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +23,8 @@ from equalize.data import (
     read_picture,
 )
 from equalize.data.masks import DrawnOn
-from equalize.errors import DataError, EqualizeError
-from equalize.eval_mode import eval_mode
+from equalize.errors import DataError
+from equalize.eval_mode import eval_mode, refusing
 from equalize.messages import Notify, ignore
 
 Size = tuple[int, int] | None
@@ -88,15 +89,9 @@ def _on_first_image(
 ) -> T:
     """What `run` gives for the first image; an InputError where the network does not take its size."""
     image_NCHW = first_image(checkpoint, dataset, size, device)
-    try:
+    height, width = image_NCHW.shape[2:]
+    with refusing(partial(size_error, checkpoint, (height, width))):  # of one size, it fails at a concat or elsewhere
         return run(image_NCHW)
-    except (MemoryError, torch.OutOfMemoryError, EqualizeError):
-        raise
-    except Exception as error:  # a network of one size fails at a concat or wherever it does
-        if "allocate" in str(error):
-            raise
-        height, width = image_NCHW.shape[2:]
-        raise size_error(checkpoint, (height, width), " ".join(str(error).split())[:120]) from error
 
 
 def check_split(

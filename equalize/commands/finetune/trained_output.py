@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.activations import Activations
 from equalize.checkpoint.outputs import MAIN_NAMES, listed
-from equalize.errors import EqualizeError, InputError
-from equalize.eval_mode import eval_mode
+from equalize.errors import InputError
+from equalize.eval_mode import eval_mode, refusing
 
 _SAME = 1e-3  # of the range of an output: kernels on the same values agree far better, two heads never do so well
 _RANDOM = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
@@ -95,15 +95,13 @@ def _in_training(checkpoint: Checkpoint, x_NCHW: Tensor) -> dict[str, Tensor]:
     network = checkpoint.model
     for module in nn.Module.modules(network):
         module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
-    try:
-        with torch.enable_grad():
-            return checkpoint.adapter.heads(network, x_NCHW)
-    except (MemoryError, torch.OutOfMemoryError, EqualizeError):
-        raise
-    except Exception as error:  # the network's code may raise anything, for want of targets for example
-        line = " ".join(str(error).split())[:160]
-        what = f"cannot be run in training mode on images alone ({type(error).__name__}: {line})"
-        raise InputError(checkpoint.architecture, what, expected="outputs that a loss can be computed on") from error
+
+    def refusal(why: str) -> InputError:  # of the network's code, which may want targets for example
+        what = f"cannot be run in training mode on images alone ({why})"
+        return InputError(checkpoint.architecture, what, expected="outputs that a loss can be computed on")
+
+    with torch.enable_grad(), refusing(refusal):
+        return checkpoint.adapter.heads(network, x_NCHW)
 
 
 def _is(one: Tensor, other: Tensor | None) -> bool:

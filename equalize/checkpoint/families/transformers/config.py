@@ -1,7 +1,7 @@
 """Reads transformers' JSON files without running code: config, segmentation class, class names, preprocessing."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from equalize.checkpoint.families.transformers.description import is_known
 from equalize.checkpoint.files.weights import read_json
 from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
+from equalize.eval_mode import refusing
 from equalize.quiet import quiet_transformers
 
 _ATTENTIONS = (None, "eager", "sdpa")  # other values may fetch code from the Hub
@@ -23,22 +24,15 @@ def read_config(directory: Path, num_classes: int | None = None) -> Any:
     _check_for_code(raw, path)
     if raw.get("quantization_config"):
         raise CheckpointError(path, "is of a quantized network", remedy="use the checkpoint that it was made of")
-    with _refused_as(path, "config"):
+    with quiet_transformers(), refusing(partial(_invalid, path, "config")):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         if num_classes is not None and config.num_labels != num_classes:
             config.num_labels = num_classes
     return config
 
 
-@contextmanager
-def _refused_as(path: Path, what: str) -> Iterator[None]:
-    """Silences transformers and turns the errors of a config's own checks into a CheckpointError."""
-    try:
-        with quiet_transformers():
-            yield
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(path, f"is not a valid {what} ({line})") from error
+def _invalid(path: Path, what: str, why: str) -> CheckpointError:
+    return CheckpointError(path, f"is not a valid {what} ({why})")
 
 
 def _check_for_code(config: Mapping[str, object], path: Path) -> None:
@@ -101,9 +95,9 @@ def preprocessing(directory: Path) -> Preprocess:
     from transformers import AutoImageProcessor
 
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (directory / name).is_file():
-            _check_for_code(read_json(directory / name), directory / name)
-            with _refused_as(directory / name, "image processor config"):
+        if (path := directory / name).is_file():
+            _check_for_code(read_json(path), path)
+            with quiet_transformers(), refusing(partial(_invalid, path, "image processor config")):
                 processor = AutoImageProcessor.from_pretrained(
                     directory, trust_remote_code=False, local_files_only=True
                 )

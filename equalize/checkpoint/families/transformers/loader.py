@@ -19,6 +19,7 @@ from equalize.checkpoint.keys import PREFIXES, WRAPPERS, prefix_of, strippings
 from equalize.checkpoint.limits import limit_construction
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
+from equalize.eval_mode import refusing
 from equalize.quiet import quiet_transformers
 
 _COUNTER = "num_batches_tracked"
@@ -70,21 +71,16 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
 
 def _from_pretrained(kind: Any, where: object, place: Path | None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' loading info about its keys."""
-    try:
-        with quiet_transformers():
-            model, info = kind.from_pretrained(
-                place,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-                **options,
-            )
-    except MemoryError:
-        raise
-    except Exception as error:  # a network may raise anything for a config of unknown origin
-        line = " ".join(str(error).split())[:200]
-        raise CheckpointError(where, f"cannot be loaded as {kind.__name__} ({type(error).__name__}: {line})") from error
+    what = f"cannot be loaded as {kind.__name__}"  # whose code may raise anything for a config of unknown origin
+    with quiet_transformers(), refusing(lambda why: CheckpointError(where, f"{what} ({why})")):
+        model, info = kind.from_pretrained(
+            place,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
+        )
     return model.eval(), info
 
 
