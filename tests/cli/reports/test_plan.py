@@ -110,7 +110,7 @@ def test_bars_of_sigma_stand_beside_the_numbers_where_there_is_room():
     for width in (80, 200):
         console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
         for part in scan_report(found):
-            console.print(part)
+            _print(console, part)
         shown[width] = console.file.getvalue()
     assert "█" in shown[200]
     beside = [line for line in shown[80].splitlines() if "█" in line]  # the long name stands below, by itself
