@@ -92,6 +92,10 @@ class Checkpoint:
         save = None if self.save_spec is None else self.adapter.with_classes(self.save_spec, names)
         return replace(self, classes=names, palette=None, save_spec=save)
 
+    def with_reduced_labels(self, reduced: bool) -> "Checkpoint":
+        """The checkpoint as trained on labels that were reduced by one, or not, of which `save` leaves a record."""
+        return replace(self, save_spec=self.adapter.with_reduced_labels(self.stored, reduced))
+
     @property
     def reduced_before(self) -> bool | None:
         """Whether it was trained on reduced labels; None if its configuration does not say, or its head is new."""

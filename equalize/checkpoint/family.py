@@ -176,6 +176,10 @@ class Family(Description, Generic[S]):
         text = json.dumps(Override.of(preprocess).given(), indent=2)
         return replace(save, texts={**save.texts, PREPROCESS_FILE: f"{text}\n"})
 
+    def with_reduced_labels(self, save: SaveSpec, reduced: bool) -> SaveSpec:
+        """The spec with what the format's own files say of labels, if they do, as they were in training."""
+        return save
+
     def reload(self, place: Place, request: Request) -> nn.Module:
         """Load what was written, strictly, to verify it: by the library's own loader, by default as a state dict."""
         weights = weights_at(place)

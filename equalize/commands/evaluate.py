@@ -98,7 +98,7 @@ def evaluate(
         *(dataset, classes, names),
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
-        reduced_before=record.reduce_labels if checkpoint.reduced_before is None else checkpoint.reduced_before,
+        reduced_before=record.reduced_before(checkpoint),
         colors=config.colors,
         drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,

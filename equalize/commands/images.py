@@ -16,6 +16,7 @@ from equalize.checkpoint.outputs import pad_images, round_up
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.input_check import check_input
 from equalize.commands.network_input import axes_of, fit_input
+from equalize.commands.training_record import TrainingRecord
 from equalize.data import (
     Batches,
     DataSet,
@@ -149,7 +150,7 @@ def _rule_of(dataset: DataSet, checkpoint: Checkpoint, config: CalibrationConfig
         dataset,
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
-        reduced_before=checkpoint.reduced_before,
+        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
         colors=colors_of(dataset, config.colors),
         drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,

@@ -71,6 +71,11 @@ class TrainingRecord:
             masks_drawn_on=content.get("masks_drawn_on"),
         )
 
+    def reduced_before(self, checkpoint: Checkpoint) -> bool | None:
+        """As `Checkpoint.reduced_before`; what the last training recorded goes before what the format's files say."""
+        known = self.reduce_labels is not None and not checkpoint.newly_initialized
+        return self.reduce_labels if known else checkpoint.reduced_before
+
 
 def settings_taken(
     config: object, trained: Mapping[str, Any], usual: Mapping[str, Any], notify: Notify

@@ -210,7 +210,7 @@ def _reduces(
     before = said.reduced_before
     seen = f"labels are {min(labels)} to {max(labels)}" if labels else "every pixel seen is ignored"
     if before is not None:
-        reason = f"as the checkpoint's configuration has it; {seen}"
+        reason = f"as the checkpoint was trained; {seen}"
         if before and has_void and 0 in labels and (num_classes is None or max(labels) < num_classes):
             reason += f", and {raw.ignore_index}, as if reduced before: then set --reduce-labels no"
         if not before and labels and max(labels) == num_classes:

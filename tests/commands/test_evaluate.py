@@ -158,7 +158,7 @@ def test_a_checkpoint_of_reduced_labels(segformer_dir, scenes, tmp_path):
     said = []
     found = evaluate(ModelName(source=str(tmp_path / "reduced")), scenes, EvalConfig(device="cpu"), notify=said.append)
     assert found == expected
-    assert "moved down by one (as the checkpoint's configuration has it; labels are 0 to 4)" in said[-1]
+    assert "moved down by one (as the checkpoint was trained; labels are 0 to 4)" in said[-1]
 
 
 def test_colored_masks_with_a_file_of_colors(segformer_dir, scenes, tmp_path):

@@ -264,7 +264,7 @@ def test_preflight_follows_the_checkpoint_and_says_what_contradicts(tmp_path: Pa
     data = open_data(plant_pairs(tmp_path, [[[0, 1, 2, 3]]]))
     rule, found = preflight(data, 3, reduced_before=True)
     assert rule.reduce
-    assert found.endswith("(as the checkpoint's configuration has it; labels are 0 to 3)")
+    assert found.endswith("(as the checkpoint was trained; labels are 0 to 3)")
     with pytest.raises(DataError, match=r"has labels 0 to 3, while the checkpoint .* as stored; set --reduce-labels"):
         preflight(data, 3, reduced_before=False)
     assert not preflight(data, 4, reduced_before=False)[0].reduce

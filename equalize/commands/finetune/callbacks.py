@@ -1,7 +1,6 @@
 """Writes a training's state: lines of metrics.jsonl and the model in OUT; tells the monitor of its steps."""
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,8 +49,6 @@ class CheckpointWriter:
     plan: Plan | None
     facts: Mapping[str, Any]
     """Facts about the training, for equalize.json."""
-    reduced_labels: bool
-    """Whether labels were reduced by one; the image processor's config then records it."""
     monitor: TrainingMonitor
     models: bool = True
     """Whether models are written at all, not only the trainer's own states."""
@@ -90,16 +87,6 @@ class CheckpointWriter:
         finetuned = {**self.facts, "step": step, "score": scores.get(step)}
         plan = self.plan and replace(self.plan, facts={**self.plan.facts, "finetuned": finetuned})
         replace(self.checkpoint, model=self.read_model(step)).save(directory, plan, overwrite=True)
-        self._correct_processor(directory / "preprocessor_config.json")
-
-    def _correct_processor(self, path: Path) -> None:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        wrong = [
-            key for key in ("do_reduce_labels", "reduce_labels") if content.get(key) not in (None, self.reduced_labels)
-        ]
-        if wrong:
-            content |= dict.fromkeys(wrong, self.reduced_labels)
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class EvalSaveCallback(TrainerCallback):  # type: ignore[misc]

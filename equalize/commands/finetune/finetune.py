@@ -106,12 +106,12 @@ def finetune(
     monitor.began()
     plan = prepare(task) if prepare else plan_in_effect(task, run, monitor, notify, warn)
     train_as = attach_plan(plan, config.train_as, task.checkpoint, notify)
+    stored = task.checkpoint.with_reduced_labels(task.train.rule.reduce)
     writer = CheckpointWriter(
-        checkpoint=replace(task.checkpoint, model=copy.deepcopy(task.checkpoint.model).cpu()),
+        checkpoint=replace(stored, model=copy.deepcopy(stored.model).cpu()),
         run=run,
         plan=plan,
         facts={"train_as": train_as, "data": str(data), **identity},
-        reduced_labels=task.train.rule.reduce,
         monitor=monitor,
         models=models,
     )

@@ -108,7 +108,6 @@ def _writer(task: Task, place: Path) -> CheckpointWriter:
         run=RunDirectory(place, None, resume=False, overwrite=True),
         plan=None,
         facts={},
-        reduced_labels=False,
         monitor=SILENT,
         models=False,
     )

@@ -20,6 +20,7 @@ from equalize.commands.labels import (
     with_output,
 )
 from equalize.commands.scan import select_sites
+from equalize.commands.training_record import TrainingRecord
 from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.naming import canonical_split
@@ -111,7 +112,7 @@ def _check(
         names,
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
-        reduced_before=checkpoint.reduced_before,
+        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
         colors=config.colors,
         drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,

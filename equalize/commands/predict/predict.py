@@ -93,9 +93,8 @@ def predict(
 def _as_trained(checkpoint: Checkpoint, config: PredictConfig, notify: Notify) -> tuple[PredictConfig, bool | None]:
     """The settings with the size of the training if none is given, as `evaluate` has it; and if labels were reduced."""
     record = TrainingRecord.of(checkpoint, notify)
-    reduced = record.reduce_labels if checkpoint.reduced_before is None else checkpoint.reduced_before
     taken = settings_taken(config, {"size": record.size}, {"size": checkpoint.preprocess.size}, notify)
-    return replace(config, **taken), reduced
+    return replace(config, **taken), record.reduced_before(checkpoint)
 
 
 def _fitted(

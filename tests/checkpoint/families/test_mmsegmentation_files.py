@@ -125,6 +125,22 @@ def test_another_number_of_classes_draws_the_classifiers_alone(psp, tmp_path):
         load(psp, num_classes=5)
 
 
+@pytest.mark.parametrize("number", [None, 5])
+def test_the_config_says_what_labels_were_trained_on(number, psp, tmp_path):
+    """Also the one inside the file, where somebody takes that alone."""
+
+    def reduce(content):
+        content["meta"]["cfg"] = content["meta"]["cfg"].replace("reduce_zero_label=False", "reduce_zero_label=True")
+
+    source = rewritten(psp, tmp_path / "ade.pth", reduce)
+    checkpoint = load(source, num_classes=number, init_missing=number is not None)
+    assert checkpoint.preprocess.reduce_labels is True
+    checkpoint.with_reduced_labels(False).save(tmp_path / "out")
+    for place in (tmp_path / "out", tmp_path / "out/model.pth"):
+        assert load(place).preprocess.reduce_labels is False
+    assert "reduce_zero_label=True" not in (tmp_path / "out/config.py").read_text()
+
+
 def test_a_backbone_alone_gets_its_decoder_drawn(psp, tmp_path):
     def behead(content):
         state = content["state_dict"]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,20 @@ def test_a_directory_loads_as_from_pretrained_does(segformer_dir):
     assert checkpoint.preprocess.size == (48, 64)
     assert checkpoint.preprocess.reduce_labels is False
     assert "preprocessor_config.json" in str(checkpoint.preprocess)
+
+
+def test_a_processor_that_says_nothing_of_labels(segformer_dir, tmp_path):
+    """The library's default is no statement about the training; what was trained is."""
+    shutil.copytree(segformer_dir, tmp_path / "before")
+    file = tmp_path / "before/preprocessor_config.json"
+    content = json.loads(file.read_text())
+    del content["do_reduce_labels"]
+    file.write_text(json.dumps(content))
+    checkpoint = load(tmp_path / "before")
+    assert checkpoint.preprocess.reduce_labels is None
+    for reduced, written in ((True, True), (False, None)):
+        checkpoint.with_reduced_labels(reduced).save(tmp_path / str(reduced))
+        assert load(tmp_path / str(reduced)).preprocess == replace(checkpoint.preprocess, reduce_labels=written)
 
 
 def test_structure_needs_only_the_config(segformer_dir, tmp_path):

@@ -52,6 +52,8 @@ def test_transformers(segformer_dir, five_classes, tmp_path):
     assert done.best == max(scored, key=lambda line: line["mIoU"])
     again = evaluate(named(tmp_path / "out"), five_classes, EvalConfig(size=(48, 64), device="cpu", batch_size=4))
     assert again.mIoU == pytest.approx(done.best["mIoU"], abs=TIE)
+    shutil.copy(reduced / "preprocessor_config.json", tmp_path / "out")  # what the training recorded goes before it
+    assert evaluate(named(tmp_path / "out"), five_classes, EvalConfig(device="cpu", batch_size=4)) == again
 
 
 def test_upernet_with_its_auxiliary_head_in_shards(upernet_dir, tmp_path):

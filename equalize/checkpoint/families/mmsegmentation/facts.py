@@ -7,6 +7,7 @@ from typing import Any, Literal
 from equalize.checkpoint.families.mmsegmentation.config import Config, leaves
 from equalize.checkpoint.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
+_REDUCE = re.compile(r"\b(reduce_zero_label['\"]?\s*[=:]\s*)(True|False)\b")
 _MODEL = re.compile(r"^model\s*=", re.MULTILINE)
 
 
@@ -44,6 +45,11 @@ def meta_with_classes(names: Sequence[str] | None) -> dict[str, object]:
     """Changes to ``meta`` for new class names; None removes an entry about the old ones."""
     described = None if names is None else {"classes": tuple(names)}
     return {"dataset_meta": described, "CLASSES": None, "PALETTE": None}
+
+
+def with_reduced_labels(text: str, reduced: bool) -> str:
+    """A config's text with all of its ``reduce_zero_label`` set."""
+    return _REDUCE.sub(rf"\g<1>{reduced}", text)
 
 
 def preprocessing(config: Config) -> Preprocess:

@@ -22,6 +22,7 @@ from equalize.checkpoint.families.mmsegmentation.facts import (
     meta_with_classes,
     palette,
     preprocessing,
+    with_reduced_labels,
 )
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
 from equalize.checkpoint.files.weights import Weights
@@ -104,6 +105,15 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
         if not (save.keys.weights.meta or save.nest):
             return super().with_classes(save, names)
         return replace(save, meta={**save.meta, **meta_with_classes(names)})
+
+    def with_reduced_labels(self, save: SaveSpec, reduced: bool) -> SaveSpec:
+        """In the config beside the weights and in that of their ``meta``, where these say something of it."""
+        text = save.texts.get(CONFIG_FILE)
+        if text is None or (new := with_reduced_labels(text, reduced)) == text:
+            return save
+        kept = {**save.keys.weights.meta, **save.meta}
+        meta = {key: new for key in ("cfg", "config") if kept.get(key) is not None}
+        return replace(save, texts={**save.texts, CONFIG_FILE: new}, meta={**save.meta, **meta})
 
     def heads(self, model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
         """Logits (N, classes, h, w) of the last decode head, of those before it in a cascade, and of auxiliary heads.

@@ -15,6 +15,9 @@ from equalize.quiet import quiet_transformers
 _ATTENTIONS = (None, "eager", "sdpa")  # other values may fetch code from the Hub
 
 
+_REDUCE_KEYS = ("do_reduce_labels", "reduce_labels")  # the second is that of old versions
+
+
 def read_config(directory: Path, num_classes: int | None = None) -> Any:
     """Read ``config.json`` without running code, and set the number of classes if ``num_classes`` is another."""
     from transformers import AutoConfig
@@ -96,13 +99,27 @@ def preprocessing(directory: Path) -> Preprocess:
 
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (path := directory / name).is_file():
-            _check_for_code(read_json(path), path)
+            raw = read_json(path)
+            _check_for_code(raw, path)
             with quiet_transformers(), refusing(partial(_invalid, path, "image processor config")):
                 processor = AutoImageProcessor.from_pretrained(
                     directory, trust_remote_code=False, local_files_only=True
                 )
-                return Preprocess.from_processor(processor.to_dict(), f"from {name}")
+                known = {**processor.to_dict(), "do_reduce_labels": _reduces_labels(raw)}
+                return Preprocess.from_processor(known, f"from {name}")
     return Preprocess(origin="ImageNet defaults, there is no preprocessor_config.json", assumed=True)
+
+
+def _reduces_labels(raw: Mapping[str, Any]) -> object:
+    """What the file says, None if nothing: the processor has False then, which says nothing of the training."""
+    inner = raw.get("image_processor", raw)  # as it lies in processor_config.json
+    return next((inner[key] for key in _REDUCE_KEYS if key in inner), None) if isinstance(inner, Mapping) else None
+
+
+def with_reduced_labels(processor: Mapping[str, object], reduced: bool) -> dict[str, object]:
+    """An image processor's config that says whether labels are reduced; it need not if they are not."""
+    there = [key for key in _REDUCE_KEYS if key in processor]
+    return {**processor, **dict.fromkeys(there or _REDUCE_KEYS[:reduced], reduced)}
 
 
 def with_preprocessing(processor: Mapping[str, object], preprocess: Preprocess) -> dict[str, object]:

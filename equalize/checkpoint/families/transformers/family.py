@@ -1,6 +1,7 @@
 """transformers: directories as ``save_pretrained`` writes them, and state dicts under a config that the user names."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,12 +123,11 @@ class Transformers(TransformersDescription, Family[_Spec]):
     def with_preprocess(self, save: SaveSpec, preprocess: Preprocess) -> SaveSpec:
         """Also in the image processor's own fields, if there is one."""
         save = super().with_preprocess(save, preprocess)
-        places = [save.path, *(path.parent for path in save.beside)]
-        found = next((path for place in places if (path := place / CONFIG_FILES[1]).is_file()), None)
-        if found is None:
-            return save
-        text = json.dumps(configs.with_preprocessing(read_json(found), preprocess), indent=2, ensure_ascii=False)
-        return replace(save, texts={**save.texts, found.name: f"{text}\n"})
+        return _with_processor(save, lambda processor: configs.with_preprocessing(processor, preprocess))
+
+    def with_reduced_labels(self, save: SaveSpec, reduced: bool) -> SaveSpec:
+        """In the image processor's own field, if there is a processor."""
+        return _with_processor(save, lambda processor: configs.with_reduced_labels(processor, reduced))
 
     def reload(self, place: Place, request: Request) -> nn.Module:
         """By ``from_pretrained``."""
@@ -150,6 +150,20 @@ class Transformers(TransformersDescription, Family[_Spec]):
     def recorded(self, arch: str, directory: Path) -> str | None:
         """Only the config beside the weights."""
         return f"{self.scheme}:{directory}" if arch == _ITSELF else None
+
+
+def _with_processor(save: SaveSpec, change: Callable[[Mapping[str, object]], Mapping[str, object]]) -> SaveSpec:
+    """The spec with changes to the image processor's config, if there is one."""
+    name = CONFIG_FILES[1]
+    places = [save.path, *(path.parent for path in save.beside)]
+    found = next((path for place in places if (path := place / name).is_file()), None)
+    if found is None:
+        return save
+    before = json.loads(save.texts[name]) if name in save.texts else read_json(found)
+    after = change(before)
+    if after == before:
+        return save
+    return replace(save, texts={**save.texts, name: json.dumps(after, indent=2, ensure_ascii=False) + "\n"})
 
 
 def _user_class(arch: str) -> Any:
