@@ -215,10 +215,12 @@ def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:
 
 
 def _with_recorded_names(checkpoint: Checkpoint, place: Place, request: Request) -> Checkpoint:
-    """Adds the class names of class_names.json if the format has none and their number fits."""
+    """Adds the names of class_names.json if the format has none, or one for two classes, and their number fits."""
     path = place.path / CLASS_NAMES_FILE
-    names = tuple(map(str, read_json(path).values())) if checkpoint.classes is None and path.is_file() else ()
-    return checkpoint.with_names(names) if names and request.num_classes in (None, len(names)) else checkpoint
+    names = tuple(map(str, read_json(path).values())) if path.is_file() else ()
+    is_single = len(names) == 2 and (request.num_classes or len(checkpoint.classes or names)) == 1
+    fits = checkpoint.classes is None and request.num_classes in (None, len(names))
+    return checkpoint.with_names(names) if names and (fits or is_single) else checkpoint
 
 
 def reload(directory: str | Path, arch: str | None = None, arch_args: Mapping[str, object] | None = None) -> nn.Module:

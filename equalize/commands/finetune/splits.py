@@ -66,7 +66,7 @@ def open_task(
     """
     train, val = open_splits(data, config, notify)
     named = read_class_names(config.class_names) if config.class_names else class_names(train)
-    name, checkpoint = _load_for(name, config.num_classes or (len(named) if named else None))
+    name, checkpoint = _load_for(name, config.num_classes, len(named or ()))
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
     checkpoint = fit_images(checkpoint, train.images, config.size, device, notify, warn)
@@ -148,12 +148,24 @@ def open_splits(data: str | Path, config: TrainConfig, notify: Notify) -> tuple[
     return train, None
 
 
-def _load_for(name: ModelName, num_classes: int | None) -> tuple[ModelName, Checkpoint]:
-    """The model for that many classes, its classifiers drawn anew if it has others; and the name that loads it again.
+def _load_for(name: ModelName, given: int | None, named: int) -> tuple[ModelName, Checkpoint]:
+    """The model for as many classes as are given, else named, its classifiers drawn anew if it has others; and the
+    name that loads it again. For two names one output is enough.
 
     Raises:
         CheckpointError: more than the classifiers does not fit, and `init_missing` is false.
     """
+    wanted, checkpoint = _load_with(name, given or named or None)
+    drawn = checkpoint.newly_initialized
+    if drawn and given is None and named == 2:
+        own = name.load()
+        before, after = (each.model.state_dict() for each in (own, checkpoint))
+        if {before[key].shape[:1] for key in drawn if before[key].shape != after[key].shape} == {(1,)}:
+            return name, own
+    return wanted, checkpoint
+
+
+def _load_with(name: ModelName, num_classes: int | None) -> tuple[ModelName, Checkpoint]:
     if num_classes is None:
         return name, name.load()
     wanted = replace(name, num_classes=num_classes)

@@ -56,6 +56,22 @@ def test_transformers(segformer_dir, five_classes, tmp_path):
     assert evaluate(named(tmp_path / "out"), five_classes, EvalConfig(device="cpu", batch_size=4)) == again
 
 
+def test_two_names_for_one_output(segformer_dir, tmp_path):
+    """They draw no second output, and do not go where the library counts the outputs."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    single = SegformerConfig.from_pretrained(segformer_dir, num_labels=1)
+    SegformerForSemanticSegmentation(single).save_pretrained(tmp_path / "single")
+    root = write_scenes(tmp_path / "data", 2, counts={"train": 4, "val": 1})
+    (root / "classes.txt").write_text("background\nroad\n")
+    done = finetune(named(tmp_path / "single"), root, tmp_path / "out", replace(QUICK, max_steps=1))
+    assert done.newly_initialized == ()
+    (root / "classes.txt").unlink()
+    score = evaluate(named(tmp_path / "out"), root, EvalConfig(device="cpu"))
+    assert [row.name for row in score.classes] == ["background", "road"]
+    assert score.mIoU == pytest.approx(done.best["mIoU"], abs=TIE)
+
+
 def test_upernet_with_its_auxiliary_head_in_shards(upernet_dir, tmp_path):
     from transformers import UperNetForSemanticSegmentation
 

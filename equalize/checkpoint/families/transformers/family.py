@@ -117,7 +117,10 @@ class Transformers(TransformersDescription, Family[_Spec]):
         )
 
     def with_classes(self, save: SaveSpec, names: tuple[str, ...]) -> SaveSpec:
-        """In the config, as ``id2label``."""
+        """In the config, as ``id2label``, which also says how many outputs there are: not for two classes of one."""
+        before = (read_json(save.path / "config.json") if save.config is None else save.config).get("id2label")
+        if len(names) == 2 and isinstance(before, Mapping) and len(before) == 1:
+            return super().with_classes(save, names)
         return replace(save, config={**(save.config or {}), **loader.class_fields(dict(enumerate(names)))})
 
     def with_preprocess(self, save: SaveSpec, preprocess: Preprocess) -> SaveSpec:
