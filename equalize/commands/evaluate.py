@@ -93,7 +93,7 @@ def evaluate(
     checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
     checkpoint = with_output(checkpoint, dataset, size, device, notify)
     classes = count_classes(checkpoint, dataset, size, device)
-    names = names_of(classes, dataset, checkpoint, config.class_names)
+    names = names_of(classes, dataset, checkpoint, config.class_names, config.colors)
     labeled = check_split(
         *(dataset, classes, names),
         ignore_index=config.ignore_index,

@@ -138,7 +138,11 @@ def check_split(
 
 
 def names_of(
-    num_classes: int, dataset: DataSet, checkpoint: Checkpoint, path: str | Path | None = None
+    num_classes: int,
+    dataset: DataSet,
+    checkpoint: Checkpoint,
+    path: str | Path | None = None,
+    colors: str | Path | None = None,
 ) -> tuple[str, ...] | None:
     """Names for that many classes: from a file, from the checkpoint, or from the data set.
 
@@ -151,7 +155,7 @@ def names_of(
             what = "names another number of classes than there are"
             raise DataError(path, what, got=len(names), expected=num_classes)
         return names
-    known = [checkpoint.classes, class_names(dataset)]
+    known = [checkpoint.classes, class_names(dataset, num_classes, colors)]
     if checkpoint.classes and checkpoint.classes[0] == "LABEL_0":  # names that transformers makes up
         known.reverse()
     return next((names for names in known if names and len(names) == num_classes), None)

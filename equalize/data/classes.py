@@ -1,12 +1,14 @@
 """Class names from a file, a table, or a well-known data set."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
-from equalize.data.colors import first_color_file, read_colors, unwrapped
+from equalize.data.colors import ColorMap, colors_of, unwrapped
 from equalize.data.dataset import DataSet
 from equalize.data.folders import first_file, read_text
 from equalize.data.hf_datasets import hub_class_names
+from equalize.data.images import opened
 from equalize.errors import DataError
 
 CITYSCAPES_CLASSES = (
@@ -24,24 +26,44 @@ _FILES = ("classes.txt", "classes.json", "id2label.json", "_classes.csv")
 _ADE20K_FILE = "objectInfo150.txt"
 
 
-def class_names(dataset: DataSet) -> tuple[str, ...] | None:
+def class_names(
+    dataset: DataSet, num_classes: int | None = None, colors: str | Path | None = None
+) -> tuple[str, ...] | None:
     """The names that the data set brings along, by class; None where it brings none, a DataError where they are broken.
 
     A file `classes.txt`, `classes.json`, `id2label.json` (on the Hub, too) or Roboflow's `_classes.csv` comes first,
     then one with their colors, then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own
     `objectInfo150.txt`. The caller compares their number to the network's.
+
+    Args:
+        dataset: the data.
+        num_classes: of the network, where it is known; a color called void or so is a class only if it counts it, or
+            if masks show no colors.
+        colors: a file with the colors of classes, or ``none``; see `colors_of`.
     """
     if dataset.is_on_hub:
         file = hub_class_names(str(dataset.place))
         return read_class_names(file) if file else None
     if file := first_file(folder / name for folder in dataset.folders for name in _FILES):
         return read_class_names(file)
-    if (file := first_color_file(dataset.folders)) and (names := read_colors(file).by_class):
-        return names
+    if found := colors_of(dataset, colors):
+        if num_classes is None:
+            num_classes = len(found.colors) - _shows_colors(dataset, found)
+        if names := found.for_classes(num_classes).by_class:
+            return names
     if dataset.layout == "ade20k":
         table = first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
         return _read_ade20k_table(table) if table else None
     return {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}.get(dataset.layout)
+
+
+def _shows_colors(dataset: DataSet, colors: ColorMap) -> bool:
+    """Whether the first mask does, not classes."""
+    mask = next((mask for mask in dataset.masks if mask is not None), None)
+    if mask is not None:
+        with suppress(Exception), opened(mask) as image:  # what cannot be read is named when it is
+            return colors.reads(image.getbands())
+    return False
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:

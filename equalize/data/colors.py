@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from equalize.data.dataset import DataSet
 from equalize.data.folders import first_file, read_text
 from equalize.errors import DataError
 
@@ -45,9 +46,15 @@ class ColorMap:
 
     @property
     def by_class(self) -> tuple[str, ...]:
-        """The names of classes 0, 1, ...; empty where the classes leave one out or have no names."""
-        named = dict(zip(self.classes, self.names, strict=True))
+        """The names of classes 0, 1, ..., not of `void`; empty where the classes leave one out or have no names."""
+        entries = zip(self.colors, self.classes, self.names, strict=True)
+        named = {number: name for color, number, name in entries if color != self.void}
         return tuple(named[k] for k in range(len(named))) if all(named.get(k) for k in range(len(named))) else ()
+
+    @property
+    def void_name(self) -> str | None:
+        """That of the color that means no class, None if each means one."""
+        return None if self.void is None else self.names[self.colors.index(self.void)]
 
     @property
     def is_gray(self) -> bool:
@@ -55,12 +62,23 @@ class ColorMap:
         return all(color in (level * 0x010101 for level in range(256)) for color in self.colors)
 
     def for_classes(self, num_classes: int) -> Self:
-        """The same for a network of so many classes: with one color more, the one called `void` or so is ignored."""
+        """The same for a network of so many classes: with one color more, the one called `void` or so is ignored.
+
+        None is ignored of two colors.
+        """
         voids = [place for place, name in enumerate(self.names) if _VOID.fullmatch(name)]
-        if len(self.colors) != num_classes + 1 or len(voids) != 1:
+        if num_classes < 2 or len(self.colors) != num_classes + 1 or len(voids) != 1:
             return self
         last = self.classes[voids[0]]
         return replace(self, void=self.colors[voids[0]], classes=tuple(k - (k > last) for k in self.classes))
+
+    def without_void(self) -> Self:
+        """The same for a network that has no class for the one color called `void` or so."""
+        return self.for_classes(len(self.colors) - 1)
+
+    def reads(self, bands: Sequence[str]) -> bool:
+        """Whether a mask of these bands shows colors, not classes."""
+        return len(bands) > 2 or bands[0] == "P" or self.is_gray
 
     def __call__(self, rgb_HW3: NDArray[np.uint8], void: int, where: object) -> NDArray[np.int64]:
         """Colors (H, W, 3) -> classes (H, W), `void` for the color of none; a DataError for a color without a class."""
@@ -95,9 +113,11 @@ def read_colors(path: str | Path) -> ColorMap:
     return ColorMap(origin=path, colors=tuple(colors), classes=tuple(order), names=tuple(name for _, _, name in found))
 
 
-def first_color_file(folders: Sequence[Path]) -> Path | None:
-    """The first of the usual files in these folders that names colors."""
-    return first_file(folder / name for folder in folders for name in COLOR_FILES)
+def colors_of(dataset: DataSet, file: str | Path | None) -> ColorMap | None:
+    """The colors of classes in a file, or in one that the data set brings along if None; None for ``none``."""
+    if file is None:
+        file = first_file(folder / name for folder in dataset.folders for name in COLOR_FILES)
+    return None if file in (None, "none") else read_colors(file)
 
 
 _Row = tuple[int | None, int | None, str]

@@ -3,14 +3,13 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from equalize.data.bands import picture_size, read_picture
-from equalize.data.colors import ColorMap, first_color_file, read_colors
+from equalize.data.colors import ColorMap
 from equalize.data.dataset import DataSet, require_masks, sample
 from equalize.data.images import Item, orientation
 from equalize.data.masks import (
@@ -49,7 +48,7 @@ def stored_rule(
 
     The rule is None where most of them cannot be read. A color called void or so is none of the classes.
     """
-    rule = _given_rule(dataset, ignore_index, colors and colors.for_classes(len(colors.colors) - 1), drawn_on)
+    rule = _given_rule(dataset, ignore_index, colors and colors.without_void(), drawn_on)
     pairs = sample(dataset.with_masks(), _FEW_MASKS, 0)
     rule, turned = _settle_drawn_on(rule, pairs)
     stored: set[int] = set()
@@ -64,12 +63,6 @@ def stored_rule(
         return None, bad.removeprefix("; ")
     rule, reason = _decide(rule, stored, None, dataset, _Said(ignore_index, reduce_labels, reduced_before))
     return rule, f"{reason}{turned}{bad}"
-
-
-def colors_of(dataset: DataSet, file: str | Path | None) -> ColorMap | None:
-    """The colors of classes in a file, or in one that the data set brings along if None; None for ``none``."""
-    found = first_color_file(dataset.folders) if file is None else None if file == "none" else file
-    return None if found is None else read_colors(found)
 
 
 def _given_rule(dataset: DataSet, ignore_index: int | None, colors: ColorMap | None, drawn_on: DrawnOn) -> LabelRule:
@@ -186,7 +179,8 @@ def _decide(
     raw: LabelRule, stored: set[int], num_classes: int | None, dataset: DataSet, said: _Said
 ) -> tuple[LabelRule, str]:
     """How the stored values that were seen become classes, and why; `num_classes` is None where any number may be."""
-    two, is_free = stored - {0}, said.ignore_index is None and said.reduce_labels == "auto"
+    void = raw.colors and raw.colors.void_name
+    two, is_free = stored - {0}, said.ignore_index is None and said.reduce_labels == "auto" and not void
     if is_free and (num_classes or 0) <= _BINARY and 0 in stored and two in ({255}, {65535}):
         why = f"labels are 0 and {max(two)} alone; --ignore-index {max(two)} leaves it out"
         return replace(raw, foreground=max(two), has_void=False), f"{max(two)} is class 1 ({why})"
@@ -197,6 +191,8 @@ def _decide(
         raise InputError("ignore_index", what, remedy="leave it at 255, or set --reduce-labels no")
     if labels == {0} and said.ignore_index is None and _VOID in stored and (num_classes or 0) > _BINARY:
         reason += "; 255 is ignored: if it is a class, the network has to have two"
+    if void and raw.ignore_index in stored:
+        reason += f"; the color of {void} is ignored"
     meaning = "0 ignored, the rest moved down by one" if reduce else "labels as stored"
     return replace(raw, reduce=reduce), f"{meaning} ({reason})"
 

@@ -177,7 +177,7 @@ def _stored(image: Image.Image, item: Item, rule: LabelRule) -> NDArray[np.int64
     if bands[-1] == "A" and image.getextrema()[-1] != (255, 255):
         raise DataError(item, "has transparent pixels, which are no labels", remedy="save it without alpha")
     colors = rule.colors
-    if colors is not None and (len(bands) > 2 or bands[0] == "P" or colors.is_gray):
+    if colors is not None and colors.reads(bands):
         return colors(np.asarray(image.convert("RGB")), rule.ignore_index, item)
     if len(bands) < len("RGB"):
         return np.array(image if len(bands) == 1 else image.getchannel(0), np.int64)

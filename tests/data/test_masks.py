@@ -12,11 +12,13 @@ from equalize.data import (
     LabelRule,
     check_labels,
     class_names,
+    colors_of,
     open_data,
     preflight,
     read_class_names,
     read_colors,
     read_mask,
+    stored_rule,
 )
 from equalize.errors import DataError, InputError
 
@@ -146,6 +148,21 @@ def test_a_color_more_than_classes_that_is_called_void_is_ignored(tmp_path: Path
     rule = LabelRule(colors=read_colors(tmp_path / "labelmap.txt").for_classes(2))
     pixels = np.array([[[0, 0, 0], [128, 0, 0], [0, 128, 7]]], np.uint8)
     assert read_mask(save(pixels, tmp_path / "a.png"), rule).tolist() == [[255, 0, 1]]
+
+
+def test_a_color_called_void_is_no_class_unless_it_is_asked_for(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path, [[[0, 1, 2]]]), labels=True)
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,128,0,0\nVoid,0,0,0\ncar,0,128,7\n")
+    assert class_names(data) == ("road", "Void", "car")  # as the masks show classes, not colors
+    save(np.array([[[128, 0, 0], [0, 0, 0], [128, 0, 0]]], np.uint8), tmp_path / "masks/0.png")
+    assert (class_names(data), class_names(data, 3)) == (("road", "car"), ("road", "Void", "car"))
+    assert class_names(data, colors="none") is None
+    for rule, line in (
+        stored_rule(data, colors=colors_of(data, None)),
+        preflight(data, 2, colors=colors_of(data, None)),
+    ):
+        assert "the color of Void is ignored" in line
+        assert read_mask(data.with_masks()[0][1], rule).tolist() == [[0, 255, 0]]
 
 
 def test_files_of_colors_that_cannot_be_used(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def open_task(
         DataError: the data cannot be trained on.
     """
     train, val = open_splits(data, config, notify)
-    named = read_class_names(config.class_names) if config.class_names else class_names(train)
+    given, colors = config.class_names, config.colors
+    named = read_class_names(given) if given else class_names(train, config.num_classes, colors)
     name, checkpoint = _load_for(name, config.num_classes, len(named or ()))
     if drawn := checkpoint.newly_initialized:
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
@@ -78,7 +79,7 @@ def open_task(
     classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
-    names = names_of(classes, train, checkpoint, config.class_names)
+    names = names_of(classes, train, checkpoint, config.class_names, config.colors)
 
     check = partial(_check, checkpoint, config, classes, names, notify)
     asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
