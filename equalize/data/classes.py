@@ -52,7 +52,7 @@ def class_names(
         if names := found.for_classes(num_classes).by_class:
             return names
     if dataset.layout == "ade20k":
-        table = first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
+        table = ade20k_table(dataset)
         return _read_ade20k_table(table) if table else None
     return {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}.get(dataset.layout)
 
@@ -95,6 +95,11 @@ def _from_json(path: Path, text: str) -> tuple[str, ...]:
         expected = '["road", ...] or {"0": "road", ...} without gaps'
         raise DataError(path, "cannot be read as class names", expected=expected, remedy="see --class-names") from error
     return tuple(names)
+
+
+def ade20k_table(dataset: DataSet) -> Path | None:
+    """ADE20K's own list of its classes, if the data set has it."""
+    return first_file(dataset.place / folder / _ADE20K_FILE for folder in ("", "ADEChallengeData2016"))
 
 
 def _read_ade20k_table(path: Path) -> tuple[str, ...]:

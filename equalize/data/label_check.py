@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from equalize.data.bands import picture_size, read_picture
+from equalize.data.classes import ade20k_table
 from equalize.data.colors import ColorMap
 from equalize.data.dataset import DataSet, require_masks, sample
 from equalize.data.images import Item, orientation
@@ -29,6 +30,8 @@ from equalize.messages import Notify, ignore
 ReduceLabels = Literal["auto", "yes", "no"]
 
 _ADE20K_CLASSES = 150
+_ADE20K_LABELS = range(120, 151)
+"""Among which the largest of a few masks is, as a rule."""
 _BINARY = 2
 _FEW_MASKS, _PAIRS = 8, 64  # that are looked at
 _VOID = 255
@@ -214,7 +217,14 @@ def _reduces(
             remedy = f"set --reduce-labels yes if 0 does not count, --ignore-index {max(labels)} if that does not"
             raise DataError(dataset.root, what, remedy=remedy)
         return before, reason
-    if dataset.layout == "ade20k" and num_classes in (None, _ADE20K_CLASSES) and not has_void:
+    if _is_ade20k(dataset, labels, num_classes) and not has_void:
         return True, "ADE20K stores class c as c + 1"
     # 0 .. num_classes is left to the user: the odd one may be the first (ADE20K) or the last (CamVid's "unlabelled").
     return bool(labels) and min(labels) == 1 and max(labels) == num_classes, seen
+
+
+def _is_ade20k(dataset: DataSet, labels: set[int], num_classes: int | None) -> bool:
+    """By its layout, which others have too, and the number of classes; else by its table or its labels."""
+    if dataset.layout != "ade20k" or num_classes is not None:
+        return dataset.layout == "ade20k" and num_classes == _ADE20K_CLASSES
+    return ade20k_table(dataset) is not None or max(labels, default=0) in _ADE20K_LABELS

@@ -304,6 +304,12 @@ def test_preflight_knows_ade20k(tmp_path: Path) -> None:
     assert rule.reduce
     assert found.endswith("1 classes seen, 0 ignored, the rest moved down by one (ADE20K stores class c as c + 1)")
     assert not preflight(open_data(tmp_path), 151)[0].reduce
+    assert not stored_rule(open_data(tmp_path))[0].reduce  # other data lies so, too
+    (tmp_path / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
+    assert stored_rule(open_data(tmp_path))[0].reduce
+    (tmp_path / "objectInfo150.txt").unlink()
+    save(np.array([[0, 149]], np.uint8), tmp_path / "annotations/training/a.png")
+    assert stored_rule(open_data(tmp_path))[0].reduce
     save(np.array([[255, 5]], np.uint8), tmp_path / "annotations/training/a.png")  # reduced by somebody before
     assert not preflight(open_data(tmp_path), 150)[0].reduce
 
