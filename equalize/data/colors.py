@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from equalize.data.color_tables import HEX, read_table
 from equalize.data.dataset import DataSet
 from equalize.data.folders import first_file, read_text
 from equalize.errors import DataError
@@ -20,9 +21,7 @@ COLOR_FILES = (
 )
 """Names under which data sets keep them."""
 
-_RGB = re.compile(r"(?<!\d)(\d{1,3})\s*[,;\s]\s*(\d{1,3})\s*[,;\s]\s*(\d{1,3})(?!\d)")
-_HEX = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})\b")
-_INDEX = re.compile(r"(\d+)(?:[,:;\s]+|$)")
+_RGB = re.compile(r"(\d{1,3})\s*[,;\s]\s*(\d{1,3})\s*[,;\s]\s*(\d{1,3})")
 _VOID = re.compile(r"_*(void|ignored?|unlabell?ed|unknown|undefined|outlier)_*", re.IGNORECASE)
 _EDGE_SHARE = 0.1
 
@@ -102,7 +101,8 @@ def read_colors(path: str | Path) -> ColorMap:
     """
     path = Path(path)
     text = read_text(path)
-    rows = list(_json_rows(path, text) if path.suffix.lower() == ".json" else map(_line, text.splitlines()))
+    is_json = path.suffix.lower() == ".json"
+    rows = _json_rows(path, text) if is_json else ((_packed(rgb), index, name) for rgb, index, name in read_table(text))
     found = [(color, index, name) for color, index, name in rows if color is not None]
     classes = [index for _, index, _ in found]
     order = [*range(len(found))] if None in classes else [index for index in classes if index is not None]
@@ -124,15 +124,6 @@ _Row = tuple[int | None, int | None, str]
 """Color, index and name."""
 
 
-def _line(line: str) -> _Row:
-    found = None if line.lstrip().startswith("# ") else _HEX.search(line) or _RGB.search(line)
-    if found is None:
-        return None, None, ""
-    name = f"{line[: found.start()]} {line[found.end() :]}".strip(" \t\"',:;")
-    index = _INDEX.match(name)
-    return _packed(found), index and int(index[1]), (name[index.end() :] if index else name).strip(" \t\"',:;")
-
-
 def _json_rows(path: Path, text: str) -> Iterator[_Row]:
     try:
         content: Any = json.loads(text)
@@ -146,8 +137,8 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
         name = ""
         for part in parts + ([*value.values()] if isinstance(value, dict) else [value]):
             line = " ".join(map(str, part)) if isinstance(part, list) else str(part)
-            if found := _HEX.fullmatch(line) or _RGB.fullmatch(line.strip("()[] ")):
-                color = _packed(found)
+            if found := HEX.fullmatch(line) or _RGB.fullmatch(line.strip("()[] ")):
+                color = _packed([int(level, 16 if line.startswith("#") else 10) for level in found.groups()])
             elif line.isdigit():
                 index = int(line)
             else:
@@ -162,7 +153,6 @@ def unwrapped(content: Any) -> Any:
     return lists[0] if is_wrapped else content
 
 
-def _packed(found: re.Match[str]) -> int:
-    base = 16 if found[0].startswith("#") else 10
-    levels = [min(int(level, base), 255) for level in found.groups()]
-    return levels[0] << 16 | levels[1] << 8 | levels[2]
+def _packed(rgb: Sequence[int]) -> int:
+    red, green, blue = (min(level, 255) for level in rgb)
+    return red << 16 | green << 8 | blue

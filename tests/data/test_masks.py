@@ -113,6 +113,10 @@ COLORS = {
     "label_colors.txt": "0 0 0\tbackground\n128 0 0\tcat\n0 128 7\told dog\n",
     "hex.txt": "background #000000\ncat #800000\nold dog #008007\n",
     "indexed.csv": "id,name,r,g,b\n2,old dog,0,128,7\n0,background,0,0,0\n1,cat,128,0,0\n",
+    "indexed_colors.txt": "0 0 0 0 background\n1 128 0 0 cat\n2 0 128 7 old dog\n",
+    "indexed_names.txt": "background 0 0 0 0\ncat 128 0 0 1\nold dog 0 128 7 2\n",
+    "alpha.txt": "0 background 0 0 0 255\n1 cat 128 0 0 255\n2 old dog 0 128 7 255\n",
+    "headed.csv": "Blue;Green;Red;Alpha;Label\n0;0;0;255;background\n0;0;128;255;cat\n7;128;0;255;old dog\n",
     "names.json": '{"background": [0, 0, 0], "cat": "#800000", "old dog": [0, 128, 7]}',
     "by_color.json": '{"#000000": "background", "128,0,0": "cat", "(0, 128, 7)": "old dog"}',
     "by_index.json": '{"2": {"name": "old dog", "color": [0, 128, 7]}, "0": {"name": "background", "color": [0, 0, 0]},'
@@ -141,6 +145,13 @@ def test_colors_become_the_classes_that_a_file_names(tmp_path: Path, name: str) 
     assert read_mask(save(labels.astype(np.uint8), tmp_path / "c.png"), rule).tolist() == labels.tolist()
     with pytest.raises(DataError, match=r"d\.png: has a color that .* not name \(1 such, 0\.5 of .*\), got 1 2 3"):
         read_mask(save(np.array([[[1, 2, 3], [0, 0, 0]]], np.uint8), tmp_path / "d.png"), rule)
+
+
+def test_names_of_colors_may_end_in_a_number(tmp_path: Path) -> None:
+    for number, heading in enumerate(("", "name,r,g,b\n")):
+        (tmp_path / f"{number}.csv").write_text(f"{heading}grade 1,128,0,0\nclass2,0,128,0\n")
+        colors = read_colors(tmp_path / f"{number}.csv")
+        assert (colors.colors, colors.by_class) == ((0x800000, 0x008000), ("grade 1", "class2"))
 
 
 def test_a_color_more_than_classes_that_is_called_void_is_ignored(tmp_path: Path) -> None:
