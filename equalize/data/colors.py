@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from equalize.data.color_tables import HEX, read_table
 from equalize.data.dataset import DataSet
-from equalize.data.folders import first_file, read_text
+from equalize.data.folders import read_text
 from equalize.errors import DataError
 
 COLOR_FILES = (
@@ -24,6 +24,7 @@ COLOR_FILES = (
 _RGB = re.compile(r"(\d{1,3})\s*[,;\s]\s*(\d{1,3})\s*[,;\s]\s*(\d{1,3})")
 _VOID = re.compile(r"_*(void|ignored?|unlabell?ed|unknown|undefined|outlier)_*", re.IGNORECASE)
 _EDGE_SHARE = 0.1
+_EXPECTED = "a line for each class: its name and red, green and blue, or JSON"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,10 @@ class ColorMap:
         return np.array([table[color] for color in found.tolist()])[place_P].reshape(packed_HW.shape)
 
 
+_Row = tuple[int, int | None, str]
+"""Color, index and name."""
+
+
 def read_colors(path: str | Path) -> ColorMap:
     """Read colors: lines with red, green and blue (or #rrggbb), a name and maybe an index; or JSON.
 
@@ -100,28 +105,35 @@ def read_colors(path: str | Path) -> ColorMap:
     Without an index the order counts. A DataError for anything else, and for a color or a class that comes twice.
     """
     path = Path(path)
+    found = _rows(path)
+    if not found:
+        raise DataError(path, "names no colors", expected=_EXPECTED)
+    return _color_map(path, found)
+
+
+def _rows(path: Path) -> list[_Row]:
     text = read_text(path)
-    is_json = path.suffix.lower() == ".json"
-    rows = _json_rows(path, text) if is_json else ((_packed(rgb), index, name) for rgb, index, name in read_table(text))
-    found = [(color, index, name) for color, index, name in rows if color is not None]
+    if path.suffix.lower() == ".json":
+        return list(_json_rows(path, text))
+    return [(_packed(rgb), index, name) for rgb, index, name in read_table(text)]
+
+
+def _color_map(path: Path, found: Sequence[_Row]) -> ColorMap:
     classes = [index for _, index, _ in found]
     order = [*range(len(found))] if None in classes else [index for index in classes if index is not None]
     colors = [color for color, _, _ in found]
-    if not found or len({*colors}) < len(colors) or len({*order}) < len(order):
-        what = "names a color or a class twice" if found else "names no colors"
-        raise DataError(path, what, expected="a line for each class: its name and red, green and blue, or JSON")
+    if len({*colors}) < len(colors) or len({*order}) < len(order):
+        raise DataError(path, "names a color or a class twice", expected=_EXPECTED)
     return ColorMap(origin=path, colors=tuple(colors), classes=tuple(order), names=tuple(name for _, _, name in found))
 
 
 def colors_of(dataset: DataSet, file: str | Path | None) -> ColorMap | None:
     """The colors of classes in a file, or in one that the data set brings along if None; None for ``none``."""
-    if file is None:
-        file = first_file(folder / name for folder in dataset.folders for name in COLOR_FILES)
-    return None if file in (None, "none") else read_colors(file)
-
-
-_Row = tuple[int | None, int | None, str]
-"""Color, index and name."""
+    if file is not None:
+        return None if file == "none" else read_colors(file)
+    places = (folder / name for folder in dataset.folders for name in COLOR_FILES)
+    tables = ((path, _rows(path)) for path in places if path.is_file())
+    return next((_color_map(path, found) for path, found in tables if found), None)  # others may name classes alone
 
 
 def _json_rows(path: Path, text: str) -> Iterator[_Row]:
@@ -143,7 +155,8 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
                 index = int(line)
             else:
                 name = name or line
-        yield color, index, name
+        if color is not None:
+            yield color, index, name
 
 
 def unwrapped(content: Any) -> Any:

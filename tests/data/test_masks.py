@@ -176,6 +176,17 @@ def test_a_color_called_void_is_no_class_unless_it_is_asked_for(tmp_path: Path) 
         assert read_mask(data.with_masks()[0][1], rule).tolist() == [[0, 255, 0]]
 
 
+def test_a_file_of_names_alone_is_no_file_of_colors(tmp_path: Path) -> None:
+    data = open_data(plant_pairs(tmp_path, [[[0, 1]]]))
+    (tmp_path / "labelmap.txt").write_text("background\nroad\n")
+    (tmp_path / "label_map.txt").write_text('item {\n  id: 1\n  name: "road"\n}\n')
+    assert (colors_of(data, None), class_names(data)) == (None, None)
+    (tmp_path / "colors.txt").write_text("background 0 0 0\nroad 128 0 0\n")
+    assert class_names(data) == ("background", "road")
+    with pytest.raises(DataError, match=r"labelmap\.txt: names no colors"):
+        colors_of(data, tmp_path / "labelmap.txt")
+
+
 def test_files_of_colors_that_cannot_be_used(tmp_path: Path) -> None:
     for content, what in (
         ("name\n", "names no colors"),
