@@ -87,8 +87,9 @@ def _find_voc(root: Path) -> Layout | None:
 
 def _select(found: Matched, listing: Path) -> _Files:
     """The pairs whose image is named in `listing`, one stem a line."""
-    wanted = {line.split()[0] for line in read_text(listing).splitlines() if line.strip()}
+    lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
     by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
+    wanted = {line if line in by_stem else line.split()[0] for line in lines}  # a name with spaces, or a column more
     missing = sorted(wanted - by_stem.keys())
     if missing:
         what = f"names {len(missing)} of {len(wanted)} images that are not in JPEGImages, the first is {missing[0]}"

@@ -34,6 +34,8 @@ _FURTHER = frozenset(("ground", "id", "ids"))
 _NO_CLASSES = frozenset(_OTHER_WORDS.split())
 """Words of files beside masks that hold something else than one class a pixel."""
 
+_YEAR = re.compile(r"[ _-]?(19|20)\d\d$")
+"""Behind the split, as COCO has it: `train2017`."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
 _GLUED = re.compile(rf"({'|'.join(sorted(_CANONICAL, key=len, reverse=True))})({'|'.join(_MASKS | _PICTURES)})")
 _ONE_LETTER = re.compile(r".+[_-][LP]$")
@@ -57,8 +59,8 @@ class Folder:
 
 
 def canonical_split(name: str) -> str:
-    """``train``, ``val``, ``test`` or ``trainval`` for their synonyms; another name in lower case."""
-    return _CANONICAL.get(name.lower(), name.lower())
+    """``train``, ``val``, ``test`` or ``trainval`` for their synonyms, with or without a year; else in lower case."""
+    return _CANONICAL.get(_YEAR.sub("", name.lower()), name.lower())
 
 
 @cache
@@ -70,14 +72,15 @@ def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
         found = words(part)
         kind = "masks" if _MASKS.intersection(found) else "pictures" if _PICTURES.intersection(found) else ""
         plain = [] if kind else [part]
-        named = [word for word in (found if kind else plain) if word.lower() in _CANONICAL]
+        named = [word for word in (found if kind else plain) if canonical_split(word) in _CANONICAL]
         if split is None and named:
             split = named[0]
         role = kind if kind and depth >= shared else role
-        splits = [_CANONICAL[word.lower()] for word in named]
+        splits = [canonical_split(word) for word in named]
+        dated = [_CANONICAL.get(word.lower(), word.lower()) for word in named]
         rest = [_CANONICAL.get(word, word) for word in found if word not in _MASKS | _PICTURES | _FURTHER]
-        keys[0] += ["_".join(rest)] if kind and rest else splits or [part.lower() for part in plain]
-        keys[1] += splits or [part.lower() for part in plain]
+        keys[0] += ["_".join(rest)] if kind and rest else dated or [part.lower() for part in plain]
+        keys[1] += dated or [part.lower() for part in plain]
         keys[2] += splits
     return Folder(role=role, split=split, keys=(*map(tuple, keys), ()))
 

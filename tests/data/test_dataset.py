@@ -123,6 +123,8 @@ def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
     ("split", "pairs"),
     [
         ("val", "img_dir/val/b.jpg ann_dir/val/b.png, img_dir/train/a.jpg ann_dir/train/a.png"),
+        ("val2017", "images/val2017/b.jpg annotations/val2017/b.png, "
+         "images/train2017/a.jpg annotations/train2017/a.png"),
         ("val", "images_val/b.jpg masks_val/b.png, images_train/a.jpg masks_train/a.png"),
         ("Val", "Val/IMAGES/B.JPG Val/Masks/b.PNG, Train/IMAGES/A.JPG Train/Masks/a.PNG"),
         ("train", "train/img/a.jpg train/gt/a.png"),
@@ -284,6 +286,12 @@ def test_voc(tmp_path: Path, prefix: str) -> None:
     assert names(open_data(tmp_path, labels=True)) == [f"{prefix}JPEGImages/a.jpg"]
     with pytest.raises(DataError, match="one of train, trainval, val"):
         open_data(tmp_path, split="test")
+
+
+def test_voc_lists_of_names_with_spaces_or_a_second_column(tmp_path: Path) -> None:
+    plant(tmp_path, "JPEGImages/a b.jpg", "JPEGImages/c.jpg", "ImageSets/Segmentation/train.txt")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a b\nc 1\n")
+    assert names(open_data(tmp_path)) == ["JPEGImages/a b.jpg", "JPEGImages/c.jpg"]
 
 
 def test_voc_list_that_names_missing_images(tmp_path: Path) -> None:
