@@ -32,6 +32,7 @@ from equalize.messages import one_line
 
 ORIENTATION = 0x0112  # of EXIF
 QUARTER_TURNS = range(5, 9)
+_WIDTH, _HEIGHT = 256, 257  # tags of a TIFF, as it is stored
 _MOST_LABELS = 64
 _DEEP = "equalize: 16 bits"  # a key of `Image.info`
 _HOT = 0.01  # share of the values that may lie above the range: they are clipped
@@ -123,7 +124,9 @@ def upright_size(item: Item) -> tuple[int, int] | None:
     try:
         with opened(item) as image:
             turned = image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
-            return (image.width, image.height) if turned else (image.height, image.width)
+            tags = getattr(image, "tag_v2", {})  # PIL gives the size that a TIFF has once it is loaded, which turns it
+            width, height = tags.get(_WIDTH, image.width), tags.get(_HEIGHT, image.height)
+            return (width, height) if turned else (height, width)
     except Exception:  # what cannot be read is named when it is
         return None
 

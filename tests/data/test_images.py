@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from equalize.data import Item, open_data, read_image
-from equalize.data.images import Deep
+from equalize.data.images import Deep, orientation, upright_size
 from equalize.errors import DataError
 
 
@@ -152,10 +152,12 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image.paste((255, 255, 255), (0, 0, 16, 16))  # the left half is white
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright: the left half comes to the top
-    upright = pixels(saved(image, tmp_path / "a.jpg", exif=exif, quality=95))
-    assert upright.shape == (32, 16, 3)
-    assert upright[:12].min() > 200
-    assert upright[20:].max() < 50
+    for path in (saved(image, tmp_path / "a.jpg", exif=exif, quality=95), saved(image, tmp_path / "a.tif", exif=exif)):
+        upright = pixels(path)
+        assert upright.shape == (32, 16, 3)
+        assert (upright_size(path), orientation(path)) == ((32, 16), 6)
+        assert upright[:12].min() > 200
+        assert upright[20:].max() < 50
 
 
 def test_a_truncated_image_is_named(tmp_path: Path) -> None:
