@@ -21,7 +21,7 @@ from equalize.commands.labels import (
 )
 from equalize.commands.scan import select_sites
 from equalize.commands.training_record import TrainingRecord
-from equalize.data import DataSet, LabelRule, class_names, open_data, read_class_names
+from equalize.data import DataSet, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
 from equalize.data.naming import canonical_split
 from equalize.data.pairs import TrainingPairs
@@ -81,45 +81,29 @@ def open_task(
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names, config.colors)
 
-    check = partial(_check, checkpoint, config, classes, names, notify)
-    asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
-    labeled = check(train, "train", warn=ignore if asked_for else warn)
-    return Task(
-        name=replace(name, output=checkpoint.output),
-        checkpoint=checkpoint.with_names(names) if names else checkpoint,
-        train=labeled,
-        val=None if val is None else check(val, "val", labeled.rule),
-        config=config,
-        trained=trained,
-        device=device,
-        fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
-    )
-
-
-def _check(
-    checkpoint: Checkpoint,
-    config: TrainConfig,
-    classes: int,
-    names: tuple[str, ...] | None,
-    notify: Notify,
-    dataset: DataSet,
-    what: str,
-    rule: LabelRule | None = None,
-    warn: Notify = ignore,
-) -> LabeledSplit:
-    return check_split(
-        dataset,
-        classes,
-        names,
+    check = partial(
+        check_split,
+        num_classes=classes,
+        names=names,
         ignore_index=config.ignore_index,
         reduce_labels=config.reduce_labels,
         reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
         colors=config.colors,
         drawn_on=config.masks_drawn_on,
         channels=checkpoint.preprocess.bands,
-        rule=rule,
-        notify=lambda line: notify(f"{what}: {line}"),
-        warn=warn,
+    )
+    asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
+    few = ignore if asked_for else warn
+    labeled = check(train, notify=lambda line: notify(f"train: {line}"), warn=few)
+    return Task(
+        name=replace(name, output=checkpoint.output),
+        checkpoint=checkpoint.with_names(names) if names else checkpoint,
+        train=labeled,
+        val=None if val is None else check(val, rule=labeled.rule, notify=lambda line: notify(f"val: {line}")),
+        config=config,
+        trained=trained,
+        device=device,
+        fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
     )
 
 
