@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,7 +70,9 @@ def finetune(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
+        from equalize.checkpoint.files.atomic import demand_apart
         from equalize.cli.reports.training import training_report
+        from equalize.commands.training_record import SETTINGS_FILE
         from equalize.distributed import leave
 
         further = {"calibrate": strategy or "auto"} if calibrate else {}
@@ -77,6 +80,8 @@ def finetune(
             *(model, data, training), arch=arch, preprocess=preprocess, init_missing=init_missing, further=further
         )
         subject = config.subject
+        if overwrite and training.config and Path(training.config).absolute() != Path(out).absolute() / SETTINGS_FILE:
+            demand_apart(out, [training.config], inside=True)  # OUT's own is written again
         what = (subject.name(config.settings.seed), str(subject.data), out, config.settings)
         if dry_run:
             _forecast(terminal, what, resume=resume, overwrite=overwrite)

@@ -25,8 +25,7 @@ def apply_plan(
     Raises:
         SiteError: the plan does not fit the model.
     """
-    source = Path(name.source)
-    check_target(Path(out), overwrite, source if source.exists() else None)
+    check_target(Path(out), overwrite, name.source)
     name = as_planned(name, plan)
     checkpoint = name.load()
     if checkpoint.plan_json is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.checkpoint.files.atomic import check_target
+from equalize.checkpoint.files.atomic import check_target, demand_apart
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import Images, open_images
 from equalize.commands.input_check import InputCheck, check_input
@@ -20,6 +20,7 @@ from equalize.commands.report.layers import calibration_page
 from equalize.commands.report.page import PAGE_FILE, write_page
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import CHECKED_IMAGES, as_stored, save_proven
+from equalize.data.hf_datasets import Choice
 from equalize.device import device_of, precision_of
 from equalize.distributed import is_main, own_device
 from equalize.errors import InputError
@@ -63,7 +64,8 @@ def calibrate_checkpoint(
     """
     device = own_device(device_of((config := config or CalibrationConfig()).device))
     if not dry_run and is_main():
-        check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
+        demand_apart(out, [Choice.of(data).place, config.colors], inside=True)
+        check_target(Path(out), overwrite, name.source)
     checkpoint = _load_original(name, notify)
     labels = strategy == "auto" or keep is not None
     checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=labels)

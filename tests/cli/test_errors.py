@@ -51,6 +51,7 @@ def place(tmp_path_factory, segformer_dir, photos):
     (place / "truncated/2.png").write_bytes((photos / "2.png").read_bytes()[:60])
     (place / "existing").mkdir()
     (place / "existing/file").touch()
+    (place / "existing/c.yaml").write_text("lr: 1")
     shutil.copytree(segformer_dir, place / "segformer")
     shutil.copytree(segformer_dir, place / "equalized")
     (place / "equalized/equalize.json").write_text('{"schema": 1, "strategy": "migrate"}')
@@ -119,8 +120,12 @@ CALIBRATE = [
     ("calibrate segformer --data photos -o OUT --precision fp8", 2, "--precision: "),
     ("calibrate segformer --data photos -o OUT --device toaster", 2, "--device: is no device, got toaster"),
     ("calibrate segformer --data photos -o existing", 2, "existing: exists; --overwrite replaces it"),
-    ("calibrate segformer --data photos -o segformer", 2, "segformer: is the model itself"),
-    ("calibrate segformer --data photos -o segformer/out", 2, "segformer/out: is the model itself or lies inside it"),
+    ("calibrate segformer --data existing -o existing --overwrite", 2, "existing: is read itself"),
+    ("finetune segformer --data existing/file -o existing --overwrite", 2, "existing: holds existing/file"),
+    ("finetune segformer --data s --config existing/c.yaml -o existing --overwrite", 2, "existing: holds existing/c"),
+    ("calibrate segformer --data photos -o existing --overwrite", 2, "existing: holds no earlier output"),
+    ("calibrate segformer --data photos -o segformer", 2, "segformer: is read itself"),
+    ("calibrate segformer --data photos -o segformer/out", 2, "segformer/out: lies in segformer, which is read"),
     ("calibrate equalized --data photos -o OUT", 2, "equalized: is already equalized (strategy migrate)"),
 ]
 OTHERS = [

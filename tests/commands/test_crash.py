@@ -76,11 +76,12 @@ def test_killed_at_any_moment(run_cli, command, segformer_dir, photos, tmp_path)
         if overwrite:
             out.mkdir()
             (out / "mine.txt").write_text("keep")
+            (out / "equalize.json").touch()
         flags = ["--overwrite"] if overwrite else []
         kill_while_writing([*arguments, *flags], place, generator, 0.2 * whole, whole)
         if overwrite and (out / "mine.txt").exists():
             met["kept"] += 1
-            assert [path.name for path in out.iterdir()] == ["mine.txt"]
+            assert {path.name for path in out.iterdir()} == {"mine.txt", "equalize.json"}
         elif out.exists():
             met["replaced" if overwrite else "whole"] += 1
             assert run_cli("verify", out, "--against", segformer_dir).code == 0

@@ -226,10 +226,10 @@ def test_pictures_are_never_written_over(tmp_path):
     Image.fromarray(noise(8, 8)).save(picture)
     name, before = levels(tmp_path / "model"), picture.read_bytes()
     for place, out, what in (
-        (picture, picture.parent, "holds a picture that is read"),
+        (picture, picture.parent, "holds .*x.png, which is read"),
         (picture, tmp_path, "holds"),
-        (picture.parent, picture.parent / "out", "lies in .*, whose pictures are read"),
-        (picture, tmp_path / "model", "holds the model"),
+        (picture.parent, picture.parent / "out", "lies in .*, which is read"),
+        (picture, tmp_path / "model", "holds .*, which is read"),
     ):
         with pytest.raises(OutputError, match=what):
             predict(name, [place], out, CPU, overwrite=True)

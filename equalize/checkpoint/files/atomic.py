@@ -7,12 +7,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
+from equalize.messages import first_of
 
 CLASS_NAMES_FILE = "class_names.json"
 """Written beside weights whose format has no field for class names: {"0": name of class 0, ...}."""
@@ -24,6 +25,8 @@ MAPS_FILE = "equalize.safetensors"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: older temporary directories were left by a killed process
+_OUTPUTS = {PLAN_FILE, "finetune.yaml", "last", "predictions.json", "features.npy"}  # of equalize
+_OUTPUTS |= {"architecture.json", "config.json", "model.safetensors", "pytorch_model.bin", "model.pth"}  # of any save
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, PLAN_FILE, "finetune.yaml", "last", "metrics.jsonl"}
 _WRITTEN_ANEW |= {"curves.png", "panels.png", "report.html"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
@@ -43,7 +46,8 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     are removed by the next call for the same directory, an hour later.
 
     Raises:
-        OutputError: the target is no directory, exists (unless ``overwrite``), or is, holds or lies in ``source``.
+        OutputError: the target is no directory, exists (unless ``overwrite``, and then if it holds no earlier output),
+            or is, holds or lies in ``source``.
         ResourceError: the disk is full, or writing is denied.
     """
     out = Path(target).expanduser().absolute()
@@ -64,28 +68,53 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         shutil.rmtree(work, ignore_errors=True)
 
 
-def check_target(out: Path, overwrite: bool, source: Path | None) -> None:
-    """Refuse a directory that cannot or must not be written, before any work is done for it."""
+def check_target(out: Path, overwrite: bool, source: str | Path | None) -> None:
+    """Refuse a directory that cannot or must not be written, before any work is done for it; see `atomic_directory`."""
+    out = out.expanduser()
     if not out.name:
         raise OutputError(out, "is no name for a directory")
-    resolved = out.resolve()
-    if source is not None:
-        origin = source.resolve()
-        if resolved == origin or origin in resolved.parents:
-            raise OutputError(out, "is the model itself or lies inside it", remedy="name another directory")
-        if resolved in origin.parents and out.exists() and any(out.iterdir()):
-            raise OutputError(out, "holds the model that is read", remedy="name another directory")
+    demand_apart(out, [source])
     if out.is_symlink():
         raise OutputError(out, "is a link, which is not followed", remedy="name the directory itself")
     if out.exists() and not out.is_dir():
         raise OutputError(out, "exists and is not a directory")
     if out.exists() and not overwrite:
         raise OutputError(out, "exists", remedy="--overwrite replaces it")
+    _demand_replaceable(out)
     above = next((place for place in out.parents if place.exists()), out.parent)
     if not above.is_dir():
         raise OutputError(out, f"cannot be made: {above} is not a directory")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ResourceError(out, f"cannot be written: {above} is read-only or not yours")
+
+
+def demand_apart(out: str | Path, places: Iterable[str | Path | None], *, inside: bool = False) -> None:
+    """Refuse a directory that is or holds a place that is read or, unless it may lie `inside` one, lies in one.
+
+    Args:
+        out: OUT. places: files and folders by name; what does not exist, such as a Hub id, is passed over.
+    """
+    out = Path(out).expanduser()
+    resolved, remedy = out.resolve(), "name another directory"
+    for place in (os.path.expanduser(each) for each in places if each):
+        if not os.path.exists(place):
+            continue
+        origin = Path(os.path.realpath(place))
+        if resolved == origin:
+            raise OutputError(out, "is read itself", remedy=remedy)
+        if origin in resolved.parents and not inside:
+            raise OutputError(out, f"lies in {place}, which is read", remedy=remedy)
+        above = {*origin.parents, *Path(os.path.abspath(place)).parents}  # of a link, both where it is and leads to
+        if above & {resolved, Path(os.path.abspath(out))}:
+            raise OutputError(out, f"holds {place}, which is read", remedy=remedy)
+
+
+def _demand_replaceable(out: Path) -> None:
+    """Refuse to remove a directory that is neither empty nor an earlier output."""
+    there = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if there and _OUTPUTS.isdisjoint(there):
+        what = f"holds no earlier output, but other things ({first_of(there)})"
+        raise OutputError(out, what, remedy="remove them, or name another directory")
 
 
 def take_place(work: Path, out: Path) -> None:

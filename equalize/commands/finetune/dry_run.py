@@ -14,6 +14,7 @@ from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.images import input_shape, working_size
 from equalize.commands.scan import select_sites
+from equalize.data.hf_datasets import Choice
 from equalize.distributed import is_main, join, rank_and_number
 from equalize.messages import SILENT, Notify, first_of, ignore
 from equalize.plan.plan import SCHEMA
@@ -86,7 +87,8 @@ def forecast_training(
         InputError: something cannot be trained with.
     """
     config = (config or TrainConfig()).resolved()
-    run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
+    read = (Choice.of(data).place, config.colors, config.class_names)
+    run = RunDirectory(out, name.source, read=read, resume=resume, overwrite=overwrite)
     device = join(training_device(config))
     if not is_main():
         notify = warn = ignore

@@ -26,6 +26,7 @@ from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.finetune.trainer import check_trackers, train
 from equalize.commands.verify import read_plan
+from equalize.data.hf_datasets import Choice
 from equalize.device import device_of
 from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
 from equalize.errors import InputError, ResourceError
@@ -96,7 +97,8 @@ def finetune(
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
     """
     started, config = time.monotonic(), (config or TrainConfig()).resolved()
-    run = RunDirectory(out, Path(name.source), resume=resume, overwrite=overwrite)
+    read = (Choice.of(data).place, config.colors, config.class_names)
+    run = RunDirectory(out, name.source, read=read, resume=resume, overwrite=overwrite)
     device = join(training_device(config))
     notify, warn, monitor = (notify, warn, monitor) if is_main() else (ignore, ignore, SILENT)
     check_launch()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.checkpoint.files.atomic import atomic_directory, check_target, demand_apart
 from equalize.commands.training_record import SETTINGS_FILE
 from equalize.errors import InputError, OutputError
 from equalize.messages import Notify, ignore
@@ -34,6 +34,7 @@ class RunDirectory:
     Args:
         path: OUT.
         source: MODEL; if it is a path, OUT may not touch it. None where nothing is written.
+        read: the data and other places that are read; OUT may be or hold none, unless it is resumed.
         resume: go on with the training that is there, if one is.
         overwrite: replace what is there.
 
@@ -41,14 +42,24 @@ class RunDirectory:
         OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
     """
 
-    def __init__(self, path: str | Path, source: Path | None, *, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        source: str | Path | None,
+        *,
+        read: Iterable[str | Path | None] = (),
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
         self.path = Path(path).expanduser().absolute()
         self.last = self.path / "last"
         self._run = self.last / "run.json"
         self.resumed = resume and self._run.is_file()
         if self._run.is_file() and not (resume or overwrite):
             raise OutputError(self.path, "exists", remedy="--resume goes on with it, --overwrite replaces it")
-        check_target(self.path, overwrite or self.resumed, source if source and source.exists() else None)
+        if not self.resumed:
+            demand_apart(self.path, read, inside=True)
+        check_target(self.path, overwrite or self.resumed, source)
 
     def prepare(self, run: Mapping[str, Any], config: str, notify: Notify = ignore) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.

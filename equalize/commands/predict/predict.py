@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from equalize.checkpoint import Checkpoint, ModelName
-from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.checkpoint.files.atomic import atomic_directory, check_target, demand_apart
 from equalize.commands.forward import Forward, ForwardConfig, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import count_classes, names_of, with_output
@@ -16,9 +16,9 @@ from equalize.commands.predict.files import Predictions, Skip, Writer
 from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
 from equalize.data import DataSet, Item, Picture, picture_size, read_colors, read_picture
-from equalize.data.selection import Selection, file_of, select_pictures
+from equalize.data.selection import file_of, select_pictures
 from equalize.device import device_of, precision_of
-from equalize.errors import DataError, OutputError
+from equalize.errors import DataError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 
@@ -62,9 +62,10 @@ def predict(
         touches what is read. NumericsError: the network gives NaN or Inf.
     """
     config = config or PredictConfig()
-    check_target(Path(out), overwrite, Path(name.source) if Path(name.source).exists() else None)
     selection = select_pictures(places)
-    _demand_apart(Path(out), selection)
+    files = map(file_of, selection.images)
+    demand_apart(out, (*selection.folders, *files, config.colors, config.class_names))
+    check_target(Path(out), overwrite, name.source)
     for note in selection.notes:
         notify(note)
     device = device_of(config.device)
@@ -111,18 +112,6 @@ def _fitted(
     first = _first_readable(images, checkpoint.preprocess.bands, skip_bad)
     sample = DataSet(root=file_of(first).parent, layout="images", split=None, images=(first,))
     return with_output(checkpoint, sample, size, device, notify), sample
-
-
-def _demand_apart(out: Path, selection: Selection) -> None:
-    """Refuses to write among the pictures, or in place of them."""
-    target = out.expanduser().resolve()
-    remedy = "name a directory elsewhere"
-    for path in map(file_of, selection.images):
-        if target in (*path.parents, *path.resolve().parents):
-            raise OutputError(out, f"holds a picture that is read, {path}", remedy=remedy)
-    for folder in selection.folders:
-        if folder.resolve() in target.parents:
-            raise OutputError(out, f"lies in {folder}, whose pictures are read", remedy=remedy)
 
 
 def _first_readable(images: Sequence[Item], bands: int, skip_bad: float) -> Item:

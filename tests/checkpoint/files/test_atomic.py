@@ -54,7 +54,7 @@ def test_parents_are_made_and_modes_are_ordinary(checkpoint, tmp_path):
 
 
 def test_existing_directory_needs_overwrite(checkpoint, tmp_path):
-    (tmp_path / "out").mkdir()
+    checkpoint.save(tmp_path / "out")
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(OutputError, match="--overwrite"):
         checkpoint.save(tmp_path / "out")
@@ -62,6 +62,16 @@ def test_existing_directory_needs_overwrite(checkpoint, tmp_path):
     checkpoint.save(tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "mine.txt").exists()
     assert leftovers(tmp_path) == ["out"]
+
+
+def test_what_is_no_earlier_output_is_not_removed(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("keep")
+    with pytest.raises(OutputError, match=r"holds no earlier output, but other things \(notes.txt\)"):
+        checkpoint.save(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "keep"
+    (tmp_path / "out" / "notes.txt").unlink()
+    checkpoint.save(tmp_path / "out", overwrite=True)
 
 
 def test_a_file_is_never_overwritten(checkpoint, tmp_path):
@@ -91,7 +101,7 @@ def test_an_output_that_is_a_link_is_not_followed(checkpoint, tmp_path):
 
 
 def test_the_directory_of_a_state_dict_cannot_be_replaced(checkpoint, tmp_path):
-    with pytest.raises(OutputError, match="holds the model"):
+    with pytest.raises(OutputError, match=r"holds .*, which is read"):
         checkpoint.save(tmp_path / "in", overwrite=True)
     assert (tmp_path / "in" / "model.safetensors").exists()
 
