@@ -70,9 +70,7 @@ def finetune(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
-        from equalize.checkpoint.files.atomic import demand_apart
         from equalize.cli.reports.training import training_report
-        from equalize.commands.training_record import SETTINGS_FILE
         from equalize.distributed import leave
 
         further = {"calibrate": strategy or "auto"} if calibrate else {}
@@ -80,8 +78,8 @@ def finetune(
             *(model, data, training), arch=arch, preprocess=preprocess, init_missing=init_missing, further=further
         )
         subject = config.subject
-        if overwrite and training.config and Path(training.config).absolute() != Path(out).absolute() / SETTINGS_FILE:
-            demand_apart(out, [training.config], inside=True)  # OUT's own is written again
+        if overwrite:
+            _keep_config(training.config, out)
         what = (subject.name(config.settings.seed), str(subject.data), out, config.settings)
         if dry_run:
             _forecast(terminal, what, resume=resume, overwrite=overwrite)
@@ -92,6 +90,15 @@ def finetune(
             terminal.hint(next_command(context, "evaluate", out, leave=_LEFT, settings=_settings(config)))
             terminal.hint(f"next: {shlex.join(['equalize', 'push', out, 'ORG/NAME'])}")
         leave()
+
+
+def _keep_config(config: str | None, out: str) -> None:
+    """Refuses to remove the --config file with OUT; OUT's own is written again."""
+    from equalize.checkpoint.files.atomic import demand_apart
+    from equalize.commands.training_record import SETTINGS_FILE
+
+    if config and Path(config).absolute() != Path(out).absolute() / SETTINGS_FILE:
+        demand_apart(out, [config], inside=True)
 
 
 def _train(

@@ -59,8 +59,7 @@ def calibrate_checkpoint(
     Args:
         out: whole or absent afterwards. pattern: a glob over layers; None takes every resampled site.
         force_preprocessing: whatever the BatchNorms say. demand_sites: raise where no layer can be equalized.
-        command: the command line, for the record.
-        keep: called with what each pass measured, for a report; the plan stays as it is.
+        command: the command line, for the record. keep: called with what each pass measured, for a report.
     """
     device = own_device(device_of((config := config or CalibrationConfig()).device))
     if not dry_run and is_main():

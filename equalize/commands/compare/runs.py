@@ -43,6 +43,7 @@ from equalize.metrics import score_of
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
+_SETTINGS, _FOLDERS = "settings.json", ("runs", "plans", "locks")
 _POLL = 1.0  # seconds between looks for what another process trains
 
 
@@ -59,7 +60,7 @@ class Runs:
     def __init__(self, out: str | Path, setup: Setup, *, write: bool = True) -> None:
         self.path = Path(out).expanduser().absolute()
         self.setup = setup
-        settings = self.path / "settings.json"
+        settings = self.path / _SETTINGS
         self._is_new = not settings.is_file()
         if not self._is_new:
             setup.demand_same(settings)
@@ -67,9 +68,8 @@ class Runs:
             raise OutputError(self.path, "exists and holds no comparison", remedy="name another directory")
         if not write:
             return
-        (self.path / "runs").mkdir(parents=True, exist_ok=True)
-        (self.path / "plans").mkdir(exist_ok=True)
-        (self.path / "locks").mkdir(exist_ok=True)
+        for name in _FOLDERS:
+            (self.path / name).mkdir(parents=True, exist_ok=True)
         write_whole(settings, json.dumps(setup.settings(), indent=2) + "\n")
 
     def finished(self, run: Run) -> bool:
@@ -121,8 +121,7 @@ class Runs:
     def train(self, run: Run, *, monitor: TrainingMonitor, notify: Notify, warn: Notify) -> None:
         """Trains one from its first step, or from where it was interrupted, and files its result."""
         started = time.monotonic()
-        directory = self.path / "runs" / run.name
-        config = self.setup.config_of(run)
+        directory, config = self.path / "runs" / run.name, self.setup.config_of(run)
         config = replace(config, cache_dir=config.cache_dir or str(self.path / "features"))
         prepared: list[tuple[Task, str, Plan]] = []
 
@@ -133,18 +132,20 @@ class Runs:
             prepared.append((task, start, plan))
             return plan if run.arm.strategy else None
 
-        done = finetune(
-            replace(self.setup.name, seed=run.seed),
-            self.setup.data,
-            directory,
-            config,
-            resume=True,
-            prepare=prepare,
-            models=False,
-            monitor=monitor,
-            notify=notify,
-            warn=warn,
-        )
+        try:
+            done = finetune(
+                *(replace(self.setup.name, seed=run.seed), self.setup.data, directory, config),
+                resume=True,
+                prepare=prepare,
+                models=False,
+                monitor=monitor,
+                notify=notify,
+                warn=warn,
+            )
+        except InputError:
+            if not self.begun(run):
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
         ((task, start, plan),) = prepared
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         curve = [[line["step"], line["mIoU"]] for line in lines if "mIoU" in line]
@@ -169,9 +170,18 @@ class Runs:
         shutil.rmtree(directory)
 
     def withdraw(self) -> None:
-        """Removes the directory if the comparison turned out to be impossible."""
-        if self._is_new and not any((self.path / "runs").glob("*.json")):
-            shutil.rmtree(self.path)
+        """Removes what a new comparison begins with, if it turned out to be impossible and holds nothing else.
+
+        The lock of a second run is another process's, which goes on.
+        """
+        folders = [self.path / name for name in _FOLDERS]
+        files = [self.path / _SETTINGS, *self.path.glob("locks/*")]
+        if self._is_new and len(files) <= 2 and {*self.path.rglob("*")} <= {*folders, *files}:
+            with contextlib.suppress(OSError):  # whatever came just now stays
+                for path in files:
+                    path.unlink()
+                for folder in (*folders, self.path):
+                    folder.rmdir()
 
     @contextlib.contextmanager
     def _locked(self, run: Run) -> Iterator[bool]:

@@ -7,14 +7,19 @@ from typing import Any
 from equalize.checkpoint import ModelName
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.config_file import Subject
-from equalize.commands.finetune.finetune import attach_plan, identity_of, plan_in_effect, refuse_early, training_device
+from equalize.commands.finetune.finetune import (
+    attach_plan,
+    identity_of,
+    open_run,
+    plan_in_effect,
+    refuse_early,
+    training_device,
+)
 from equalize.commands.finetune.pace import Pace, pace_of
-from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.images import input_shape, working_size
 from equalize.commands.scan import select_sites
-from equalize.data.hf_datasets import Choice
 from equalize.distributed import is_main, join, rank_and_number
 from equalize.messages import SILENT, Notify, first_of, ignore
 from equalize.plan.plan import SCHEMA
@@ -87,8 +92,7 @@ def forecast_training(
         InputError: something cannot be trained with.
     """
     config = (config or TrainConfig()).resolved()
-    read = (Choice.of(data).place, config.colors, config.class_names)
-    run = RunDirectory(out, name.source, read=read, resume=resume, overwrite=overwrite)
+    run = open_run(name, data, out, config, resume=resume, overwrite=overwrite)
     device = join(training_device(config))
     if not is_main():
         notify = warn = ignore

@@ -97,8 +97,7 @@ def finetune(
         InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
     """
     started, config = time.monotonic(), (config or TrainConfig()).resolved()
-    read = (Choice.of(data).place, config.colors, config.class_names)
-    run = RunDirectory(out, name.source, read=read, resume=resume, overwrite=overwrite)
+    run = open_run(name, data, out, config, resume=resume, overwrite=overwrite)
     device = join(training_device(config))
     notify, warn, monitor = (notify, warn, monitor) if is_main() else (ignore, ignore, SILENT)
     check_launch()
@@ -121,6 +120,14 @@ def finetune(
     if models and is_main():
         write_report(task, writer, state, notify)
     return _result(str(out), task, state, writer, seconds=time.monotonic() - started)
+
+
+def open_run(
+    name: ModelName, data: str | Path, out: str | Path, config: TrainConfig, *, resume: bool, overwrite: bool
+) -> RunDirectory:
+    """OUT, which may neither be nor hold what is read."""
+    read = (Choice.of(data).place, config.colors, config.class_names)
+    return RunDirectory(out, name.source, read=read, resume=resume, overwrite=overwrite)
 
 
 def _begin(run: RunDirectory, task: Task, subject: Subject, command: str, notify: Notify) -> dict[str, Any]:

@@ -63,8 +63,7 @@ def predict(
     """
     config = config or PredictConfig()
     selection = select_pictures(places)
-    files = map(file_of, selection.images)
-    demand_apart(out, (*selection.folders, *files, config.colors, config.class_names))
+    demand_apart(out, (*selection.folders, *map(file_of, selection.images), config.colors, config.class_names))
     check_target(Path(out), overwrite, name.source)
     for note in selection.notes:
         notify(note)

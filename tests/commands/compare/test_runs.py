@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from equalize.commands.compare.arms import read_arm, read_arms
 from equalize.commands.compare.compare import Comparison, compare
+from equalize.commands.compare.runs import Runs
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
@@ -250,6 +251,29 @@ def test_refusals_leave_nothing(nets, scenes, tmp_path):
     for rates in ((0.1, 0.1), (0.0,), (math.inf,)):
         with pytest.raises(InputError, match="--lrs"):
             made(nets, scenes, ["none", "rescale"], rates=rates)
+
+
+def test_a_refusal_leaves_what_others_wrote(nets, scenes, tmp_path):
+    """A mask that cannot be read may be met after hours, and another process may train beside this one."""
+    setup, state = made(nets, scenes, ["none", "rescale"]), tmp_path / "out/runs/none_lr0.01_seed3/last/checkpoint-2"
+
+    def train(self, run, **others):
+        state.mkdir(parents=True)
+        raise DataError("mask.png", "cannot be read")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runs, "train", train)
+        with pytest.raises(DataError):
+            compare(setup, tmp_path / "out")
+    assert state.exists()
+    beside = Runs(tmp_path / "beside", setup)
+    for name in ("mine", "theirs"):
+        (beside.path / "locks" / name).touch()
+    beside.withdraw()
+    assert beside.path.exists()
+    (beside.path / "locks/theirs").unlink()
+    beside.withdraw()
+    assert not beside.path.exists()
 
 
 def test_epochs_are_counted_as_finetune_counts_them(nets, scenes, tmp_path):
