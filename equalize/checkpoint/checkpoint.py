@@ -206,7 +206,8 @@ def _between_0_and_1(tensor: Tensor) -> bool:
 
 
 def _write_json(content: Mapping[str, object], path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON, as paths may be no text
 
 
 def write_plan(plan: "Plan", directory: Path) -> None:

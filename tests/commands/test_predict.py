@@ -1,6 +1,7 @@
 """Masks against an independent confusion matrix, and against a network whose classes are known by formula."""
 
 import json
+import os
 import shutil
 import textwrap
 from pathlib import Path
@@ -239,6 +240,15 @@ def test_pictures_are_never_written_over(tmp_path):
         predict(name, [picture], tmp_path / "out", CPU)
     predict(name, [picture], tmp_path / "out", PredictConfig(device="cpu", overlays=False), overwrite=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["legend.png", "masks", "predictions.json"]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    picture = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(noise(8, 8)).save(picture)
+    predict(levels(tmp_path / "model"), [picture], tmp_path / "out", CPU)
+    (file,) = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))["files"]
+    assert file["image"] == str(picture)
+    assert (tmp_path / "out" / file["mask"]).exists()
 
 
 def test_overlays_have_the_colors_of_the_user(tmp_path):

@@ -135,5 +135,6 @@ class Writer:
             skipped=tuple(self.skipped),
         )
         text = json.dumps(done.to_json(), indent=2, ensure_ascii=False)
-        (self._folder / "predictions.json").write_text(f"{text}\n", encoding="utf-8")
+        path = self._folder / "predictions.json"
+        path.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")  # JSON, as names may be no text
         return done

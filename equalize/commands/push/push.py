@@ -125,7 +125,8 @@ def push(
 def _files(
     out: Path, repository: str, branch: str | None, token: str | None, *, with_panels: bool
 ) -> tuple[list[OutgoingFile], dict[str, str]]:
-    card = OutgoingFile(path=_CARD, source=model_card(out, repository, branch, with_panels=with_panels).encode())
+    text = model_card(out, repository, branch, with_panels=with_panels)
+    card = OutgoingFile(path=_CARD, source=text.encode(errors="replace"))  # paths in it may be no text
     files, left_out = choose_files(out, with_panels=with_panels)
     weights, index = weight_files(out)
     for path in (*weights, *([index] if index else [])):

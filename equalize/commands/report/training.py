@@ -169,4 +169,5 @@ def _legend(
 
 
 def _short(name: str, longest: int = 26) -> str:
+    name = name.encode(errors="replace").decode()  # names of files may be no text
     return name if len(name) <= longest else f"…{name[1 - longest :]}"

@@ -17,7 +17,7 @@ class Plan:
     maps: dict = {}  # noqa: RUF012
 
     def to_json(self):
-        return {"schema": 1, "strategy": "größer"}
+        return {"schema": 1, "strategy": "größer", "path": "caf\udce9"}  # as a path that is no UTF-8 is read
 
 
 @pytest.fixture

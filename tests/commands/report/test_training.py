@@ -35,7 +35,7 @@ def test_curves_hold_every_line_of_all_sittings(drawn):
 def test_mistakes_are_where_a_label_that_counts_is_missed(drawn):
     label, prediction = np.array([[0, 1, 2], [255, 255, 1]]), np.array([[0, 2, 2], [0, 1, 0]])
     panel = Panel(
-        name="a.png",
+        name="caf\udce9.png",  # as a name that is no UTF-8 is read
         picture_HW3=np.full((2, 3, 3), 100, np.uint8),
         label_HW=label,
         prediction_HW=prediction,
@@ -45,6 +45,7 @@ def test_mistakes_are_where_a_label_that_counts_is_missed(drawn):
     wrong = [[False, True, False], [False, False, True]]
     assert panel.mistakes.tolist() == wrong
     draw_panels([panel], COLORS, ("_red_", "green", "blue"))
+    assert drawn.axes[0].get_ylabel() == "caf?.png"
     picture, labels, predicted, mistakes = (axes.images[0].get_array() for axes in drawn.axes)
     assert (picture == 100).all()
     assert (labels[label != 255] == COLORS[label[label != 255]]).all()
