@@ -140,8 +140,7 @@ def round_up(size: tuple[int, int], multiple: int) -> tuple[int, int]:
 def pad_images(x: Tensor, multiple: int, value: float = 0) -> Tensor:
     """Images (*, H, W) padded with 0, the normalized mean, at the right and bottom to sides that are multiples."""
     height, width = x.shape[-2:]
-    rows, columns = round_up((height, width), multiple)
-    return x if (rows, columns) == (height, width) else F.pad(x, (0, columns - width, 0, rows - height), value=value)
+    return _padded_to(x, round_up((height, width), multiple), value)
 
 
 def logits_of_padded(logits: Callable[[Tensor], Tensor], x_NCHW: Tensor, multiple: int) -> Tensor:
@@ -149,9 +148,20 @@ def logits_of_padded(logits: Callable[[Tensor], Tensor], x_NCHW: Tensor, multipl
 
     Images whose sides are no multiples of ``multiple`` are padded, and their logits brought to their size and cropped.
     """
-    padded = pad_images(x_NCHW, multiple)
+    height, width = x_NCHW.shape[2:]
+    return logits_at_size(logits, x_NCHW, round_up((height, width), multiple))
+
+
+def logits_at_size(logits: Callable[[Tensor], Tensor], x_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `logits_of_padded`, of images that are padded to ``size``, which is no smaller than they are."""
+    padded = _padded_to(x_NCHW, size)
     scores = logits(padded)
     if padded is x_NCHW:
         return scores
     scores = F.interpolate(scores.float(), size=padded.shape[2:], mode="bilinear", align_corners=False)
     return scores[..., : x_NCHW.shape[2], : x_NCHW.shape[3]]
+
+
+def _padded_to(x: Tensor, size: tuple[int, int], value: float = 0) -> Tensor:
+    height, width = x.shape[-2:]
+    return x if (height, width) == size else F.pad(x, (0, size[1] - width, 0, size[0] - height), value=value)

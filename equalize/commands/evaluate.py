@@ -164,7 +164,7 @@ def count_images(
     for_windows = [] if together or inputs else forward.for_windows(mine)
     for image in for_windows:
         label_HW = _read_label(masks, labeled, channels, image)
-        yield _count(forward.in_windows(read_picture(image, channels)), label_HW, image, labeled)
+        yield _count(forward.in_windows(image, read_picture(image, channels)), label_HW, image, labeled)
     if for_windows:
         mine = [image for image in mine if image not in {*for_windows}]
     read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to score

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.outputs import logits_at_size
 from equalize.commands.images import working_size
 from equalize.commands.labels import as_classes
 from equalize.commands.windows import Strips, Windows, is_large
@@ -79,17 +80,30 @@ class Forward:
             height, width = working_size(self.checkpoint, None)
             notify(f"large images ({large}) are taken in windows of {height}x{width}, see --size")
 
-    def in_windows(self, picture: Picture) -> Strips:
-        """Logits (K, h, W) of a picture at its own size, by strips."""
+    def in_windows(self, image: Item, picture: Picture) -> Strips:
+        """Logits (K, h, W) of an image's picture at its own size, by strips.
+
+        A window that is cut to the picture's sides is padded to its whole size if the network does not take it.
+        """
+        size = working_size(self.checkpoint, self.config.size)
         windows = Windows(
-            size=working_size(self.checkpoint, self.config.size),
-            batch_size=self.config.batch_size,
-            preprocess=replace(self.checkpoint.preprocess, size=None),
+            size=size, batch_size=self.config.batch_size, preprocess=replace(self.checkpoint.preprocess, size=None)
         )
+        whole = partial(self._logits, logits=self.checkpoint.logits)
+
+        def logits(x_NCHW: Tensor) -> Tensor:
+            refused = partial(_refused, image, x_NCHW.shape[2:])
+            try:
+                with refusing(refused):
+                    return whole(x_NCHW)
+            except InputError:
+                if x_NCHW.shape[2:] == size:
+                    raise
+            with refusing(refused):
+                return logits_at_size(whole, x_NCHW, size)
+
         with torch.no_grad(), precision_of(self.config.precision, self.device):
-            yield from windows(
-                lambda x_NCHW: as_classes(self.checkpoint.logits(x_NCHW.to(self.device))).float(), picture
-            )
+            yield from windows(logits, picture)
 
     def batches(self, images: Sequence[Item], skip_bad: float | None = None) -> Batches:
         """Whole images, read in batches."""
@@ -105,17 +119,18 @@ class Forward:
 
     def of_batch(self, batch: Batch, logits: Logits | None = None) -> Tensor:
         """Logits (N, K, h, w) of a batch, by `logits` in place of the checkpoint's if given."""
-        with torch.no_grad(), precision_of(self.config.precision, self.device), refusing(partial(_refused, batch)):
+        refused = partial(_refused, batch.paths[0], batch.images.shape[2:])
+        with torch.no_grad(), precision_of(self.config.precision, self.device), refusing(refused):
             return self._logits(batch.images, logits or self.checkpoint.logits)
 
     def _logits(self, images_NCHW: Tensor, logits: Logits) -> Tensor:
         return as_classes(logits(images_NCHW.to(self.device))).float()
 
 
-def _refused(batch: Batch, reason: str) -> InputError:
-    height, width = batch.images.shape[2:]
+def _refused(image: Item, size: Sequence[int], reason: str) -> InputError:
+    height, width = size
     what = f"has a size that the network does not take, {height}x{width} ({reason})"
-    return InputError(batch.paths[0], what, remedy="bring all images to a size that it takes (--size)")
+    return InputError(image, what, remedy="bring all images to a size that it takes (--size)")
 
 
 def predicted(strips: Strips, image: Item) -> Iterator[tuple[int, Tensor]]:

@@ -53,7 +53,7 @@ class Windows:
     """A window that slides over an image (mmsegmentation's `slide` mode); memory is that of one row of windows.
 
     Attributes:
-        size: (H, W); an image's own side where that is smaller.
+        size: (H, W); an image's own side where that is smaller, as there.
         batch_size: windows a forward pass.
         preprocess: without a size of its own.
     """

@@ -190,6 +190,20 @@ def test_more_than_256_classes_are_16_bits_and_large_pictures_are_tiled(tmp_path
     assert said[-1] == "large images (1) are taken in windows of 64x64, see --size"
 
 
+def test_windows_of_a_network_of_one_size(tmp_path):
+    """A window that is cut to a small picture is padded."""
+    gray = noise(20, 70)
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    name = levels(tmp_path / "model")
+    one_size = LEVELS.replace("x.shape[2] * x.shape[3] > 150 * 160", "x.shape[2:] != (32, 32)").replace(
+        "Memory", "Value"
+    )
+    (tmp_path / "model/levels.py").write_text(one_size)
+    config = PredictConfig(device="cpu", sliding_window=True, size=(32, 32), overlays=False)
+    predict(name, [tmp_path / "x.png"], tmp_path / "out", config)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/masks/x.png")), by_formula(gray))
+
+
 def test_a_bad_picture_is_an_error_or_skipped(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

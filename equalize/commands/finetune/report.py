@@ -154,7 +154,7 @@ def panel_of(
     picture, label_HW = read_picture(image, checkpoint.preprocess.bands), read_mask(mask, val.rule, image)
     forward = Forward(checkpoint=checkpoint, config=config, device=device)
     if forward.for_windows([image]):
-        strips = forward.in_windows(picture)
+        strips = forward.in_windows(image, picture)
     else:
         (batch,) = forward.batches([image])
         strips = upsampled(forward.of_batch(batch)[0], label_HW.shape)

@@ -141,7 +141,7 @@ def _pictures(
             skipped.append((str(image), str(error).removeprefix(f"{image}: ")))
             every.check_skipped(skipped)
             continue
-        yield image, picture, forward.in_windows(picture)
+        yield image, picture, forward.in_windows(image, picture)
     taken = {*for_windows}
     whole = [image for image in images if image not in taken]
     for group in forward.batches(whole, skip_bad).groups() if whole else ():
