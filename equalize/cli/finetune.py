@@ -97,7 +97,7 @@ def _keep_config(config: str | None, out: str) -> None:
     from equalize.checkpoint.files.atomic import demand_apart
     from equalize.commands.training_record import SETTINGS_FILE
 
-    if config and Path(config).absolute() != Path(out).absolute() / SETTINGS_FILE:
+    if config and Path(config).expanduser().absolute() != Path(out).expanduser().absolute() / SETTINGS_FILE:
         demand_apart(out, [config], inside=True)
 
 

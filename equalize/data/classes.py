@@ -1,6 +1,7 @@
 """Class names from a file, a table, or a well-known data set."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     """Names from a text file with one a line, from Roboflow's `Pixel Value, Class`, or from JSON: a list, or an object
     {index: name} (or {"id2label": …}). A DataError where it is something else, or leaves a class without a name.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     text = read_text(path).rstrip()
     names = _from_json(path, text) if path.suffix.lower() == ".json" else tuple(map(str.strip, text.splitlines()))
     if names[:1] and names[0].lower().startswith("pixel value"):

@@ -1,6 +1,7 @@
 """Colors of classes, as data sets write them down: `labelmap.txt`, `class_dict.csv`, `label_colors.txt`, JSON."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,7 @@ def read_colors(path: str | Path) -> ColorMap:
     JSON may be {name: color}, {index: color}, {color: name or index}, or a list of colors or of {"name", "color"}.
     Without an index the order counts. A DataError for anything else, and for a color or a class that comes twice.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     found = _rows(path)
     if not found:
         raise DataError(path, "names no colors", expected=_EXPECTED)

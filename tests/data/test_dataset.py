@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equalize.data import DataSet, open_data, sample
+from equalize.data import DataSet, open_data, read_class_names, read_colors, sample
 from equalize.data.folders import IMAGE_SUFFIXES
 from equalize.errors import DataError
 
@@ -379,3 +379,13 @@ def test_sample_is_a_seeded_subset_in_order(tmp_path: Path) -> None:
     assert list(chosen) == sorted(chosen)
     assert set(chosen) <= set(dataset.images)
     assert sample(dataset.images, None, seed=3) == sample(dataset.images, 31, seed=3) == list(dataset.images)
+
+
+def test_paths_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a configuration has them, and --data=~/streets, which no shell expands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plant(tmp_path / "streets", "a.png")
+    (tmp_path / "names.txt").write_text("road\ncar\n")
+    (tmp_path / "colors.txt").write_text("road 1 2 3\ncar 4 5 6\n")
+    assert open_data("~/streets").root == tmp_path / "streets"
+    assert read_class_names("~/names.txt") == read_colors("~/colors.txt").names == ("road", "car")

@@ -95,7 +95,7 @@ class RunConfig:
             InputError: the file cannot be read, has unknown keys, or a value of another type; or it names code to
                 run, which only a flag may.
         """
-        written = {} if file is None else read_config(Path(file))
+        written = {} if file is None else read_config(Path(file).expanduser())
         arch = written.get("arch")
         if arch is not None and "arch" not in flags and family_of_arch(arch).runs_code(arch):
             remedy = f"if you trust that code, say so: --arch {arch}"

@@ -1,6 +1,7 @@
 """A page for a browser: one file with everything in it, and its pictures beside it."""
 
 import base64
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def demand_report(directory: str | Path) -> None:
     """
     if not can_draw():
         raise ResourceError("--report", "needs matplotlib", remedy="pip install 'equalize[plot]'")
-    if Path(directory).exists() and not Path(directory).is_dir():
+    if os.path.exists(place := os.path.expanduser(directory)) and not os.path.isdir(place):
         raise OutputError(directory, "is no directory", remedy="give --report another place")
 
 
@@ -63,7 +64,7 @@ def write_page(directory: str | Path, title: str, sections: Iterable[Section]) -
         The page's path.
     """
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
-    directory, sections = Path(directory), list(sections)
+    directory, sections = Path(os.path.expanduser(directory)), list(sections)
     directory.mkdir(parents=True, exist_ok=True)
     page = directory / PAGE_FILE
     text = template.render(title=title, sections=sections, version=__version__, uri=_uri)
