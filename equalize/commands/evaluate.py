@@ -167,11 +167,11 @@ def count_images(
         yield _count(forward.in_windows(image, read_picture(image, channels)), label_HW, image, labeled)
     if for_windows:
         mine = [image for image in mine if image not in {*for_windows}]
+    if not (mine or together):
+        return
     read = mine or labeled.dataset.images[:1]  # with fewer images than processes some have none to score
     inputs = inputs or Inputs(batches=forward.batches(read), label=partial(_read_label, masks, labeled, channels))
-    for batch, fresh in (
-        in_step(inputs.batches, device) if together else ((batch, True) for batch in inputs.batches if mine)
-    ):
+    for batch, fresh in in_step(inputs.batches, device) if together else ((batch, True) for batch in inputs.batches):
         scores_NKhw = forward.of_batch(batch, together)
         for path, scores_Khw in zip(batch.paths, scores_NKhw, strict=True) if fresh and mine else ():
             label_HW = inputs.label(path)

@@ -10,6 +10,7 @@ from PIL import Image
 from equalize.checkpoint import ModelName
 from equalize.commands import windows
 from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split
+from equalize.commands.forward import Forward
 from equalize.commands.labels import check_split
 from equalize.commands.windows import Windows, upsampled
 from equalize.data import open_data
@@ -208,10 +209,11 @@ def test_sliding_windows_average_where_they_overlap():
         assert torch.allclose(whole, torch.from_numpy(noise).permute(2, 0, 1).float(), atol=1e-4)  # of 255
 
 
-def test_sliding_window_over_images_of_its_size_is_the_plain_score(segformer_dir, tmp_path):
+def test_sliding_window_over_images_of_its_size_is_the_plain_score(segformer_dir, tmp_path, monkeypatch):
     root = write_scenes(tmp_path, 5, counts={"val": 3})
     name = ModelName(source=str(segformer_dir))
     plain = evaluate(name, root, EvalConfig(device="cpu"))
+    monkeypatch.setattr(Forward, "batches", lambda *_: pytest.fail("a picture is read whole as well"))
     slid = evaluate(name, root, EvalConfig(device="cpu", sliding_window=True))
     assert_same_score(slid.to_json(), plain.to_json())
     larger = evaluate(name, root, EvalConfig(device="cpu", sliding_window=True, size=(96, 96)))
