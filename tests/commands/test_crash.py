@@ -25,6 +25,11 @@ from tests.support.scenes import write_scenes
 KILLS = int(os.environ.get("EQUALIZE_KILLS", "2"))
 
 
+def age(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        os.utime(path, (1, 1))
+
+
 def leftovers(place: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir() if path.name.startswith("."))
 
@@ -89,7 +94,7 @@ def test_killed_at_any_moment(run_cli, command, segformer_dir, photos, tmp_path)
             assert not overwrite
             met["absent"] += 1
     for left in leftovers(place):
-        os.utime(place / left, (1, 1))  # only what is older than an hour goes
+        age(place / left)  # only what is older than an hour goes
     assert run_cli(*arguments, "--overwrite").code == 0
     assert leftovers(place) == []
     assert (out / "model.safetensors").read_bytes() == weights
@@ -131,9 +136,12 @@ def test_what_the_dead_left_goes_and_what_the_living_write_stays(tmp_path):
     other = tmp_path / ".another.tmp-0123abcd"
     other.mkdir()
     for path in (stale, other):
-        os.utime(path, (1, 1))
+        age(path)
     with atomic_directory(tmp_path / "out") as first:
         assert not stale.exists()
+        (first / "masks").mkdir()
+        age(first)
+        (first / "masks/0.png").touch()  # does not change the time of `first`
         with atomic_directory(tmp_path / "out") as second:
             assert first.exists()
             (second / "file").write_text("second")

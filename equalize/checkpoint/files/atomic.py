@@ -24,7 +24,7 @@ MAPS_FILE = "equalize.safetensors"
 """Written beside the plan: its matrices, by layer."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-_STALE = 3600.0  # seconds: older temporary directories were left by a killed process
+_STALE = 3600.0  # seconds: temporary directories in which nothing newer lies were left by a killed process
 _OUTPUTS = {PLAN_FILE, "finetune.yaml", "last", "predictions.json", "features.npy"}  # of equalize
 _OUTPUTS |= {"architecture.json", "config.json", "model.safetensors", "pytorch_model.bin", "model.pth"}  # of any save
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, PLAN_FILE, "finetune.yaml", "last", "metrics.jsonl"}
@@ -43,7 +43,7 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     """Yield a temporary sibling of ``target`` to fill; on exit flush it and rename it to ``target``.
 
     An exception leaves what was there before untouched and removes the sibling. Siblings that a killed process left
-    are removed by the next call for the same directory, an hour later.
+    are removed by the next call for the same directory, an hour after the last write.
 
     Raises:
         OutputError: the target is no directory, exists (unless ``overwrite``, and then if it holds no earlier output),
@@ -56,7 +56,7 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for left in out.parent.glob(f".{glob.escape(out.name)}.tmp-????????"):
-            if time.time() - left.lstat().st_mtime > _STALE:
+            if _is_stale(left):
                 shutil.rmtree(left, ignore_errors=True)
         work.mkdir()
         yield work
@@ -66,6 +66,13 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
         raise _resource_error(out, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_stale(work: Path) -> bool:
+    try:
+        return all(time.time() - path.lstat().st_mtime > _STALE for path in (work, *work.rglob("*")))
+    except FileNotFoundError:  # its process writes, or renamed it just now
+        return False
 
 
 def check_target(out: Path, overwrite: bool, source: str | Path | None) -> None:
