@@ -25,8 +25,9 @@ MAPS_FILE = "equalize.safetensors"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: temporary directories in which nothing newer lies were left by a killed process
-_OUTPUTS = {PLAN_FILE, "finetune.yaml", "last", "predictions.json", "features.npy"}  # of equalize
-_OUTPUTS |= {"architecture.json", "config.json", "model.safetensors", "pytorch_model.bin", "model.pth"}  # of any save
+_OUTPUTS = {PLAN_FILE, "architecture.json", "finetune.yaml", "last", "predictions.json", "features.npy"}
+_OUTPUTS |= {f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
+"""A directory that holds one of these is an earlier output, or what a library saved."""
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, PLAN_FILE, "finetune.yaml", "last", "metrics.jsonl"}
 _WRITTEN_ANEW |= {"curves.png", "panels.png", "report.html"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
