@@ -110,9 +110,7 @@ def compare(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            remedy = "start equalize compare without it, once for each device: they share the runs"
-            raise InputError("torchrun", "each run of a comparison is trained by one process", remedy=remedy)
+        _refuse_torchrun()
         from equalize.cli.training_bars import training_bars
         from equalize.commands.compare.arms import read_arms
         from equalize.commands.compare.compare import compare as run
@@ -134,6 +132,12 @@ def compare(
         with training_bars(terminal, out) as bars:
             found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
         _report(terminal, found, out)
+
+
+def _refuse_torchrun() -> None:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        remedy = "start equalize compare without it, once for each device: they share the runs"
+        raise InputError("torchrun", "each run of a comparison is trained by one process", remedy=remedy)
 
 
 def _forecast(terminal: "Terminal", setup: "Setup", out: str) -> None:

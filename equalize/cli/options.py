@@ -109,7 +109,7 @@ Report = Annotated[
         help="Write report.html there, with pictures of each layer's branches. Needs equalize[plot].",
     ),
 ]
-Overwrite = Annotated[bool, output_option("--overwrite", help="Replace OUT, if it is an earlier output.")]
+Overwrite = Annotated[bool, output_option("--overwrite", help="Replace OUT if it exists.")]
 Size = Annotated[
     Any,
     data_option(

@@ -59,7 +59,7 @@ def predict(
     arch: ArchFlags,
     num_classes: o.NumClasses = None,
     max_pixels: o.MaxPixels = None,
-    overwrite: Annotated[bool, output_option("--overwrite", help="Replace DIR, if it is an earlier output.")] = False,
+    overwrite: Annotated[bool, output_option("--overwrite", help="Replace DIR if it exists.")] = False,
     json: o.Json = False,
 ) -> None:
     """Write the class of each pixel, as masks and as overlays.

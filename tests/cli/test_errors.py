@@ -123,7 +123,6 @@ CALIBRATE = [
     ("calibrate segformer --data existing -o existing --overwrite", 2, "existing: is read itself"),
     ("finetune segformer --data existing/file -o existing --overwrite", 2, "existing: holds existing/file"),
     ("finetune segformer --data s --config existing/c.yaml -o existing --overwrite", 2, "existing: holds existing/c"),
-    ("calibrate segformer --data photos -o existing --overwrite", 2, "existing: holds no earlier output"),
     ("calibrate segformer --data photos -o segformer", 2, "segformer: is read itself"),
     ("calibrate segformer --data photos -o segformer/out", 2, "segformer/out: lies in segformer, which is read"),
     ("calibrate equalized --data photos -o OUT", 2, "equalized: is already equalized (strategy migrate)"),

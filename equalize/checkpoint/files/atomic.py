@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from equalize.errors import OutputError, ResourceError
-from equalize.messages import first_of
 
 CLASS_NAMES_FILE = "class_names.json"
 """Written beside weights whose format has no field for class names: {"0": name of class 0, ...}."""
@@ -25,9 +24,6 @@ MAPS_FILE = "equalize.safetensors"
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: temporary directories in which nothing newer lies were left by a killed process
-_OUTPUTS = {PLAN_FILE, "architecture.json", "finetune.yaml", "last", "predictions.json", "features.npy"}
-_OUTPUTS |= {f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
-"""A directory that holds one of these is an earlier output, or what a library saved."""
 _WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, PLAN_FILE, "finetune.yaml", "last", "metrics.jsonl"}
 _WRITTEN_ANEW |= {"curves.png", "panels.png", "report.html"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
@@ -47,8 +43,8 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     are removed by the next call for the same directory, an hour after the last write.
 
     Raises:
-        OutputError: the target is no directory, exists (unless ``overwrite``, and then if it holds no earlier output),
-            or is, holds or lies in ``source``.
+        OutputError: the target is no directory, exists (unless ``overwrite``), or is, holds or lies in
+            ``source``.
         ResourceError: the disk is full, or writing is denied.
     """
     out = Path(target).expanduser().absolute()
@@ -88,7 +84,6 @@ def check_target(out: Path, overwrite: bool, source: str | Path | None) -> None:
         raise OutputError(out, "exists and is not a directory")
     if out.exists() and not overwrite:
         raise OutputError(out, "exists", remedy="--overwrite replaces it")
-    _demand_replaceable(out)
     above = next((place for place in out.parents if place.exists()), out.parent)
     if not above.is_dir():
         raise OutputError(out, f"cannot be made: {above} is not a directory")
@@ -115,14 +110,6 @@ def demand_apart(out: str | Path, places: Iterable[str | Path | None], *, inside
         above = {*origin.parents, *Path(os.path.abspath(place)).parents}  # of a link, both where it is and leads to
         if above & {resolved, Path(os.path.abspath(out))}:
             raise OutputError(out, f"holds {place}, which is read", remedy=remedy)
-
-
-def _demand_replaceable(out: Path) -> None:
-    """Refuse to remove a directory that is neither empty nor an earlier output."""
-    there = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if there and _OUTPUTS.isdisjoint(there):
-        what = f"holds no earlier output, but other things ({first_of(there)})"
-        raise OutputError(out, what, remedy="remove them, or name another directory")
 
 
 def take_place(work: Path, out: Path) -> None:

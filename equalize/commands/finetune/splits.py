@@ -80,18 +80,7 @@ def open_task(
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names, config.colors)
-
-    check = partial(
-        check_split,
-        num_classes=classes,
-        names=names,
-        ignore_index=config.ignore_index,
-        reduce_labels=config.reduce_labels,
-        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
-        colors=config.colors,
-        drawn_on=config.masks_drawn_on,
-        channels=checkpoint.preprocess.bands,
-    )
+    check = _check(checkpoint, config, classes, names)
     asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
     few = ignore if asked_for else warn
     labeled = check(train, notify=lambda line: notify(f"train: {line}"), warn=few)
@@ -104,6 +93,22 @@ def open_task(
         trained=trained,
         device=device,
         fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
+    )
+
+
+def _check(
+    checkpoint: Checkpoint, config: TrainConfig, classes: int, names: tuple[str, ...] | None
+) -> "partial[LabeledSplit]":
+    return partial(
+        check_split,
+        num_classes=classes,
+        names=names,
+        ignore_index=config.ignore_index,
+        reduce_labels=config.reduce_labels,
+        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
+        colors=config.colors,
+        drawn_on=config.masks_drawn_on,
+        channels=checkpoint.preprocess.bands,
     )
 
 

@@ -64,16 +64,6 @@ def test_existing_directory_needs_overwrite(checkpoint, tmp_path):
     assert leftovers(tmp_path) == ["out"]
 
 
-def test_what_is_no_earlier_output_is_not_removed(checkpoint, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("keep")
-    with pytest.raises(OutputError, match=r"holds no earlier output, but other things \(notes.txt\)"):
-        checkpoint.save(tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "notes.txt").read_text() == "keep"
-    (tmp_path / "out" / "notes.txt").unlink()
-    checkpoint.save(tmp_path / "out", overwrite=True)
-
-
 def test_a_file_is_never_overwritten(checkpoint, tmp_path):
     (tmp_path / "out").write_text("keep")
     with pytest.raises(OutputError, match="not a directory"):
