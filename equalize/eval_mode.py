@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, full float32 matrix products; afterwards all state is restored.
 
-    Restored, also after an interruption: the mode of every module, every buffer, the random state, TF32 switches.
+    Restored, also after an interruption: the mode of every module, every buffer, the random state, all precisions.
 
     Args:
         model: any module, on any device.
@@ -33,14 +33,11 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         model.eval()
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(model)):
+        with torch.no_grad(), _full_float32(), torch.random.fork_rng(devices=_cuda_devices(model)):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
         for container, content in contents:
             container.clear()
             (container.update if isinstance(container, dict | set) else container.extend)(content)
@@ -51,6 +48,36 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
                 module._buffers[name] = buffer  # a forward pass may have put another in its place
                 if not _is_expanded(buffer):
                     buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 without TF32 and bfloat16; afterwards all switches are as they were.
+
+    torch has older switches, and newer ones by backend, `fp32_precision`. Older ones that disagree with the newer ones
+    raise an error where they are read; those that can be read, as in the code of a network, still can be in here.
+    """
+    cudnn = torch.backends.cudnn
+    on_cpu: Any = torch.backends.mkldnn
+    newer = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, on_cpu.matmul, on_cpu.conv, on_cpu.rnn]
+    with contextlib.ExitStack() as restoring:
+        restoring.callback(_set_precisions, newer, [each.fp32_precision for each in newer])
+        with contextlib.suppress(RuntimeError):
+            restoring.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        with contextlib.suppress(RuntimeError):
+            restoring.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+            cudnn.allow_tf32 = False
+        _set_precisions(newer, ["ieee"] * len(newer))
+        yield
+
+
+def _set_precisions(switches: Sequence[Any], values: Sequence[str]) -> None:
+    """Sets `fp32_precision` where another value is in effect, to "none" where the value is then inherited."""
+    for switch, value in zip(switches, values, strict=True):
+        for each in ("none", value):
+            if switch.fp32_precision != value:
+                switch.fp32_precision = each
 
 
 def _is_expanded(tensor: Tensor) -> bool:

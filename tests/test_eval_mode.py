@@ -70,3 +70,42 @@ def test_a_buffer_whose_elements_share_memory_is_no_hindrance():
         assert not model.training
     assert model.training
     assert torch.equal(model.zeros, torch.zeros(4))
+
+
+def precisions():
+    """What each switch of torch says, or that it cannot be read, as where older and newer ones disagree."""
+    cudnn, mkldnn, cuda = torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda
+    found = [each.fp32_precision for each in (cuda.matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)]
+    older = (torch.get_float32_matmul_precision, lambda: cuda.matmul.allow_tf32, lambda: cudnn.allow_tf32)
+    for read in older:
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("unreadable")
+    return found
+
+
+@pytest.fixture
+def default_precisions():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        switch.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("default_precisions")
+@pytest.mark.parametrize(
+    "lower",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    ],
+)
+def test_older_and_newer_switches_of_precision(lower):
+    lower()
+    before = precisions()
+    with eval_mode(nn.Dropout()):
+        assert precisions()[:6] == ["ieee"] * 4 + ["highest", False]
+    assert precisions() == before
