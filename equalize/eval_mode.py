@@ -17,7 +17,8 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, full float32 matrix products; afterwards all state is restored.
 
-    Restored, also after an interruption: the mode of every module, every buffer, the random state, all precisions.
+    Restored, also after an interruption: the mode of every module, every buffer (of a module that replaced one, its
+    attributes too), the random state, all precisions.
 
     Args:
         model: any module, on any device.
@@ -27,12 +28,9 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in nn.Module.modules(model)]
     contents = [(container, container.copy()) for container in (_containers(model) if attributes else ())]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in nn.Module.modules(model)
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = [(module, vars(module).copy(), module._buffers.copy()) for module in nn.Module.modules(model)]
+    named = nn.Module.named_buffers(model)
+    values = [(buffer, buffer.detach().clone()) for _, buffer in named if not _is_expanded(buffer)]
     try:
         model.eval()
         with torch.no_grad(), _full_float32(), torch.random.fork_rng(devices=_cuda_devices(model)):
@@ -41,13 +39,17 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
         for container, content in contents:
             container.clear()
             (container.update if isinstance(container, dict | set) else container.extend)(content)
+        for module, content, own in buffers:
+            if any(module._buffers.get(name) is not own.get(name) for name in module._buffers.keys() | own):
+                vars(module).clear()  # what it keeps beside its buffers may say what was in those that were replaced
+                vars(module).update(content)
+                module._buffers.clear()
+                module._buffers.update(own)
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer  # a forward pass may have put another in its place
-                if not _is_expanded(buffer):
-                    buffer.copy_(value)
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def _full_float32() -> Iterator[None]:
     torch has older switches, and newer ones by backend, `fp32_precision`. Older ones that disagree with the newer ones
     raise an error where they are read; those that can be read, as in the code of a network, still can be in here.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     on_cpu: Any = torch.backends.mkldnn
     newer = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, on_cpu.matmul, on_cpu.conv, on_cpu.rnn]
     with contextlib.ExitStack() as restoring:

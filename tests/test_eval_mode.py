@@ -60,7 +60,31 @@ def test_everything_is_as_it_was_found_also_when_interrupted(attributes):
         assert buffer is buffers[key][0]
         assert torch.equal(buffer, buffers[key][1])  # copied back
     left = not attributes
-    assert (len(model.seen), model.cache["sizes"], hasattr(model, "extra")) == (left, {1, 2} if left else {1}, left)
+    assert (len(model.seen), model.cache["sizes"]) == (left, {1, 2} if left else {1})
+    assert not hasattr(model, "extra")  # of a module that replaced a buffer
+
+
+class Fills(nn.Module):
+    """Fills a buffer when it is first called, and again for another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grid", None)
+        self.width = 0
+
+    def forward(self, x):
+        if self.width != x.shape[-1]:
+            self.grid = torch.linspace(-1, 1, x.shape[-1])
+            self.width = x.shape[-1]
+        return x + self.grid
+
+
+def test_a_buffer_that_the_forward_fills_is_empty_again():
+    model = Fills()
+    for _ in range(2):
+        with eval_mode(model):
+            model(torch.zeros(4))
+        assert not model.state_dict()
 
 
 def test_a_buffer_whose_elements_share_memory_is_no_hindrance():

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equalize.errors import NumericsError
 from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, is_due, rounds
 from equalize.moments.moments import merge, promote
-from equalize.moments.watch import Batch, Call, observe
+from equalize.moments.watch import Batch, Call, images_in, observe
 
 _MOST_PASSES = 12
 _DEAD = 1e-12  # stands for the variance of a dead channel
@@ -74,6 +75,7 @@ def estimate_norms(
     before: Mapping[str, Collection[str]],
     *,
     tolerance: float = 0.0,
+    names: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """The statistics that the named BatchNorms would have over all images.
 
@@ -90,9 +92,13 @@ def estimate_norms(
         tolerance: end a pass as soon as what each of its BatchNorms gives is known this well: the standard error, root
             mean square over channels and in units of their standard deviation, that mean and standard deviation leave.
             Decided whenever another 32 images are through; 0 for all images. They should come in random order.
+        names: what to call the images in messages, in the order of `batches`.
 
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
+
+    Raises:
+        NumericsError: at the first non-finite value, with the BatchNorm and the image.
     """
     buffers = dict(nn.Module.named_buffers(model, remove_duplicate=False))
     norms, before = _under_one_name(buffers, norms, before)
@@ -100,7 +106,7 @@ def estimate_norms(
     with eval_mode(model):
         for level in _levels(norms, before):
             apart = not any(set(level) & set(before.get(key, level)) for key in level)
-            found = _pass(model, buffers, level, as_blocks(batches), by_batch=not apart, tolerance=tolerance)
+            found = _pass(model, buffers, level, as_blocks(batches, names), by_batch=not apart, tolerance=tolerance)
             for key, seen in found.items():
                 estimated = _estimated(buffers, key, seen)
                 for name, value in estimated.items():
@@ -190,8 +196,8 @@ def _pass(
     found: dict[str, list[_Seen]] = {}
     rows = 0  # of the BatchNorm that is called first: its images
     for part in rounds(blocks, decides=tolerance > 0):
-        begun = [_observed(model, observers, block) for block in part]  # without waiting for the accelerator
-        gathered = part.gather([[each._replace(moments_2NC=each.moments_2NC.cpu()) for each in one] for one in begun])
+        begun = [(block, _observed(model, observers, block)) for block in part]  # without waiting for the accelerator
+        gathered = part.gather([_finite(one, block) for block, one in begun])
         for each in itertools.chain.from_iterable(gathered):
             found.setdefault(each.key, []).append(each)
         before, rows = rows, sum(each.moments_2NC.shape[1] for each in next(iter(found.values()), ()))
@@ -200,9 +206,26 @@ def _pass(
     return found
 
 
-def _observed(model: nn.Module, observers: Mapping[str, Callable[[Call], _Seen]], block: Block) -> list[_Seen]:
+def _observed(model: nn.Module, observers: Mapping[str, Callable[[Call], _Seen]], block: Block) -> list[list[_Seen]]:
     passes = observe(model, observers, block.batches, strict=False)
-    return [seen for each in passes for calls in each.results.values() for seen in calls if seen.number]
+    return [[seen for calls in each.results.values() for seen in calls if seen.number] for each in passes]
+
+
+def _finite(passes: Sequence[Sequence[_Seen]], block: Block) -> list[_Seen]:
+    """What a block's batches say, on the CPU; a NumericsError names the first BatchNorm and image with a NaN or inf."""
+    first, done = 0, list[_Seen]()
+    for batch, seen in zip(block.batches, passes, strict=True):
+        for each in seen:
+            done.append(each._replace(moments_2NC=each.moments_2NC.cpu()))
+            bad_N = ~done[-1].moments_2NC.isfinite().all(2).all(0)
+            if bad_N.any():
+                image = first + int(bad_N.nonzero()[0]) * images_in(batch) // len(bad_N)
+                name = block.names[image] if image < len(block.names) else block.first + image
+                remedy = "check that image and the weights before this layer, or measure in float32"
+                where = each.key.removesuffix(".running_mean")
+                raise NumericsError(where, "gets non-finite values", got=f"image {name}", remedy=remedy)
+        first += images_in(batch)
+    return done
 
 
 def _running(buffers: Mapping[str, Tensor], key: str) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """Carrying out a plan's edits on a model, or on any mapping of tensors."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -40,16 +40,23 @@ def demand_fit(plan: Plan, model: nn.Module) -> None:
             demand_map(edit.layer, plan.map_of(edit.layer), tensors[edit.tensor])
 
 
-def apply_edits(edits: Sequence[Edit], model: nn.Module, maps: Mapping[str, Tensor] | None = None) -> None:
+def apply_edits(
+    edits: Sequence[Edit],
+    model: nn.Module,
+    maps: Mapping[str, Tensor] | None = None,
+    before: MutableMapping[str, Tensor] | None = None,
+) -> None:
     """Carries out edits in order, each computed in float64 on the CPU (Metal has none) and cast back once.
 
-    `maps` are those of the plan.
+    `maps` are those of the plan; `before` gets a copy of each tensor as it was before its first edit.
     """
     tensors = named_tensors(model)
     layers: dict[tuple[str, int], nn.Module] = {}
     with torch.no_grad():
         for edit in edits:
             tensor = tensors[edit.tensor]
+            if before is not None and edit.tensor not in before:
+                before[edit.tensor] = tensor.clone()
             if isinstance(edit, Draw):
                 path, _, name = edit.tensor.rpartition(".")
                 if (path, edit.seed) not in layers:
@@ -62,6 +69,14 @@ def apply_edits(edits: Sequence[Edit], model: nn.Module, maps: Mapping[str, Tens
                     rows.copy_(_edited(edit, rows))
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise NumericsError(edit.tensor, f"is not finite in {tensor.dtype} after the edit")
+
+
+def put_back(before: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Undoes edits, by what `apply_edits` kept."""
+    tensors = named_tensors(model)
+    with torch.no_grad():
+        for key in reversed(list(before)):  # a tensor that has two keys ends as it was before the first
+            tensors[key].copy_(before[key])
 
 
 def with_aliases(edits: Iterable[Edit], model: nn.Module) -> tuple[Edit, ...]:

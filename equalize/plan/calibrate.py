@@ -17,7 +17,7 @@ from equalize.moments.batch_norms import estimate_norms, untouched_norms
 from equalize.moments.blocks import Blocks
 from equalize.moments.measure import Measurement, measure_branches
 from equalize.moments.watch import Batch
-from equalize.plan.apply import apply_edits, with_aliases
+from equalize.plan.apply import apply_edits, put_back, with_aliases
 from equalize.plan.choose import Choice, choose
 from equalize.plan.edits import Edit, Set
 from equalize.plan.plan import Plan, ScaleTo, Strategy
@@ -41,7 +41,7 @@ def calibrate(
     """Measures `model` on `batches`, embeds scale equalization into it, in place, and returns the plan.
 
     Args:
-        model: any module; only the tensors in the plan's `changed` are rewritten.
+        model: any module; only the tensors in the plan's `changed` are rewritten, and none if this fails.
         batches: the network's own inputs, (N, C, H, W) or tuples, read several times; iterators are kept in memory.
         strategy, seed, scale, newly_initialized, names: see `make_plan` and `measure`. "auto" leaves a site alone where
             nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
@@ -57,14 +57,22 @@ def calibrate(
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
     undecided = choose(found.sites, strategy, seed, newly_initialized)
-    buffers = {key: buffer.clone() for key, buffer in nn.Module.named_buffers(model)}
+    before: dict[str, Tensor] = {}
+    rewrite = partial(apply_edits, model=model, before=before)
     measure = partial(measure_branches, model, tolerance=tolerance, names=names, histograms=keep is not None)
-    estimate = partial(re_estimate, model, batches=batches, found=found, tolerance=tolerance)
-    measured, decided, edits = _stage_by_stage(model, undecided, measure, estimate, batches, scale, keep)
+    estimate = partial(
+        re_estimate, model, batches=batches, found=found, tolerance=tolerance, names=names, before=before
+    )
+    try:
+        measured, decided, edits = _stage_by_stage(model, undecided, measure, estimate, rewrite, batches, scale, keep)
+    except BaseException:
+        put_back(before, model)
+        raise
     planned = {site.layer: site for decision in decided for site in decision.sites}
     if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
+        estimated = {edit.tensor for edit in edits if isinstance(edit, Set)}
+        put_back({key: value for key, value in before.items() if key in estimated}, model)
         edits = [edit for edit in edits if not isinstance(edit, Set)]
-        _restore_buffers(model, buffers)
     return Plan(
         strategy="none" if {site.strategy for site in planned.values()} == {"none"} else strategy,
         seed=seed,
@@ -77,16 +85,12 @@ def calibrate(
     )
 
 
-def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for key, buffer in nn.Module.named_buffers(model):
-        buffer.copy_(buffers[key])
-
-
 def _stage_by_stage(
     model: nn.Module,
     undecided: list[Choice],
     measure: Callable[..., Measurement],
     estimate: Callable[[Sequence[str]], list[Edit]],
+    rewrite: Callable[..., None],
     batches: Iterable[Batch] | Blocks,
     scale: ScaleTo,
     keep: Callable[[Measurement], None] | None,
@@ -107,7 +111,7 @@ def _stage_by_stage(
             keep(measured[-1])
         statistics = measured[-1].statistics if asked else {}  # a plan does not depend on what else is kept
         decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale))
-        apply_edits(decided[-1].edits, model, decided[-1].maps)
+        rewrite(decided[-1].edits, maps=decided[-1].maps)
         undecided = [each for each in undecided if each not in stage]
         behind = norms_behind([each for decision in decided for each in decision.choices], undecided, fresh)
         again = estimate([key for key in behind if key not in estimated])
@@ -160,14 +164,23 @@ def norms_behind(done: Sequence[Choice], undecided: Sequence[Choice], fresh: Seq
 
 
 def re_estimate(
-    model: nn.Module, norms: Sequence[str], batches: Iterable[Batch] | Blocks, found: Scan, tolerance: float = 0.0
+    model: nn.Module,
+    norms: Sequence[str],
+    batches: Iterable[Batch] | Blocks,
+    found: Scan,
+    tolerance: float = 0.0,
+    names: Sequence[str] = (),
+    before: dict[str, Tensor] | None = None,
 ) -> list[Edit]:
-    """Re-estimates BatchNorms, by `running_mean` key, each on what it will see, and writes that into the model."""
-    values = estimate_norms(model, norms, batches, found.norms, tolerance=tolerance)
+    """Re-estimates BatchNorms, by `running_mean` key, each on what it will see, and writes that into the model.
+
+    `before` is as of `apply_edits`.
+    """
+    values = estimate_norms(model, norms, batches, found.norms, tolerance=tolerance, names=names)
     edits: list[Edit] = [
         Set(tensor=key, values=tuple(value.cpu().double().flatten().tolist())) for key, value in values.items()
     ]
-    apply_edits(edits, model)
+    apply_edits(edits, model, before=before)
     return edits
 
 

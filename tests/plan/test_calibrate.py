@@ -337,6 +337,42 @@ def test_bad_images_and_unknown_strategies_change_nothing():
     assert_close(model, before, 0)
 
 
+@pytest.mark.parametrize("fails_in", [0, 2, 4])
+def test_a_later_pass_that_fails_leaves_the_network_as_it_was(fails_in):
+    """In the pass for a BatchNorm without data, between two rewritten levels, and behind them."""
+    model, data, passes = network(), batches(), []
+    model.lateral[1].reset_running_stats()
+    before = copy.deepcopy(model)
+
+    class Stream:
+        def __iter__(self):
+            passes.append(1)
+            bad = data[1].clone()
+            bad[1, 0, 0, 0] = math.nan
+            return iter([data[0], bad if len(passes) > fails_in else data[1]])
+
+    where = {0: "lateral.1: gets non-finite values, got image 5"}.get(fails_in, "got image 5")
+    with pytest.raises(NumericsError, match=where):
+        calibrate(model, Stream(), "rescale", found=scan(model, data[0]))
+    assert len(passes) == fails_in + 1
+    assert_close(model, before, 0)
+
+
+class Centered(Pyramid):
+    """Has a buffer whose elements share memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(0.5).expand(1, 3, 1, 1))
+
+    def forward(self, x):
+        return super().forward(x - self.mean)
+
+
+def test_a_buffer_that_cannot_be_written_to():
+    assert calibrate(Centered().eval(), batches()[:1]).sites
+
+
 def test_networks_without_sites_get_an_empty_plan():
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
     plan = calibrate(model, [torch.randn(2, 3, 4, 4)], "rescale")
