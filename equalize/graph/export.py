@@ -49,7 +49,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             ops, tracer = exported_ops(model, inputs), "export"
         except SiteError as refusal:
             ops, ran = _recorded(model, inputs, refusal), True
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    parameters = nn.Module.named_parameters(model, remove_duplicate=False)
+    buffers = nn.Module.named_buffers(model, remove_duplicate=False)
+    shapes = {key: tuple(tensor.shape) for key, tensor in (*parameters, *buffers)}
     return Graph(ops=ops, shapes=shapes, tracer=tracer, ran=ran)
 
 

@@ -64,7 +64,7 @@ class Graph:
 
     Attributes:
         ops: in the order they ran.
-        shapes: of its state dict, by key.
+        shapes: of its parameters and buffers, by key.
         tracer: how it was read.
         ran: whether it had to be run on values, which may have decided what is in it.
     """

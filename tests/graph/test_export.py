@@ -90,6 +90,11 @@ class Hstack(Net):
         return torch.hstack([up(self.low(half(x))), self.high(x)])
 
 
+class SavesItsHead(Net):
+    def state_dict(self, *args, **kwargs):
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key.startswith("fuse.")}
+
+
 class Stacked(Net):
     """Branches of one width, stacked and flattened."""
 
@@ -174,7 +179,7 @@ class Grown(Net):
 
 
 @pytest.mark.parametrize("net", [Net, NegativeAxis, Hstack, InPlace, InPlaceUnused, NoGrad, NoGradBranch, Autocast,
-                                 Dropped, Padded, Out, Cast, Grown])  # fmt: skip
+                                 Dropped, Padded, Out, Cast, Grown, SavesItsHead])  # fmt: skip
 def test_ways_to_write_the_same_network(net):
     torch.manual_seed(1)
     found = scanned(net())

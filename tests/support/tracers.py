@@ -19,7 +19,7 @@ Tracer = Callable[[nn.Module, Example], tuple[Op, ...]]
 
 def graph_by(tracer: Tracer, model: nn.Module, example: Example) -> Graph:
     """A network as one tracer reads it."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in nn.Module.state_dict(model).items()}
     return Graph(ops=tracer(model, example), shapes=shapes)
 
 
