@@ -11,6 +11,7 @@ from equalize.errors import InputError
 from equalize.plan import apply as plan_apply
 from equalize.plan import attach as plan_attach
 from equalize.plan.plan import Plan
+from equalize.wrappers import unwrapped
 
 PlanLike = Plan | str | os.PathLike[str]
 """A plan, a directory that `equalize` wrote, or its `equalize.json`."""
@@ -54,17 +55,6 @@ def apply(*args: object, **kwargs: object) -> None:
         NumericsError: if a rewritten tensor is not finite in its dtype.
     """
     plan_apply.apply(*_sorted("equalize.apply", args, kwargs))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside of DistributedDataParallel, DataParallel and torch.compile, whose keys have prefixes."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _sorted(where: str, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Plan, nn.Module]:

@@ -42,6 +42,27 @@ def test_both_orders_and_places(network, tmp_path):
             equalize.fold(model)
 
 
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_a_plan_of_a_wrapped_network_is_that_of_the_network(wrap):
+    model, x, _ = drawn("bias")
+    wrapped = wrap(model)
+    sites = equalize.scan(model, x).sites
+    assert equalize.scan(wrapped, x).sites == sites
+    moments = equalize.measure(wrapped, sites, [x])
+    plan = equalize.make_plan(wrapped, sites, moments, "rescale")
+    assert {edit.tensor for edit in plan.edits} == {"body.fuse.weight", "body.fuse.bias"}
+    plan = equalize.calibrate(wrapped, [x], "rescale")
+    equalize.attach(plan, wrapped)
+    assert parametrize.is_parametrized(model.body.fuse, "weight")
+
+
+def test_something_else_than_a_network_is_refused(network):
+    plan = network[1]
+    for call in (equalize.scan, equalize.calibrate, lambda given, x: equalize.measure(given, plan.sites, [x])):
+        with pytest.raises(equalize.EqualizeError, match=r"^model: is no network, got Plan, expected a torch\.nn\."):
+            call(plan, torch.zeros(1, 3, 10, 10))
+
+
 def test_applying_in_both_orders(network, tmp_path):
     """To the last bit: the same plan on the same weights."""
     results = []

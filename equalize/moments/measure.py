@@ -19,6 +19,7 @@ from equalize.moments.moments import ImageMoments, Moments, by_image, per_image,
 from equalize.moments.sampling import draw_fractions, sample
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
 from equalize.sites.sites import Site
+from equalize.wrappers import unwrapped
 
 CONVERGED = 0.05
 """Where all images are measured, moments count as converged when every sigma is known this well."""
@@ -94,7 +95,7 @@ def measure(
         NumericsError: at the first non-finite value, with the layer and the image.
         SiteError: if there is no image, or a layer is not called as it was traced.
     """
-    return measure_branches(model, sites, batches, tolerance=tolerance, names=names).moments
+    return measure_branches(unwrapped(model), sites, batches, tolerance=tolerance, names=names).moments
 
 
 def measure_branches(

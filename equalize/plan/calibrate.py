@@ -23,6 +23,7 @@ from equalize.plan.edits import Edit, Set
 from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.plan.strategies import Decision, decide
 from equalize.sites.scan import Scan, scan
+from equalize.wrappers import unwrapped
 
 
 def calibrate(
@@ -54,6 +55,7 @@ def calibrate(
         NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
     """
     start = time.perf_counter()
+    model = unwrapped(model)
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
     undecided = choose(found.sites, strategy, seed, newly_initialized)

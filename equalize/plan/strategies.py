@@ -37,6 +37,7 @@ from equalize.plan.whiten import fold_map, whitening_of
 from equalize.sites.readers import Reader
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
+from equalize.wrappers import unwrapped
 
 # A branch whose scale is below this share of the largest, or of its own mean, is constant to float32.
 _NEAR_ZERO = 1e-6
@@ -80,6 +81,7 @@ def make_plan(
     Raises:
         SiteError: for an unknown strategy or scale, a site without moments, or `whiten` without statistics.
     """
+    model = unwrapped(model)
     if strategy == "whiten" and statistics is None:
         raise SiteError("whiten", "needs covariances, which measure does not give", remedy="use calibrate")
     choices = choose(sites, strategy, seed, newly_initialized)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from equalize.graph.export import trace
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site, SiteKind, find_sites
+from equalize.wrappers import unwrapped
 
 _RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
 
@@ -38,14 +39,15 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
     """Finds the fusion layers of `model`.
 
     Args:
-        model: any module, on any device, the meta device included; it is run only if that alone can read it.
+        model: any module, on any device, the meta device included; it is run only if that alone can read it. Keys are
+            those of the network inside of DistributedDataParallel, DataParallel or torch.compile.
         example: an input or a tuple of inputs, (N, C, H, W); values matter only where the network must be run.
         kinds: "resampled" where a branch was resampled, "plain" where none was.
 
     Raises:
         SiteError: the network cannot be traced with such an input. ResourceError: there is no memory to run it.
     """
-    graph = trace(model, example)
+    graph = trace(unwrapped(model), example)
     sites, refusals = find_sites(graph)
     listed = tuple(site for site in sites if site.kind in kinds)
     return Scan(
