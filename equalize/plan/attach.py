@@ -6,6 +6,8 @@ weight decay act on V at the cost of one product over the weights a step. State 
 `equalize.plan.plain_state`. `fold` leaves plain W.
 """
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -34,18 +36,11 @@ def attach(plan: Plan, model: nn.Module) -> None:
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
     Raises:
-        SiteError: a layer is not in the model, of another shape or parametrized already, or the plan is an old one
-            that kept norms; nothing is changed then.
+        SiteError: a layer is not in the model, of another shape or parametrized already, its weight or bias is not its
+            own, or the plan is an old one that kept norms; nothing is changed then.
     """
     demand_trainable(plan)
-    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
-    taken = {path for path, layer in nn.Module.named_modules(model) if parametrize.is_parametrized(layer)}
-    for site in plan.equalized:
-        if site.weight.rpartition(".")[0] in taken:
-            raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
-        weight = demand_weight(site, tensors)
-        if site.strategy == "whiten":
-            demand_map(site.layer, plan.map_of(site.layer), weight)
+    _demand_fit(plan, model)
     for site in plan.equalized:
         path, _, name = site.weight.rpartition(".")
         layer = model.get_submodule(path)
@@ -58,6 +53,27 @@ def attach(plan: Plan, model: nn.Module) -> None:
             shifted = ShiftedBias(layer, name, layer.get_parameter(bias), mean_I.to(weight), Geometry.of(site))
             _parametrize(layer, bias, shifted)
         register_plain_state(layer, fold)
+
+
+def _demand_fit(plan: Plan, model: nn.Module) -> None:
+    tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
+    layers = dict(nn.Module.named_modules(model, remove_duplicate=False))
+    places = Counter(id(each) for layer in nn.Module.modules(model) for each in layer._parameters.values())
+    for site in plan.equalized:
+        path = site.weight.rpartition(".")[0]
+        if path in layers and parametrize.is_parametrized(layers[path]):
+            raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
+        weight = demand_weight(site, tensors)
+        bias = site.bias if site.shift == "bias" else None
+        if bias is not None and (bias not in tensors or bias.rpartition(".")[0] != path):
+            what = f"is in the plan but not a parameter of the module of {site.weight}"
+            raise SiteError(bias, what, remedy="use the plan's own model, or train without attach")
+        for key in (site.weight, bias):
+            if key is not None and places[id(tensors[key])] > 1:
+                what = "is a parameter of several layers, of which one alone would be equalized"
+                raise SiteError(key, what, remedy="give each layer its own, or train without attach")
+        if site.strategy == "whiten":
+            demand_map(site.layer, plan.map_of(site.layer), weight)
 
 
 def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> None:

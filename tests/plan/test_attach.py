@@ -332,6 +332,24 @@ def test_attaching_twice_is_refused():
         attach(plan, model)
     fold(model)
     assert_same_state(model, before)
+    model.same_fuse = model.body.fuse
+    plan = planned(model, x)
+    attach(plan, model)
+    with pytest.raises(SiteError, match=r"is already parametrized; call fold first"):
+        attach(plan, model)
+
+
+def test_tensors_that_are_not_the_layers_own_are_refused():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    without = Head(nn.Conv2d(6, 5, 1, bias=False))
+    with pytest.raises(SiteError, match=r"^body\.fuse\.bias: is in the plan but not a parameter of the module of "):
+        attach(plan, without)
+    model.shared = nn.Conv2d(6, 5, 1)
+    model.shared.weight = model.body.fuse.weight
+    with pytest.raises(SiteError, match=r"^body\.fuse\.weight: is a parameter of several layers"):
+        attach(plan, model)
+    assert not any(parametrize.is_parametrized(each.body.fuse) for each in (model, without))
 
 
 def test_a_plan_of_another_network_attaches_nothing():
