@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from equalize.distributed import gather, rank_and_number
@@ -53,13 +54,14 @@ class Blocks(ABC):
 
     Attributes:
         shared: whether the processes of the group pass over them together.
-        shapes: of the first batch's tensors, (N, C, H, W) each; None if not known.
+        shapes: of the first batch's tensors, (N, C, H, W) each; None if not known. dtypes: theirs if not float32.
         pixels: of all images together; 0 if not known.
         between_decisions: blocks, where a pass may stop early; where their size is known, those of `FEWEST_IMAGES`.
     """
 
     shared: bool = False
     shapes: tuple[tuple[int, ...], ...] | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
     pixels: int = 0
     between_decisions: int = 1
 
@@ -86,6 +88,7 @@ class _Batches(Blocks):
             if first is not None:
                 self._batches = itertools.chain([first], self._batches)
                 self.shapes = tuple(tuple(tensor.shape) for tensor in inputs_of(first))
+                self.dtypes = tuple(tensor.dtype for tensor in inputs_of(first))
                 number, *sides = *self.shapes[0], 1
                 self.pixels = len(batches) * number * math.prod(sides[1:])
 

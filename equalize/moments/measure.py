@@ -18,6 +18,7 @@ from equalize.moments.histograms import count_values
 from equalize.moments.moments import ImageMoments, Moments, by_image, per_image, pool
 from equalize.moments.sampling import draw_fractions, sample
 from equalize.moments.watch import Batch, Call, images_in, inputs_of, observe
+from equalize.sites.scan import Scan
 from equalize.sites.sites import Site
 from equalize.wrappers import unwrapped
 
@@ -71,7 +72,7 @@ class _Rows(NamedTuple):
 
 def measure(
     model: nn.Module,
-    sites: Sequence[Site],
+    sites: Sequence[Site] | Scan,
     batches: Iterable[Batch] | Blocks,
     *,
     tolerance: float = 0.0,
@@ -81,7 +82,7 @@ def measure(
 
     Args:
         model: run in eval mode without gradients; mode, buffers and hooks are left as they were.
-        sites: from `scan`.
+        sites: from `scan`, or what it gave.
         batches: the network's own inputs, (N, C, H, W) or tuples of tensors, of any sizes. If they are many and their
             number is known, the network is first cut down (see `cut_graph.py`). Processes may share `Blocks`.
         tolerance: stop as soon as `ci95` of every branch is at most this, decided whenever another 32 images are
@@ -93,8 +94,9 @@ def measure(
 
     Raises:
         NumericsError: at the first non-finite value, with the layer and the image.
-        SiteError: if there is no image, or a layer is not called as it was traced.
+        SiteError: if there is no image, a layer is not in the network, or is not called as it was traced.
     """
+    sites = sites.sites if isinstance(sites, Scan) else sites
     return measure_branches(unwrapped(model), sites, batches, tolerance=tolerance, names=names).moments
 
 
@@ -124,7 +126,7 @@ def measure_branches(
         for part in rounds(blocks, decides=tolerance > 0):
             begun = [(block, meter.rows(block)) for block in part]  # without waiting for the accelerator
             if shapes is None and begun:
-                shapes = _shapes(begun[0][0].batches[0])
+                shapes = tuple(tuple(tensor.shape) for tensor in inputs_of(begun[0][0].batches[0]))
             before = images
             found = part.gather([_finite(each, sites, block) for block, each in begun])
             for each in itertools.chain.from_iterable(found):
@@ -152,8 +154,8 @@ def measure_branches(
 class _Meter:
     """Measures batches: by the cut graph where possible, else by hooks.
 
-    The graph is cut for the size of the first image. Other sizes, and a single image left over at the end, are measured
-    by hooks. So how a batch is measured depends neither on the process nor on what came before.
+    The graph is cut for images like the first. Those of other sizes or dtypes, and a single one left over at the end,
+    are measured by hooks. So how a batch is measured depends neither on the process nor on what came before.
 
     Attributes:
         method: "cut graph", or "hooks (the reason)".
@@ -169,15 +171,16 @@ class _Meter:
         self._histograms = histograms
         self._samples = statistics or histograms
         self.device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
-        self._cuts: dict[tuple[bool, tuple[tuple[int, ...], ...]], CutGraph] = {}
+        self._cuts: dict[tuple[object, ...], CutGraph] = {}
         shapes = blocks.shapes
         if not shapes or not all(shapes) or blocks.pixels < _PAYS:
             self.method = "hooks (so few images that cutting the graph would take longer)"
             return
         self.method = "cut graph"
         try:
-            example = tuple(torch.zeros(shape, device=self.device) for shape in shapes)
-            self._cuts[_key(shapes)] = CutGraph(model, sites, example, samples=self._samples)
+            kinds = zip(shapes, blocks.dtypes or itertools.repeat(torch.float32), strict=False)
+            example = tuple(torch.zeros(shape, dtype=dtype, device=self.device) for shape, dtype in kinds)
+            self._cuts[_key(example)] = CutGraph(model, sites, example, samples=self._samples)
         except (EqualizeError, ValueError) as error:  # made for one batch size only, a site inside a region of its own
             self.method = f"hooks (no cut graph: {' '.join(str(error).split())})"
 
@@ -210,8 +213,8 @@ class _Meter:
     def _seen(self, batch: Batch, fractions_NP: Tensor | None) -> dict[str, Seen]:
         inputs = tuple(tensor.to(self.device, non_blocking=tensor.is_pinned()) for tensor in inputs_of(batch))
         fractions_NP = None if fractions_NP is None else fractions_NP.to(self.device)
-        cut = self._cuts.get(_key(_shapes(inputs)))
-        return self._by_hooks(inputs, fractions_NP) if cut is None else cut(inputs, fractions_NP)
+        cut = self._cuts.get(_key(inputs), self._by_hooks)
+        return cut(inputs, fractions_NP)
 
     def _by_hooks(self, inputs: tuple[Tensor, ...], fractions_NP: Tensor | None) -> dict[str, Seen]:
         """Runs the network up to the last fusion layer, and sees what enters each."""
@@ -223,13 +226,9 @@ class _Meter:
         }
 
 
-def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(tensor.shape) for tensor in inputs_of(batch))
-
-
-def _key(shapes: Sequence[tuple[int, ...]]) -> tuple[bool, tuple[tuple[int, ...], ...]]:
-    """What a graph is cut for: one image, or any other number of them; and their shapes."""
-    return shapes[0][:1] == (1,), tuple(shape[1:] for shape in shapes)
+def _key(inputs: Sequence[Tensor]) -> tuple[object, ...]:
+    """What a graph is cut for: one image, or any other number of them; their shapes and dtypes."""
+    return inputs[0].shape[:1] == (1,), *((each.shape[1:], each.dtype) for each in inputs)
 
 
 def _seen_in(site: Site, fractions_NP: Tensor | None, call: Call) -> Seen:

@@ -161,6 +161,20 @@ def test_the_cut_graph_sees_weights_as_they_are_now():
     assert torch.allclose(second.m2_N, 4 * first.m2_N, rtol=1e-5)
 
 
+def test_images_of_bytes_that_the_network_itself_converts(monkeypatch):
+    class Converts(Pyramid):
+        def forward(self, x):
+            return super().forward(x / 255 if x.dtype == torch.uint8 else x)
+
+    torch.manual_seed(0)
+    model = Converts().eval()
+    batches = [torch.randint(0, 256, (number, 3, 32, 24), dtype=torch.uint8) for number in (3, 2, 1)]
+    sites, whole, cut = by_both_ways(model, [*batches, batches[0] / 255], monkeypatch)
+    for layer, branches in whole.items():
+        assert_same_moments(cut[layer], branches)
+    assert measurement.measure_branches(model, sites, batches).method == "cut graph"
+
+
 def test_a_network_for_one_batch_size_falls_back_to_hooks(monkeypatch):
     class Fixed(nn.Module):
         def __init__(self) -> None:

@@ -435,7 +435,7 @@ def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
         observers = {key: partial(norms._see, key, norms._running(dict(model.named_buffers()), key))}
         for block in blocks.read(0, 1):
             rows = meter.rows(block)
-            (seen,) = norms._observed(model, observers, block)
+            ((seen,),) = norms._observed(model, observers, block)
         assert (len(moves.there), moves.back) == (4, [])  # twice the two batches
         with pytest.raises(DataDependentOutputException):  # whether they are finite
             measurement._finite(rows, sites, block)
