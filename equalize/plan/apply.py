@@ -148,7 +148,7 @@ def _demand_fit(edit: Edit, tensors: Mapping[str, Tensor]) -> None:
     if isinstance(edit, Add | Set) and len(edit.values) != expected:
         raise SiteError(edit.tensor, "has another size than in the plan", got=expected, expected=len(edit.values))
     if isinstance(edit, ScaleInputs):
-        channels = _inputs(edit, tensor) if tensor.ndim > edit.axis else 0
+        channels = _inputs(edit, tensor) if tensor.ndim > 1 and len(tensor) % edit.groups == 0 else 0
         if edit.stop > channels:
             raise SiteError(
                 edit.tensor, "has fewer channels than in the plan", got=channels, expected=f"{edit.stop} or more"

@@ -88,8 +88,12 @@ def read_edit(content: Mapping[str, Any]) -> Edit:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     kind = kinds[values.pop("action")]
     edit = (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)
-    if isinstance(edit, Scale | ScaleInputs) and not math.isfinite(edit.factor):
-        raise ValueError(f"{edit.tensor} has a factor that is not finite")
-    if isinstance(edit, ScaleInputs) and not 0 <= edit.start < edit.stop:
-        raise ValueError(f"{edit.tensor} has a range {edit.start}..{edit.stop}")
+    if isinstance(edit, Scale | ScaleInputs) and not 0 < edit.factor < math.inf:
+        raise ValueError(f"{edit.tensor} has a factor {edit.factor}")
+    if isinstance(edit, Add | Set) and not all(math.isfinite(value) for value in edit.values):
+        raise ValueError(f"{edit.tensor} has values that are not finite")
+    if isinstance(edit, ScaleInputs) and not (0 <= edit.start < edit.stop and edit.axis in (0, 1) and edit.groups > 0):
+        raise ValueError(
+            f"{edit.tensor} has a range {edit.start}..{edit.stop} of axis {edit.axis}, {edit.groups} groups"
+        )
     return edit

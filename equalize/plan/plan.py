@@ -216,10 +216,21 @@ def _site(content: Mapping[str, Any]) -> PlannedSite:
     branches = tuple(MeasuredBranch(**_tuples(branch)) for branch in content["branches"])
     if not branches or content["strategy"] not in get_args(SiteStrategy):
         raise ValueError(f"{content['layer']} has no branches or an unknown strategy")
-    if not 0 < content["tau"] < math.inf:
-        raise ValueError(f"{content['layer']} has a tau that is no scale")
     shift = "bias" if content["shift"] == "bias" else None  # older plans: into a norm's mean, which takes it out anyway
-    return PlannedSite(**(_tuples(content) | {"branches": branches, "shift": shift}))
+    site = PlannedSite(**(_tuples(content) | {"branches": branches, "shift": shift}))
+    bounds = [0, *(branch.stop for branch in branches)]
+    holds = {
+        "names": all(isinstance(each, str) for each in (site.layer, site.weight, site.op, site.bias or "")),
+        "axis and sizes": site.axis in (0, 1)
+        and all(type(each) is int and each > 0 for each in (site.groups, *site.kernel, *bounds[1:])),
+        "branches": [branch.start for branch in branches] == bounds[:-1] and bounds == sorted(set(bounds)),
+        "scales": all(0 < each < math.inf for each in (site.tau, *(branch.std for branch in branches))),
+        "means": all(math.isfinite(branch.mean) for branch in branches),
+    }
+    for what, right in holds.items():
+        if not right:
+            raise ValueError(f"{site.layer} has {what} that no fusion layer has")
+    return site
 
 
 def _lists(content: Mapping[str, Any]) -> dict[str, Any]:

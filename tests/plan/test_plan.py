@@ -220,12 +220,26 @@ def test_scales_that_a_plan_left_in_front_of_a_layer():
         ("sites", {"tau": 0.0}),
         ("sites", {"tau": float("nan")}),
         ("sites", {"strategy": "magic"}),
+        ("sites", {"axis": 2}),
+        ("sites", {"kernel": 3}),
+        ("sites", {"weight": 5}),
+        ("edits", {"factor": 0.0}),
+        ("edits", {"values": [float("nan")]}),
+        ("edits", {"values": ["a"]}),
     ],
 )
 def test_plans_that_were_edited_by_hand_are_refused(place, change):
     content = calibrate(network(), images(), "rescale").to_json()
     part = next(each for each in content[place] if change.keys() <= each.keys())
     part.update(change)
+    with pytest.raises(InputError, match="is no plan"):
+        Plan.from_json(content)
+
+
+@pytest.mark.parametrize("change", [{"std": 0.0}, {"std": "1"}, {"mean": None}, {"start": 1}, {"stop": 7}])
+def test_branches_that_were_edited_by_hand_are_refused(change):
+    content = calibrate(network(), images(), "preserve").to_json()
+    content["sites"][0]["branches"][0].update(change)
     with pytest.raises(InputError, match="is no plan"):
         Plan.from_json(content)
 
