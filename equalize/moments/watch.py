@@ -139,7 +139,7 @@ def observe(
         stop: end each forward pass at the last watched layer.
         strict: whether every watched layer must be called; a SiteError says which was not.
     """
-    tensors = named_tensors(model)
+    tensors = demand_tensors(model, observers)
     watched = {id(tensors[key]): observer for key, observer in observers.items()}
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     for batch in batches:
@@ -161,6 +161,15 @@ def _refused(inputs: tuple[Tensor, ...], reason: str) -> SiteError:
     shapes = " and ".join(str(list(tensor.shape)) for tensor in inputs)
     what = f"does not take an input of shape {shapes} ({reason})"
     return SiteError("the network", what, remedy="bring all images to a size that it takes (--size)")
+
+
+def demand_tensors(model: nn.Module, keys: Iterable[str]) -> dict[str, Tensor]:
+    """As `named_tensors`; a SiteError if a key is not among them."""
+    tensors = named_tensors(model)
+    for key in keys:
+        if key not in tensors:
+            raise SiteError(key, "is not in this model", remedy="give the sites of a scan of this model")
+    return tensors
 
 
 def inputs_of(batch: Batch) -> tuple[Tensor, ...]:

@@ -26,6 +26,7 @@ from equalize.errors import SiteError
 from equalize.moments.covariance import SplitStatistics
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms, values_of, with_moments
 from equalize.moments.moments import Moments
+from equalize.moments.watch import demand_tensors
 from equalize.plan.apply import with_aliases
 from equalize.plan.choose import Choice, choose, left_alone
 from equalize.plan.draw import draw_site
@@ -36,6 +37,7 @@ from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strateg
 from equalize.plan.whiten import fold_map, whitening_of
 from equalize.sites.readers import Reader
 from equalize.sites.refusals import Refusal
+from equalize.sites.scan import Scan
 from equalize.sites.sites import Site
 from equalize.wrappers import unwrapped
 
@@ -59,7 +61,7 @@ class Decision:
 
 def make_plan(
     model: nn.Module,
-    sites: Sequence[Site],
+    sites: Sequence[Site] | Scan,
     moments: Mapping[str, Sequence[Moments]],
     strategy: Strategy = "preserve",
     seed: int = 0,
@@ -71,7 +73,7 @@ def make_plan(
 
     Args:
         model: holds the weights that the shifts and norms are computed from.
-        sites: from `scan`. moments: from `measure`, by layer.
+        sites: from `scan`, or what it gave. moments: from `measure`, by layer.
         strategy: for all sites; "auto" decides for each site, see `choose`.
         seed: of `reinit`; the site at place i draws under seed + i.
         scale: what to equalize to, "step" or "paper", see `target_scale`.
@@ -79,9 +81,12 @@ def make_plan(
         statistics: of the input channels, by layer, from `measure_branches`; only `whiten` needs them.
 
     Raises:
-        SiteError: for an unknown strategy or scale, a site without moments, or `whiten` without statistics.
+        SiteError: for an unknown strategy or scale, a site that is not in the network or has no moments, or `whiten`
+            without statistics.
     """
     model = unwrapped(model)
+    sites = sites.sites if isinstance(sites, Scan) else sites
+    demand_tensors(model, [site.weight for site in sites])
     if strategy == "whiten" and statistics is None:
         raise SiteError("whiten", "needs covariances, which measure does not give", remedy="use calibrate")
     choices = choose(sites, strategy, seed, newly_initialized)
@@ -149,9 +154,11 @@ def _measured(
 ) -> dict[str, MeasuredSite]:
     """The sites by layer, each with what was measured of it."""
     sites = {choice.site.layer: choice.site for choice in choices}
-    missing = next((layer for layer in sites if layer not in moments), None)
-    if missing is not None:
-        raise SiteError(missing, "was not measured", remedy="give measure the same sites")
+    for layer, site in sites.items():
+        if len(moments.get(layer, ())) != len(site.branches):
+            got = f"moments of {len(moments.get(layer, ()))} branches"
+            remedy = "give measure the same sites"
+            raise SiteError(layer, "was not measured", got=got, expected=len(site.branches), remedy=remedy)
     return {
         layer: with_expectation(with_moments(site, moments[layer]), statistics.get(layer))
         for layer, site in sites.items()

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from equalize.errors import SiteError
 from equalize.graph.export import trace
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site, SiteKind, find_sites
@@ -45,11 +46,16 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
         kinds: "resampled" where a branch was resampled, "plain" where none was.
 
     Raises:
-        SiteError: the network cannot be traced with such an input. ResourceError: there is no memory to run it.
+        SiteError: the network cannot be traced with such an input, or a kind is unknown.
+        ResourceError: there is no memory to run it.
     """
+    names = {kinds} if isinstance(kinds, str) else set[str](kinds)
+    if unknown := sorted(names.difference(get_args(SiteKind))):
+        expected = " or ".join(get_args(SiteKind))
+        raise SiteError("kinds", "has unknown names", got=", ".join(unknown), expected=expected)
     graph = trace(unwrapped(model), example)
     sites, refusals = find_sites(graph)
-    listed = tuple(site for site in sites if site.kind in kinds)
+    listed = tuple(site for site in sites if site.kind in names)
     return Scan(
         sites=listed,
         refusals=refusals,

@@ -515,9 +515,26 @@ def test_preserve_edits_nothing():
 
 def test_sites_without_moments_are_named():
     model = Fusion(nn.Conv2d(6, 5, 1))
-    sites = scan(model, torch.zeros(2, 3, 8, 8)).sites
-    with pytest.raises(SiteError, match=r"^fuse: was not measured"):
-        make_plan(model, sites, {})
+    found = scan(model, torch.zeros(2, 3, 8, 8))
+    few = {"fuse": measure(model, found, [torch.randn(2, 3, 8, 8)])["fuse"][:1]}
+    for moments in ({}, few):
+        with pytest.raises(SiteError, match=r"^fuse: was not measured, got moments of . branches, expected 2"):
+            make_plan(model, found, moments)
+
+
+def test_sites_of_another_network_are_named():
+    model, x = Fusion(nn.Conv2d(6, 5, 1)), torch.randn(2, 3, 8, 8)
+    sites = scan(model, x).sites
+    for call in (measure, lambda net, sites, batches: make_plan(net, sites, measure(model, sites, batches))):
+        with pytest.raises(SiteError, match=r"^fuse\.weight: is not in this model; give the sites of a scan of this"):
+            call(nn.Conv2d(3, 5, 1), sites, [x])
+
+
+def test_unknown_kinds_of_sites():
+    model, x = Fusion(nn.Conv2d(6, 5, 1)), torch.zeros(2, 3, 8, 8)
+    with pytest.raises(SiteError, match=r"^kinds: has unknown names, got resample, expected resampled or plain"):
+        scan(model, x, kinds=("resample",))
+    assert scan(model, x, kinds="resampled").sites
 
 
 def test_whitening_needs_covariances():
