@@ -28,7 +28,7 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in nn.Module.modules(model)]
     contents = [(container, container.copy()) for container in (_containers(model) if attributes else ())]
-    buffers = [(module, vars(module).copy(), module._buffers.copy()) for module in nn.Module.modules(model)]
+    buffers = [(each, vars(each).copy(), dict(each._buffers.items())) for each in nn.Module.modules(model)]
     named = nn.Module.named_buffers(model)
     values = [(buffer, buffer.detach().clone()) for _, buffer in named if not _is_expanded(buffer)]
     try:
@@ -40,7 +40,8 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
             container.clear()
             (container.update if isinstance(container, dict | set) else container.extend)(content)
         for module, content, own in buffers:
-            if any(module._buffers.get(name) is not own.get(name) for name in module._buffers.keys() | own):
+            now = dict(module._buffers.items())
+            if any(now.get(name) is not own.get(name) for name in now | own):
                 vars(module).clear()  # what it keeps beside its buffers may say what was in those that were replaced
                 vars(module).update(content)
                 module._buffers.clear()

@@ -87,6 +87,15 @@ def test_a_buffer_that_the_forward_fills_is_empty_again():
         assert not model.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch.jit is deprecated
+def test_a_part_in_torch_script():
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm2d(3)))
+    with eval_mode(model):
+        model[0].running_mean.add_(1)
+    assert model[0].training
+    assert not model[0].running_mean.any()
+
+
 def test_a_buffer_whose_elements_share_memory_is_no_hindrance():
     model = nn.Dropout()
     model.register_buffer("zeros", torch.zeros(1).expand(4))
