@@ -22,6 +22,7 @@ from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Graph, Op
 from equalize.graph.record import record, record_fake
+from equalize.graph.recorder import named_tensors
 
 _REMEDY = "give an input shape that the network takes (--size, --input-shape)"
 
@@ -49,9 +50,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
             ops, tracer = exported_ops(model, inputs), "export"
         except SiteError as refusal:
             ops, ran = _recorded(model, inputs, refusal), True
-    parameters = nn.Module.named_parameters(model, remove_duplicate=False)
-    buffers = nn.Module.named_buffers(model, remove_duplicate=False)
-    shapes = {key: tuple(tensor.shape) for key, tensor in (*parameters, *buffers)}
+    shapes = {key: tuple(tensor.shape) for key, tensor in named_tensors(model).items()}
     return Graph(ops=ops, shapes=shapes, tracer=tracer, ran=ran)
 
 
