@@ -58,6 +58,19 @@ class Op:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What a network does in training.
+
+    Attributes:
+        graphs: of passes in which its code sees training mode; none where it cannot be traced so.
+        uncalled: by state-dict key, the shapes of parameters that no traced pass reads, those of inference included.
+    """
+
+    graphs: "tuple[Graph, ...]"
+    uncalled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Graph:
     """A traced network.

@@ -11,6 +11,8 @@ _HOMOGENEOUS: frozenset[Kind] = frozenset(
     {"identity", "relu", "pool", "resample", "pixel_shuffle", "crop", "permute", "reshape", "concat"}
 )
 
+_DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "native_dropout"})
+
 _ELSEWHERE = "this branch feeds another layer too"
 
 
@@ -41,6 +43,8 @@ def place(op: Op) -> str:
 
 def scales_through(op: Op) -> bool:
     """Whether an op commutes with multiplication by a positive number."""
+    if op.target.rstrip("_") in _DROPOUTS:  # also in training
+        return True
     if op.kind == "pad":
         return bool(op.attributes["zero"]) or op.attributes["mode"] != "constant"
     return op.kind in _HOMOGENEOUS

@@ -1,14 +1,16 @@
 """Finds the fusion layers of a model, given an example input."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 
-from equalize.graph.export import trace
+from equalize.graph.export import trace, trace_training
+from equalize.graph.record import Call
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site, SiteKind, find_sites
+from equalize.sites.training import with_training
 
 _RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
 
@@ -34,13 +36,21 @@ class Scan:
     norms: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
 
-def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = _RESAMPLED) -> Scan:
+def scan(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    kinds: Collection[SiteKind] = _RESAMPLED,
+    *,
+    calls: Sequence[Call] = (),
+) -> Scan:
     """Finds the fusion layers of `model`.
 
     Args:
         model: any module, on any device, the meta device included; it is run only if that alone can read it.
         example: an input or a tuple of inputs, (N, C, H, W); values matter only where the network must be run.
         kinds: "resampled" where a branch was resampled, "plain" where none was.
+        calls: functions of a network and its inputs by which it is trained, where that is not its own forward: they say
+            what reads its branches in training.
 
     Raises:
         SiteError: the network cannot be traced with such an input. ResourceError: there is no memory to run it.
@@ -48,6 +58,9 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
     graph = trace(model, example)
     sites, refusals = find_sites(graph)
     listed = tuple(site for site in sites if site.kind in kinds)
+    if any(branch.producers for site in listed for branch in site.branches):
+        training = trace_training(model, example, graph, calls)
+        listed = tuple(with_training(site, graph, training) for site in listed)
     return Scan(
         sites=listed,
         refusals=refusals,
