@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equalize.errors import SiteError
 from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, is_due, rounds
 from equalize.moments.moments import merge, promote
@@ -93,6 +94,9 @@ def estimate_norms(
 
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().
+
+    Raises:
+        SiteError: one that was traced, by `before`, was not seen: its call is hidden, or another input leads past it.
     """
     buffers = dict(nn.Module.named_buffers(model, remove_duplicate=False))
     norms, before = _under_one_name(buffers, norms, before)
@@ -101,6 +105,12 @@ def estimate_norms(
         for level in _levels(norms, before):
             apart = not any(set(level) & set(before.get(key, level)) for key in level)
             found = _pass(model, buffers, level, as_blocks(batches), by_batch=not apart, tolerance=tolerance)
+            unseen = next((key for key in level if key in before and key not in found), None)
+            if unseen is not None:
+                what = (
+                    "is to be re-estimated, and its BatchNorm was not seen when the network ran, as within TorchScript"
+                )
+                raise SiteError(unseen, what, remedy="give it as a plain module, or use --strategy preserve")
             for key, seen in found.items():
                 estimated = _estimated(buffers, key, seen)
                 for name, value in estimated.items():
