@@ -34,8 +34,8 @@ def attach(plan: Plan, model: nn.Module) -> None:
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
     Raises:
-        SiteError: a layer is not in the model, of another shape or parametrized already, or the plan is an old one
-            that kept norms; nothing is changed then.
+        SiteError: a layer is not in the model, of another shape or parametrized already, or shares its weight with
+            another, or the plan is an old one that kept norms; nothing is changed then.
     """
     demand_trainable(plan)
     tensors = dict(nn.Module.named_parameters(model, remove_duplicate=False))
@@ -44,6 +44,7 @@ def attach(plan: Plan, model: nn.Module) -> None:
         if site.weight.rpartition(".")[0] in taken:
             raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
         weight = demand_weight(site, tensors)
+        _demand_own(site, model)
         if site.strategy == "whiten":
             demand_map(site.layer, plan.map_of(site.layer), weight)
     for site in plan.equalized:
@@ -58,6 +59,22 @@ def attach(plan: Plan, model: nn.Module) -> None:
             shifted = ShiftedBias(layer, name, layer.get_parameter(bias), mean_I.to(weight), Geometry.of(site))
             _parametrize(layer, bias, shifted)
         register_plain_state(layer, fold)
+
+
+def _demand_own(site: PlannedSite, model: nn.Module) -> None:
+    """Refuses a weight or bias that is not its layer's alone: what else holds it would read V in the place of W."""
+    path = site.weight.rpartition(".")[0]
+    own = model.get_submodule(path)
+    for key in [site.weight] if site.shift != "bias" or site.bias is None else [site.weight, site.bias]:
+        tensor = own._parameters.get(key.rpartition(".")[2]) if key.rpartition(".")[0] == path else None
+        others = [
+            name
+            for name, layer in nn.Module.named_modules(model)
+            if layer is not own and any(each is tensor for each in layer._parameters.values())
+        ]
+        if tensor is None or others:
+            what = f"belongs to {', '.join(others) or 'another module'}, not to {path or 'its layer'} alone"
+            raise SiteError(key, what, remedy="leave attach away, or --train-as folded")
 
 
 def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> None:
