@@ -98,7 +98,8 @@ def _recorded(called: _Called, tensors: Mapping[str, Tensor], inputs: tuple[Tens
     with as_written, _without_fast_path(), recorder.following(model), enable_python_dispatcher(), recorder:
         output = torch.func.functional_call(called, given, inputs)
     recorder.check()
-    recorder.graph.output(tuple(recorder.node(tensor) for tensor in tensors_in(output)))
+    returned = tuple(recorder.node(tensor) for tensor in tensors_in(output))
+    recorder.graph.output((*returned, *recorder.kept_by(model)))
     return read_ops(recorder.graph, model, keys=recorder.keys, plain=_plain(model))
 
 

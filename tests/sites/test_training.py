@@ -1,6 +1,7 @@
 """What reads a branch in training alone."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,3 +98,25 @@ def test_an_uncalled_layer_holds_the_branches_that_it_may_read():
     (site,) = scan(CalledByItsLibrary(), X).sites
     expected = "auxiliary.weight, which the network's forward does not call, may read this branch"
     assert [branch.fixed for branch in site.branches] == [expected, None]
+
+
+class Kept(Net):
+    """A feature stays on the module, for a loss."""
+
+    def forward(self, x):
+        low, high = self.features(x)
+        self.last = [low]
+        return self.main(low, high) + 0 * self.auxiliary(high.repeat(1, 2, 1, 1)).mean()
+
+
+class InAnObject(Net):
+    def forward(self, x):
+        low, high = self.features(x)
+        y = self.main(low, high) + 0 * self.auxiliary(high.repeat(1, 2, 1, 1)).mean()
+        return SimpleNamespace(logits=y, features=[low])
+
+
+@pytest.mark.parametrize("net", [Kept, InAnObject])
+def test_features_that_are_kept_or_returned_in_an_object_are_outputs(net):
+    (site,) = scan(net(), X).sites
+    assert site.branches[0].fixed == "this branch is an output of the network too"
