@@ -80,7 +80,13 @@ def trace_training(
         if ops is not None:
             graphs.append(replace(graph, ops=ops))
             uncalled &= _uncalled(model, graphs[-1])
-    return Training(graphs=tuple(graphs), uncalled={key: graph.shapes[key] for key in uncalled if key in graph.shapes})
+    parameters = dict(nn.Module.named_parameters(model, remove_duplicate=False))
+    layers = {key: model.get_submodule(key.rpartition(".")[0]) for key in uncalled if parameters[key].ndim > 1}
+    taken = {
+        key: layer.in_channels if isinstance(layer, nn.modules.conv._ConvNd) else parameters[key].shape[1]
+        for key, layer in layers.items()
+    }
+    return Training(graphs=tuple(graphs), uncalled=taken)
 
 
 def _uncalled(model: nn.Module, graph: Graph) -> set[str]:

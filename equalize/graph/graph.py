@@ -66,11 +66,11 @@ class Training:
 
     Attributes:
         graphs: of passes in which its code sees training mode; none where it cannot be traced so.
-        uncalled: by state-dict key, the shapes of parameters that no traced pass reads, those of inference included.
+        uncalled: how many channels layers take whose weights no traced pass reads, that of inference included, by key.
     """
 
     graphs: "tuple[Graph, ...]"
-    uncalled: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    uncalled: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def _unknown(branch: Branch, graph: Graph, training: Training) -> str | None:
         return "what else reads this branch in training is not known: the network cannot be traced in training mode"
     widths = {graph.shapes[key][0] for key in branch.producers if not _is_transposed(graph, key)}
     widths |= {graph.shapes[key][1] for key in branch.producers if _is_transposed(graph, key)}
-    reader = next((key for key, shape in training.uncalled.items() if len(shape) > 1 and widths & {*shape[:2]}), None)
+    reader = next((key for key, taken in training.uncalled.items() if taken in widths), None)
     return None if reader is None else f"{reader}, which the network's forward does not call, may read this branch"
 
 
