@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from equalize.errors import EqualizeError
 
+_RANDOM = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
@@ -81,6 +82,16 @@ def _set_precisions(switches: Sequence[Any], values: Sequence[str]) -> None:
         for each in ("none", value):
             if switch.fp32_precision != value:
                 switch.fp32_precision = each
+
+
+def set_containers_training(model: nn.Module) -> None:
+    """Has the code of containers see training mode, and what computes something else in it eval mode.
+
+    So a network takes its ways of training, auxiliary heads among them, on the values of inference: leaves such as
+    BatchNorm and dropout stay as they are. Within `eval_mode`, which restores the modes.
+    """
+    for module in nn.Module.modules(model):
+        module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
 
 
 def _is_expanded(tensor: Tensor) -> bool:

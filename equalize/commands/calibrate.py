@@ -68,7 +68,7 @@ def calibrate_checkpoint(
     checkpoint = _load_original(name, notify)
     labels = strategy == "auto" or keep is not None
     checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=labels)
-    found = select_sites(checkpoint.model, images.shape, pattern)
+    found = select_sites(checkpoint.model, images.shape, pattern, calls=[checkpoint.adapter.heads])
     checkpoint = checkpoint.with_output(images.few(1), notify)
     checkpoint.model.to(device)
     with precision_of(config.precision, device):

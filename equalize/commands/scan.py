@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from equalize.commands.report.page import PAGE_FILE, write_page
 from equalize.device import device_of, precision_of
 from equalize.distributed import is_main, own_device
 from equalize.errors import CheckpointError, InputError, SiteError
+from equalize.graph.record import Call
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 from equalize.moments.batch_norms import untouched_norms
 from equalize.moments.measure import measure_branches
@@ -115,7 +117,7 @@ def scan_checkpoint(
         checkpoint, images = open_images(data, checkpoint, config, progress, notify, labels=True)
         shape = images.shape
     shape = tuple(shape or input_shape(checkpoint, config.size))
-    found = _scan_network(name, checkpoint.model, torch.empty(shape, device="meta"), kinds)
+    found = _scan_network(name, checkpoint, torch.empty(shape, device="meta"), kinds)
     facts: dict[str, Any] = {}
     if images is not None:
         found, facts = _measure_sites(checkpoint, found, images, config, histograms, notify, warn)
@@ -144,19 +146,22 @@ def write_scan_report(found: CheckpointScan, directory: str | Path, onward: str)
     return Path(directory) / PAGE_FILE
 
 
-def select_sites(model: nn.Module, shape: Sequence[int], pattern: str | None = None) -> Scan:
+def select_sites(
+    model: nn.Module, shape: Sequence[int], pattern: str | None = None, *, calls: Sequence[Call] = ()
+) -> Scan:
     """The sites of a network: the resampled ones, or those whose layer matches `pattern`.
 
     Args:
         model: traced as it stands.
         shape: of its input, (N, C, H, W).
         pattern: a glob over module paths.
+        calls: see `scan`.
 
     Raises:
         InputError: no layer matches; lists what there is.
     """
     kinds: tuple[SiteKind, ...] = ("resampled",) if pattern is None else ("resampled", "plain")
-    found = scan(model, torch.empty(tuple(shape), device="meta"), kinds=kinds)
+    found = scan(model, torch.empty(tuple(shape), device="meta"), kinds=kinds, calls=calls)
     if pattern is None:
         return found
     chosen = tuple(site for site in found.sites if fnmatch.fnmatchcase(site.layer, pattern))
@@ -214,17 +219,18 @@ def _before_sites(norms: Sequence[str], found: Scan) -> list[str]:
     return [norm for norm in norms if norm not in behind]
 
 
-def _scan_network(name: ModelName, model: nn.Module, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
+def _scan_network(name: ModelName, checkpoint: Checkpoint, example: Tensor, kinds: Collection[SiteKind]) -> Scan:
     """A scan from the configuration alone if that can be read: what a run finds may depend on the weights."""
-    without = any(tensor.is_meta for tensor in nn.Module.parameters(model))
+    without = any(tensor.is_meta for tensor in nn.Module.parameters(checkpoint.model))
+    find = partial(scan, example=example, kinds=kinds, calls=[checkpoint.adapter.heads])
     try:
-        found = scan(model, example, kinds=kinds)
+        found = find(checkpoint.model)
     except SiteError:
         if without:
             with contextlib.suppress(CheckpointError):
-                return scan(name.load(weights=True).model, example, kinds=kinds)
+                return find(name.load(weights=True).model)
         raise
     if without and found.ran:
         with contextlib.suppress(CheckpointError):  # a configuration alone, or an encoder
-            return scan(name.load(weights=True).model, example, kinds=kinds)
+            return find(name.load(weights=True).model)
     return found

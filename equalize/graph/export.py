@@ -6,10 +6,13 @@ for those, as long as neither sizes nor control flow depend on them. What is lef
 """
 
 import contextlib
+import inspect
 import io
 import logging
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,8 +23,8 @@ from torch.fx import config as fx_config
 from equalize.errors import ResourceError, SiteError
 from equalize.eval_mode import eval_mode
 from equalize.graph.fx_reader import read_ops
-from equalize.graph.graph import Graph, Op
-from equalize.graph.record import record, record_fake
+from equalize.graph.graph import Graph, Op, Training
+from equalize.graph.record import Call, record, record_fake
 from equalize.graph.recorder import named_tensors
 
 _REMEDY = "give an input shape that the network takes (--size, --input-shape)"
@@ -54,11 +57,66 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     return Graph(ops=ops, shapes=shapes, tracer=tracer, ran=ran)
 
 
-def _faked(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...] | None:
+def trace_training(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], graph: Graph, calls: Sequence[Call] = ()
+) -> Training:
+    """Traces what `model` does in training beside what `graph` has, its trace in eval mode; it is left as it was.
+
+    Args:
+        example: as of `trace`.
+        calls: ways in which its library calls it in training, tried where its own forward leaves layers out.
+    """
+    inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
+    uncalled = _uncalled(model, graph)
+    if not uncalled and not _asks_for_training(model):
+        return Training(graphs=(graph,))
+    graphs: list[Graph] = []
+    for call in (operator.call, *calls):
+        if graphs and not uncalled:
+            break
+        ops = _faked(model, inputs, call, training=True)
+        if ops is None and graph.ran:
+            with contextlib.suppress(Exception), _quiet():
+                ops = record(model, inputs, call, training=True)
+        if ops is not None:
+            graphs.append(replace(graph, ops=ops))
+            uncalled &= _uncalled(model, graphs[-1])
+    parameters = dict(nn.Module.named_parameters(model, remove_duplicate=False))
+    layers = {key: model.get_submodule(key.rpartition(".")[0]) for key in uncalled if parameters[key].ndim > 1}
+    taken = {
+        key: layer.in_channels if isinstance(layer, nn.modules.conv._ConvNd) else parameters[key].shape[1]
+        for key, layer in layers.items()
+    }
+    return Training(graphs=tuple(graphs), uncalled=taken)
+
+
+def _uncalled(model: nn.Module, graph: Graph) -> set[str]:
+    """The parameters that no op reads, under one name each."""
+    parameters = dict(nn.Module.named_parameters(model, remove_duplicate=False))
+    read = {id(parameters[key]) for key, uses in graph.uses.items() if uses and key in parameters}
+    return {key for key, parameter in parameters.items() if id(parameter) not in read}
+
+
+def _asks_for_training(model: nn.Module) -> bool:
+    """Whether the forward of a module that has others in it, or a method that it calls, asks for the mode."""
+    containers = {type(each) for each in nn.Module.modules(model) if any(True for _ in nn.Module.children(each))}
+    return any(_reads_mode(kind, "forward", set()) for kind in containers)
+
+
+def _reads_mode(kind: type, method: str, seen: set[str]) -> bool:
+    seen.add(method)
+    own = (vars(each).get(method) for each in kind.__mro__ if each not in nn.Module.__mro__)
+    names = {name for each in own if inspect.isfunction(each) for name in inspect.unwrap(each).__code__.co_names}
+    return "training" in names or any(_reads_mode(kind, name, seen) for name in names if name not in seen)
+
+
+def _faked(
+    model: nn.Module, inputs: tuple[Tensor, ...], call: Call = operator.call, *, training: bool = False
+) -> tuple[Op, ...] | None:
     """What a recording on fake tensors says; None where it is refused."""
     try:
         with _quiet():
-            return record_fake(model, inputs)
+            return record_fake(model, inputs, call, training=training)
     except MemoryError:
         raise
     except Exception:  # the network's code may raise anything on fake tensors: export or a run finds out what

@@ -35,6 +35,9 @@ class _Reader:
         self.plain = plain
         self.prefix = prefix
         self.ops: list[Op] = []
+        self.places: dict[str, int] = {}
+        self.bases: dict[str, str] = {}  # of views: the op that made the memory which they share
+        self.writes: dict[str, str] = {}  # by base: the last op that wrote into that memory
 
     def read(self, graph: FxGraph, module: nn.Module, env: dict[Node, str]) -> None:
         """Appends the ops of `graph`; `env` holds the op that now stands for each node's tensor."""
@@ -48,7 +51,7 @@ class _Reader:
                 if not isinstance(getattr(module, str(node.target), None), GraphModule):
                     env[node] = self._append(node, Op(name=node.name, kind="constant"))
             elif node.op == "output":
-                self.ops.append(Op(name=f"output_{len(self.ops)}", kind="output", inputs=_names(node.args, env)))
+                self.ops.append(Op(name=f"output_{len(self.ops)}", kind="output", inputs=self._names(node.args, env)))
             elif node.op == "call_function":
                 self._call(module, node, env)
 
@@ -62,13 +65,15 @@ class _Reader:
             return
         first = node.args[0] if node.args else None
         if name in _SPLITS and isinstance(first, Node):
-            env[node] = env[first]  # only its parts are ops
+            env[node] = self._current(first, env)  # only its parts are ops
         elif name == "getitem":
             assert isinstance(first, Node)
             if first in env and node.users:
-                env[node] = self._append(node, _part(node, first, env[first]))
+                env[node] = self._append(node, _part(node, first, self._current(first, env)))
+                self.bases[env[node]] = self._base(env[first])
         elif name != "stack" or _flattened(node) is None:
-            env[node] = self._append(node, _joined(node, env) or self._convert(name, node, env))
+            env[node] = self._append(node, self._joined(node, env) or self._convert(name, node, env))
+            self._keep_memory(node, env)
 
     def _inline(self, module: nn.Module, node: Node, body: Node, env: dict[Node, str]) -> None:
         inner = _submodule(module, body)
@@ -78,7 +83,9 @@ class _Reader:
         tensors = [(placeholder, argument) for placeholder, argument in given if isinstance(argument, Node)]
         keys = {placeholder.name: self.keys[each.name] for placeholder, each in tensors if each.name in self.keys}
         reader = _Reader(keys, self.plain, f"{self.prefix}{node.name}.")
-        reader.read(inner.graph, inner, {placeholder: env[each] for placeholder, each in tensors if each in env})
+        reader.read(
+            inner.graph, inner, {placeholder: self._current(each, env) for placeholder, each in tensors if each in env}
+        )
         results = reader.ops.pop()
         assert results.kind == "output"
         self.ops += reader.ops
@@ -92,9 +99,56 @@ class _Reader:
             value = next((each for each in value if isinstance(each, Tensor)), None)
         shape = tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
         self.ops.append(replace(op, name=self.prefix + op.name, shape=shape, module=module_of(node)[0]))
+        self.places[self.ops[-1].name] = len(self.ops)
         return self.ops[-1].name
 
-    def _convert(self, name: str, node: Node, env: Mapping[Node, str]) -> Op:
+    def _base(self, name: str) -> str:
+        return self.bases.get(name, name)
+
+    def _keep_memory(self, node: Node, env: Mapping[Node, str]) -> None:
+        """Notes which memory the tensor of a call is a view of, and which one the call writes into."""
+        schema = getattr(node.target, "_schema", None)
+        first = node.args[0] if node.args else None
+        if schema is None:
+            return
+        if isinstance(first, Node) and first in env and any(each.alias_info is not None for each in schema.returns):
+            self.bases[env[node]] = self._base(env[first])
+        given = named_arguments(node)
+        for argument in schema.arguments:
+            tensor = given.get(argument.name)
+            if argument.is_write and isinstance(tensor, Node) and tensor in env:
+                self.writes[self._base(env[tensor])] = env[node]
+
+    def _current(self, node: Node, env: dict[Node, str]) -> str:
+        """The op that stands for a tensor now: one of its own once its memory was written through another view."""
+        name = env[node]
+        base = self._base(name)
+        write = self.writes.get(base)
+        if write is not None and self.places[write] > self.places.get(name, 0):
+            op = Op(name=f"written_{len(self.ops)}", kind="written", target="a write to a part", inputs=(name, write))
+            env[node] = self._append(node, op)
+            self.bases[env[node]] = base
+        return env[node]
+
+    def _names(self, arguments: object, env: dict[Node, str]) -> tuple[str, ...]:
+        """The ops behind every tensor in a nest of arguments, in order."""
+        if isinstance(arguments, Node):
+            return (self._current(arguments, env),) if arguments in env else ()
+        if isinstance(arguments, Mapping):
+            arguments = tuple(arguments.values())
+        if isinstance(arguments, list | tuple):
+            return tuple(name for argument in arguments for name in self._names(argument, env))
+        return ()
+
+    def _joined(self, node: Node, env: dict[Node, str]) -> Op | None:
+        """The flattening of a stack as a concat op."""
+        stack = node.args[0] if node.args else None
+        if not isinstance(stack, Node) or _name(stack) != "stack" or _flattened(stack) is not node:
+            return None
+        inputs = self._names(stack.args[0], env)
+        return Op(name=node.name, kind="concat", target="stack", inputs=inputs, attributes={"dim": _stacked_dim(stack)})
+
+    def _convert(self, name: str, node: Node, env: dict[Node, str]) -> Op:
         arguments = named_arguments(node)
         kind = kind_of(name, node, arguments)
         if kind == "linear" and self._projects_for_attention(node, arguments):
@@ -105,13 +159,14 @@ class _Reader:
             if isinstance(argument, Node):
                 key = self.keys.get(argument.name)
                 parameters[role] = key if key in self.plain or role.startswith("running") else None
-        written = {*roles, "out"}
-        data = {argument: value for argument, value in arguments.items() if argument not in written}
+        left_out = {"out"} | {argument for argument, role in roles.items() if parameters.get(role) is not None}
+        left_out |= {"other"} if kind in {"identity", "reshape"} else set()  # `view_as` reads a shape
+        data = {argument: value for argument, value in arguments.items() if argument not in left_out}
         return Op(
             name=node.name,
             kind=kind,
             target=name,
-            inputs=_names(tuple(data.values()), env),
+            inputs=self._names(tuple(data.values()), env),
             parameters=parameters,
             attributes=ATTRIBUTES[kind](name, arguments, node) if kind in ATTRIBUTES else {},
         )
@@ -156,26 +211,6 @@ def _stacked_dim(stack: Node) -> int:
     return int(named_arguments(stack).get("dim", 0)) % len(shape_of(stack))
 
 
-def _joined(node: Node, env: Mapping[Node, str]) -> Op | None:
-    """The flattening of a stack as a concat op."""
-    stack = node.args[0] if node.args else None
-    if not isinstance(stack, Node) or _name(stack) != "stack" or _flattened(stack) is not node:
-        return None
-    inputs = _names(stack.args[0], env)
-    return Op(name=node.name, kind="concat", target="stack", inputs=inputs, attributes={"dim": _stacked_dim(stack)})
-
-
 def _submodule(module: nn.Module, node: Node) -> GraphModule | None:
     inner = getattr(module, str(node.target), None) if node.op == "get_attr" else None
     return inner if isinstance(inner, GraphModule) else None
-
-
-def _names(arguments: object, env: Mapping[Node, str]) -> tuple[str, ...]:
-    """The ops behind every tensor in a nest of arguments, in order."""
-    if isinstance(arguments, Node):
-        return (env[arguments],) if arguments in env else ()
-    if isinstance(arguments, Mapping):
-        arguments = tuple(arguments.values())
-    if isinstance(arguments, list | tuple):
-        return tuple(name for argument in arguments for name in _names(argument, env))
-    return ()

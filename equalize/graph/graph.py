@@ -20,6 +20,7 @@ Kind = Literal[
     "activation",  # elementwise in one argument, without that property
     "identity",  # dropout in eval mode, copies, casts
     "pad",
+    "written",  # a tensor after a write through a view of it: the tensor as it was, and the write
     "crop",  # a slice along one axis
     "permute",
     "reshape",
@@ -38,7 +39,8 @@ class Op:
         name: unique in its graph.
         kind: what it does to scale and channels.
         target: the operator's own name, for messages.
-        inputs: names of the ops whose tensors it reads, data first; parameters are not among them.
+        inputs: names of the ops whose tensors it reads, data first, a computed weight or bias among them; parameters
+            are not.
         shape: of its (first) output.
         module: path of the innermost module that called it, "" for the network itself.
         parameters: role ("weight", "bias", "running_mean", "running_var") to state-dict key. A role whose
@@ -56,6 +58,19 @@ class Op:
     module: str = ""
     parameters: Mapping[str, str | None] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What a network does in training.
+
+    Attributes:
+        graphs: of passes in which its code sees training mode; none where it cannot be traced so.
+        uncalled: how many channels layers take whose weights no traced pass reads, that of inference included, by key.
+    """
+
+    graphs: "tuple[Graph, ...]"
+    uncalled: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

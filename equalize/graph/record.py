@@ -12,15 +12,16 @@ import gc
 import inspect
 import itertools
 import math
+import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from equalize.eval_mode import eval_mode
+from equalize.eval_mode import eval_mode, set_containers_training
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Op
 from equalize.graph.recorder import Recorder, named_tensors, tensors_in
@@ -28,8 +29,28 @@ from equalize.graph.recorder import Recorder, named_tensors, tensors_in
 _MOST_DRAWN = 1 << 27  # half a gigabyte: a configuration alone may describe more
 
 
-def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
+Call = Callable[..., object]
+"""A way to run a network, called with it and its inputs."""
+
+
+class _Called(nn.Module):
+    """A network that is run in some way."""
+
+    def __init__(self, network: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.network = network
+        self.call = call
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.call(self.network, *inputs)
+
+
+def record(
+    model: nn.Module, example: tuple[Tensor, ...], call: Call = operator.call, *, training: bool = False
+) -> tuple[Op, ...]:
     """Runs `model` in eval mode and gives the ops that it calls; it is left as it was.
+
+    `training`: see `set_containers_training`.
 
     For parameters, buffers and inputs on the meta device values are drawn. Exceptions of the network's code propagate.
     """
@@ -37,11 +58,18 @@ def record(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
         torch.manual_seed(0)
         tensors = _for_the_run(model)
         device = _device_of(tensors)
-        return _recorded(model, tensors, tuple(_input(tensor, device) for tensor in example))
+        if training:
+            set_containers_training(model)
+        return _recorded(_Called(model, call), tensors, tuple(_input(tensor, device) for tensor in example))
 
 
-def record_fake(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]:
+def record_fake(
+    model: nn.Module, example: tuple[Tensor, ...], call: Call = operator.call, *, training: bool = False
+) -> tuple[Op, ...]:
     """The ops that `model` calls in eval mode on fake tensors, which take no memory; it is left as it was.
+
+    Args:
+        training: see `set_containers_training`.
 
     Raises:
         Exception: the network's code asks for values, or calls what has no rule for fake tensors, or a tensor turns up
@@ -53,21 +81,25 @@ def record_fake(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Op, ...]
             device = _device_of(named)
             fakes = {id(tensor): _faked(tensor, mode, device) for tensor in named.values()}
             inputs = tuple(torch.empty_like(tensor, device=device) for tensor in example)
-            return _recorded(model, {name: fakes[id(tensor)] for name, tensor in named.items()}, inputs)
+            if training:
+                set_containers_training(model)
+            return _recorded(_Called(model, call), {name: fakes[id(each)] for name, each in named.items()}, inputs)
     finally:
         _clear_caches(model)
 
 
-def _recorded(model: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
+def _recorded(called: _Called, tensors: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
     """The ops of a call on these parameters and buffers, by name."""
-    recorder = Recorder(tensors)
+    model, recorder = called.network, Recorder(tensors)
+    given = {f"network.{name}": tensor for name, tensor in tensors.items()}
     for tensor, name in zip(inputs, _names_of_inputs(model), strict=False):
         recorder.placeholder(tensor, name)
     as_written = torch.compiler.set_stance("force_eager")  # compiled code would not be recorded
     with as_written, _without_fast_path(), recorder.following(model), enable_python_dispatcher(), recorder:
-        output = torch.func.functional_call(model, dict(tensors), inputs)
+        output = torch.func.functional_call(called, given, inputs)
     recorder.check()
-    recorder.graph.output(tuple(recorder.node(tensor) for tensor in tensors_in(output)))
+    returned = tuple(recorder.node(tensor) for tensor in tensors_in(output))
+    recorder.graph.output((*returned, *recorder.kept_by(model)))
     return read_ops(recorder.graph, model, keys=recorder.keys, plain=_plain(model))
 
 

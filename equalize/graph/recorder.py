@@ -1,9 +1,11 @@
 """A mode that writes every ATen call into an fx graph, before autograd and autocast decompose it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from operator import getitem
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -30,16 +32,26 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """The tensors of whatever a network returns, in order."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from tensors_in(tuple(output.values()))
-    elif isinstance(output, list | tuple):
-        for each in output:
-            yield from tensors_in(each)
-    elif is_dataclass(output) and not isinstance(output, type):
-        yield from tensors_in(tuple(getattr(output, field.name) for field in fields(output)))
+    """The tensors of whatever a network returns, in order, also as attributes of objects; modules are left out."""
+    seen: dict[int, object] = {}
+    stack = [output]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, Tensor):
+            yield each
+        elif id(each) not in seen and not isinstance(each, nn.Module | type | ModuleType | FunctionType):
+            seen[id(each)] = each
+            stack += reversed(_parts(each))
+
+
+def _parts(output: object) -> Sequence[object]:
+    if isinstance(output, Mapping):
+        return tuple(output.values())
+    if isinstance(output, list | tuple | set | frozenset | deque):
+        return tuple(output)
+    if is_dataclass(output):
+        return tuple(getattr(output, field.name, None) for field in fields(output))
+    return tuple(getattr(output, "__dict__", {}).values())
 
 
 class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
@@ -113,6 +125,13 @@ class Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
             if written.is_write and isinstance(argument, Tensor) and argument is not result:
                 self._nodes[argument] = call
         return result
+
+    def kept_by(self, model: nn.Module) -> list[fx.Node]:
+        """What modules keep, in attributes, of the tensors that calls made."""
+        own = {"_parameters", "_buffers", "_modules"}
+        kept = [value for each in nn.Module.modules(model) for name, value in vars(each).items() if name not in own]
+        nodes = (self._nodes.get(tensor) for tensor in tensors_in(kept))
+        return [node for node in nodes if node is not None and node.op == "call_function"]
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that made a tensor."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from equalize.errors import NumericsError
+from equalize.errors import NumericsError, SiteError
 from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, is_due, rounds
 from equalize.moments.moments import merge, promote
@@ -99,6 +99,7 @@ def estimate_norms(
 
     Raises:
         NumericsError: at the first non-finite value, with the BatchNorm and the image.
+        SiteError: one that was traced, by `before`, was not seen: its call is hidden, or another input leads past it.
     """
     buffers = dict(nn.Module.named_buffers(model, remove_duplicate=False))
     norms, before = _under_one_name(buffers, norms, before)
@@ -107,11 +108,15 @@ def estimate_norms(
         for level in _levels(norms, before):
             apart = not any(set(level) & set(before.get(key, level)) for key in level)
             found = _pass(model, buffers, level, as_blocks(batches, names), by_batch=not apart, tolerance=tolerance)
-            for key, seen in found.items():
-                estimated = _estimated(buffers, key, seen)
-                for name, value in estimated.items():
-                    buffers[name].copy_(value)
-                values |= estimated
+            if unseen := next((key for key in level if key in before and key not in found), None):
+                what = "is to be re-estimated, and its BatchNorm was not seen when the network ran (in TorchScript?)"
+                raise SiteError(unseen, what, remedy="give it as a plain module, or use --strategy preserve")
+            estimated = {
+                name: value for key, seen in found.items() for name, value in _estimated(buffers, key, seen).items()
+            }
+            values |= estimated
+            for name, value in estimated.items():
+                buffers[name].copy_(value)
     return values
 
 
@@ -157,9 +162,8 @@ def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck
         seen = [each._replace(moments_2NC=each.moments_2NC.cpu()) for each in seen]
         ratio_C = (_estimated(buffers, key, seen)[name] + _DEAD).log10() - (buffers[name] + _DEAD).log10()
         deviations.append(float(ratio_C.mean().abs()))
-    if not deviations:
-        return VarianceCheck(norms=0, deviation=0.0, first=0.0)
-    return VarianceCheck(norms=len(deviations), deviation=statistics.median(deviations), first=deviations[0])
+    median, first = (statistics.median(deviations), deviations[0]) if deviations else (0.0, 0.0)
+    return VarianceCheck(norms=len(deviations), deviation=median, first=first)
 
 
 class _Seen(NamedTuple):

@@ -19,7 +19,7 @@ from equalize.graph.export import export
 from equalize.graph.recorder import named_tensors
 from equalize.moments.fx_passes import memory_of, name_of, optimize_graph, sweep, without_mutations, written
 from equalize.moments.interpolated import Interpolation, interpolated_moments
-from equalize.moments.moments import ImageMoments, per_image
+from equalize.moments.moments import ImageMoments, by_call, per_image
 from equalize.moments.sampling import Samples, sample, sample_interpolated
 from equalize.sites.sites import Site
 
@@ -35,6 +35,13 @@ class Seen(NamedTuple):
 
     moments: list[ImageMoments]
     samples: list[Samples]
+
+
+def together(calls: Sequence[Seen], images: int) -> Seen:
+    """What all calls of a layer on a batch of so many images say; no samples where there are several."""
+    if len(calls) == 1:
+        return calls[0]
+    return Seen([by_call(branch, images) for branch in zip(*(call.moments for call in calls), strict=True)], [])
 
 
 class CutGraph:

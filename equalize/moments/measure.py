@@ -13,7 +13,7 @@ from equalize.errors import EqualizeError, NumericsError, SiteError
 from equalize.eval_mode import eval_mode
 from equalize.moments.blocks import Block, Blocks, as_blocks, is_due, rounds
 from equalize.moments.covariance import Collector, Rows, SplitStatistics, rows_of
-from equalize.moments.cut_graph import CutGraph, Seen
+from equalize.moments.cut_graph import CutGraph, Seen, together
 from equalize.moments.histograms import count_values
 from equalize.moments.moments import ImageMoments, Moments, by_image, per_image, pool
 from equalize.moments.sampling import draw_fractions, sample
@@ -171,6 +171,7 @@ class _Meter:
         self._histograms = histograms
         self._samples = statistics or histograms
         self.device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
+        self._once: dict[bool, bool] = {}  # whether a pass over several images (over one) calls each layer once
         self._cuts: dict[tuple[object, ...], CutGraph] = {}
         shapes = blocks.shapes
         if not shapes or not all(shapes) or blocks.pixels < _PAYS:
@@ -219,11 +220,11 @@ class _Meter:
     def _by_hooks(self, inputs: tuple[Tensor, ...], fractions_NP: Tensor | None) -> dict[str, Seen]:
         """Runs the network up to the last fusion layer, and sees what enters each."""
         observers = {site.weight: partial(_seen_in, site, fractions_NP) for site in self._sites}
-        (observed,) = observe(self._model, observers, [inputs])
+        images = images_in(inputs)
+        (observed,) = observe(self._model, observers, [inputs], stop=self._once.get(images > 1, False))
         calls = {site.layer: observed.results[site.weight] for site in self._sites}
-        return {
-            layer: Seen(each[-1].moments, each[-1].samples if len(each) == 1 else []) for layer, each in calls.items()
-        }
+        self._once.setdefault(images > 1, all(len(each) == 1 for each in calls.values()))
+        return {layer: together(each, images) for layer, each in calls.items()}
 
 
 def _key(inputs: Sequence[Tensor]) -> tuple[object, ...]:

@@ -101,6 +101,15 @@ def by_image(parts: Sequence[ImageMoments], images: int) -> ImageMoments:
     return ImageMoments(count=count, mean_N=mean_N, m2_N=q_NP.sum(1))
 
 
+def by_call(calls: Sequence[ImageMoments], images: int) -> ImageMoments:
+    """Of all calls of a layer: by image, where each call got all images or each one of them; else as one row."""
+    if any(len(call.mean_N) != images for call in calls):
+        return by_image(calls, images if [len(call.mean_N) for call in calls] == [1] * images else 1)
+    mean_NP, m2_NP = (torch.stack(rows, 1) for rows in zip(*((call.mean_N, call.m2_N) for call in calls), strict=True))
+    mean_N, q_NP = merge(mean_NP.new_tensor([call.count for call in calls]), mean_NP, m2_NP)
+    return ImageMoments(count=sum(call.count for call in calls), mean_N=mean_N, m2_N=q_NP.sum(1))
+
+
 def _rows(parts: Sequence[ImageMoments]) -> tuple[Tensor, Tensor, Tensor]:
     """Counts, means and M2 of all rows (R,), float64."""
     return (

@@ -97,7 +97,7 @@ class _Watch(TorchFunctionMode, Generic[Result]):
             self.padding = (args[0], padded) if args else None
             return padded
         if name in _READERS:
-            for argument in (*args[1:3], *kwargs.values()):
+            for argument in (*args[1:], *kwargs.values()):
                 if id(argument) in self.observers:
                     if self._done():
                         raise _Done

@@ -7,6 +7,7 @@ BatchNorms between the two, stand as they will be saved.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -59,27 +60,19 @@ def calibrate(
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
     undecided = choose(found.sites, strategy, seed, newly_initialized)
-    before: dict[str, Tensor] = {}
-    rewrite = partial(apply_edits, model=model, before=before)
-    measure = partial(measure_branches, model, tolerance=tolerance, names=names, histograms=keep is not None)
-    estimate = partial(
-        re_estimate, model, batches=batches, found=found, tolerance=tolerance, names=names, before=before
-    )
-    try:
-        measured, decided, edits = _stage_by_stage(model, undecided, measure, estimate, rewrite, batches, scale, keep)
-    except BaseException:
-        put_back(before, model)
-        raise
+    with _put_back_on_failure(model) as before:
+        measured, decided, edits = _stage_by_stage(
+            model, undecided, batches, before, found=found, scale=scale, tolerance=tolerance, names=names, keep=keep
+        )
     planned = {site.layer: site for decision in decided for site in decision.sites}
-    if not any(site.changes_function for site in planned.values()):  # then nothing else may change it either
-        estimated = {edit.tensor for edit in edits if isinstance(edit, Set)}
-        put_back({key: value for key, value in before.items() if key in estimated}, model)
-        edits = [edit for edit in edits if not isinstance(edit, Set)]
+    sites = tuple(planned[each.layer] for each in found.sites if each.layer in planned)
+    if not any(site.changes_function for site in sites):
+        edits = _without_estimates(edits, before, model)
     return Plan(
-        strategy="none" if {site.strategy for site in planned.values()} == {"none"} else strategy,
+        strategy="none" if {site.strategy for site in sites} == {"none"} else strategy,
         seed=seed,
         scale=scale,
-        sites=tuple(planned[site.layer] for site in found.sites if site.layer in planned),
+        sites=sites,
         refusals=(*found.refusals, *(refusal for decision in decided for refusal in decision.refusals)),
         edits=with_aliases(_without_superseded(edits), model),
         facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
@@ -87,14 +80,34 @@ def calibrate(
     )
 
 
+@contextmanager
+def _put_back_on_failure(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yields where tensors are kept as they were before they are rewritten."""
+    before: dict[str, Tensor] = {}
+    try:
+        yield before
+    except BaseException:
+        put_back(before, model)
+        raise
+
+
+def _without_estimates(edits: Sequence[Edit], before: Mapping[str, Tensor], model: nn.Module) -> list[Edit]:
+    """Where no site changes the function, nothing else may change it either: puts re-estimated BatchNorms back."""
+    estimated = {edit.tensor for edit in edits if isinstance(edit, Set)}
+    put_back({key: value for key, value in before.items() if key in estimated}, model)
+    return [edit for edit in edits if not isinstance(edit, Set)]
+
+
 def _stage_by_stage(
     model: nn.Module,
     undecided: list[Choice],
-    measure: Callable[..., Measurement],
-    estimate: Callable[[Sequence[str]], list[Edit]],
-    rewrite: Callable[..., None],
     batches: Iterable[Batch] | Blocks,
+    before: dict[str, Tensor],
+    *,
+    found: Scan,
     scale: ScaleTo,
+    tolerance: float,
+    names: Sequence[str],
     keep: Callable[[Measurement], None] | None,
 ) -> tuple[list[Measurement], list[Decision], list[Edit]]:
     """Measures, decides on and rewrites the sites, and re-estimates the BatchNorms behind them, a stage at a time.
@@ -103,17 +116,24 @@ def _stage_by_stage(
     """
     measured: list[Measurement] = []
     decided: list[Decision] = []
+    precision: Any = {"tolerance": tolerance, "names": names}
+    measure: Callable[..., Measurement] = partial(
+        measure_branches, model, batches=batches, histograms=keep is not None, **precision
+    )
+    estimate: Callable[..., list[Edit]] = partial(
+        re_estimate, model, batches=batches, found=found, before=before, **precision
+    )
     fresh = untouched_norms(model) if any(choice.changes_function for choice in undecided) else []
     estimated = norms_behind([], undecided, fresh)
     edits = estimate(estimated)
     for stage in stages(undecided):
         asked = any(each.may_leave or each.strategy == "whiten" for each in stage)
-        measured.append(measure([each.site for each in stage], batches, statistics=asked or keep is not None))
+        measured.append(measure([each.site for each in stage], statistics=asked or keep is not None))
         if keep is not None:
             keep(measured[-1])
         statistics = measured[-1].statistics if asked else {}  # a plan does not depend on what else is kept
         decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale))
-        rewrite(decided[-1].edits, maps=decided[-1].maps)
+        apply_edits(decided[-1].edits, model, maps=decided[-1].maps, before=before)
         undecided = [each for each in undecided if each not in stage]
         behind = norms_behind([each for decision in decided for each in decision.choices], undecided, fresh)
         again = estimate([key for key in behind if key not in estimated])

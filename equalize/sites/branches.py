@@ -12,16 +12,21 @@ Resampling = Literal[
     "bilinear", "trilinear", "linear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"
 ]
 
-# What a branch may pass through between being resampled and being concatenated.
-_THROUGH: frozenset[Kind] = frozenset(
-    {"identity", "relu", "activation", "elementwise", "add", "norm", "crop", "pad", "permute", "reshape", "concat"}
-)
 # What passes its numbers on as they are.
 _UNCHANGED: frozenset[Kind] = frozenset({"identity", "permute", "reshape"})
 # What makes its output from one tensor, channel by channel.
-_SINGLE: frozenset[Kind] = frozenset(
-    {"resample", "pixel_shuffle", "identity", "relu", "activation", "norm", "crop", "pad", "permute", "reshape"}
-)
+_SINGLE: frozenset[Kind] = _UNCHANGED | {
+    "resample",
+    "pixel_shuffle",
+    "relu",
+    "activation",
+    "norm",
+    "crop",
+    "pad",
+    "written",
+}
+# What a branch may pass through between being resampled and being concatenated.
+_THROUGH: frozenset[Kind] = (_SINGLE - {"resample", "pixel_shuffle"}) | {"elementwise", "add", "concat"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

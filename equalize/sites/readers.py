@@ -8,8 +8,13 @@ from equalize.graph.graph import Graph, Kind, Op
 
 # What commutes with multiplication by a positive number, so that a scale can migrate through it.
 _HOMOGENEOUS: frozenset[Kind] = frozenset(
-    {"identity", "relu", "pool", "resample", "pixel_shuffle", "crop", "permute", "reshape", "concat"}
+    {"identity", "relu", "pool", "resample", "pixel_shuffle", "crop", "permute", "reshape", "concat", "written"}
 )
+
+_DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "native_dropout"})
+
+# What is linear in the first of its inputs alone.
+_ASIDE: frozenset[Kind] = frozenset({"convolution", "linear", "norm", "relu", "written"})
 
 _ELSEWHERE = "this branch feeds another layer too"
 
@@ -41,6 +46,8 @@ def place(op: Op) -> str:
 
 def scales_through(op: Op) -> bool:
     """Whether an op commutes with multiplication by a positive number."""
+    if op.target.rstrip("_") in _DROPOUTS:  # also in training
+        return True
     if op.kind == "pad":
         return bool(op.attributes["zero"]) or op.attributes["mode"] != "constant"
     return op.kind in _HOMOGENEOUS
@@ -57,6 +64,10 @@ def find_readers(graph: Graph, made: Op) -> Iterator[Reader | str]:
     while stack:
         op, channels = stack.pop()
         for consumer in {each.name: each for each in graph.consumers[op.name]}.values():
+            if consumer.kind in _ASIDE and op.name in consumer.inputs[1:]:
+                what = "which writes it to a part" if consumer.kind == "written" else "whose weight it is"
+                yield f"{_ELSEWHERE}: {place(consumer)}, {what}"
+                continue
             if consumer.kind in {"convolution", "linear"}:
                 yield _reader(graph, op, consumer, channels)
                 continue

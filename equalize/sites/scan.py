@@ -1,15 +1,17 @@
 """Finds the fusion layers of a model, given an example input."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from equalize.errors import SiteError
-from equalize.graph.export import trace
+from equalize.graph.export import trace, trace_training
+from equalize.graph.record import Call
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site, SiteKind, find_sites
+from equalize.sites.training import with_training
 from equalize.wrappers import unwrapped
 
 _RESAMPLED: tuple[SiteKind, ...] = ("resampled",)
@@ -36,7 +38,13 @@ class Scan:
     norms: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
 
-def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collection[SiteKind] = _RESAMPLED) -> Scan:
+def scan(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    kinds: Collection[SiteKind] = _RESAMPLED,
+    *,
+    calls: Sequence[Call] = (),
+) -> Scan:
     """Finds the fusion layers of `model`.
 
     Args:
@@ -44,6 +52,8 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
             those of the network inside of DistributedDataParallel, DataParallel or torch.compile.
         example: an input or a tuple of inputs, (N, C, H, W); values matter only where the network must be run.
         kinds: "resampled" where a branch was resampled, "plain" where none was.
+        calls: functions of a network and its inputs by which it is trained, where that is not its own forward: they say
+            what reads its branches in training.
 
     Raises:
         SiteError: the network cannot be traced with such an input, or a kind is unknown.
@@ -53,9 +63,13 @@ def scan(model: nn.Module, example: Tensor | tuple[Tensor, ...], kinds: Collecti
     if unknown := sorted(names.difference(get_args(SiteKind))):
         expected = " or ".join(get_args(SiteKind))
         raise SiteError("kinds", "has unknown names", got=", ".join(unknown), expected=expected)
-    graph = trace(unwrapped(model), example)
+    network = unwrapped(model)
+    graph = trace(network, example)
     sites, refusals = find_sites(graph)
     listed = tuple(site for site in sites if site.kind in names)
+    if any(branch.producers for site in listed for branch in site.branches):
+        training = trace_training(network, example, graph, calls)
+        listed = tuple(with_training(site, graph, training) for site in listed)
     return Scan(
         sites=listed,
         refusals=refusals,

@@ -141,7 +141,9 @@ def _readings(graph: Graph, concat: Op) -> Iterator[tuple[Op, Sequence[Op]] | st
 
 # What the channels of a concat may pass through on their way to the fusion layer. A per-channel affine map commutes
 # with all of them but ReLU and pooling, with which only its scale does.
-_FORWARD: frozenset[Kind] = frozenset({"identity", "resample", "relu", "pool", "pad", "crop", "permute", "reshape"})
+_FORWARD: frozenset[Kind] = frozenset(
+    {"identity", "resample", "relu", "pool", "pad", "crop", "permute", "reshape", "written"}
+)
 
 
 def _refuse_weight(graph: Graph, layer: Op) -> str | None:
@@ -203,13 +205,14 @@ def _norm_behind(graph: Graph, layer: Op) -> tuple[str | None, bool]:
 
 def _filled(graph: Graph) -> Iterator[Refusal]:
     """Tensors into whose channels branches are written one after the other, where others concatenate."""
-    for op in graph.ops:
-        readers = graph.consumers[op.name]
-        written = [
-            reader.attributes["dim"]
-            for reader in readers
-            if reader.kind == "crop" and any(each.target == "copy_" for each in graph.consumers[reader.name])
-        ]
-        summed = [summed_axis(graph, op, each) for each in readers if each.kind in {"convolution", "linear"}]
-        if any(written.count(axis) > 1 for axis in summed):
+    for layer in graph.ops:
+        if layer.kind not in {"convolution", "linear"} or not layer.inputs:
+            continue
+        op, axes = graph[layer.inputs[0]], []
+        while op.kind == "written":
+            before, write = (graph[name] for name in op.inputs)
+            part = graph[write.inputs[0]]
+            axes += [part.attributes["dim"]] if write.target == "copy_" and part.kind == "crop" else []
+            op = before
+        if axes.count(summed_axis(graph, op, layer)) > 1:
             yield Refusal(at=place(op), reason="filled slice by slice, which cannot be followed as a concat can")

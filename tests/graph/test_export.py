@@ -236,7 +236,29 @@ class Rounded(Net):
         return torch.cat([up(self.low(half(x))), self.high(x).int().float()], 1)
 
 
-HELD = {Rounded: [True, False],
+class AsWeight(Net):
+    """A branch is the kernel of a convolution too, as in cross-correlation."""
+
+    def forward(self, x):
+        high = self.high(x)
+        kernel = high.mean((0, 2, 3)).view(1, 2, 1, 1)
+        return self.fuse(torch.cat([up(self.low(half(x))), high], 1)) + F.conv2d(x[:, :2], kernel)
+
+
+class AsShape(Net):
+    """A branch lends its shape to what another layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.other, self.last = conv(3, 2), conv(2, 5)
+
+    def forward(self, x):
+        high = self.high(x)
+        y = self.fuse(torch.cat([up(self.low(half(x))), high], 1))
+        return y + self.last(self.other(x).flatten(2).view_as(high))
+
+
+HELD = {AsWeight: [True, False], AsShape: [True, True], Rounded: [True, False],
         Twice: [False, False], SliceWritten: [False, False], BranchWritten: [True, False], Residual: [False, True],
         WeightNormBehind: [False, True]}  # fmt: skip
 
@@ -372,6 +394,22 @@ class Filled(Net):
 
 def test_what_is_filled_instead_of_concatenated_is_refused():
     assert refusal(scanned(Filled())) == "filled slice by slice, which cannot be followed as a concat can"
+
+
+def test_what_is_written_into_a_part_of_a_tensor_leads_on():
+    class Padded(Net):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(5)
+
+        def forward(self, x):
+            y = self.fuse(self.cat(x))
+            wide = torch.zeros(len(x), 5, y.shape[2] + 2, y.shape[3] + 2)
+            wide[:, :, 1:-1, 1:-1] = y
+            return self.norm(wide)
+
+    (site,) = scanned(Padded()).sites
+    assert site.norms == ("norm.running_mean",)
 
 
 class AttentionOfTorch(Net):

@@ -102,7 +102,8 @@ def test_both_ways_agree_on_batches_of_any_size(monkeypatch):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sites, whole, cut = by_both_ways(model, batches, monkeypatch)
     assert [site.layer for site in sites] == ["fuse", "again"]
-    assert model.head_ran <= 1  # export may call it on fake tensors
+    # Of 8 batches by hooks or the graph: the first of one image and of several by hooks, each way, and export's.
+    assert model.head_ran <= 5
     assert model.training
     for layer, branches in whole.items():
         assert_same_moments(cut[layer], branches)

@@ -279,6 +279,32 @@ def test_layers_that_see_an_image_in_several_parts(pays, monkeypatch):
         assert found["frames"][0].images == found["clips"][0].images
 
 
+class Looped(Decoder):
+    """The decoder on one image after the other, or on the batch twice."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.each = each
+
+    def forward(self, x):
+        if len(x) == 1:
+            return super().forward(x)
+        return torch.cat([super(Looped, self).forward(part) for part in (x.split(1) if self.each else (x, -x))])
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_every_call_of_a_layer_counts(each, images):
+    model, plain = Looped(each).eval(), Decoder().eval()
+    plain.load_state_dict(model.state_dict())
+    sites = scan(model, images[:1]).sites
+    parts = [images] if each else [torch.cat([image, -image]) for image in images.split(1)]
+    for found, expected in zip(
+        measure(model, sites, [images])["fuse"], measure(plain, sites, parts)["fuse"], strict=True
+    ):
+        assert (found.count, found.images) == (expected.count, len(images))
+        assert (found.mean, found.std) == pytest.approx((expected.mean, expected.std), rel=1e-5)
+
+
 def test_batches_as_a_loader_gives_them(images):
     model = Decoder()
     sites = scan(model, images[:2]).sites

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -237,6 +238,31 @@ def test_an_instance_norm_that_tracks_is_estimated_behind_rewritten_weights():
     u = entering(model, model.last[1], data)
     torch.testing.assert_close(model.last[1].running_mean.double(), u.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model.last[1].running_var.double(), u.var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
+
+
+class Functional(nn.Module):
+    """A BatchNorm whose parameters are handed to torch's own function."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(5)
+
+    def forward(self, x):
+        norm = self.norm
+        return torch.batch_norm(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, 0.1, norm.eps, False
+        )
+
+
+def test_a_norm_that_is_called_as_a_function_is_estimated_and_a_hidden_one_is_refused():
+    model, data = network(), batches()
+    model.last[1] = Functional()
+    assert "last.1.norm.running_var" in calibrate(model, data, "rescale").changed
+    model = network()
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated
+        model.last[1] = torch.jit.script(nn.Sequential(nn.BatchNorm2d(5)))
+    with pytest.raises(SiteError, match=r"^last\.1\.0\.running_mean: .* was not seen when the network ran"):
+        calibrate(model, data, "rescale")
 
 
 class Refined(Pyramid):

@@ -131,7 +131,7 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
     """
     model = checkpoint.model
     demand_original(checkpoint)
-    found = select_sites(checkpoint.model, images.shape)
+    found = select_sites(checkpoint.model, images.shape, calls=[checkpoint.adapter.heads])
     if not found.sites:
         raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
     edits = re_estimate(model, untouched_norms(model), images, found)

@@ -11,10 +11,9 @@ from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.activations import Activations
 from equalize.checkpoint.outputs import MAIN_NAMES, listed
 from equalize.errors import InputError
-from equalize.eval_mode import eval_mode, refusing
+from equalize.eval_mode import eval_mode, refusing, set_containers_training
 
 _SAME = 1e-3  # of the range of an output: kernels on the same values agree far better, two heads never do so well
-_RANDOM = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +92,7 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
 def _in_training(checkpoint: Checkpoint, x_NCHW: Tensor) -> dict[str, Tensor]:
     """The outputs where the code of containers sees training mode; the caller restores the modes."""
     network = checkpoint.model
-    for module in nn.Module.modules(network):
-        module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
+    set_containers_training(network)
 
     def refusal(why: str) -> InputError:  # of the network's code, which may want targets for example
         what = f"cannot be run in training mode on images alone ({why})"

@@ -83,7 +83,10 @@ def test_the_stock_loader_takes_what_is_written(head, strategy, checkpoints, pho
     kept = strategy in {"migrate", "preserve"}
     assert {site.strategy for site in plan.sites} == {strategy}
     assert ((here - there).abs().max() <= 1e-5 * (here.max() - here.min())) == kept
-    if strategy == "migrate":
+    if strategy == "migrate":  # the auxiliary head is no part of its forward
+        with torch.no_grad():
+            heads = [model.auxiliary_head(model.extract_feat(x)) for model in (before, after)]
+        torch.testing.assert_close(*heads, rtol=1e-4, atol=1e-5)
         assert_same_outputs(logits(stock(source.with_suffix(".py"), out / "model.pth"), x), there)
         verify_checkpoint(out, name, None, CONFIG)
     old, new = (torch.load(path, weights_only=True) for path in (source, out / "model.pth"))
