@@ -4,8 +4,6 @@ import torch
 
 from equalize.errors import InputError, ResourceError
 
-__all__ = ["device_of", "precision_of"]
-
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

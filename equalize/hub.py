@@ -4,8 +4,6 @@ import os
 import re
 import socket
 
-__all__ = ["HUB_ID", "hub_reachable", "why_not_reached"]
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?")
 """``organization/name`` or ``organization/name@revision``."""
 

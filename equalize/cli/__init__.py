@@ -32,8 +32,6 @@ from equalize.cli.app import app
 from equalize.cli.failures import explain
 from equalize.cli.process import flush, interruptible, leave, open_streams, reader_has_gone
 
-__all__ = ["main", "run"]
-
 
 def run() -> NoReturn:
     """The `equalize` command as a process."""

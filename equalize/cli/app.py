@@ -19,8 +19,6 @@ from equalize.cli.scan import scan
 from equalize.cli.verify import verify
 from equalize.version import __version__
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="equalize",
     help="Embed scale equalization into the fusion layers of pretrained segmentation checkpoints.",

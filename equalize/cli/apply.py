@@ -7,8 +7,6 @@ import typer
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags
 
-__all__ = ["apply"]
-
 
 def apply(
     context: typer.Context,

@@ -13,8 +13,6 @@ from equalize.cli.values import ScaleName
 if TYPE_CHECKING:
     from equalize.moments.measure import Measurement
 
-__all__ = ["calibrate"]
-
 _LEFT = OF_A_PASS | OF_DRAWING  # for the next command
 
 Strategy = Annotated[

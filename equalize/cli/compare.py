@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from equalize.commands.compare.compare import Comparison
     from equalize.commands.compare.setup import Setup
 
-__all__ = ["compare"]
-
 Arms = Annotated[
     str,
     equalization_option(

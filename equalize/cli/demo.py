@@ -10,8 +10,6 @@ import typer
 from equalize.cli import options as o
 from equalize.cli.panels import output_option
 
-__all__ = ["demo"]
-
 _BEFORE = {
     "scan": (
         "1. equalize scan --data: what does this network fuse, and at which scales?",

@@ -9,8 +9,6 @@ from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
 from equalize.cli.panels import data_option
 
-__all__ = ["evaluate"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreFlags(ForwardFlags):

@@ -12,8 +12,6 @@ import typer
 from equalize.cli.process import Terminated
 from equalize.errors import EqualizeError, PeerError
 
-__all__ = ["Failure", "explain", "visible"]
-
 # Characters that control a terminal instead of being shown, and marks that change the direction of writing.
 _OBEYED = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _SHOWN = dict.fromkeys(_OBEYED, "\ufffd")

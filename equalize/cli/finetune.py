@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     _Training = tuple[ModelName, str, str, TrainConfig]  # MODEL, data, OUT, settings
 
-__all__ = ["finetune"]
-
 _LEFT = (OF_A_PASS - {"split"}) | OF_DRAWING  # for the next command
 
 Calibrate = Annotated[bool, equalization_option("--calibrate", help="Equalize first, on the training split.")]

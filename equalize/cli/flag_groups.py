@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from equalize.checkpoint import ModelName, Override
     from equalize.commands.calibration_config import CalibrationConfig
 
-__all__ = ["ArchFlags", "ForwardFlags", "ImageFlags", "ModelFlags", "PreprocessFlags", "grouped"]
-
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Shows Typer the fields of every parameter that is a dataclass as parameters of the command itself.

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-__all__ = ["Loading", "without_collection"]
-
 _PATIENCE = 0.3  # seconds in which nobody wonders
 _SLOW = ("mmseg", "segmentation_models_pytorch", "transformers", "torch")  # what takes seconds, the last first
 

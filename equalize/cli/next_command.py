@@ -8,8 +8,6 @@ from typing import Any
 
 import typer
 
-__all__ = ["command_line", "next_command", "same_command"]
-
 # What concerns one command's own run and output.
 _OWN = {"json", "out", "overwrite", "dry_run", "resume", "report", "model"}
 OF_A_PASS = {"batch_size", "device", "precision", "workers", "samples", "tolerance", "skip_bad", "split"}

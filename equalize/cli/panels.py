@@ -10,17 +10,6 @@ from typing import Any
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = [
-    "PanelCommand",
-    "PanelGroup",
-    "augmentation_option",
-    "data_option",
-    "equalization_option",
-    "model_option",
-    "optimizer_option",
-    "output_option",
-]
-
 _PANELS = ("Arguments", "Data", "Model", "Optimizer", "Augmentation", "Equalization", "Output")
 _FLAG_WIDTH = 30  # a longer flag has its text below
 

@@ -11,8 +11,6 @@ from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
 from equalize.cli.panels import output_option
 from equalize.errors import InputError
 
-__all__ = ["predict"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictFlags(ForwardFlags):

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import IO, NoReturn
 
-__all__ = ["Signals", "Terminated", "discard", "flush", "interruptible", "leave", "open_streams", "reader_has_gone"]
-
 
 class Terminated(BaseException):
     """SIGTERM arrived."""

@@ -7,9 +7,6 @@ import typer
 from equalize.cli import options as o
 from equalize.cli.panels import output_option
 
-__all__ = ["push"]
-
-
 Directory = Annotated[
     str, typer.Argument(metavar="OUT", show_default=False, help="A directory that calibrate or finetune wrote.")
 ]

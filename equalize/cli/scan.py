@@ -11,9 +11,6 @@ from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import next_command
 from equalize.cli.panels import data_option, output_option
 
-__all__ = ["scan"]
-
-
 _OF_IMAGES = (
     *("samples", "split", "tolerance", "report", "mean", "std", "rescale", "channel_order"),
     *("skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on"),

@@ -6,8 +6,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["WIDEST", "fitted", "report_table", "width"]
-
 WIDEST = 10_000
 """Columns of a terminal on which everything fits."""
 

@@ -32,8 +32,6 @@ from equalize.cli.loading import Loading
 from equalize.cli.process import discard
 from equalize.cli.tables import WIDEST, fitted, width
 
-__all__ = ["Terminal", "open_terminal"]
-
 
 class _Console(Console):
     """A console whose reader may close the pipe (`equalize scan ... | head`); the command then finishes without output.

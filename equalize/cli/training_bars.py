@@ -8,8 +8,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from equalize.cli.terminal import Terminal
 from equalize.messages import TrainingMonitor
 
-__all__ = ["TrainingBars", "training_bars"]
-
 _NO_FACTS = {"loss": "", "lr": "", "mIoU": ""}  # in the order of the bar
 
 

@@ -20,8 +20,6 @@ from equalize.cli.panels import (
 if TYPE_CHECKING:
     from equalize.commands.finetune.config_file import RunConfig
 
-__all__ = ["CommonTrainingFlags", "MaybeModel", "TrainingFlags", "run_config"]
-
 MaybeModel = Annotated[
     str | None,
     Argument(metavar="MODEL", show_default=False, help="As for the other commands; may stand in --config instead."),

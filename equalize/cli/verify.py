@@ -9,8 +9,6 @@ from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.panels import model_option
 
-__all__ = ["verify"]
-
 
 def verify(
     context: typer.Context,

@@ -11,8 +11,6 @@ from equalize.messages import Notify, ignore
 from equalize.plan.apply import apply
 from equalize.plan.plan import Plan
 
-__all__ = ["apply_plan"]
-
 
 def apply_plan(
     plan: Plan, name: ModelName, out: str | Path, *, overwrite: bool = False, notify: Notify = ignore

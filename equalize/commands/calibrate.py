@@ -32,8 +32,6 @@ from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.sites.scan import Scan
 from equalize.version import __version__
 
-__all__ = ["calibrate_checkpoint", "demand_original", "write_calibration_report"]
-
 
 def calibrate_checkpoint(
     name: ModelName,

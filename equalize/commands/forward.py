@@ -22,8 +22,6 @@ from equalize.errors import InputError, NumericsError
 from equalize.eval_mode import refusing
 from equalize.messages import Notify
 
-__all__ = ["Forward", "ForwardConfig", "Logits", "predicted", "trial_size"]
-
 Logits = Callable[[Tensor], Tensor]
 """(N, C, H, W) -> (N, classes, h, w)."""
 

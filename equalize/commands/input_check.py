@@ -11,8 +11,6 @@ from equalize.errors import InputError
 from equalize.messages import Notify
 from equalize.moments.batch_norms import VarianceCheck, check_variances
 
-__all__ = ["InputCheck", "check_input"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputCheck:

@@ -16,8 +16,6 @@ from equalize.errors import DataError, InputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore
 
-__all__ = ["InputAxes", "axes_of", "fit_input"]
-
 Size = tuple[int, int]
 
 _MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 32, 64, 128)  # strides of U-Nets, patches of transformers

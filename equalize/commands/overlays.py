@@ -15,8 +15,6 @@ from equalize.data import ColorMap, Item, LabelRule, Picture
 from equalize.data.images import opened
 from equalize.errors import DataError
 
-__all__ = ["as_rgb", "class_colors", "colors_of_masks", "distinct_colors", "draw_legend", "draw_overlay"]
-
 Colors = NDArray[np.uint8]
 
 _GRID = 16  # levels of each of red, green and blue among which colors are chosen

@@ -31,8 +31,6 @@ from equalize.plan.plan import SCHEMA, site_json
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
 
-__all__ = ["CheckpointScan", "scan_checkpoint", "select_sites", "write_scan_report"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointScan:

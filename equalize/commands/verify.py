@@ -21,16 +21,6 @@ from equalize.plan.plan import Plan
 from equalize.verify.function import Check, check_function
 from equalize.verify.tensors import check_planned, check_tensors
 
-__all__ = [
-    "CHECKED_IMAGES",
-    "as_planned",
-    "as_stored",
-    "random_images",
-    "read_plan",
-    "save_proven",
-    "verify_checkpoint",
-]
-
 CHECKED_IMAGES = 2
 
 

@@ -120,8 +120,8 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
         DataError: the place is missing, empty, unreadable or without images; a split or, with `labels`, masks are.
         ResourceError: the Hub cannot be reached, or the library `datasets` is not installed and needed.
     """
-    root = Path(os.path.expanduser(path))
-    layout = _find(Choice.of(root), labels)
+    path = os.path.expanduser(path)  # of the text: ./org/name is no Hub id
+    root, layout = Path(path), _find(Choice.of(path), labels)
     chosen = _choose_split(root, layout, split, labels)
     pairs = layout.readers[chosen]()
     if not pairs:

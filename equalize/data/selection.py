@@ -14,8 +14,6 @@ from equalize.data.pairing import match
 from equalize.errors import DataError
 from equalize.messages import first_of
 
-__all__ = ["Selection", "select_pictures"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:

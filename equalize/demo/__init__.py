@@ -4,5 +4,3 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "model"
 DATA = Path(__file__).parent / "data"
-
-__all__ = ["DATA", "MODEL"]

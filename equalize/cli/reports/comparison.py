@@ -19,8 +19,6 @@ from equalize.commands.compare.report import (
     sentences,
 )
 
-__all__ = ["comparison_report"]
-
 
 def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     """What ran, a row for each arm and rate, and three lines for each arm."""

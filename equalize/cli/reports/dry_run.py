@@ -12,8 +12,6 @@ from equalize.commands.finetune.dry_run import TrainingForecast
 from equalize.commands.finetune.pace import TIMED, Pace
 from equalize.messages import first_of
 
-__all__ = ["comparison_forecast", "training_forecast"]
-
 _NAMED = 12  # classes and runs; JSON has them all
 
 

@@ -33,8 +33,6 @@ from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 from equalize.verify.function import Check
 
-__all__ = ["plan_report", "scan_report", "verification_json", "verification_report"]
-
 _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal; JSON has them all
 _LEGEND = (

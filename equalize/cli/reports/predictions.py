@@ -8,8 +8,6 @@ from rich.text import Text
 from equalize.cli.tables import report_table
 from equalize.commands.predict.files import Predictions
 
-__all__ = ["predictions_report"]
-
 
 def predictions_report(done: Predictions) -> Iterator[ConsoleRenderable]:
     """A row for each class that occurs, the largest first, and what was written."""

@@ -10,8 +10,6 @@ from rich.text import Text
 
 from equalize.commands.push.push import Push
 
-__all__ = ["push_report"]
-
 
 def push_report(pushed: Push, *, show_card: bool = False) -> Iterator[ConsoleRenderable]:
     """The files that were or would be uploaded, those that were not and why, the address, and the card if wanted."""

@@ -10,8 +10,6 @@ from equalize.commands.verify_trained import TrainedCheck
 from equalize.messages import first_of
 from equalize.plan.plan import Plan
 
-__all__ = ["trained_report"]
-
 
 def trained_report(out: str, against: str, plan: Plan, found: TrainedCheck) -> Iterator[ConsoleRenderable]:
     """The result of verifying a model that was trained since it was calibrated."""

@@ -12,8 +12,6 @@ from equalize.cli.tables import report_table
 from equalize.commands.finetune.finetune import Finetuned
 from equalize.metrics import ClassScore, Score
 
-__all__ = ["score_report", "training_report"]
-
 _FILES: Mapping[str, str] = {
     "report.html": "all of it, with pictures where matplotlib is installed",
     "metrics.jsonl": "losses and scores by step",

@@ -17,8 +17,6 @@ from equalize.errors import SiteError
 from equalize.messages import Notify, ignore
 from equalize.plan.plan import SCHEMA
 
-__all__ = ["ComparisonForecast", "forecast_comparison"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonForecast:

@@ -15,8 +15,6 @@ from equalize.commands.report.comparison import (
 )
 from equalize.commands.report.style import Picture
 
-__all__ = ["draw_comparison"]
-
 _ENOUGH = 3  # seeds for an interval: that of two is 13 times their standard error
 
 _Results = Sequence[Mapping[str, Any]]

@@ -10,17 +10,6 @@ from equalize.commands.compare.statistics import Verdict
 from equalize.commands.report.page import PAGE_FILE, Section, Table, write_page
 from equalize.commands.report.style import Picture, can_draw
 
-__all__ = [
-    "CONFIRMED",
-    "confirmed_legend",
-    "confirmed_rows",
-    "headings",
-    "legend",
-    "rows_of",
-    "sentences",
-    "write_report",
-]
-
 SWEEP = ("arm", "lr", "sigmas", "mIoU")
 COMPARED = (*SWEEP, "difference", "95 % seeds", "95 % images", "early", "early difference")
 CONFIRMED = ("arm", "lr", "mIoU", "difference", "95 %", "p t", "p flip", "Holm t", "Holm flip", "steps", "lost")

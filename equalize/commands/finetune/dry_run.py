@@ -24,8 +24,6 @@ from equalize.distributed import is_main, join, rank_and_number
 from equalize.messages import SILENT, Notify, first_of, ignore
 from equalize.plan.plan import SCHEMA
 
-__all__ = ["TrainingForecast", "forecast_training", "steps_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingForecast:

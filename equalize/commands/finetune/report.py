@@ -27,8 +27,6 @@ from equalize.eval_mode import eval_mode
 from equalize.messages import Notify
 from equalize.plan.plan import Plan
 
-__all__ = ["panel_of", "spread", "write_report"]
-
 _IMAGES = 4
 _LONGEST = 480  # pixels of the longer side of an image in the panels
 

@@ -16,8 +16,6 @@ from equalize.commands.windows import Strips
 from equalize.data import Item, Picture, picture_size
 from equalize.data.selection import Selection
 
-__all__ = ["PredictedClass", "PredictedFile", "Predictions", "Skip", "Writer"]
-
 _LONGEST_JPEG = 65500  # pixels a side
 _BYTE = 256
 Skip = tuple[str, str]

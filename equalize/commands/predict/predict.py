@@ -22,8 +22,6 @@ from equalize.errors import DataError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, Progress, ignore, ignore_progress
 
-__all__ = ["PredictConfig", "predict"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictConfig(ForwardConfig):

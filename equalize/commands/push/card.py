@@ -21,8 +21,6 @@ from equalize.commands.push.files import PANELS_FILE, OutgoingFile, without_loca
 from equalize.errors import InputError
 from equalize.plan.plan import MEANING, Plan
 
-__all__ = ["model_card"]
-
 _BEGIN = "<!-- equalize: written from facts; a later push renews what stands between these marks -->"
 _END = "<!-- equalize: end -->"
 _GENERATED = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)

@@ -15,8 +15,6 @@ from equalize.checkpoint.files.weights import ARCHITECTURE_FILE
 from equalize.errors import InputError
 from equalize.hub import HUB_ID
 
-__all__ = ["OutgoingFile", "choose_files", "refuse_tokens", "without_folders", "without_local_paths", "without_paths"]
-
 _STAYS = {
     "hidden": (".*",),
     "state for resuming a training run": ("last", "training_args.bin", *TRAINING_STATE),

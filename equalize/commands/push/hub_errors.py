@@ -11,8 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from equalize.errors import EqualizeError, InputError, ResourceError
 from equalize.messages import Notify
 
-__all__ = ["LOG_IN", "hub_errors"]
-
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "push again; what has arrived is not sent twice"
 _WRITE = "use one with write permission (https://huggingface.co/settings/tokens), or another name"

@@ -20,8 +20,6 @@ from equalize.hub import HUB_ID
 from equalize.messages import Notify, ignore
 from equalize.version import __version__
 
-__all__ = ["Push", "push"]
-
 _CARD = "README.md"
 
 

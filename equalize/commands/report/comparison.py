@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Estimate", "draw_class_differences", "draw_confirmed", "draw_learning_curves", "draw_rates"]
-
 _Curve = Sequence[Sequence[float]]
 """(step, score), by step."""
 

@@ -28,8 +28,6 @@ from equalize.sites.refusals import Refusal
 if TYPE_CHECKING:
     from equalize.commands.scan import CheckpointScan
 
-__all__ = ["calibration_page", "scan_page"]
-
 _MOST_TENSORS = 60  # rows of a table
 _DELTA = (
     f"Delta is how much more of what is to be learned, the variance of the labels, {STEPS} steps of gradient descent "

@@ -12,8 +12,6 @@ from equalize.commands.report.style import Picture, can_draw
 from equalize.errors import OutputError, ResourceError
 from equalize.version import __version__
 
-__all__ = ["Section", "Table", "demand_report", "write_page"]
-
 PAGE_FILE = "report.html"
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Panel", "draw_curves", "draw_panels"]
-
 _Pixels = NDArray[np.uint8]
 
 _COLUMNS = ("picture", "labels", "prediction", "mistakes")

@@ -8,19 +8,6 @@ from equalize.moments.measure import CONVERGED
 from equalize.moments.measured import Expectation
 from equalize.plan.plan import MEANING, Plan, PlannedSite
 
-__all__ = [
-    "changes_of",
-    "effort_of",
-    "expectation",
-    "measured_by",
-    "of_all",
-    "proof_of",
-    "ratio_of",
-    "rounded",
-    "sigmas_after",
-    "strategy_of",
-]
-
 _SHOWN = 5  # changed tensors; JSON has them all
 _EXPECTATIONS: Mapping[Expectation, str] = {
     "gain": "expect a gain from equalizing",
