@@ -179,7 +179,8 @@ class Terminal:
         try:
             yield bars
         finally:
-            bars.stop()
+            if bars.live.is_started:  # else Rich 14.0 prints an empty line
+                bars.stop()
             self._has_bars = False
 
     def _print(self, console: Console, renderable: ConsoleRenderable) -> None:
