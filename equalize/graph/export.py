@@ -11,7 +11,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -58,17 +58,23 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
 
 
 def trace_training(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], graph: Graph, calls: Sequence[Call] = ()
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    graph: Graph,
+    keys: Collection[str],
+    calls: Sequence[Call] = (),
 ) -> Training:
     """Traces what `model` does in training beside what `graph` has, its trace in eval mode; it is left as it was.
 
     Args:
         example: as of `trace`.
+        keys: of the weights that make or read the branches: where no module around one asks for the mode, and every
+            parameter is read in eval mode, there is nothing beside.
         calls: ways in which its library calls it in training, tried where its own forward leaves layers out.
     """
     inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
     uncalled = _uncalled(model, graph)
-    if not uncalled and not _asks_for_training(model):
+    if not uncalled and not _asks_for_training(model, keys):
         return Training(graphs=(graph,))
     graphs: list[Graph] = []
     for call in (operator.call, *calls):
@@ -97,10 +103,12 @@ def _uncalled(model: nn.Module, graph: Graph) -> set[str]:
     return {key for key, parameter in parameters.items() if id(parameter) not in read}
 
 
-def _asks_for_training(model: nn.Module) -> bool:
-    """Whether the forward of a module that has others in it, or a method that it calls, asks for the mode."""
-    containers = {type(each) for each in nn.Module.modules(model) if any(True for _ in nn.Module.children(each))}
-    return any(_reads_mode(kind, "forward", set()) for kind in containers)
+def _asks_for_training(model: nn.Module, keys: Collection[str]) -> bool:
+    """Whether the forward of a module around one of these weights, or a method that it calls, asks for the mode."""
+    parts = [key.split(".") for key in keys]
+    around = {".".join(words[:end]) for words in parts for end in range(len(words) - 1)}
+    modules = nn.Module.named_modules(model, remove_duplicate=False)
+    return any(_reads_mode(kind, "forward", set()) for kind in {type(each) for path, each in modules if path in around})
 
 
 def _reads_mode(kind: type, method: str, seen: set[str]) -> bool:

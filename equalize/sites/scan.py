@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from equalize.errors import SiteError
 from equalize.graph.export import trace, trace_training
 from equalize.graph.record import Call
+from equalize.sites.branches import Branch
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site, SiteKind, find_sites
 from equalize.sites.training import with_training
@@ -67,8 +68,10 @@ def scan(
     graph = trace(network, example)
     sites, refusals = find_sites(graph)
     listed = tuple(site for site in sites if site.kind in names)
-    if any(branch.producers for site in listed for branch in site.branches):
-        training = trace_training(network, example, graph, calls)
+    movable = [branch for site in listed for branch in site.branches if branch.producers]
+    if movable:
+        keys = {site.weight for site in listed}.union(*map(_keys, movable))
+        training = trace_training(network, example, graph, keys, calls)
         listed = tuple(with_training(site, graph, training) for site in listed)
     return Scan(
         sites=listed,
@@ -78,3 +81,7 @@ def scan(
         unlisted=len(sites) - len(listed),
         norms=graph.norms_before,
     )
+
+
+def _keys(branch: Branch) -> set[str]:
+    return {*branch.producers, *(each.weight for each in branch.readers)}
