@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from equalize.version import __version__
 
 if TYPE_CHECKING:
-    from equalize.checkpoint import Checkpoint, load
+    from equalize.checkpoint.checkpoint import Checkpoint
+    from equalize.checkpoint.loading import load
     from equalize.errors import EqualizeError
     from equalize.in_memory import apply, attach
     from equalize.moments.measure import measure
@@ -48,7 +49,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Branch": "sites.branches",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint.checkpoint",
     "Edit": "plan.edits",
     "EqualizeError": "errors",
     "Moments": "moments.moments",
@@ -60,7 +61,7 @@ _MODULE_OF = {
     "attach": "in_memory",
     "calibrate": "plan.calibrate",
     "fold": "plan.attach",
-    "load": "checkpoint",
+    "load": "checkpoint.loading",
     "make_plan": "plan.strategies",
     "measure": "moments.measure",
     "scan": "sites.scan",

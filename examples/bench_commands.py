@@ -32,7 +32,8 @@ def bare_loop() -> None:
     import torch
 
     import equalize
-    from equalize.data import Batches, open_data, sample
+    from equalize.data.dataset import open_data, sample
+    from equalize.data.loader import Batches
 
     checkpoint = equalize.load(arguments.model)
     paths = sample(open_data(arguments.data, split="train").images, arguments.samples, 0)

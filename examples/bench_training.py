@@ -33,11 +33,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import Checkpoint
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.demo import DATA
 from equalize.messages import TrainingMonitor
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import equalize
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.data.images import read_image
 from equalize.moments.blocks import FEWEST_IMAGES
 from equalize.moments.moments import ImageMoments, pool

@@ -15,7 +15,7 @@ from equalize.commands.finetune.report import panel_of, spread
 from equalize.commands.labels import check_split
 from equalize.commands.overlays import colors_of_masks
 from equalize.commands.report.training import draw_panels
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.demo import DATA, MODEL
 
 

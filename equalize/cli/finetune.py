@@ -15,7 +15,7 @@ from equalize.cli.process import Terminated
 from equalize.cli.training_options import MaybeModel, TrainingFlags, run_config
 
 if TYPE_CHECKING:
-    from equalize.checkpoint import ModelName
+    from equalize.checkpoint.loading import ModelName
     from equalize.cli.terminal import Terminal
     from equalize.commands.finetune.config import TrainConfig
     from equalize.commands.finetune.config_file import RunConfig

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from equalize.cli import options as o
 
 if TYPE_CHECKING:
-    from equalize.checkpoint import ModelName, Override
+    from equalize.checkpoint.loading import ModelName
+    from equalize.checkpoint.preprocess import Override
     from equalize.commands.calibration_config import CalibrationConfig
 
 
@@ -58,7 +59,7 @@ class ArchFlags:
 
     def name(self, source: str, **others: Any) -> "ModelName":
         """A `ModelName` of `source`, these flags and further fields."""
-        from equalize.checkpoint import ModelName
+        from equalize.checkpoint.loading import ModelName
 
         return ModelName(source=source, **{**asdict(self), "arch_args": dict(self.arch_args or ())}, **others)
 
@@ -83,7 +84,7 @@ class PreprocessFlags:
 
     def override(self) -> "Override":
         """The flags as an `Override` of the checkpoint's preprocessing."""
-        from equalize.checkpoint import Override
+        from equalize.checkpoint.preprocess import Override
 
         orders: dict[str | None, Literal["RGB", "BGR"]] = {"rgb": "RGB", "bgr": "BGR"}
         return Override(mean=self.mean, std=self.std, rescale=self.rescale, channels=orders.get(self.channel_order))

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from equalize.checkpoint import ModelName
 from equalize.checkpoint.files.atomic import check_target
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.verify import as_planned, as_stored, random_images, save_proven
 from equalize.errors import InputError
 from equalize.messages import Notify, ignore

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.files.atomic import check_target, demand_apart
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import Images, open_images
 from equalize.commands.input_check import InputCheck, check_input

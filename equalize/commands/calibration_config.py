@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from equalize.data import ReduceLabels
+from equalize.data.label_check import ReduceLabels
 from equalize.data.masks import DrawnOn
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import Checkpoint
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.forward import Forward, ForwardConfig, Logits, predicted, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import (
@@ -20,19 +21,12 @@ from equalize.commands.labels import (
 )
 from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
-from equalize.data import (
-    Item,
-    ReduceLabels,
-    check_labels,
-    demand_same_size,
-    open_data,
-    picture_size,
-    read_mask,
-    read_picture,
-)
-from equalize.data.images import upright_size
+from equalize.data.bands import picture_size, read_picture
+from equalize.data.dataset import open_data
+from equalize.data.images import Item, upright_size
+from equalize.data.label_check import ReduceLabels
 from equalize.data.loader import Batch
-from equalize.data.masks import DrawnOn
+from equalize.data.masks import DrawnOn, check_labels, demand_same_size, read_mask
 from equalize.device import device_of, precision_of
 from equalize.distributed import in_step, is_main, join, my_share, summed
 from equalize.eval_mode import eval_mode

@@ -10,13 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import logits_at_size
 from equalize.commands.images import working_size
 from equalize.commands.labels import as_classes
 from equalize.commands.windows import Strips, Windows, is_large
-from equalize.data import Batches, Item, Picture
-from equalize.data.loader import Batch
+from equalize.data.bands import Picture
+from equalize.data.images import Item
+from equalize.data.loader import Batch, Batches
 from equalize.device import precision_of
 from equalize.errors import InputError, NumericsError
 from equalize.eval_mode import refusing

@@ -11,22 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images, round_up
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.input_check import check_input
 from equalize.commands.network_input import axes_of, fit_input
 from equalize.commands.training_record import TrainingRecord
-from equalize.data import (
-    Batches,
-    DataSet,
-    Item,
-    LabelRule,
-    colors_of,
-    open_data,
-    sample,
-    stored_rule,
-)
+from equalize.data.colors import colors_of
+from equalize.data.dataset import DataSet, open_data, sample
+from equalize.data.images import Item
+from equalize.data.label_check import stored_rule
+from equalize.data.loader import Batches
+from equalize.data.masks import LabelRule
 from equalize.device import device_of
 from equalize.errors import DataError
 from equalize.messages import Notify, Progress, ignore, ignore_progress

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.errors import InputError
 from equalize.messages import Notify
 from equalize.moments.batch_norms import VarianceCheck, check_variances

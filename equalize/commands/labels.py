@@ -9,20 +9,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images
 from equalize.commands.network_input import size_error
-from equalize.data import (
-    DataSet,
-    LabelRule,
-    ReduceLabels,
-    class_names,
-    colors_of,
-    preflight,
-    read_class_names,
-    read_picture,
-)
-from equalize.data.masks import DrawnOn
+from equalize.data.bands import read_picture
+from equalize.data.classes import class_names, read_class_names
+from equalize.data.colors import colors_of
+from equalize.data.dataset import DataSet
+from equalize.data.label_check import ReduceLabels, preflight
+from equalize.data.masks import DrawnOn, LabelRule
 from equalize.errors import DataError
 from equalize.eval_mode import eval_mode, refusing
 from equalize.messages import Notify, ignore

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equalize.checkpoint import Checkpoint, Preprocess
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import round_up
-from equalize.data import Item, picture_size, read_picture
+from equalize.checkpoint.preprocess import Preprocess
+from equalize.data.bands import picture_size, read_picture
+from equalize.data.images import Item
 from equalize.errors import DataError, InputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, ignore

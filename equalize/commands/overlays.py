@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from equalize.data import ColorMap, Item, LabelRule, Picture
-from equalize.data.images import opened
+from equalize.data.bands import Picture
+from equalize.data.colors import ColorMap
+from equalize.data.images import Item, opened
+from equalize.data.masks import LabelRule
 from equalize.errors import DataError
 
 Colors = NDArray[np.uint8]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import Checkpoint
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import Images, input_shape, open_images
 from equalize.commands.input_check import check_input

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import yaml
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.errors import InputError
 from equalize.messages import Notify
 

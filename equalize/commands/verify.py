@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equalize.checkpoint import Checkpoint, ModelName, Override, reload, safetensors_copy, state_on_disk
-from equalize.checkpoint.checkpoint import read_maps, write_plan
+from equalize.checkpoint.checkpoint import Checkpoint, read_maps, write_plan
 from equalize.checkpoint.files.atomic import PLAN_FILE
+from equalize.checkpoint.files.weights import safetensors_copy, state_on_disk
+from equalize.checkpoint.loading import ModelName, reload
+from equalize.checkpoint.preprocess import Override
 from equalize.checkpoint.registry import family_of_arch
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import input_shape, open_images

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint import ModelName, reload
 from equalize.checkpoint.fill import check_finite, only_class_count
+from equalize.checkpoint.loading import ModelName, reload
 from equalize.commands.verify import as_planned
 from equalize.errors import NumericsError
 from equalize.messages import first_of

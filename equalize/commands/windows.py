@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equalize.data import Item, Picture, picture_size
-from equalize.data.images import upright_size
+from equalize.data.bands import Picture, picture_size
+from equalize.data.images import Item, upright_size
 from equalize.data.loader import Preprocessor
 
 _LARGE = 2**24  # pixels; a UPerNet of 150 classes keeps 10 GB of logits of as many

@@ -12,7 +12,9 @@ from material import CLASSES, ENCODER, write_encoder
 from torch import Tensor, nn
 
 from equalize.checkpoint.preprocess import Preprocess
-from equalize.data import LabelRule, open_data, read_image, read_mask
+from equalize.data.dataset import open_data
+from equalize.data.images import read_image
+from equalize.data.masks import LabelRule, read_mask
 from equalize.plan.indicator import Readout
 
 SIZE = (192, 256)

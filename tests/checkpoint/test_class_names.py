@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.errors import CheckpointError
 
 

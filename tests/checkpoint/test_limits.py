@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from equalize.checkpoint import load
 from equalize.checkpoint.limits import limit_construction
+from equalize.checkpoint.loading import load
 from equalize.commands.scan import select_sites
 from equalize.errors import CheckpointError
 

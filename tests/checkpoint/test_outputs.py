@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.checkpoint.outputs import named_outputs, scored_output
 from equalize.errors import SiteError
 from tests.support.output_nets import save_net

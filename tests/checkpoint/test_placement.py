@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from equalize.checkpoint import load, state_on_disk
+from equalize.checkpoint.files.weights import state_on_disk
+from equalize.checkpoint.loading import load
 from equalize.errors import CheckpointError
 from tests.support.tolerance import assert_same_outputs
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint import Preprocess, load
+from equalize.checkpoint.loading import load
+from equalize.checkpoint.preprocess import Preprocess
 from equalize.errors import CheckpointError
 
 

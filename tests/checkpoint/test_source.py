@@ -5,7 +5,7 @@ import re
 import pytest
 from huggingface_hub import constants
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.errors import ResourceError
 
 COMMIT = "c0ffee" * 6 + "cafe"

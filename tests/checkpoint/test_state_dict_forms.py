@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from equalize.checkpoint import load, state_on_disk
 from equalize.checkpoint.families.torchvision.family import arguments_from, recognize
+from equalize.checkpoint.files.weights import state_on_disk
 from equalize.checkpoint.keys import pair
+from equalize.checkpoint.loading import load
 from equalize.errors import CheckpointError
 
 WHOLE = bool(os.environ.get("EQUALIZE_WHOLE_CORPUS"))

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from equalize.checkpoint import load, reload, state_on_disk
+from equalize.checkpoint.files.weights import state_on_disk
+from equalize.checkpoint.loading import load, reload
 from equalize.errors import CheckpointError, ResourceError
 
 DECODER = {"encoder_name": "tu-test_resnet.r160_in1k", "decoder_channels": [16, 8, 8, 8, 8], "classes": 2}

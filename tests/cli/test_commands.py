@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.cli import main
 from tests.support.scenes import write_scenes
 

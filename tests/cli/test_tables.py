@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from safetensors.torch import load_file
 
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from tests.support.scenes import write_scenes
 
 SPLITS = {"train": 4, "val": 2}

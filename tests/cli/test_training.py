@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.finetune.config_file import RunConfig, Subject
 from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.errors import InputError

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import equalize
-from equalize.checkpoint import ModelName, load
+from equalize.checkpoint.loading import ModelName, load
 from equalize.checkpoint.user_code import load_factory
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint

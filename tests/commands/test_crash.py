@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from equalize.checkpoint import atomic_directory, load
-from equalize.checkpoint.files.atomic import check_target
+from equalize.checkpoint.files.atomic import atomic_directory, check_target
+from equalize.checkpoint.loading import load
 from equalize.errors import ResourceError
 from tests.support.commands import Command
 from tests.support.scenes import write_scenes

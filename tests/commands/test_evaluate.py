@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 from equalize.commands import windows
 from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split
 from equalize.commands.forward import Forward
 from equalize.commands.labels import check_split
 from equalize.commands.windows import Windows, upsampled
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.distributed import is_main, leave
 from equalize.errors import DataError, NumericsError
 from equalize.metrics import score_of
@@ -279,7 +279,7 @@ def test_a_size_that_the_network_does_not_take(tmp_path):
 
 
 def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkeypatch):
-    from equalize.checkpoint import Checkpoint
+    from equalize.checkpoint.checkpoint import Checkpoint
 
     logits = Checkpoint.logits
     calls = []

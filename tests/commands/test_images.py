@@ -10,7 +10,7 @@ from equalize.checkpoint.preprocess import Preprocess
 from equalize.commands import images as inputs
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import Images
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.errors import DataError
 
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.checkpoint.outputs import logits_of_padded
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import input_shape, open_images
 from equalize.commands.network_input import InputAxes, axes_of, fit_input
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.errors import InputError
 from tests.support.scenes import write_scenes
 from tests.support.trained import trained_net
@@ -92,8 +92,7 @@ def test_a_network_of_any_size_is_not_padded(run_cli, segformer_dir, mixed):
 
 def test_scores_are_those_of_images_padded_by_hand(strict, mixed):
     from equalize.commands.evaluate import EvalConfig, evaluate
-    from equalize.data import read_mask
-    from equalize.data.masks import LabelRule
+    from equalize.data.masks import LabelRule, read_mask
     from equalize.metrics import count_pixels, score_of
 
     score = evaluate(strict, mixed, EvalConfig(device="cpu", batch_size=3))
@@ -343,7 +342,7 @@ def test_a_network_of_five_bands_in_every_command(run_cli, bands, tmp_path):
 
 
 def multi(folder, channels, data):
-    from equalize.data import read_picture
+    from equalize.data.bands import read_picture
 
     torch.manual_seed(0)
     name = trained_net(folder, folder, lambda _: torch.randn(4, channels, 32, 32), channels=channels)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint import ModelName, Override
+from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.preprocess import Override
 from equalize.commands import images, windows
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.overlays import class_colors, distinct_colors, draw_legend, draw_overlay
 from equalize.commands.predict.predict import PredictConfig, predict
-from equalize.data import read_colors
+from equalize.data.colors import read_colors
 from equalize.errors import DataError, InputError, NumericsError, OutputError
 from tests.support.scenes import write_scenes
 from tests.support.tolerance import TIE

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import equalize
-from equalize.checkpoint import Override, Preprocess, load
+from equalize.checkpoint.loading import load
+from equalize.checkpoint.preprocess import Override, Preprocess
 from equalize.errors import InputError
 from equalize.moments.batch_norms import check_variances
 from tests.support.scenes import write_scenes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from tests.support.output_nets import save_net
 from tests.support.scenes import write_scenes
 

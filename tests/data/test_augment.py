@@ -3,8 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.data import LabelRule, open_data
 from equalize.data.augment import Augment, draw_seed, pad
+from equalize.data.dataset import open_data
+from equalize.data.masks import LabelRule
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.errors import DataError
 from tests.support.scenes import write_scenes

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint import Override, Preprocess
-from equalize.data import open_data, picture_size, read_picture
+from equalize.checkpoint.preprocess import Override, Preprocess
 from equalize.data.augment import Augment
+from equalize.data.bands import picture_size, read_picture
+from equalize.data.dataset import open_data
 from equalize.errors import DataError, InputError
 
 

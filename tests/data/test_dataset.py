@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equalize.data import DataSet, open_data, read_class_names, read_colors, sample
+from equalize.data.classes import read_class_names
+from equalize.data.colors import read_colors
+from equalize.data.dataset import DataSet, open_data, sample
 from equalize.data.folders import IMAGE_SUFFIXES
 from equalize.errors import DataError
 

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.errors import DataError, ResourceError
 from tests.data.test_table_columns import PICTURES, encoded, stored
 from tests.support.loopback_data import COMMIT, DataHub
 
 ASK = """
 import sys
-from equalize.data import LabelRule, class_names, open_data, read_mask
+from equalize.data.classes import class_names
+from equalize.data.dataset import open_data
+from equalize.data.masks import LabelRule, read_mask
 from equalize.errors import EqualizeError
 
 for name in sys.argv[1:]:

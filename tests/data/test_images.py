@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equalize.data import Item, open_data, read_image
-from equalize.data.images import Deep, orientation, upright_size
+from equalize.data.dataset import open_data
+from equalize.data.images import Deep, Item, orientation, read_image, upright_size
 from equalize.errors import DataError
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from equalize.data import Batches
+from equalize.data.loader import Batches
 from equalize.errors import DataError, InputError, ResourceError
 
 
@@ -182,7 +182,7 @@ def test_only_workers_ignore_interrupts(tmp_path: Path, workers: int) -> None:
 INTERRUPTED = """
 import sys, torch, time
 from pathlib import Path
-from equalize.data import Batches
+from equalize.data.loader import Batches
 
 def slow(image, size):
     time.sleep(0.05)

@@ -8,18 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.data import (
-    LabelRule,
-    check_labels,
-    class_names,
-    colors_of,
-    open_data,
-    preflight,
-    read_class_names,
-    read_colors,
-    read_mask,
-    stored_rule,
-)
+from equalize.data.classes import class_names, read_class_names
+from equalize.data.colors import colors_of, read_colors
+from equalize.data.dataset import open_data
+from equalize.data.label_check import preflight, stored_rule
+from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import DataError, InputError
 
 STORED = np.array([[0, 1, 2], [149, 150, 255]], np.uint8)

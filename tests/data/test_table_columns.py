@@ -16,7 +16,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from pyarrow import parquet
 
-from equalize.data import Batches, DataSet, LabelRule, class_names, open_data, preflight, read_image, read_mask, sample
+from equalize.data.classes import class_names
+from equalize.data.dataset import DataSet, open_data, sample
+from equalize.data.images import read_image
+from equalize.data.label_check import preflight
+from equalize.data.loader import Batches
+from equalize.data.masks import LabelRule, read_mask
 from equalize.errors import DataError, ResourceError
 
 PICTURES = Features(image=ImageFeature(), label=ImageFeature())

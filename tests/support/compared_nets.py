@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 
 FACTORY = """
     import torch

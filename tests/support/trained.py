@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from equalize.checkpoint import ModelName
 from equalize.checkpoint.families.custom.family import load_factory
+from equalize.checkpoint.loading import ModelName
 
 FACTORY = """
 import torch

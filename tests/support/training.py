@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.finetune.config import TrainConfig
 from equalize.messages import TrainingMonitor
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.commands.calibrate import demand_original
 from equalize.commands.finetune.config import TrainAs
 from equalize.commands.images import Images

@@ -24,8 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from equalize.checkpoint import Checkpoint
-from equalize.checkpoint.checkpoint import write_maps
+from equalize.checkpoint.checkpoint import Checkpoint, write_maps
 from equalize.commands.compare.arms import prepare_arm, scales
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.evaluate import count_images

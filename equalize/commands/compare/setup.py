@@ -11,7 +11,7 @@ from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.dry_run import steps_of
 from equalize.commands.finetune.run_directory import demand_same
 from equalize.commands.finetune.splits import open_splits
-from equalize.data import DataSet, open_data
+from equalize.data.dataset import DataSet, open_data
 from equalize.errors import DataError, InputError
 from equalize.messages import Notify, ignore
 

@@ -31,9 +31,11 @@ from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.commands.images import working_size
 from equalize.commands.labels import LabeledSplit
-from equalize.data import Item, check_labels, demand_same_size, picture_size, read_mask, read_picture
 from equalize.data.augment import Augment, draw_seed
+from equalize.data.bands import picture_size, read_picture
+from equalize.data.images import Item
 from equalize.data.loader import Batch
+from equalize.data.masks import check_labels, demand_same_size, read_mask
 from equalize.distributed import my_share, wait
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 from transformers.utils import WEIGHTS_NAME
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.messages import TrainingMonitor

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_type_hints
 import yaml
 from huggingface_hub.dataclasses import type_validator
 
-from equalize.checkpoint import ModelName, Override
+from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.preprocess import Override
 from equalize.checkpoint.registry import family_of_arch
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.images import working_size

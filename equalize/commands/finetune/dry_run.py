@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.config_file import Subject
 from equalize.commands.finetune.finetune import (

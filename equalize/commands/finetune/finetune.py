@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from equalize.checkpoint import Checkpoint, ModelName, Override
-from equalize.checkpoint.checkpoint import write_maps
+from equalize.checkpoint.checkpoint import Checkpoint, write_maps
+from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.preprocess import Override
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.config import TrainAs, TrainConfig

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.commands.finetune.trained_output import TrainedOutput

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import TrainerState
 
-from equalize.checkpoint import Checkpoint
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.commands.evaluate import EvalConfig
 from equalize.commands.finetune.callbacks import CheckpointWriter, lines_of
 from equalize.commands.finetune.splits import Task
@@ -22,7 +22,9 @@ from equalize.commands.report.page import Section, Table, write_page
 from equalize.commands.report.style import can_draw
 from equalize.commands.report.training import Panel, draw_curves, draw_panels
 from equalize.commands.windows import upsampled
-from equalize.data import Item, read_mask, read_picture
+from equalize.data.bands import read_picture
+from equalize.data.images import Item
+from equalize.data.masks import read_mask
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify
 from equalize.plan.plan import Plan

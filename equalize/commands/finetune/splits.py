@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import Checkpoint
+from equalize.checkpoint.loading import ModelName
 from equalize.checkpoint.outputs import round_up
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.trained_output import TrainedOutput, trained_output
@@ -21,8 +22,9 @@ from equalize.commands.labels import (
 )
 from equalize.commands.scan import select_sites
 from equalize.commands.training_record import TrainingRecord
-from equalize.data import DataSet, class_names, open_data, read_class_names
 from equalize.data.augment import Augment
+from equalize.data.classes import class_names, read_class_names
+from equalize.data.dataset import DataSet, open_data
 from equalize.data.naming import canonical_split
 from equalize.data.pairs import TrainingPairs
 from equalize.errors import CheckpointError, InputError

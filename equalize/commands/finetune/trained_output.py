@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint import Checkpoint
 from equalize.checkpoint.activations import Activations
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import MAIN_NAMES, listed
 from equalize.errors import InputError
 from equalize.eval_mode import eval_mode, refusing, set_containers_training

@@ -13,7 +13,8 @@ from PIL import Image
 from equalize.commands.forward import predicted
 from equalize.commands.overlays import Colors, draw_legend, draw_overlay
 from equalize.commands.windows import Strips
-from equalize.data import Item, Picture, picture_size
+from equalize.data.bands import Picture, picture_size
+from equalize.data.images import Item
 from equalize.data.selection import Selection
 
 _LONGEST_JPEG = 65500  # pixels a side

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from equalize.checkpoint import Checkpoint, ModelName
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.files.atomic import atomic_directory, check_target, demand_apart
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.forward import Forward, ForwardConfig, trial_size
 from equalize.commands.images import fit_images
 from equalize.commands.labels import count_classes, names_of, with_output
@@ -15,7 +16,10 @@ from equalize.commands.overlays import class_colors
 from equalize.commands.predict.files import Predictions, Skip, Writer
 from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
-from equalize.data import DataSet, Item, Picture, picture_size, read_colors, read_picture
+from equalize.data.bands import Picture, picture_size, read_picture
+from equalize.data.colors import read_colors
+from equalize.data.dataset import DataSet
+from equalize.data.images import Item
 from equalize.data.selection import file_of, select_pictures
 from equalize.device import device_of, precision_of
 from equalize.errors import DataError

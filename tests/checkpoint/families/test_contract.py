@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from equalize.checkpoint import load, reload, state_on_disk
+from equalize.checkpoint.files.weights import state_on_disk
+from equalize.checkpoint.loading import load, reload
 from equalize.checkpoint.registry import FAMILIES, family_of_arch
 from equalize.checkpoint.request import Request
 from equalize.checkpoint.source import NO_WEIGHTS, locate, weights_at

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.errors import CheckpointError
 
 BLOCKS = "from torch import nn\n\ndef head(classes):\n    return nn.Conv2d(3, classes, 1)\n"

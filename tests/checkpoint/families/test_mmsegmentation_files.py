@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from equalize.checkpoint import load, reload
 from equalize.checkpoint.families.mmsegmentation.config import read_literals
 from equalize.checkpoint.files.pickle_stubs import SAFE_GLOBALS
-from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.loading import ModelName, load, reload
 from equalize.errors import CheckpointError
 from tests.support.mmseg_networks import config_text, saved, silent, stock
 from tests.support.tolerance import assert_same_outputs

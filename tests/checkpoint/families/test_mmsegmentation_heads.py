@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equalize.checkpoint import ModelName, load
+from equalize.checkpoint.loading import ModelName, load
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.evaluate import EvalConfig, evaluate

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from equalize.checkpoint import load, state_on_disk
 from equalize.checkpoint.build import construct
 from equalize.checkpoint.families.smp.recognize import recognize, under_smp_keys
+from equalize.checkpoint.files.weights import state_on_disk
+from equalize.checkpoint.loading import load
 from equalize.cli.values import read_arch_arg
 from equalize.errors import CheckpointError
 

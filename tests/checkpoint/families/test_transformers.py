@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from equalize.checkpoint import load, reload, state_on_disk
+from equalize.checkpoint.files.weights import state_on_disk
+from equalize.checkpoint.loading import load, reload
 from equalize.errors import CheckpointError, NumericsError
 from tests.support.tolerance import assert_same_outputs
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from equalize.checkpoint import atomic_directory, load
 from equalize.checkpoint.checkpoint import Checkpoint
+from equalize.checkpoint.files.atomic import atomic_directory
+from equalize.checkpoint.loading import load
 from equalize.errors import OutputError, ResourceError
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from equalize.checkpoint import load, state_on_disk
-from equalize.checkpoint.files.weights import check_directory, directory_weights, weight_files
+from equalize.checkpoint.files.weights import check_directory, directory_weights, state_on_disk, weight_files
+from equalize.checkpoint.loading import load
 from equalize.errors import CheckpointError, NumericsError, ResourceError
 
 

@@ -7,7 +7,7 @@ from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.compare.arms import ARMS, Arm, baselines, prepare_arm, read_arm, read_arms, scales
 from equalize.commands.compare.runs import digest
 from equalize.commands.images import Images
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from equalize.errors import InputError
 from equalize.plan.apply import apply
 from tests.support.compared_nets import named

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 from tests.support.scenes import write_scenes
 from tests.support.training import FACTORY, named
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint import ModelName
-from equalize.checkpoint.loading import load
+from equalize.checkpoint.loading import ModelName, load
 from equalize.checkpoint.user_code import load_factory
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune import backbone_cache

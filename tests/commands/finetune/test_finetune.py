@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from equalize.checkpoint import ModelName
+from equalize.checkpoint.loading import ModelName
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.finetune import finetune

@@ -16,7 +16,7 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.report import panel_of, spread
 from equalize.commands.labels import check_split
 from equalize.commands.overlays import colors_of_masks
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from tests.support.browser import check_page
 from tests.support.training import QUICK, metrics
 

@@ -3,7 +3,7 @@
 import json
 
 from equalize.commands.push.card import model_card
-from equalize.data import open_data
+from equalize.data.dataset import open_data
 from tests.support.scenes import write_scenes
 
 

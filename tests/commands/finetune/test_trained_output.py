@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.loss import ModelWithLoss
 from equalize.commands.finetune.trained_output import trained_output

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from equalize.checkpoint import ModelName, load
+from equalize.checkpoint.loading import ModelName, load
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.finetune import finetune as finetune_module

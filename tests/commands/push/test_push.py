@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 from transformers import SegformerForSemanticSegmentation
 
-from equalize.checkpoint import load
+from equalize.checkpoint.loading import load
 from equalize.commands.push.push import push
 from equalize.errors import InputError, ResourceError
 from equalize.version import __version__
