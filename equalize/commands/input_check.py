@@ -9,7 +9,7 @@ from torch import Tensor
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.errors import InputError
 from equalize.messages import Notify
-from equalize.moments.batch_norms import VarianceCheck, check_variances
+from equalize.moments.input_variances import VarianceCheck, check_variances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

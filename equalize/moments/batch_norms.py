@@ -7,7 +7,6 @@ in BatchNorm", arXiv 2105.07576, section 3), merged by count, so that they do no
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,31 +23,7 @@ from equalize.moments.moments import merge, promote
 from equalize.moments.watch import Batch, Call, images_in, observe
 
 _MOST_PASSES = 12
-_DEAD = 1e-12  # stands for the variance of a dead channel
-# Seen so far: right inputs up to 0.6 and, of very dim images, 1.5 in the first; wrongly scaled ones from 1.8 on.
-_LARGEST_DEVIATION = 1.0
-_LARGEST_FIRST = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VarianceCheck:
-    """How the variances that trained BatchNorms see compare with those that they were trained on.
-
-    Attributes:
-        norms: how many were compared; 0 where none has statistics of a training.
-        deviation: the median over them of |log10(seen / trained)|, each the mean over channels; 0 where there are none.
-        first: that of the one that is called first, which no activation stands before: behind a ReLU6 or a sigmoid
-            variances stay what they were, whatever the scale of the input is.
-    """
-
-    norms: int
-    deviation: float
-    first: float
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether the input is not scaled as in the training."""
-        return self.deviation > _LARGEST_DEVIATION or self.first > _LARGEST_FIRST
+DEAD = 1e-12  # stands for the variance of a dead channel
 
 
 def untouched_norms(model: nn.Module) -> list[str]:
@@ -132,41 +107,7 @@ def _under_one_name(
     return list(dict.fromkeys(name[key] for key in norms)), merged
 
 
-def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck:
-    """Compares the variance that each BatchNorm sees in a few images with its `running_var`.
-
-    Wrongly scaled inputs are off by powers of ten in most BatchNorms; images of another kind, in the right scale, are
-    not. Those that never saw data, or whose variances are all exactly 1, do not count.
-
-    Args:
-        model: run in eval mode; left as it was.
-        batches: the network's own inputs.
-    """
-    buffers = dict(nn.Module.named_buffers(model))
-    trained = [
-        f"{path}.running_mean" if path else "running_mean"
-        for path, module in nn.Module.named_modules(model)
-        if isinstance(module, _BatchNorm) and module.running_var is not None and bool((module.running_var != 1).any())
-    ]
-    found: dict[str, list[_Seen]] = {}  # in the order of the calls
-
-    def see(key: str, call: Call) -> None:
-        found.setdefault(key, []).append(_see(key, (), call))
-
-    with eval_mode(model):
-        for _ in observe(model, {key: partial(see, key) for key in trained}, batches if trained else (), strict=False):
-            pass
-    deviations = []
-    for key, seen in found.items():
-        name = key.removesuffix("mean") + "var"
-        seen = [each._replace(moments_2NC=each.moments_2NC.cpu()) for each in seen]
-        ratio_C = (_estimated(buffers, key, seen)[name] + _DEAD).log10() - (buffers[name] + _DEAD).log10()
-        deviations.append(float(ratio_C.mean().abs()))
-    median, first = (statistics.median(deviations), deviations[0]) if deviations else (0.0, 0.0)
-    return VarianceCheck(norms=len(deviations), deviation=median, first=first)
-
-
-class _Seen(NamedTuple):
+class SeenByNorm(NamedTuple):
     """What the BatchNorm of a `running_mean` saw in a call.
 
     N images, or other rows, have `number` numbers a channel each; `moments_2NC` are their means and variances.
@@ -178,7 +119,7 @@ class _Seen(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Population:
+class Population:
     """Mean and variance of all numbers that a BatchNorm saw, (C,) float64, and its error, see `estimate_norms`."""
 
     mean_C: Tensor
@@ -194,10 +135,10 @@ def _pass(
     *,
     by_batch: bool,
     tolerance: float,
-) -> dict[str, list[_Seen]]:
+) -> dict[str, list[SeenByNorm]]:
     """What each BatchNorm sees in all images; `by_batch` if it normalizes them with the statistics of their batch."""
-    observers = {key: partial(_see, key, _running(buffers, key) if by_batch else ()) for key in level}
-    found: dict[str, list[_Seen]] = {}
+    observers = {key: partial(see_moments, key, _running(buffers, key) if by_batch else ()) for key in level}
+    found: dict[str, list[SeenByNorm]] = {}
     rows = 0  # of the BatchNorm that is called first: its images
     for part in rounds(blocks, decides=tolerance > 0):
         begun = [(block, _observed(model, observers, block)) for block in part]  # without waiting for the accelerator
@@ -205,19 +146,25 @@ def _pass(
         for each in itertools.chain.from_iterable(gathered):
             found.setdefault(each.key, []).append(each)
         before, rows = rows, sum(each.moments_2NC.shape[1] for each in next(iter(found.values()), ()))
-        if tolerance > 0 and is_due(before, rows) and all(_pool(each).error <= tolerance for each in found.values()):
+        if (
+            tolerance > 0
+            and is_due(before, rows)
+            and all(pool_seen(each).error <= tolerance for each in found.values())
+        ):
             break
     return found
 
 
-def _observed(model: nn.Module, observers: Mapping[str, Callable[[Call], _Seen]], block: Block) -> list[list[_Seen]]:
+def _observed(
+    model: nn.Module, observers: Mapping[str, Callable[[Call], SeenByNorm]], block: Block
+) -> list[list[SeenByNorm]]:
     passes = observe(model, observers, block.batches, strict=False)
     return [[seen for calls in each.results.values() for seen in calls if seen.number] for each in passes]
 
 
-def _finite(passes: Sequence[Sequence[_Seen]], block: Block) -> list[_Seen]:
+def _finite(passes: Sequence[Sequence[SeenByNorm]], block: Block) -> list[SeenByNorm]:
     """What a block's batches say, on the CPU; a NumericsError names the first BatchNorm and image with a NaN or inf."""
-    first, done = 0, list[_Seen]()
+    first, done = 0, list[SeenByNorm]()
     for batch, seen in zip(block.batches, passes, strict=True):
         for each in seen:
             done.append(each._replace(moments_2NC=each.moments_2NC.cpu()))
@@ -237,7 +184,7 @@ def _running(buffers: Mapping[str, Tensor], key: str) -> tuple[Tensor, ...]:
     return buffers[key], buffers[key.removesuffix("mean") + "var"]
 
 
-def _see(key: str, running: Sequence[Tensor], call: Call) -> _Seen:
+def see_moments(key: str, running: Sequence[Tensor], call: Call) -> SeenByNorm:
     """The moments of a call's input (N, C, *); `running`, if given, becomes what the BatchNorm normalizes with."""
     x_NCL = promote(call.data).unsqueeze(-1).flatten(2)
     variance_NC, mean_NC = torch.var_mean(x_NCL, dim=2, correction=0)
@@ -245,10 +192,10 @@ def _see(key: str, running: Sequence[Tensor], call: Call) -> _Seen:
     variance_C = (variance_NC + (mean_NC - mean_C).square()).mean(0)
     for buffer, value_C in zip(running, (mean_C, variance_C), strict=False):
         buffer.copy_(value_C)
-    return _Seen(key, x_NCL.shape[2] * bool(len(x_NCL)), torch.stack([mean_NC, variance_NC]))
+    return SeenByNorm(key, x_NCL.shape[2] * bool(len(x_NCL)), torch.stack([mean_NC, variance_NC]))
 
 
-def _pool(seen: Sequence[_Seen]) -> _Population:
+def pool_seen(seen: Sequence[SeenByNorm]) -> Population:
     """All rows together; the error of ratio estimators, as in `moments.pool`."""
     counts_P = torch.cat([torch.full(each.moments_2NC.shape[1:2], each.number, dtype=torch.float64) for each in seen])
     mean_CP, variance_CP = torch.cat([each.moments_2NC.double() for each in seen], dim=1).transpose(1, 2)  # on the CPU
@@ -258,13 +205,13 @@ def _pool(seen: Sequence[_Seen]) -> _Population:
     half_CP = (q_CP / (counts_P * variance_C.unsqueeze(1)) - 1) / 2  # of a row, in the standard deviation
     rows = len(counts_P)
     error_C = (counts_P * (deviation_CP.square() + half_CP.square()).mul(counts_P)).sum(1) / counts_P.sum().square()
-    error = error_C[variance_C > _DEAD].mul(rows / max(1, rows - 1)).mean().sqrt() if rows > 1 else math.inf
-    return _Population(mean_C=mean_C, variance_C=variance_C, error=float(error))
+    error = error_C[variance_C > DEAD].mul(rows / max(1, rows - 1)).mean().sqrt() if rows > 1 else math.inf
+    return Population(mean_C=mean_C, variance_C=variance_C, error=float(error))
 
 
-def _estimated(buffers: Mapping[str, Tensor], key: str, seen: Sequence[_Seen]) -> dict[str, Tensor]:
+def _estimated(buffers: Mapping[str, Tensor], key: str, seen: Sequence[SeenByNorm]) -> dict[str, Tensor]:
     """The statistics of one BatchNorm, by key, in the types and on the device of its own."""
-    pooled = _pool(seen)
+    pooled = pool_seen(seen)
     prefix = key.removesuffix("running_mean")
     estimated = {"running_mean": pooled.mean_C, "running_var": pooled.variance_C}
     named = {prefix + name: value.to(buffers[prefix + name]) for name, value in estimated.items()}

@@ -9,7 +9,7 @@ import equalize
 from equalize.checkpoint.loading import load
 from equalize.checkpoint.preprocess import Override, Preprocess
 from equalize.errors import InputError
-from equalize.moments.batch_norms import check_variances
+from equalize.moments.input_variances import check_variances
 from tests.support.scenes import write_scenes
 from tests.support.trained import trained_net
 
