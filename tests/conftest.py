@@ -2,11 +2,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub: no test may ask the network
 
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a shell has it ignored
 
 
 @pytest.fixture(scope="session", autouse=True)
