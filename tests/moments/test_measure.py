@@ -458,7 +458,7 @@ def test_nothing_waits_for_an_accelerator_before_the_results_are_asked_for():
         blocks = as_blocks([torch.empty(4, 3, 12, 10), torch.empty(3, 3, 12, 10)])
         meter = measurement._Meter(model, sites, blocks, statistics=False, histograms=False)
         key = "norm.running_mean"
-        observers = {key: partial(norms._see, key, norms._running(dict(model.named_buffers()), key))}
+        observers = {key: partial(norms.see_moments, key, norms._running(dict(model.named_buffers()), key))}
         for block in blocks.read(0, 1):
             rows = meter.rows(block)
             ((seen,),) = norms._observed(model, observers, block)

@@ -16,6 +16,7 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.report import panel_of, spread
 from equalize.commands.labels import check_split
 from equalize.commands.overlays import colors_of_masks
+from equalize.data.colors import read_colors
 from equalize.data.dataset import open_data
 from tests.support.browser import check_page
 from tests.support.training import QUICK, metrics
@@ -140,7 +141,7 @@ def test_classes_have_the_colors_of_the_masks(five_classes, tmp_path):
     assert np.array_equal(colors_of_masks(5, split.rule, tmp_path / "mask.png"), palette)
     assert np.array_equal(colors_of_masks(4, replace(split.rule, reduce=True), tmp_path / "mask.png"), palette[1:])
     (tmp_path / "colors.txt").write_text("1 2 3 road\n0 0 0 void\n4 5 6 sky\n")
-    colors = equalize.data.read_colors(tmp_path / "colors.txt").for_classes(2)
+    colors = read_colors(tmp_path / "colors.txt").for_classes(2)
     assert colors_of_masks(2, replace(split.rule, colors=colors), tmp_path / "mask.png").tolist() == [
         [1, 2, 3],
         [4, 5, 6],
