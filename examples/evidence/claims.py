@@ -19,9 +19,11 @@ from scipy.stats import spearmanr
 from equalize.commands.compare.confirmation import holm, p_values, steps_to_reach
 from equalize.commands.compare.statistics import Difference, difference
 
+PROBED = 20  # injected cases: ten scalings, two optimizers
 GAIN, NOTHING = 0.03, 0.01
 GRID = math.sqrt(10) * 1.1  # one step of the rates, and what rounding them adds
 BOTH = ("pspnet", "unet")
+ALL = (*BOTH, "segformer", "deeplabv3plus")
 
 Run = Mapping[str, Any]
 
@@ -102,6 +104,18 @@ class Evidence:
         return [run for run in self.runs.get(name, ()) if run["arm"] == arm]
 
 
+def networks(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    """Those whose gain is known, in the form of the probe's cases; a network's ratio is that of its widest layer."""
+    for network in ALL:
+        name = f"{network}-drawn"
+        try:
+            gain = evidence.gain(name, "explicit")
+        except MissingRunsError:
+            continue
+        scan = evidence.scans[name]
+        yield {"case": network, "delta": scan["delta"], "ratio": max(scan["ratio"]), "explicit": gain.mean}
+
+
 def _json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
@@ -140,7 +154,7 @@ def _c3(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _c4(evidence: Evidence) -> Iterator[Finding]:
-    for network in (*BOTH, "segformer", "deeplabv3plus"):
+    for network in ALL:
         name = f"{network}-drawn"
         if evidence.scans[name]["delta"] < NOTHING:
             gain = evidence.gain(name, "explicit")
@@ -148,13 +162,12 @@ def _c4(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _c5(evidence: Evidence) -> Iterator[Finding]:
-    if len(evidence.probe) < 10:
+    cases = [*evidence.probe, *networks(evidence)]
+    if len(cases) < PROBED + len(ALL):
         raise MissingRunsError
-    gain = [case["explicit"] for case in evidence.probe]
-    by_delta, by_ratio = (
-        float(spearmanr([case[key] for case in evidence.probe], gain).statistic) for key in ("delta", "ratio")
-    )
-    yield f"probe, {len(gain)} cases: {by_delta:.2f} (ratio of sigmas {by_ratio:.2f})", by_delta >= 0.7
+    gain = [case["explicit"] for case in cases]
+    by_delta, by_ratio = (float(spearmanr([case[key] for case in cases], gain).statistic) for key in ("delta", "ratio"))
+    yield f"{len(gain)} cases: {by_delta:.2f} (ratio of sigmas {by_ratio:.2f})", by_delta >= 0.7
 
 
 def _c6(evidence: Evidence) -> Iterator[Finding]:

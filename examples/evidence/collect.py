@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from claims import verdicts
+from claims import Evidence, networks, verdicts
 from run import Job, jobs
 from scipy import stats
 
 from equalize.commands.report.comparison import draw_rates
+from equalize.commands.report.style import draw_picture
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -125,6 +126,36 @@ def plot(job: Job, found: Mapping[str, Mapping[float, list[float]]]) -> str:
     return f"results-{job.name}.png"
 
 
+def plot_gains(evidence: Evidence) -> str | None:
+    """Gain of `explicit` against delta and against the ratio of sigmas: networks, and the injected cases.
+
+    Returns the file's name; None while no case is decided.
+    """
+    kinds = {
+        f"probe, {name}": [case for case in evidence.probe if case["optimizer"] == name] for name in ("adamw", "sgd")
+    }
+    kinds["networks"] = list(networks(evidence))
+    if not any(kinds.values()):
+        return None
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, 2, sharey=True)
+        for (kind, cases), marker in zip(kinds.items(), "os^", strict=True):
+            for panel, key in zip(axes, ("delta", "ratio"), strict=True):
+                if cases:
+                    panel.plot([c[key] for c in cases], [c["explicit"] for c in cases], marker, label=kind, alpha=0.8)
+        for case in kinds["networks"]:
+            axes[0].annotate(case["case"], (case["delta"], case["explicit"]), (4, 4), textcoords="offset points")
+        axes[0].set(xlabel="delta, as scan says it before training", ylabel="explicit less none on test, mIoU")
+        axes[1].set(xlabel="largest sigma / smallest", xscale="log")
+        axes[1].xaxis.set_major_formatter("{x:g}")
+        axes[0].legend()
+
+    picture = draw_picture("gains", "gain of explicit against delta", draw, size=(7.4, 3.4))
+    (DOCS / "results-gains.png").write_bytes(picture.light)
+    return "results-gains.png"
+
+
 def section(job: Job, runs: Runs) -> Iterable[str]:
     """What docs/results.md says of a job."""
     yield f"### {job.name}\n"
@@ -143,6 +174,8 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     keep_scans(out)
     parts = ["### Verdicts\n", verdicts(RESULTS) + "\n"]
+    if name := plot_gains(Evidence.read(RESULTS)):
+        parts.append(f"![Gain of explicit equalization against delta]({name})\n")
     parts += [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
     page = DOCS / "results.md"
     begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
