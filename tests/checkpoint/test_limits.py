@@ -88,6 +88,7 @@ WIDE = 1_000_000
 GIANTS = {
     "hidden_sizes": ("segformer_dir", {"hidden_sizes": [WIDE] * 4}),
     "decoder_hidden_size": ("segformer_dir", {"decoder_hidden_size": WIDE}),
+    "depths": ("segformer_dir", {"depths": [10_000] * 4}),
     "mlp_ratios": ("segformer_dir", {"mlp_ratios": [WIDE] * 4}),
     "num_channels": ("segformer_dir", {"num_channels": WIDE}),
     "hidden_size": ("upernet_dir", {"hidden_size": WIDE}),

@@ -53,15 +53,6 @@ def test_the_nest_and_what_lies_around_it_stay(encoder, tmp_path):
     assert written == {"epoch": 3, "model": {"lr": 0.1}}
 
 
-def test_what_is_left_out_is_said(encoder, tmp_path):
-    torch.save(encoder | CLASSIFIER | {"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "in.pth")
-    notes = load(tmp_path / "in.pth", "smp:Unet", UNET, init_missing=True).notes
-    assert notes == (
-        "in.pth: 90 tensors were taken as those of encoder",
-        "in.pth: left out, as no part of the network: a, b, fc.bias and 1 more",
-    )
-
-
 def test_a_safetensors_file(encoder, tmp_path):
     save_file(encoder, tmp_path / "in.safetensors", {"format": "pt"})
     load(tmp_path / "in.safetensors", "smp:Unet", UNET, init_missing=True).save(tmp_path / "out")

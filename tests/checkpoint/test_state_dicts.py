@@ -224,27 +224,6 @@ def test_only_the_first_three_keys_are_listed(lraspp_state, tmp_path):
     assert " more)" in sentence
 
 
-def test_keys_beside_the_model_are_kept(lraspp_state, tmp_path):
-    """A Lightning file holds its loss's buffers too."""
-    state = {f"model.{key}": tensor for key, tensor in lraspp_state.items()} | {"loss.weight": torch.ones(4)}
-    torch.save({"state_dict": state, "global_step": 9}, tmp_path / "in.ckpt")
-    load(tmp_path / "in.ckpt").save(tmp_path / "out")
-    assert "loss.weight" in state_on_disk(tmp_path / "out")
-    assert "loss.weight" not in load_file(tmp_path / "out" / "model.safetensors")
-
-
-def test_counters_that_old_files_lack(lraspp_state, tmp_path):
-    old = {key: tensor for key, tensor in lraspp_state.items() if not key.endswith("num_batches_tracked")}
-    torch.save(old, tmp_path / "in.pth")
-    checkpoint = load(tmp_path / "in.pth")
-    assert checkpoint.newly_initialized == ()
-    with torch.no_grad():
-        checkpoint.model.classifier.high_classifier.weight.mul_(2)
-    checkpoint.save(tmp_path / "out")
-    assert state_on_disk(tmp_path / "out").keys() == old.keys()
-    reload(tmp_path / "out")
-
-
 def test_torchvision_with_other_classes_or_without_head(lraspp_state, tmp_path):
     torch.save(lraspp_state, tmp_path / "in.pth")
     assert "--init-missing" in refusal(tmp_path / "in.pth", num_classes=9)

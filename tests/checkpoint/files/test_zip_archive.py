@@ -1,13 +1,11 @@
 """Zip files that are almost what torch.save writes: one line each."""
 
 import io
-import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from equalize.checkpoint.files.torch_file import read_torch
 from equalize.errors import CheckpointError
@@ -39,24 +37,9 @@ def numpy_archive() -> bytes:
     return buffer.getvalue()
 
 
-def script() -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):
-        torch.jit.save(torch.jit.script(nn.ReLU()), buffer)
-    return buffer.getvalue()
-
-
-def program() -> bytes:
-    buffer = io.BytesIO()
-    torch.export.save(torch.export.export(nn.ReLU(), (torch.ones(1),)), buffer)
-    return buffer.getvalue()
-
-
 REFUSED = {
     "encrypted": (encrypted, "damaged"),
     "numpy": (numpy_archive, r"no data.pkl.*weight.npy"),
-    "script": (script, "TorchScript"),
-    "program": (program, "no data.pkl"),
     "other": (lambda: saved().replace(b"data.pkl", b"date.pkl"), "no data.pkl"),
     "no_members": (lambda: b"PK\x03\x04" + b"PK\x05\x06" + bytes(18), "damaged|no data.pkl"),
 }
