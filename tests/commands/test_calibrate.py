@@ -160,27 +160,6 @@ def test_a_drawn_decoder_is_equalized_as_drawn(segformer_encoder_dir, photos, tm
     verify_checkpoint(tmp_path / "out", ModelName(source=str(segformer_encoder_dir)))
 
 
-def test_half_precision_weights_keep_their_dtype(segformer_dir, photos, tmp_path):
-    half = tmp_path / "half"
-    half.mkdir()
-    for path in segformer_dir.iterdir():
-        (half / path.name).write_bytes(path.read_bytes())
-    state = {key: value.half() for key, value in load_file(segformer_dir / "model.safetensors").items()}
-    save_file(state, half / "model.safetensors", {"format": "pt"})
-    calibrate_checkpoint(ModelName(source=str(half)), photos, tmp_path / "out", strategy="rescale", config=CONFIG)
-    written = load_file(tmp_path / "out" / "model.safetensors")
-    assert {value.dtype for value in written.values() if value.is_floating_point()} == {torch.float16}
-
-
-def test_nothing_is_written_without_a_site(lraspp_state, photos, tmp_path):
-    save_file(lraspp_state, tmp_path / "net.safetensors")
-    name = ModelName(source=str(tmp_path / "net.safetensors"))
-    for dry_run in (False, True):
-        with pytest.raises(InputError, match=r"no fusion layer that can be equalized \(.*fuses by addition"):
-            calibrate_checkpoint(name, photos, tmp_path / "out", config=CONFIG, dry_run=dry_run)
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_equalized_checkpoint_is_refused(segformer_dir, photos, tmp_path):
     out = planned(segformer_dir, tmp_path / "out")
     with pytest.raises(InputError, match="already equalized"):

@@ -107,13 +107,6 @@ def test_calibration_turns_masks_or_asks(net, run_cli, tmp_path):
     assert "4 masks lack the EXIF orientation" in ran.text
 
 
-def test_flags_about_masks_need_data(net, run_cli):
-    for flag, value in (("--colors", "none"), ("--masks-drawn-on", "stored"), ("--ignore-index", 0)):
-        ran = run_cli("scan", net.source, "--arch", net.arch, flag, value)
-        assert ran.code == 2
-        assert f"{flag}: needs --data" in ran.err.replace("'", "").replace("Invalid value for ", "")
-
-
 def test_a_mask_of_another_size_behind_the_sample_is_refused(net, tmp_path):
     data = write_scenes(tmp_path / "data", 3, counts={None: 66}, size=(8, 12))
     checked = {*random.Random(0).sample(range(66), 64)}

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import equalize
 from equalize.checkpoint.loading import load
 from equalize.checkpoint.preprocess import Override, Preprocess
 from equalize.errors import InputError
@@ -138,12 +137,6 @@ def test_numbers_that_cannot_be_meant(raw, photos, run_cli, flags, said):
     assert ran.err.count("\n") == 1
 
 
-def test_flags_about_pictures_need_pictures(raw, run_cli):
-    ran = run_cli("scan", *of(raw), "--mean", "none")
-    assert ran.code == 2
-    assert "--mean: needs --data" in ran.err
-
-
 def test_units_of_the_mean():
     bytes_ = Preprocess(mean=(120.0,) * 3, std=(60.0,) * 3, rescale=1.0)
     with pytest.raises(InputError, match=r"--mean: is not in the units.*--rescale 1/255"):
@@ -214,8 +207,3 @@ def test_saturating_activations_do_not_hide_a_wrong_scale():
     assert wrong.deviation < 1.5
     assert wrong.first > 4.5  # log10(255²) = 4.8
     assert wrong.is_wrong
-
-
-def test_python_has_it(raw, photos):
-    checkpoint = equalize.load(raw.source, raw.arch)
-    assert checkpoint.preprocess.assumed

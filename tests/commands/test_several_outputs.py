@@ -98,11 +98,3 @@ def test_training_behind_a_sigmoid_lowers_the_loss(run_cli, scenes, tmp_path):
     scored = [line["mIoU"] for line in lines if "mIoU" in line]
     expected = miou(load(tmp_path / "out", arch).model, scenes)
     assert max(scored) == pytest.approx(expected, abs=0.1)
-
-
-def test_probabilities_made_by_hand_are_refused_before_training(run_cli, scenes, tmp_path):
-    path, arch = save_net(tmp_path, "ByHand")
-    ran = run_cli("finetune", path, "--data", scenes, "--arch", arch, "--steps", 1, "-o", tmp_path / "out")
-    assert ran.code == 2
-    assert "ByHand: ends in probabilities, and no sigmoid or softmax that could be taken off" in ran.err
-    assert not (tmp_path / "out").exists()
