@@ -126,7 +126,6 @@ def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--arms", "none,auto+keep-norm"), "--arms: +keep-norm was removed"),
         (("--keep-norm",), "--keep-norm: was removed: --scale step"),
         (("--arms", "none"), "--arms: are no two different arms"),
         (("--arms", "none,equalized"), "--arms: has an arm that is unknown, got 'equalized'"),

@@ -283,11 +283,9 @@ def test_interrupted_it_says_what_is_saved_and_how_to_go_on(segformer_dir, five_
         (("--scale", "paper"), "--scale: needs --calibrate"),
         (("--calibrate", "--keep-norm"), "--keep-norm: was removed: --scale step"),
         (("--warmup", "3"), "--warmup: is no share"),
-        (("--size", "7"), "--size: is too small"),
         (("--train-as", "explicit"), "--train-as: there is no equalization to train through"),
         (("--val-split", "valid2"), "has no split 'valid2'"),
         (("--num-classes", "3"), "has label"),
-        (("--config", "nowhere.yaml"), "nowhere.yaml: no such file"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(run_cli, segformer_dir, five_classes, tmp_path, words, message):

@@ -94,18 +94,6 @@ def test_each_image_is_counted_once_and_adds_up(segformer_dir, scenes):
     assert score_of(sum(each), 7) == total  # the same passes twice
 
 
-def test_a_single_output_is_that_of_class_1(tmp_path):
-    import segmentation_models_pytorch as smp
-
-    torch.manual_seed(0)
-    model = smp.Unet("resnet18", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8), classes=1)
-    model.save_pretrained(tmp_path / "binary")
-    root = write_scenes(tmp_path / "data", 2, counts={"val": 2}, size=(64, 64))
-    score = evaluate(ModelName(source=str(tmp_path / "binary")), root, EvalConfig(device="cpu"))
-    assert len(score.classes) == 2
-    assert score.classes[1].pixels > 0
-
-
 def test_a_binary_network_on_masks_of_0_and_255(tmp_path):
     import segmentation_models_pytorch as smp
 
@@ -265,17 +253,6 @@ def test_refusals(segformer_dir, scenes, tmp_path):
     (scenes / "masks/val/002.png").unlink()
     with pytest.raises(DataError, match=r"002\.png: has no mask"):
         evaluate(name, scenes, EvalConfig(device="cpu"))
-
-
-def test_a_size_that_the_network_does_not_take(tmp_path):
-    import segmentation_models_pytorch as smp
-
-    smp.FPN("resnet18", encoder_weights=None, decoder_pyramid_channels=8, classes=2).save_pretrained(tmp_path / "fpn")
-    odd = write_scenes(tmp_path / "odd", 2, counts={"val": 1}, size=(50, 60))
-    lines = []
-    evaluate(ModelName(source=str(tmp_path / "fpn")), odd, EvalConfig(device="cpu"), notify=lines.append)
-    (said,) = [line for line in lines if "padded" in line]
-    assert said.startswith("FPN takes sides that are multiples of 32: images of other sizes are padded on the right")
 
 
 def test_logits_that_are_not_finite_name_the_image(segformer_dir, scenes, monkeypatch):

@@ -83,11 +83,6 @@ def test_images_and_masks_without_splits_pair_by_relative_stem(tmp_path: Path) -
         open_data(tmp_path, split="val")
 
 
-def test_masks_are_never_taken_for_images(tmp_path: Path) -> None:
-    plant(tmp_path, "images/a.jpg", "annotations/a.png")
-    assert names(open_data(tmp_path)) == ["images/a.jpg"]
-
-
 @pytest.mark.parametrize("ending", ["annot", "_labels", "-masks", "_Annotations"])
 def test_folders_of_masks_beside_those_of_splits(tmp_path: Path, ending: str) -> None:
     """CamVid as SegNet laid it out."""

@@ -13,10 +13,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from equalize.commands.compare.arms import read_arm, read_arms
+from equalize.commands.compare.arms import read_arms
 from equalize.commands.compare.compare import Comparison, compare
 from equalize.commands.compare.runs import Runs
-from equalize.commands.compare.setup import Run, Setup
+from equalize.commands.compare.setup import Setup
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.loss import ModelWithLoss
@@ -281,7 +281,3 @@ def test_epochs_are_counted_as_finetune_counts_them(nets, scenes, tmp_path):
     setup = made(nets, scenes, ["none", "rescale"], config=config, evaluations=2)
     assert (setup.config.max_steps, setup.config.eval_every, setup.config.eval_first) == (4, 2, 1)
     assert finetune(named(nets), scenes, tmp_path / "out", config).steps == 4
-
-
-def test_names_of_runs():
-    assert Run(arm=read_arm("rescale"), rate=3e-4, seed=2).name == "rescale_lr0.0003_seed2"
