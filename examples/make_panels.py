@@ -16,6 +16,7 @@ from equalize.commands.labels import check_split
 from equalize.commands.overlays import colors_of_masks
 from equalize.commands.report.training import draw_panels
 from equalize.data.dataset import open_data
+from equalize.data.label_check import LabelSettings
 from equalize.demo import DATA, MODEL
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     checkpoint = equalize.load(MODEL)
     names = checkpoint.classes
     assert names is not None
-    split = check_split(open_data(DATA, labels=True), len(names), names)
+    split = check_split(open_data(DATA, labels=True), len(names), names, LabelSettings())
     pairs = spread(split.dataset.with_masks())
     panels = [panel_of(checkpoint, split, *pair, EvalConfig(), torch.device("cpu")) for pair in pairs]
     out.write_bytes(draw_panels(panels, colors_of_masks(len(names), split.rule, pairs[0][1]), names).light)

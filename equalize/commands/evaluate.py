@@ -16,6 +16,7 @@ from equalize.commands.labels import (
     LabeledSplit,
     check_split,
     count_classes,
+    label_settings,
     names_of,
     with_output,
 )
@@ -81,24 +82,14 @@ def evaluate(
     precision_of(config.precision, device)
     dataset = open_data(data, split=config.split, labels=True)
     checkpoint = name.load()
-    record = TrainingRecord.of(checkpoint, notify)
-    config = _as_trained(config, record, checkpoint, notify)
+    config = _as_trained(config, TrainingRecord.of(checkpoint, notify), checkpoint, notify)
     size = trial_size(checkpoint, config, dataset.images)
     checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
     checkpoint = with_output(checkpoint, dataset, size, device, notify)
     classes = count_classes(checkpoint, dataset, size, device)
     names = names_of(classes, dataset, checkpoint, config.class_names, config.colors)
-    labeled = check_split(
-        *(dataset, classes, names),
-        ignore_index=config.ignore_index,
-        reduce_labels=config.reduce_labels,
-        reduced_before=record.reduced_before(checkpoint),
-        colors=config.colors,
-        drawn_on=config.masks_drawn_on,
-        channels=checkpoint.preprocess.bands,
-        notify=notify,
-        warn=warn,
-    )
+    known, bands = label_settings(config, dataset, checkpoint), checkpoint.preprocess.bands
+    labeled = check_split(dataset, classes, names, known, channels=bands, notify=notify, warn=warn)
     Forward(checkpoint=checkpoint, config=config, device=device).tell_windows(dataset.images, notify)
     with eval_mode(checkpoint.model):
         return score_split(checkpoint, labeled, config, device, progress=progress)

@@ -15,9 +15,8 @@ from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images, round_up
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.input_check import check_input
+from equalize.commands.labels import label_settings
 from equalize.commands.network_input import axes_of, fit_input
-from equalize.commands.training_record import TrainingRecord
-from equalize.data.colors import colors_of
 from equalize.data.dataset import DataSet, open_data, sample
 from equalize.data.images import Item
 from equalize.data.label_check import stored_rule
@@ -142,15 +141,7 @@ def _rule_of(dataset: DataSet, checkpoint: Checkpoint, config: CalibrationConfig
     """How the masks are stored, None if there are none to be read; and a line about it."""
     if not dataset.pairs:
         return None, _NO_LABELS
-    rule, found = stored_rule(
-        dataset,
-        ignore_index=config.ignore_index,
-        reduce_labels=config.reduce_labels,
-        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
-        colors=colors_of(dataset, config.colors),
-        drawn_on=config.masks_drawn_on,
-        channels=checkpoint.preprocess.bands,
-    )
+    rule, found = stored_rule(dataset, label_settings(config, dataset, checkpoint), checkpoint.preprocess.bands)
     return rule, f"masks: {found}" if rule else f"masks: {found}, as if there were {_NO_LABELS}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,15 +12,21 @@ from torch import Tensor
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import pad_images
 from equalize.commands.network_input import size_error
+from equalize.commands.training_record import TrainingRecord
 from equalize.data.bands import read_picture
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.colors import colors_of
 from equalize.data.dataset import DataSet
-from equalize.data.label_check import ReduceLabels, preflight
-from equalize.data.masks import DrawnOn, LabelRule
+from equalize.data.label_check import LabelSettings, preflight
+from equalize.data.masks import LabelRule
 from equalize.errors import DataError
 from equalize.eval_mode import eval_mode, refusing
 from equalize.messages import Notify, ignore
+
+if TYPE_CHECKING:
+    from equalize.commands.calibration_config import CalibrationConfig
+    from equalize.commands.evaluate import EvalConfig
+    from equalize.commands.finetune.config import TrainConfig
 
 Size = tuple[int, int] | None
 T = TypeVar("T")
@@ -89,17 +95,25 @@ def _on_first_image(
         return run(image_NCHW)
 
 
+def label_settings(
+    config: "CalibrationConfig | EvalConfig | TrainConfig", dataset: DataSet, checkpoint: Checkpoint
+) -> LabelSettings:
+    """What a command's settings and a checkpoint say of masks."""
+    return LabelSettings(
+        ignore_index=config.ignore_index,
+        reduce_labels=config.reduce_labels,
+        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
+        colors=colors_of(dataset, config.colors),
+        drawn_on=config.masks_drawn_on,
+    )
+
+
 def check_split(
     dataset: DataSet,
     num_classes: int,
     names: tuple[str, ...] | None,
+    known: LabelSettings | LabelRule,
     *,
-    ignore_index: int | None = None,
-    reduce_labels: ReduceLabels = "auto",
-    reduced_before: bool | None = None,
-    colors: str | Path | None = None,
-    drawn_on: DrawnOn = "auto",
-    rule: LabelRule | None = None,
     channels: int = 3,
     notify: Notify = ignore,
     warn: Notify = ignore,
@@ -109,25 +123,13 @@ def check_split(
     Args:
         dataset: opened with labels.
         num_classes, names: of the network.
-        ignore_index, reduce_labels, reduced_before, drawn_on, rule: see `preflight`.
-        colors: a file with the colors of classes, or ``none``; by default one that the data set brings along.
+        known, channels: see `preflight`.
         notify: gets a line. warn: one where labels are of far fewer classes.
 
     Raises:
         DataError: a pair could not be trained on or scored.
     """
-    rule, found = preflight(
-        dataset,
-        num_classes,
-        ignore_index=ignore_index,
-        reduce_labels=reduce_labels,
-        reduced_before=reduced_before,
-        colors=colors_of(dataset, colors),
-        drawn_on=drawn_on,
-        rule=rule,
-        channels=channels,
-        warn=warn,
-    )
+    rule, found = preflight(dataset, num_classes, known, channels=channels, warn=warn)
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
 

@@ -73,10 +73,6 @@ class ColorMap:
         last = self.classes[voids[0]]
         return replace(self, void=self.colors[voids[0]], classes=tuple(k - (k > last) for k in self.classes))
 
-    def without_void(self) -> Self:
-        """The same for a network that has no class for the one color called `void` or so."""
-        return self.for_classes(len(self.colors) - 1)
-
     def reads(self, bands: Sequence[str]) -> bool:
         """Whether a mask of these bands shows colors, not classes."""
         return len(bands) > 2 or bands[0] == "P" or self.is_gray

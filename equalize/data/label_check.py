@@ -2,8 +2,8 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,23 +37,44 @@ _FEW_MASKS, _PAIRS = 8, 64  # that are looked at
 _VOID = 255
 
 
-def stored_rule(
-    dataset: DataSet,
-    *,
-    ignore_index: int | None = None,
-    reduce_labels: ReduceLabels = "auto",
-    reduced_before: bool | None = None,
-    colors: ColorMap | None = None,
-    drawn_on: DrawnOn = "auto",
-    channels: int = 3,
-) -> tuple[LabelRule | None, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSettings:
+    """What the user and the checkpoint say of how masks are stored.
+
+    Attributes:
+        ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
+        reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
+            says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
+        reduced_before: whether labels were reduced when the network was trained; None if unknown.
+        colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
+    """
+
+    ignore_index: int | None = None
+    reduce_labels: ReduceLabels = "auto"
+    reduced_before: bool | None = None
+    colors: ColorMap | None = None
+    drawn_on: DrawnOn = "auto"
+
+    def rule(self, dataset: DataSet, num_classes: int | None) -> LabelRule:
+        """The rule as far as no mask was read. For any number of classes a color called void or so is none of them."""
+        colors = self.colors
+        if colors is not None:
+            colors = colors.for_classes(len(colors.colors) - 1 if num_classes is None else num_classes)
+        return LabelRule(
+            ignore_index=_VOID if self.ignore_index is None else self.ignore_index,
+            has_void=dataset.layout in ("voc", "cityscapes"),
+            colors=colors,
+            drawn_on=self.drawn_on,
+        )
+
+
+def stored_rule(dataset: DataSet, said: LabelSettings, channels: int = 3) -> tuple[LabelRule | None, str]:
     """How masks are stored as far as a few tell, for any number of classes, and a line about it; see `preflight`.
 
-    The rule is None where most of them cannot be read. A color called void or so is none of the classes.
+    The rule is None where most of them cannot be read.
     """
-    rule = _given_rule(dataset, ignore_index, colors and colors.without_void(), drawn_on)
     pairs = sample(dataset.with_masks(), _FEW_MASKS, 0)
-    rule, turned = _settle_drawn_on(rule, pairs)
+    rule, turned = _settle_drawn_on(said.rule(dataset, None), pairs)
     stored: set[int] = set()
     failures: list[DataError] = []
     for image, mask in pairs:
@@ -64,43 +85,19 @@ def stored_rule(
     bad = f"; {len(failures)} of {len(pairs)} masks looked at do not count ({failures[0]})" if failures else ""
     if 2 * len(failures) > len(pairs):
         return None, bad.removeprefix("; ")
-    rule, reason = _decide(rule, stored, None, dataset, _Said(ignore_index, reduce_labels, reduced_before))
+    rule, reason = _decide(rule, stored, None, dataset, said)
     return rule, f"{reason}{turned}{bad}"
 
 
-def _given_rule(dataset: DataSet, ignore_index: int | None, colors: ColorMap | None, drawn_on: DrawnOn) -> LabelRule:
-    return LabelRule(
-        ignore_index=_VOID if ignore_index is None else ignore_index,
-        has_void=dataset.layout in ("voc", "cityscapes"),
-        colors=colors,
-        drawn_on=drawn_on,
-    )
-
-
 def preflight(
-    dataset: DataSet,
-    num_classes: int,
-    *,
-    ignore_index: int | None = None,
-    reduce_labels: ReduceLabels = "auto",
-    reduced_before: bool | None = None,
-    colors: ColorMap | None = None,
-    drawn_on: DrawnOn = "auto",
-    rule: LabelRule | None = None,
-    channels: int = 3,
-    warn: Notify = ignore,
+    dataset: DataSet, num_classes: int, known: LabelSettings | LabelRule, *, channels: int = 3, warn: Notify = ignore
 ) -> tuple[LabelRule, str]:
     """Read a sample of pairs and check what training and scoring assume.
 
     Args:
         dataset: opened with labels.
         num_classes: of the network.
-        ignore_index: the label that is neither trained on nor scored; None for 255, unless that is class 1 of two.
-        reduce_labels: whether 0 means ignored and class c is stored as c + 1; ``auto`` follows `reduced_before`, then
-            says yes for ADE20K with its 150 classes, and where labels are 1 .. num_classes.
-        reduced_before: whether labels were reduced when the network was trained; None if unknown.
-        colors, drawn_on: see `LabelRule`; ``auto`` goes by the sides of all pairs that are read.
-        rule: of another split, to be followed instead of all of the above.
+        known: what is said of the masks; or the rule of another split, to be followed.
         channels: that pictures are read with.
         warn: gets a line where at most half of the network's classes can be meant.
 
@@ -108,17 +105,13 @@ def preflight(
         How stored values become classes, for `read_mask`; and what was found, one line for people.
     """
     require_masks(dataset)
-    followed = rule
-    if rule is None:
-        rule = _given_rule(dataset, ignore_index, colors and colors.for_classes(num_classes), drawn_on)
     pairs = sample(dataset.with_masks(), _PAIRS, 0)
-    rule, turned = _settle_drawn_on(rule, pairs)
+    given = known if isinstance(known, LabelRule) else known.rule(dataset, num_classes)
+    rule, turned = _settle_drawn_on(given, pairs)
     stored = {mask: _read_pair(image, mask, rule, channels) for image, mask in pairs}
     reason = "labels as in the split that is trained on"
-    if followed is None:
-        every = set().union(*stored.values())
-        said = _Said(ignore_index, reduce_labels, reduced_before)
-        rule, reason = _decide(rule, every, num_classes, dataset, said)
+    if isinstance(known, LabelSettings):
+        rule, reason = _decide(rule, set().union(*stored.values()), num_classes, dataset, known)
     seen = _seen_classes(stored, rule, num_classes)
     if not seen:
         what = f"has no label that counts, every pixel of {len(stored)} masks is ignored"
@@ -170,16 +163,8 @@ def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int
     return set(np.unique(mask_HW.numpy()).tolist())
 
 
-class _Said(NamedTuple):
-    """What the user says, and the checkpoint; see `preflight`."""
-
-    ignore_index: int | None
-    reduce_labels: ReduceLabels
-    reduced_before: bool | None
-
-
 def _decide(
-    raw: LabelRule, stored: set[int], num_classes: int | None, dataset: DataSet, said: _Said
+    raw: LabelRule, stored: set[int], num_classes: int | None, dataset: DataSet, said: LabelSettings
 ) -> tuple[LabelRule, str]:
     """How the stored values that were seen become classes, and why; `num_classes` is None where any number may be."""
     void = raw.colors and raw.colors.void_name
@@ -201,7 +186,7 @@ def _decide(
 
 
 def _reduces(
-    raw: LabelRule, labels: set[int], num_classes: int | None, dataset: DataSet, said: _Said, *, has_void: bool
+    raw: LabelRule, labels: set[int], num_classes: int | None, dataset: DataSet, said: LabelSettings, *, has_void: bool
 ) -> tuple[bool, str]:
     """Whether 0 means ignored and class c is stored as c + 1, and why."""
     if said.reduce_labels != "auto":

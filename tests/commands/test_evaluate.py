@@ -14,6 +14,7 @@ from equalize.commands.forward import Forward
 from equalize.commands.labels import check_split
 from equalize.commands.windows import Windows, upsampled
 from equalize.data.dataset import open_data
+from equalize.data.label_check import LabelSettings
 from equalize.distributed import is_main, leave
 from equalize.errors import DataError, NumericsError
 from equalize.metrics import score_of
@@ -85,7 +86,7 @@ def test_size_of_the_user_wins_over_the_checkpoints(segformer_dir, scenes):
 
 def test_each_image_is_counted_once_and_adds_up(segformer_dir, scenes):
     checkpoint = ModelName(source=str(segformer_dir)).load()
-    labeled = check_split(open_data(scenes, split="val", labels=True), 5, None)
+    labeled = check_split(open_data(scenes, split="val", labels=True), 5, None, LabelSettings())
     config, cpu = EvalConfig(batch_size=3), torch.device("cpu")
     with torch.no_grad():
         each = list(count_images(checkpoint, labeled, config, cpu))

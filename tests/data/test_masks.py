@@ -11,7 +11,7 @@ from PIL import Image
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.colors import colors_of, read_colors
 from equalize.data.dataset import open_data
-from equalize.data.label_check import preflight, stored_rule
+from equalize.data.label_check import LabelSettings, preflight, stored_rule
 from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import DataError, InputError
 
@@ -162,8 +162,8 @@ def test_a_color_called_void_is_no_class_unless_it_is_asked_for(tmp_path: Path) 
     assert (class_names(data), class_names(data, 3)) == (("road", "car"), ("road", "Void", "car"))
     assert class_names(data, colors="none") is None
     for rule, line in (
-        stored_rule(data, colors=colors_of(data, None)),
-        preflight(data, 2, colors=colors_of(data, None)),
+        stored_rule(data, LabelSettings(colors=colors_of(data, None))),
+        preflight(data, 2, LabelSettings(colors=colors_of(data, None))),
     ):
         assert "the color of Void is ignored" in line
         assert read_mask(data.with_masks()[0][1], rule).tolist() == [[0, 255, 0]]
@@ -200,7 +200,7 @@ def test_resampled_masks_get_a_hint(tmp_path: Path) -> None:
     smooth = np.asarray(Image.fromarray(labels).resize((97, 97), Image.Resampling.BILINEAR))
     data = open_data(plant_pairs(tmp_path / "gray", [smooth.tolist()]))
     with pytest.raises(DataError, match=r"0\.png: has label .*; it looks resized with interpolation, .* nearest"):
-        preflight(data, 2)
+        preflight(data, 2, LabelSettings())
     (tmp_path / "labelmap.txt").write_text("void:0,0,0::\nroad:127,0,0::\n")
     colored = np.stack([smooth // 2, 0 * smooth, 0 * smooth], axis=-1)
     with pytest.raises(DataError, match=r"does not name .*; it looks resized with interpolation: resize with nearest"):
@@ -241,32 +241,32 @@ def test_check_labels_names_the_stored_value() -> None:
 
 def test_preflight_of_good_pairs(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path, [[[0, 1], [255, 2]], [[1, 1], [255, 255]], [[255, 255]]]), labels=True)
-    rule, found = preflight(data, 3)
+    rule, found = preflight(data, 3, LabelSettings())
     assert rule == LabelRule()
     assert found == "3 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
 
 
 def test_preflight_reduces_where_labels_start_at_one(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path, [[[1, 2, 255]], [[2, 3, 1]]]))
-    rule, found = preflight(data, 3)
+    rule, found = preflight(data, 3, LabelSettings())
     assert rule.reduce
     assert found == "2 pairs checked, 3 classes seen, 0 ignored, the rest moved down by one (labels are 1 to 3)"
     with pytest.raises(DataError, match="has label 3, expected 0 to 2"):
-        preflight(data, 3, reduce_labels="no")
+        preflight(data, 3, LabelSettings(reduce_labels="no"))
     with pytest.raises(InputError, match="would be class 2 once labels are reduced"):
-        preflight(data, 3, reduce_labels="yes", ignore_index=2)
+        preflight(data, 3, LabelSettings(reduce_labels="yes", ignore_index=2))
 
 
 def test_preflight_leaves_one_label_too_many_to_the_user(tmp_path: Path) -> None:
     """0 .. K for K classes: it cannot be known whether 0 (ADE20K) or K (CamVid) is the unlabeled one."""
     data = open_data(plant_pairs(tmp_path, [[[0, 1]], [[2, 3]]]))
     with pytest.raises(DataError, match=r"1\.png: has label 3, expected 0 to 2 .*--ignore-index and --reduce-labels"):
-        preflight(data, 3)
-    assert preflight(data, 3, ignore_index=3) == (
+        preflight(data, 3, LabelSettings())
+    assert preflight(data, 3, LabelSettings(ignore_index=3)) == (
         LabelRule(ignore_index=3),
         "2 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)",
     )
-    assert preflight(data, 3, reduce_labels="yes")[0].reduce
+    assert preflight(data, 3, LabelSettings(reduce_labels="yes"))[0].reduce
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535)])
@@ -275,39 +275,41 @@ def test_preflight_takes_0_and_255_alone_for_two_classes(tmp_path: Path, dtype: 
     save(mask, tmp_path / "masks/0.png")
     save(np.zeros((2, 2, 3), np.uint8), tmp_path / "images/0.jpg")
     data = open_data(tmp_path)
-    rule, found = preflight(data, 2)
+    rule, found = preflight(data, 2, LabelSettings())
     why = f"labels are 0 and {most} alone; --ignore-index {most} leaves it out"
     assert found == f"1 pairs checked, 2 classes seen, {most} is class 1 ({why})"
     assert read_mask(tmp_path / "masks/0.png", rule).tolist() == [[0, 1], [1, 1]]
-    assert preflight(data, 2, ignore_index=most)[0] == LabelRule(ignore_index=most)
+    assert preflight(data, 2, LabelSettings(ignore_index=most))[0] == LabelRule(ignore_index=most)
     with pytest.raises(DataError, match=f"has label 1 where others have 0 and {most} alone; set --ignore-index {most}"):
         read_mask(save(mask.clip(0, 1), tmp_path / "other.png"), rule)
-    assert preflight(data, 2, rule=rule)[0] is rule
+    assert preflight(data, 2, rule)[0] is rule
 
 
 def test_preflight_of_0_and_255_alone_for_more_classes_says_that_255_is_ignored(tmp_path: Path) -> None:
-    found = preflight(open_data(plant_pairs(tmp_path, [[[0, 255]]])), 3)[1]
+    found = preflight(open_data(plant_pairs(tmp_path, [[[0, 255]]])), 3, LabelSettings())[1]
     assert found.endswith("(labels are 0 to 0; 255 is ignored: if it is a class, the network has to have two)")
-    rule, found = preflight(open_data(plant_pairs(tmp_path, [[[0, 255, 1]]])), 2)
+    rule, found = preflight(open_data(plant_pairs(tmp_path, [[[0, 255, 1]]])), 2, LabelSettings())
     assert (rule, "255" in found) == (LabelRule(), False)
 
 
 def test_preflight_follows_the_checkpoint_and_says_what_contradicts(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path, [[[0, 1, 2, 3]]]))
-    rule, found = preflight(data, 3, reduced_before=True)
+    rule, found = preflight(data, 3, LabelSettings(reduced_before=True))
     assert rule.reduce
     assert found.endswith("(as the checkpoint was trained; labels are 0 to 3)")
     with pytest.raises(DataError, match=r"has labels 0 to 3, while the checkpoint .* as stored; set --reduce-labels"):
-        preflight(data, 3, reduced_before=False)
-    assert not preflight(data, 4, reduced_before=False)[0].reduce
-    assert not preflight(data, 4, reduced_before=True, reduce_labels="no")[0].reduce
-    rule, found = preflight(open_data(plant_pairs(tmp_path / "before", [[[0, 1, 255]]])), 3, reduced_before=True)
+        preflight(data, 3, LabelSettings(reduced_before=False))
+    assert not preflight(data, 4, LabelSettings(reduced_before=False))[0].reduce
+    assert not preflight(data, 4, LabelSettings(reduced_before=True, reduce_labels="no"))[0].reduce
+    rule, found = preflight(
+        open_data(plant_pairs(tmp_path / "before", [[[0, 1, 255]]])), 3, LabelSettings(reduced_before=True)
+    )
     assert rule.reduce
     assert "and 255, as if reduced before: then set --reduce-labels no" in found
 
 
 def test_preflight_says_that_an_ignored_class_is_left_out(tmp_path: Path) -> None:
-    rule, found = preflight(open_data(plant_pairs(tmp_path, [[[0, 1, 2]]])), 3, ignore_index=0)
+    rule, found = preflight(open_data(plant_pairs(tmp_path, [[[0, 1, 2]]])), 3, LabelSettings(ignore_index=0))
     assert rule == LabelRule(ignore_index=0)
     assert found.endswith("; class 0 is ignored: neither scored nor part of the means")
 
@@ -315,18 +317,18 @@ def test_preflight_says_that_an_ignored_class_is_left_out(tmp_path: Path) -> Non
 def test_preflight_knows_ade20k(tmp_path: Path) -> None:
     save(np.array([[0, 5]], np.uint8), tmp_path / "annotations/training/a.png")
     save(np.zeros((1, 2, 3), np.uint8), tmp_path / "images/training/a.jpg")
-    rule, found = preflight(open_data(tmp_path, labels=True), 150)
+    rule, found = preflight(open_data(tmp_path, labels=True), 150, LabelSettings())
     assert rule.reduce
     assert found.endswith("1 classes seen, 0 ignored, the rest moved down by one (ADE20K stores class c as c + 1)")
-    assert not preflight(open_data(tmp_path), 151)[0].reduce
-    assert not stored_rule(open_data(tmp_path))[0].reduce  # other data lies so, too
+    assert not preflight(open_data(tmp_path), 151, LabelSettings())[0].reduce
+    assert not stored_rule(open_data(tmp_path), LabelSettings())[0].reduce  # other data lies so, too
     (tmp_path / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
-    assert stored_rule(open_data(tmp_path))[0].reduce
+    assert stored_rule(open_data(tmp_path), LabelSettings())[0].reduce
     (tmp_path / "objectInfo150.txt").unlink()
     save(np.array([[0, 149]], np.uint8), tmp_path / "annotations/training/a.png")
-    assert stored_rule(open_data(tmp_path))[0].reduce
+    assert stored_rule(open_data(tmp_path), LabelSettings())[0].reduce
     save(np.array([[255, 5]], np.uint8), tmp_path / "annotations/training/a.png")  # reduced by somebody before
-    assert not preflight(open_data(tmp_path), 150)[0].reduce
+    assert not preflight(open_data(tmp_path), 150, LabelSettings())[0].reduce
 
 
 def test_preflight_ignores_the_borders_of_voc(tmp_path: Path) -> None:
@@ -334,7 +336,7 @@ def test_preflight_ignores_the_borders_of_voc(tmp_path: Path) -> None:
     save(np.zeros((1, 3, 3), np.uint8), tmp_path / "JPEGImages/a.jpg")
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("a\n")
-    rule, found = preflight(open_data(tmp_path, labels=True), 21, ignore_index=0)
+    rule, found = preflight(open_data(tmp_path, labels=True), 21, LabelSettings(ignore_index=0))
     assert rule == LabelRule(ignore_index=0, has_void=True)
     assert "1 classes seen, labels as stored (labels are 20 to 20)" in found
 
@@ -343,20 +345,20 @@ def test_preflight_refuses_bad_pairs(tmp_path: Path) -> None:
     data = open_data(plant_pairs(tmp_path / "size", [[[0, 1]]]))
     save(np.zeros((4, 6), np.uint8), tmp_path / "size/masks/0.png")
     with pytest.raises(DataError, match=r"masks/0\.png: has another size than its image .* got 4x6, expected 1x2"):
-        preflight(data, 2)
+        preflight(data, 2, LabelSettings())
     data = open_data(plant_pairs(tmp_path / "void", [[[255]], [[255, 255]]]))
     with pytest.raises(DataError, match=r"void: has no label that counts, every pixel of 2 masks is ignored"):
-        preflight(data, 2)
+        preflight(data, 2, LabelSettings())
     data = open_data(plant_pairs(tmp_path / "missing", [[[0, 1]], [[1, 0]]]))
     (tmp_path / "missing/masks/1.png").unlink()
     with pytest.raises(DataError, match=r"1\.jpg: has no mask; 1 of 2"):
-        preflight(open_data(tmp_path / "missing"), 2)
+        preflight(open_data(tmp_path / "missing"), 2, LabelSettings())
     with pytest.raises(DataError, match=r"1\.png: cannot be read"):
-        preflight(data, 2)
+        preflight(data, 2, LabelSettings())
     save(np.zeros((1, 2), np.uint8), tmp_path / "jpeg/masks/0.jpg")
     save(np.zeros((1, 2, 3), np.uint8), tmp_path / "jpeg/images/0.jpg")
     with pytest.raises(DataError, match="is a JPEG"):
-        preflight(open_data(tmp_path / "jpeg"), 2)
+        preflight(open_data(tmp_path / "jpeg"), 2, LabelSettings())
 
 
 def plant_turned(root: Path, orientation: int, *, size: tuple[int, int], drawn_on: str) -> np.ndarray:
@@ -383,8 +385,8 @@ def test_masks_are_turned_as_their_images(tmp_path: Path, orientation: int, draw
         with pytest.raises(
             DataError, match=rf"a\.png: has no EXIF .* a\.jpg has {orientation}: .*--masks-drawn-on upright"
         ):
-            preflight(data, 7)
-    rule, found = preflight(data, 7, drawn_on="auto" if orientation > 4 else drawn_on)
+            preflight(data, 7, LabelSettings())
+    rule, found = preflight(data, 7, LabelSettings(drawn_on="auto" if orientation > 4 else drawn_on))
     assert rule.drawn_on == drawn_on
     which = {"upright": "drawn on the upright image", "stored": "turned as their images are"}[drawn_on]
     assert found.endswith(f"; 1 masks lack the EXIF orientation of their images and are taken as {which}")
@@ -397,7 +399,7 @@ def test_the_orientation_of_a_mask_itself_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 3
     Image.open(tmp_path / "masks/a.png").save(tmp_path / "masks/a.png", exif=exif)
     data = open_data(tmp_path, labels=True)
-    rule, found = preflight(data, 7)
+    rule, found = preflight(data, 7, LabelSettings())
     assert "EXIF" not in found
     assert read_mask(data.with_masks()[0][1], rule, data.with_masks()[0][0]).tolist() == upright.tolist()
 

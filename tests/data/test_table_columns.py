@@ -19,7 +19,7 @@ from pyarrow import parquet
 from equalize.data.classes import class_names
 from equalize.data.dataset import DataSet, open_data, sample
 from equalize.data.images import read_image
-from equalize.data.label_check import preflight
+from equalize.data.label_check import LabelSettings, preflight
 from equalize.data.loader import Batches
 from equalize.data.masks import LabelRule, read_mask
 from equalize.errors import DataError, ResourceError
@@ -334,14 +334,17 @@ def test_damaged_cells_are_named(tmp_path: Path) -> None:
 def test_preflight_reads_cells(tmp_path: Path) -> None:
     table(6).to_parquet(tmp_path / "a.parquet")
     data = open_data(tmp_path / "a.parquet", labels=True)
-    assert preflight(data, 3)[1] == "6 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
+    assert (
+        preflight(data, 3, LabelSettings())[1]
+        == "6 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
+    )
     with pytest.raises(DataError, match=r"a\.parquet\[2\]\.label: has label 2, expected 0 to 1"):
-        preflight(data, 2)
+        preflight(data, 2, LabelSettings())
     listed = rows(1)
     listed[0]["label"] = stored(encoded(np.zeros((3, 3), np.uint8)))
     Dataset.from_list(listed, features=PICTURES).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"another size than its image \[0\]\.image .* got 3x3, expected 4x6"):
-        preflight(open_data(tmp_path / "b.parquet"), 3)
+        preflight(open_data(tmp_path / "b.parquet"), 3, LabelSettings())
 
 
 def test_what_is_no_table(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ class Runs:
             return {}
         assert task.val is not None
         bands = task.checkpoint.preprocess.bands
-        labeled = check_split(self.setup.test, task.val.num_classes, task.val.names, rule=task.val.rule, channels=bands)
+        labeled = check_split(self.setup.test, task.val.num_classes, task.val.names, task.val.rule, channels=bands)
         return {"test": _score(task, labeled, self._counts(run, "test"))}
 
     def _demand_same_start(self, run: Run, start: str) -> None:

@@ -17,11 +17,11 @@ from equalize.commands.labels import (
     check_split,
     count_classes,
     first_image,
+    label_settings,
     names_of,
     with_output,
 )
 from equalize.commands.scan import select_sites
-from equalize.commands.training_record import TrainingRecord
 from equalize.data.augment import Augment
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.dataset import DataSet, open_data
@@ -82,35 +82,20 @@ def open_task(
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config.class_names, config.colors)
-    check = _check(checkpoint, config, classes, names)
+    check = partial(check_split, num_classes=classes, names=names, channels=checkpoint.preprocess.bands)
     asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
     few = ignore if asked_for else warn
-    labeled = check(train, notify=lambda line: notify(f"train: {line}"), warn=few)
+    known = label_settings(config, train, checkpoint)
+    labeled = check(train, known=known, notify=lambda line: notify(f"train: {line}"), warn=few)
     return Task(
         name=replace(name, output=checkpoint.output),
         checkpoint=checkpoint.with_names(names) if names else checkpoint,
         train=labeled,
-        val=None if val is None else check(val, rule=labeled.rule, notify=lambda line: notify(f"val: {line}")),
+        val=None if val is None else check(val, known=labeled.rule, notify=lambda line: notify(f"val: {line}")),
         config=config,
         trained=trained,
         device=device,
         fusion=_fusion_weights(checkpoint, config) if config.fusion_lr_mult != 1 else (),
-    )
-
-
-def _check(
-    checkpoint: Checkpoint, config: TrainConfig, classes: int, names: tuple[str, ...] | None
-) -> "partial[LabeledSplit]":
-    return partial(
-        check_split,
-        num_classes=classes,
-        names=names,
-        ignore_index=config.ignore_index,
-        reduce_labels=config.reduce_labels,
-        reduced_before=TrainingRecord.of(checkpoint, ignore).reduced_before(checkpoint),
-        colors=config.colors,
-        drawn_on=config.masks_drawn_on,
-        channels=checkpoint.preprocess.bands,
     )
 
 

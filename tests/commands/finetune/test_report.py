@@ -18,6 +18,7 @@ from equalize.commands.labels import check_split
 from equalize.commands.overlays import colors_of_masks
 from equalize.data.colors import read_colors
 from equalize.data.dataset import open_data
+from equalize.data.label_check import LabelSettings
 from tests.support.browser import check_page
 from tests.support.training import QUICK, metrics
 
@@ -118,7 +119,7 @@ def test_a_large_image_is_shown_reduced_and_scored_whole(trained, calm, tmp_path
         (tmp_path / kind).mkdir()
         Image.fromarray(pixels).save(tmp_path / kind / "a.png")
     checkpoint = equalize.load(out, arch=calm.arch)
-    split = check_split(open_data(tmp_path, labels=True), 5, None)
+    split = check_split(open_data(tmp_path, labels=True), 5, None, LabelSettings())
     ((image, mask),) = split.dataset.with_masks()
     panel = panel_of(checkpoint, split, image, mask, QUICK.scoring(), torch.device("cpu"))
     assert panel.picture_HW3.shape == (19, 480, 3)
@@ -131,7 +132,7 @@ def test_a_large_image_is_shown_reduced_and_scored_whole(trained, calm, tmp_path
 
 
 def test_classes_have_the_colors_of_the_masks(five_classes, tmp_path):
-    split = check_split(open_data(five_classes, labels=True), 5, None)
+    split = check_split(open_data(five_classes, labels=True), 5, None, LabelSettings())
     gray = colors_of_masks(5, split.rule, split.dataset.masks[0])
     assert len(np.unique(gray, axis=0)) == 5
     mask = Image.fromarray(np.zeros((4, 4), np.uint8), "P")
