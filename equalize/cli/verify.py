@@ -42,18 +42,17 @@ def verify(
         from equalize.cli.reports.trained import trained_report
         from equalize.commands.calibration_config import CalibrationConfig
         from equalize.commands.verify import read_plan, verify_checkpoint
-        from equalize.commands.verify_trained import verify_trained, was_trained
+        from equalize.commands.verify_trained import verify_trained
 
-        if was_trained(plan := read_plan(out)):
-            trained = verify_trained(out, arch.name(against, preprocess=preprocess.override()), plan)
+        name = arch.name(against, preprocess=preprocess.override())
+        if "finetuned" in (plan := read_plan(out)).facts:
+            trained = verify_trained(out, name, plan)
             terminal.result(
                 verification_json(out, against, plan, trained=trained), trained_report(out, against, plan, trained)
             )
             return
         config = CalibrationConfig(samples=2, size=size, split=split, batch_size=2)
-        plan, check = verify_checkpoint(
-            out, arch.name(against, preprocess=preprocess.override()), data, config, notify=terminal.note
-        )
+        plan, check = verify_checkpoint(out, name, data, config, notify=terminal.note)
         compared_on = f"images of {data}" if data else "random inputs"
         report = verification_report(out, against, plan, check, compared_on)
         terminal.result(verification_json(out, against, plan, check), report)

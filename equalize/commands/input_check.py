@@ -19,18 +19,13 @@ class InputCheck:
     checkpoint: Checkpoint
     found: VarianceCheck
 
-    @property
-    def is_wrong(self) -> bool:
-        """Whether the input is not the one that it was trained on."""
-        return self.found.is_wrong
-
     def to_json(self) -> dict[str, Any] | None:
         """The check in a plan; None where no BatchNorm could tell."""
         return asdict(self.found) if self.found.norms else None
 
     def report(self, notify: Notify, warn: Notify) -> None:
         """A line about the input: a note, or a warning that it is wrong."""
-        if self.is_wrong:
+        if self.found.is_wrong:
             warn(f"{self.checkpoint.source}: {self._what()}; say how it was trained: {_FLAGS}")
         elif not self.found.norms:
             notify("input: not checked, for no BatchNorm remembers the values of its training")
@@ -39,7 +34,7 @@ class InputCheck:
 
     def demand_right(self) -> None:
         """Refuses an input that is not the one that the network was trained on, by an InputError."""
-        if self.is_wrong:
+        if self.found.is_wrong:
             remedy = f"say how it was trained, {_FLAGS}, or go on with --force-preprocessing"
             raise InputError(self.checkpoint.source, self._what(), remedy=remedy)
 

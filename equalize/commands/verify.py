@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def verify_checkpoint(
     else:
         _, images = open_images(data, original, config or CalibrationConfig(), notify=notify)
         inputs = [images.few(CHECKED_IMAGES)]
-    return as_stored(plan, original), _prove(original, Path(out), name, plan, inputs)
+    plan = as_stored(plan, original)
+    return plan, _prove(original, Path(out), name, plan, inputs)
 
 
 def save_proven(
@@ -80,11 +82,9 @@ def save_proven(
 
 
 def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, inputs: Sequence[Tensor]) -> Check:
-    plan = as_stored(plan, original)
     on_disk = original.disk_keys()
-    initialized = {
-        on_disk.get(key, key) for key in original.newly_initialized
-    }  # a classifier of other classes has another shape
+    # a classifier of other classes has another shape
+    initialized = {on_disk.get(key, key) for key in original.newly_initialized}
     stored = {key: tensor for key, tensor in original.stored.keys.weights.tensors.items() if key not in initialized}
     after = state_on_disk(directory)
     check_tensors(stored, after, {*initialized, *plan.changed_on_disk})
@@ -93,14 +93,8 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
     dtypes = {torch.float32, *(tensor.dtype for tensor in after.values() if tensor.is_floating_point())}
     stored_as = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     written = reload(directory, name.arch, name.arch_args).eval()
-    check = check_function(
-        original.model,
-        written,
-        plan,
-        inputs,
-        lambda output: original.scores(output, inputs[0]),
-        stored=stored_as,
-    )
+    score = partial(original.scores, inputs=inputs[0])
+    check = check_function(original.model, written, plan, inputs, score, stored=stored_as)
     check_planned(original.model, written, plan, stored=stored_as)
     return check
 

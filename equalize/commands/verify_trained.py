@@ -41,11 +41,6 @@ class TrainedCheck:
         return asdict(self) | {"new_classifier": list(self.new_classifier)}
 
 
-def was_trained(plan: Plan) -> bool:
-    """Whether `finetune` wrote the model that the plan lies beside."""
-    return "finetuned" in plan.facts
-
-
 def verify_trained(out: str | Path, name: ModelName, plan: Plan) -> TrainedCheck:
     """Compares a trained model with the one that was calibrated, or that the training started from.
 
