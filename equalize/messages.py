@@ -1,4 +1,4 @@
-"""What long work reports while it runs, and lists that are too long to print in full."""
+"""What long work reports while it runs; numbers and lists in sentences."""
 
 from collections.abc import Callable, Sequence
 
@@ -49,6 +49,11 @@ SILENT = TrainingMonitor()
 def one_line(error: BaseException) -> str:
     """The kind of an error of other code and what it says, on one line and not too long."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def first_of(names: Sequence[str], shown: int = 3) -> str:

@@ -1,10 +1,12 @@
-"""Tables on a terminal that is narrower than they are."""
+"""Tables on a terminal that is narrower than they are, and indented text."""
 
 from collections.abc import Collection
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 WIDEST = 10_000
 """Columns of a terminal on which everything fits."""
@@ -47,6 +49,12 @@ def _part(table: Table, columns: list[int]) -> Table:
     for cells in zip(*(column.cells for column in chosen), strict=True):
         part.add_row(*cells)
     return part
+
+
+def indented(content: ConsoleRenderable | str, columns: int = 2, style: str = "") -> ConsoleRenderable:
+    """Text, or anything else, that begins in a later column; its lines are no longer than it is."""
+    text = Text(content, style=style) if isinstance(content, str) else content
+    return Padding(text, (0, 0, 0, columns), expand=False)
 
 
 def report_table(*headings: str, left: Collection[str] = ()) -> Table:

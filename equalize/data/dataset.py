@@ -17,7 +17,7 @@ from equalize.data.layouts import Layout, Pairs, find_layout, split_of
 from equalize.data.naming import canonical_split
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
-from equalize.messages import first_of
+from equalize.messages import counted, first_of
 
 _Entry = TypeVar("_Entry")
 
@@ -98,9 +98,9 @@ class DataSet:
         facts = [f"{self.layout} layout"]
         if columns:
             facts.append(f"column{'s' * (len(columns) > 1)} {' and '.join(columns)}")
-        facts += [f"split {self.split}" if self.split else "no splits", _counted(len(self.images), "image")]
+        facts += [f"split {self.split}" if self.split else "no splits", counted(len(self.images), "image")]
         if self.masks:
-            facts.append(_counted(self.pairs, "pair"))
+            facts.append(counted(self.pairs, "pair"))
         if self.pairs and self.layout in ("images+masks", "camvid"):
             image, mask = (_under(self.root, each) for each in self.with_masks()[0])
             facts.append(f"such as {image} with {mask}")
@@ -195,17 +195,17 @@ def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs, unread: 
     for files, what in ((found.aside, "beside other pictures"), (unread, "of kinds that are not read")):
         if files:
             names = first_of([_under(root, each) for each in files])
-            yield f"{_counted(len(files), 'file')} {what} passed over ({names})"
+            yield f"{counted(len(files), 'file')} {what} passed over ({names})"
     alone = [_under(root, mask) for mask in found.alone if split is None or split_of(root, mask) in (None, split)]
     bare = [image.name for image, mask in pairs if mask is None]
     if alone:
-        yield f"{_counted(len(alone), 'mask')} without an image ({first_of(alone)})"
+        yield f"{counted(len(alone), 'mask')} without an image ({first_of(alone)})"
     if 0 < len(bare) < len(pairs):
-        yield f"{_counted(len(bare), 'image')} without a mask ({first_of(bare)})"
+        yield f"{counted(len(bare), 'image')} without a mask ({first_of(bare)})"
     if split is not None:
         left = [_under(root, image) for image, _ in found.pairs if split_of(root, image) is None]
         if left and layout.name != "voc":
-            yield f"{_counted(len(left), 'image')} in no split passed over ({first_of(left)})"
+            yield f"{counted(len(left), 'image')} in no split passed over ({first_of(left)})"
     if found.all_masks:
         yield "all lie in folders named as those of masks are"
 
@@ -236,9 +236,5 @@ def _no_images(root: Path, layout: Layout, split: str | None) -> DataError:
     place = f"split {split} of the {layout.name} layout" if split else f"{layout.name} layout"
     if layout.name == "table":
         return DataError(root, f"has no rows ({place})")
-    what = f"no images found in {_counted(sum(1 for _ in walk_files(root)), 'file')} ({place})"
+    what = f"no images found in {counted(sum(1 for _ in walk_files(root)), 'file')} ({place})"
     return DataError(root, what, expected=f"files named {' '.join(IMAGE_SUFFIXES)}")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

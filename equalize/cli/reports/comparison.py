@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import ConsoleRenderable
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.tables import report_table
+from equalize.cli.tables import indented, report_table
 from equalize.commands.compare.compare import Comparison
 from equalize.commands.compare.report import (
     CONFIRMED,
@@ -29,7 +28,7 @@ def comparison_report(found: Comparison) -> Iterator[ConsoleRenderable]:
     for verdict in found.verdicts:
         yield Text(f"\n{verdict.arm} against {verdict.baseline}", style="bold")
         for question, said in sentences(verdict):
-            yield Padding(Text(f"{question}: {said}"), (0, 0, 0, 2))
+            yield indented(f"{question}: {said}")
 
 
 def _as_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

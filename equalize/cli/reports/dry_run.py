@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import ConsoleRenderable
-from rich.padding import Padding
 from rich.text import Text
 
+from equalize.cli.tables import indented
 from equalize.commands.compare.dry_run import ComparisonForecast
 from equalize.commands.finetune.dry_run import TrainingForecast
 from equalize.commands.finetune.pace import TIMED, Pace
@@ -105,4 +105,4 @@ def _end(output: str) -> Iterator[ConsoleRenderable]:
 
 
 def _line(what: str, text: str) -> ConsoleRenderable:
-    return Padding(Text.assemble((f"{what}: ", "bold"), text), (0, 0, 0, 2), expand=False)
+    return indented(Text.assemble((f"{what}: ", "bold"), text))

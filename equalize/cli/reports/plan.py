@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import ConsoleRenderable
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.tables import report_table
+from equalize.cli.tables import indented, report_table
 from equalize.commands.report.words import (
     changes_of,
     effort_of,
@@ -26,7 +25,7 @@ from equalize.commands.report.words import (
 )
 from equalize.commands.scan import CheckpointScan
 from equalize.commands.verify_trained import TrainedCheck
-from equalize.messages import first_of
+from equalize.messages import counted, first_of
 from equalize.moments.measured import MeasuredSite
 from equalize.plan.plan import SCHEMA, Plan
 from equalize.sites.refusals import Refusal
@@ -57,10 +56,10 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
         yield _branch_table(site, columns)
         for branch in site.branches:
             if branch.fixed is not None:
-                yield _indented(f"{branch.start}..{branch.stop} keeps its scale under migrate: {branch.fixed}", 4)
+                yield indented(f"{branch.start}..{branch.stop} keeps its scale under migrate: {branch.fixed}", 4)
         if isinstance(site, MeasuredSite):
             yield _ratio(ratio_of([branch.std for branch in site.branches]))
-            yield _indented(f"{expectation(site.expect, site.delta)}", 4, "bold")
+            yield indented(expectation(site.expect, site.delta), 4, "bold")
         yield Text()
     yield Text(_count(found))
     if found.scan.sites and found.images is not None:
@@ -71,9 +70,7 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
     if found.missing:
         parts = first_of(list(dict.fromkeys(key.partition(".")[0] for key in found.missing)))
         yield Text(f"Missing in the checkpoint, as in an encoder alone: {parts} ({len(found.missing)} tensors).")
-        yield _indented(
-            "--init-missing --num-classes N draws it for N classes, and calibrate equalizes what was drawn."
-        )
+        yield indented("--init-missing --num-classes N draws it for N classes, and calibrate equalizes what was drawn.")
     yield from _refusals(found.scan.refusals, every=every)
 
 
@@ -83,11 +80,11 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     for site in plan.sites:
         before, after = [branch.std for branch in site.branches], sigmas_after(plan, site)
         yield from _site_header(site)
-        yield _indented(strategy_of(plan, site))
+        yield indented(strategy_of(plan, site))
         yield _branch_table(site, {**_sigmas(site), "after": [f"{sigma:.3g}" for sigma in after]})
         yield _ratio(f"{ratio_of(before)} before, {ratio_of(after)} after")
         if site.delta is not None:
-            yield _indented(expectation(site.expect, site.delta), 4)
+            yield indented(expectation(site.expect, site.delta), 4)
         yield Text()
     yield from _refusals(plan.refusals)
     if plan.sites and not plan.equalized:
@@ -133,16 +130,12 @@ def verification_report(
     yield from _proof(plan, check.to_json(), check.logit_range, compared_on)
 
 
-def _indented(text: str, columns: int = 2, style: str = "") -> ConsoleRenderable:
-    return Padding(Text(text, style=style), (0, 0, 0, columns), expand=False)
-
-
 def _site_header(site: Site) -> Iterator[ConsoleRenderable]:
     kernel = " " + "x".join(map(str, site.kernel)) if site.kernel else ""
     groups = f", {site.groups} groups" if site.groups > 1 else ""
     kind = "" if site.kind == "resampled" else ", no branch resampled"
     yield Text(site.layer, style="bold")
-    yield _indented(
+    yield indented(
         f"{site.op}{kernel}{groups} over {site.branches[-1].stop} channels, {len(site.branches)} branches{kind}"
     )
 
@@ -177,12 +170,12 @@ def _shares(site: MeasuredSite) -> dict[str, list[str]]:
 
 
 def _ratio(quotients: str) -> ConsoleRenderable:
-    return _indented(f"largest sigma / smallest: {quotients}", 4, "bold")
+    return indented(f"largest sigma / smallest: {quotients}", 4, "bold")
 
 
 def _count(found: CheckpointScan) -> str:
     count, hidden = len(found.scan.sites), found.scan.unlisted
-    listed = f"{count} fusion layer{'' if count == 1 else 's'}" if count else "No fusion layer of resampled branches"
+    listed = counted(count, "fusion layer") if count else "No fusion layer of resampled branches"
     if count and found.images is not None:
         listed += f", measured on {of_all(found.images, found.samples)} images{measured_by(found.measured_by)}"
     return f"{listed}; --all lists {hidden} more without a resampled branch." if hidden else f"{listed}."
@@ -192,8 +185,8 @@ def _refusals(refusals: Sequence[Refusal], *, every: bool = False) -> Iterator[C
     """One reason, then the places it holds for; of concats without a resampled branch the number, but for `every`."""
     listed = [refusal for refusal in refusals if every or not refusal.plain]
     if plain := len(refusals) - len(listed):
-        concats = "concat" if plain == 1 else "concats"
-        yield Text(f"{plain} {concats} without a resampled branch cannot be equalized; equalize scan --all says why.")
+        concats = counted(plain, "concat")
+        yield Text(f"{concats} without a resampled branch cannot be equalized; equalize scan --all says why.")
     if not listed:
         return
     yield Text(f"Cannot be equalized ({len(listed)}):")
@@ -201,7 +194,7 @@ def _refusals(refusals: Sequence[Refusal], *, every: bool = False) -> Iterator[C
     for refusal in listed:
         places.setdefault(refusal.reason, []).append(refusal.at)
     for reason, at in places.items():
-        yield _indented(f"{first_of(at, _SHOWN)}: {reason}")
+        yield indented(f"{first_of(at, _SHOWN)}: {reason}")
     yield Text()
 
 
@@ -210,7 +203,7 @@ def _proof(
 ) -> Iterator[ConsoleRenderable]:
     heading, *lines = proof_of(plan, check, logit_range, compared_on)
     yield Text(heading)
-    yield from map(_indented, lines)
+    yield from map(indented, lines)
 
 
 def _loading(out: Path) -> Iterator[ConsoleRenderable]:
@@ -220,4 +213,4 @@ def _loading(out: Path) -> Iterator[ConsoleRenderable]:
     yield Text("Load it:")
     for line in written_by(out).loading_code(out).splitlines():
         if line:
-            yield _indented(line)
+            yield indented(line)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from rich.console import ConsoleRenderable
 from rich.filesize import decimal
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from equalize.cli.tables import indented
 from equalize.commands.push.push import Push
 
 
@@ -22,7 +22,7 @@ def push_report(pushed: Push, *, show_card: bool = False) -> Iterator[ConsoleRen
     files.add_column(justify="right", no_wrap=True)
     for file in pushed.files:
         files.add_row(Text(file.path), decimal(file.size))
-    yield Padding(files, (0, 0, 0, 2), expand=False)
+    yield indented(files)
     for path, reason in pushed.left_out.items():
         yield Text(f"  {path} stays: {reason}")
     visibility = {True: "private", False: "public", None: "as it was"}[pushed.private]

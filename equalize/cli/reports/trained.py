@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from rich.console import ConsoleRenderable
-from rich.padding import Padding
 from rich.text import Text
 
+from equalize.cli.tables import indented
 from equalize.commands.verify_trained import TrainedCheck
 from equalize.messages import first_of
 from equalize.plan.plan import Plan
@@ -21,13 +21,9 @@ def trained_report(out: str, against: str, plan: Plan, found: TrainedCheck) -> I
     yield Text("What can be checked holds:")
     roles = {"calibrated": "was calibrated", "trained": "the training started from"}
     made_of = ", and that ".join(roles[role] for role in found.role.split(" and "))
-    yield _checked(f"{against} is the model that {made_of}: its weights have the recorded sha256")
+    yield indented(f"{against} is the model that {made_of}: its weights have the recorded sha256")
     classes = f", but for the number of classes in {first_of(found.new_classifier)}" if found.new_classifier else ""
-    yield _checked(f"the same {found.tensors} tensors in the same shapes{classes}; training changed {found.changed}")
-    yield _checked("its own library loads it, and every value is finite")
+    yield indented(f"the same {found.tensors} tensors in the same shapes{classes}; training changed {found.changed}")
+    yield indented("its own library loads it, and every value is finite")
     if "calibrated" in found.role and found.source != plan.facts.get("source"):
         yield Text(f"The proof of the calibration itself: equalize verify {found.source} --against {against}")
-
-
-def _checked(text: str) -> ConsoleRenderable:
-    return Padding(Text(text), (0, 0, 0, 2), expand=False)

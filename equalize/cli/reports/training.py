@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import ConsoleRenderable
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from equalize.cli.tables import report_table
+from equalize.cli.tables import indented, report_table
 from equalize.commands.finetune.finetune import Finetuned
+from equalize.commands.report.words import percent
+from equalize.messages import counted
 from equalize.metrics import ClassScore, Score
 
 _FILES: Mapping[str, str] = {
@@ -23,17 +24,16 @@ _FILES: Mapping[str, str] = {
 
 def score_report(score: Score) -> Iterator[ConsoleRenderable]:
     """A row for each class, `-` where it is absent, and the means."""
-    images = "1 image" if score.images == 1 else f"{score.images} images"
-    means = f"mIoU {_percent(score.mIoU)}  mAcc {_percent(score.mAcc)}  aAcc {_percent(score.aAcc)}"
+    means = f"mIoU {percent(score.mIoU)}  mAcc {percent(score.mAcc)}  aAcc {percent(score.aAcc)}"
     yield from (Text(), _class_table(score.classes, score.left_out), Text())
-    yield Text(f"{means}  over {images}", style="bold")
+    yield Text(f"{means}  over {counted(score.images, 'image')}", style="bold")
 
 
 def _class_table(rows: Sequence[ClassScore], left_out: int | None) -> Table:
     table = report_table("class", "name", "IoU %", "Acc %", "pixels", left=("class", "name"))
     for row in rows:
         if row.id != left_out:
-            cells = ("", str(row.id), row.name, _percent(row.IoU), _percent(row.Acc), str(row.pixels))
+            cells = ("", str(row.id), row.name, percent(row.IoU), percent(row.Acc), str(row.pixels))
             table.add_row(*map(Text, cells))
     return table
 
@@ -49,13 +49,9 @@ def training_report(done: Finetuned) -> Iterator[ConsoleRenderable]:
         yield Text(f"loss {first[1]:.4g} at step {first[0]}, {last[1]:.4g} at step {last[0]}")
     for what, line in (("best", done.best), ("last", done.last)):
         if line is not None and (what == "best" or line != done.best):
-            yield Text(f"{what}: mIoU {_percent(line['mIoU'])}  aAcc {_percent(line['aAcc'])}  at step {line['step']}")
+            yield Text(f"{what}: mIoU {percent(line['mIoU'])}  aAcc {percent(line['aAcc'])}  at step {line['step']}")
     which = f"the best model, of step {done.best['step']}" if done.best else "the model of the last step"
     yield Text(f"wrote {done.output}: {which}")
     for name, what in _FILES.items():
         if (place := Path(done.output, name)).exists():
-            yield Padding(Text(f"{place}: {what}"), (0, 0, 0, 2), expand=False)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+            yield indented(f"{place}: {what}")

@@ -31,7 +31,7 @@ from equalize.data.hf_datasets import Choice
 from equalize.device import device_of
 from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
 from equalize.errors import InputError, ResourceError
-from equalize.messages import SILENT, Notify, TrainingMonitor, ignore
+from equalize.messages import SILENT, Notify, TrainingMonitor, counted, ignore
 from equalize.plan.apply import apply
 from equalize.plan.attach import attach, demand_trainable
 from equalize.plan.plan import Plan
@@ -259,6 +259,6 @@ def attach_plan(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpo
         notify("equalization: the optimizer trains the weights as they are stored (--train-as folded)")
         return "folded"
     attach(plan, checkpoint.model)
-    layers = f"{len(plan.equalized)} fusion layer{'s' * (len(plan.equalized) > 1)}"
+    layers = counted(len(plan.equalized), "fusion layer")
     notify(f"equalization: the optimizer trains the equalized weights of {layers}")
     return "explicit"

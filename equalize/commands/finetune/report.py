@@ -21,12 +21,13 @@ from equalize.commands.overlays import as_rgb, colors_of_masks
 from equalize.commands.report.page import Section, Table, write_page
 from equalize.commands.report.style import can_draw
 from equalize.commands.report.training import Panel, draw_curves, draw_panels
+from equalize.commands.report.words import percent
 from equalize.commands.windows import upsampled
 from equalize.data.bands import read_picture
 from equalize.data.images import Item
 from equalize.data.masks import read_mask
 from equalize.eval_mode import eval_mode
-from equalize.messages import Notify
+from equalize.messages import Notify, counted
 from equalize.plan.plan import Plan
 
 _IMAGES = 4
@@ -74,7 +75,7 @@ def _result(
         how = "No scale equalization was in effect."
     else:
         what = "the equalized weights" if seen == "explicit" else "the weights as they are stored"
-        layers = f"{len(plan.equalized)} fusion layer{'s' * (len(plan.equalized) > 1)}"
+        layers = counted(len(plan.equalized), "fusion layer")
         how = f"Scale equalization of {layers} ({plan.strategy}): the optimizer trained {what}."
     return Section(heading="Result", verdict=verdict, paragraphs=(trained, how))
 
@@ -83,19 +84,15 @@ def _classes(best: dict[str, Any]) -> Section:
     rows = best["classes"]
     pixels = max(1, sum(row["pixels"] for row in rows))
     cells = tuple(
-        (row["name"], _percent(row["IoU"]), _percent(row["Acc"]), _percent(100 * row["pixels"] / pixels))
+        (row["name"], percent(row["IoU"]), percent(row["Acc"]), percent(100 * row["pixels"] / pixels))
         for row in rows
         if row["pixels"] or row["IoU"] is not None
     )
-    means = ("mean", _percent(best["mIoU"]), _percent(best["mAcc"]), "")
+    means = ("mean", percent(best["mIoU"]), percent(best["mAcc"]), "")
     absent = len(rows) - len(cells)
     said = (f"{absent} classes that were neither labeled nor predicted are left away.",) if absent else ()
     header = ("class", "IoU, %", "accuracy, %", "share of the labels, %")
     return Section(heading="Classes", paragraphs=said, table=Table(header=header, rows=(*cells, means)))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _scales(plan: Plan) -> Section:

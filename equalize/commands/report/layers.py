@@ -18,6 +18,7 @@ from equalize.commands.report.words import (
     sigmas_after,
     strategy_of,
 )
+from equalize.messages import counted
 from equalize.moments.histograms import BINS
 from equalize.moments.measured import MeasuredSite, sigma_rms
 from equalize.plan.edits import Add, Draw, Edit, MapInputs, Scale, ScaleInputs, Set
@@ -90,7 +91,7 @@ def calibration_page(
     ]
     facts = plan.facts
     done = len(plan.equalized)
-    verdict = f"{done} of {len(plan.sites)} fusion layer{'' if len(plan.sites) == 1 else 's'} equalized."
+    verdict = f"{done} of {counted(len(plan.sites), 'fusion layer')} equalized."
     if plan.sites and not done:
         verdict = "Every fusion layer was left alone: nothing is to be gained."
     lines = (f"{facts['family']} {facts['architecture']} from {facts['source']}.", effort_of(facts))
@@ -227,8 +228,7 @@ def _refused(refusals: Sequence[Refusal]) -> Iterator[Section]:
     listed = [refusal for refusal in refusals if not refusal.plain]
     said: list[str] = []
     if plain := len(refusals) - len(listed):
-        concats = "1 concat" if plain == 1 else f"{plain} concats"
-        said = [f"{concats} without a resampled branch are not listed; equalize scan --all does."]
+        said = [f"{counted(plain, 'concat')} without a resampled branch are not listed; equalize scan --all does."]
     if listed or said:
         rows = tuple((refusal.at or "model", refusal.reason) for refusal in listed)
         table = Table(header=("where", "why"), rows=rows, prose=True) if rows else None

@@ -22,6 +22,11 @@ def expectation(expect: Expectation, delta: float | None) -> str:
     return f"{_EXPECTATIONS[expect]}{measured}"
 
 
+def percent(value: float | None) -> str:
+    """A score to two places, `-` where there is none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
 def rounded(delta: float) -> str:
     """To three places, without the sign of a zero."""
     return f"{round(delta, 3) + 0.0:.3f}"
