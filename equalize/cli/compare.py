@@ -1,6 +1,5 @@
 """`equalize compare`."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +11,8 @@ from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.next_command import same_command
 from equalize.cli.panels import data_option, equalization_option, optimizer_option, output_option
+from equalize.cli.process import demand_one_process
 from equalize.cli.training_options import CommonTrainingFlags, MaybeModel, run_config
-from equalize.errors import InputError
 
 if TYPE_CHECKING:
     from equalize.cli.terminal import Terminal
@@ -108,7 +107,8 @@ def compare(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
-        _refuse_torchrun()
+        remedy = "start equalize compare without it, once for each device: they share the runs"
+        demand_one_process("each run of a comparison is trained by one process", remedy)
         from equalize.cli.training_bars import training_bars
         from equalize.commands.compare.arms import read_arms
         from equalize.commands.compare.compare import compare as run
@@ -130,12 +130,6 @@ def compare(
         with training_bars(terminal, out) as bars:
             found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
         _report(terminal, found, out)
-
-
-def _refuse_torchrun() -> None:
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        remedy = "start equalize compare without it, once for each device: they share the runs"
-        raise InputError("torchrun", "each run of a comparison is trained by one process", remedy=remedy)
 
 
 def _forecast(terminal: "Terminal", setup: "Setup", out: str) -> None:

@@ -64,9 +64,8 @@ def command_line(context: typer.Context, **named: str) -> str:
     from equalize.hub import HUB_ID
 
     words = ["equalize", str(context.command.name)]
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name) if parameter.name else None
-        if parameter.name is None or parameter.name == "json" or source is None or source.name != "COMMANDLINE":
+    for parameter in _typed(context):
+        if parameter.name == "json":
             continue
         value = named.get(parameter.name, context.params[parameter.name])
         given = [_text(value)] if parameter.param_type_name == "argument" else _words(parameter, value)

@@ -181,10 +181,9 @@ IgnoreIndex = Annotated[
     int | None,
     data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
 ]
-ReduceLabels = Annotated[
-    Literal["auto", "yes", "no"],
-    data_option(help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."),
-]
+_REDUCE = "Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."
+ReduceLabels = Annotated[Literal["auto", "yes", "no"], data_option(help=_REDUCE)]
+MaybeReduceLabels = Annotated[Literal["auto", "yes", "no"] | None, data_option(show_default="auto", help=_REDUCE)]
 Seed = Annotated[int, model_option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
 DryRun = Annotated[
     bool, output_option("--dry-run", help="Say what would run and how long it takes, from a few timed steps.")

@@ -1,6 +1,5 @@
 """`equalize predict`."""
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from typer import Argument, Context
 from equalize.cli import options as o
 from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
 from equalize.cli.panels import output_option
-from equalize.errors import InputError
+from equalize.cli.process import demand_one_process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +68,7 @@ def predict(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            raise InputError(
-                "torchrun", "predictions are made in one process", remedy="call equalize predict without it"
-            )
+        demand_one_process("predictions are made in one process", "call equalize predict without it")
         from equalize.cli.reports.predictions import predictions_report
         from equalize.commands.predict.predict import PredictConfig
         from equalize.commands.predict.predict import predict as run

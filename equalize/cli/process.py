@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import IO, NoReturn
 
+from equalize.errors import InputError
+
 
 class Terminated(BaseException):
     """SIGTERM arrived."""
@@ -36,6 +38,12 @@ def interruptible() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def demand_one_process(what: str, remedy: str) -> None:
+    """Refuses a command under `torchrun` that several processes cannot share so."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError("torchrun", what, remedy=remedy)
 
 
 def open_streams() -> None:

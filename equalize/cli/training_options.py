@@ -108,13 +108,7 @@ class CommonTrainingFlags:
     ] = None
     class_names: o.ClassNames = None
     ignore_index: o.IgnoreIndex = None
-    reduce_labels: Annotated[
-        Literal["auto", "yes", "no"] | None,
-        data_option(
-            show_default="auto",
-            help="Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels.",
-        ),
-    ] = None
+    reduce_labels: o.MaybeReduceLabels = None
     colors: o.Colors = None
     masks_drawn_on: o.MaybeDrawnOn = None
     train_split: Annotated[
