@@ -60,13 +60,6 @@ def test_evaluate_prints_a_table_with_dashes_for_absent_classes(run_cli, segform
     assert all(row[3] == "-" for row in rows[1:])
 
 
-def test_evaluate_ignores_the_label_it_is_told_to(run_cli, segformer_dir, five_classes):
-    ran = run_cli("evaluate", segformer_dir, "--data", five_classes, "--device", "cpu", "--ignore-index", 0)
-    assert ran.code == 2
-    assert "has label 255" in ran.err
-    assert ran.err.count("\n") <= 2
-
-
 def test_finetune_then_evaluate_then_resume(run_cli, segformer_dir, five_classes, tmp_path):
     out = tmp_path / "out"
     words = ("finetune", segformer_dir, "--data", five_classes, "-o", out, *QUICK)

@@ -182,15 +182,6 @@ def measure_and_rescale(task):
     return calibrate(task.checkpoint.model, [torch.randn(2, 3, 48, 64)], strategy="rescale")
 
 
-def test_where_nothing_is_to_be_gained_that_is_said(custom, five_classes, tmp_path, monkeypatch):
-    monkeypatch.setattr(indicator, "NOTHING", math.inf)
-    said = []
-    config = replace(QUICK, max_steps=1, calibrate="auto")
-    done = finetune(custom, five_classes, tmp_path / "out", config, notify=said.append)
-    assert (done.strategy, done.train_as) == ("none", None)
-    assert "nothing is to be gained from equalizing: the network trains as it is" in said
-
-
 @pytest.mark.parametrize("strategy", ["migrate", "rescale", "auto"])
 def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes, tmp_path, strategy, monkeypatch):
     monkeypatch.setattr(indicator, "NOTHING", -math.inf)  # noise has nothing to be told
@@ -207,10 +198,11 @@ def test_training_is_explicit_wherever_a_plan_is_in_effect(custom, five_classes,
 def test_what_auto_leaves_alone_trains_as_it_is(custom, five_classes, tmp_path, monkeypatch):
     monkeypatch.setattr(indicator, "NOTHING", math.inf)
     monkeypatch.setattr(indicator, "GAIN", math.inf)
-    config = replace(QUICK, max_steps=1)
-    done = finetune(custom, five_classes, tmp_path / "auto", replace(config, calibrate="auto"))
+    config, said = replace(QUICK, max_steps=1), []
+    done = finetune(custom, five_classes, tmp_path / "auto", replace(config, calibrate="auto"), notify=said.append)
     finetune(custom, five_classes, tmp_path / "plain", config)
     assert (done.strategy, done.train_as) == ("none", None)
+    assert "nothing is to be gained from equalizing: the network trains as it is" in said
     assert Plan.read(tmp_path / "auto").strategy == "none"
     assert same(trained_weights(tmp_path / "auto"), trained_weights(tmp_path / "plain"))  # the same training twice
 

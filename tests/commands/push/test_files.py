@@ -8,9 +8,8 @@ import yaml
 from equalize.commands.push.files import OutgoingFile, without_local_paths, without_paths
 from equalize.commands.push.push import push
 from equalize.errors import InputError
-from equalize.plan.plan import Plan
 from tests.support.loopback_hub import TOKEN
-from tests.support.planned import plan, planned
+from tests.support.planned import planned
 
 STATE = "state for resuming a training run"
 
@@ -101,15 +100,6 @@ def test_pictures_of_the_data_go_only_where_they_are_asked_for(segformer_dir, tm
     shown = push(directory, "acme/streets", dry_run=True, with_panels=True)
     assert "](panels.png)" in shown.card
     assert shown.left_out.keys() == plain.left_out.keys() - {"panels.png"}
-
-
-def test_it_is_still_the_same_plan(segformer_dir, tmp_path):
-    directory = planned(segformer_dir, tmp_path / "out")
-    (tmp_path / "equalize.json").write_bytes(pushed(directory)["equalize.json"].read())
-    arrived = Plan.read(tmp_path / "equalize.json")
-    there = plan()
-    assert (arrived.sites, arrived.edits, arrived.refusals) == (there.sites, there.edits, there.refusals)
-    assert arrived.facts == {**there.facts, "data": {**there.facts["data"], "path": "streets"}, "output": "out"}
 
 
 def test_names_that_others_know_stay(segformer_dir, tmp_path):
