@@ -120,6 +120,19 @@ def baselines(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     return pairs
 
 
+def fusion_layers(checkpoint: Checkpoint, shape: Sequence[int]) -> Scan:
+    """What arms differ in: at least one site of a network that is traced with (N, C, H, W).
+
+    Raises:
+        SiteError: the network has no fusion layer of resampled branches. InputError: it is equalized already.
+    """
+    demand_original(checkpoint)
+    found = select_sites(checkpoint.model, shape, calls=[checkpoint.adapter.heads])
+    if not found.sites:
+        raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
+    return found
+
+
 def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
     """Equalizes or re-initializes the model, in place, as the arm says, measured on the images.
 
@@ -127,13 +140,10 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
 
     Raises:
-        SiteError: the network has no fusion layer of resampled branches. InputError: it is equalized already.
+        SiteError, InputError: see `fusion_layers`.
     """
     model = checkpoint.model
-    demand_original(checkpoint)
-    found = select_sites(checkpoint.model, images.shape, calls=[checkpoint.adapter.heads])
-    if not found.sites:
-        raise SiteError(checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
+    found = fusion_layers(checkpoint, images.shape)
     edits = re_estimate(model, untouched_norms(model), images, found)
     if arm.redrawn:
         edits += _redraw(model, images, found, seed)

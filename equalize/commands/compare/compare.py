@@ -44,10 +44,10 @@ class Comparison:
         """The number of images that are scored."""
         return int(next(iter(self.cells.values())).counts_S2NK.shape[2])
 
-    def results_of(self, arm: str, rate: float) -> list[Mapping[str, Any]]:
-        """The runs of one arm at one rate, a seed each."""
-        same = [each for each in self.results if each["arm"] == arm and each["lr"] == rate]
-        return [each for each in same if each["seed"] in self.setup.seeds]
+    def results_of(self, arm: str, rate: float, *, confirming: bool = False) -> list[Mapping[str, Any]]:
+        """The runs of one arm at one rate, a seed each: of `setup.seeds`, or of those that confirm."""
+        seeds = self.setup.confirm_seeds if confirming else self.setup.seeds
+        return [each for each in self.results if (each["arm"], each["lr"]) == (arm, rate) and each["seed"] in seeds]
 
     def to_json(self) -> dict[str, Any]:
         """The content of compare.json."""

@@ -4,16 +4,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from equalize.commands.calibrate import demand_original
+from equalize.commands.compare.arms import fusion_layers
 from equalize.commands.compare.runs import Runs
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.finetune.dry_run import evaluations_of, facts_of, scored_images, steps_of
 from equalize.commands.finetune.pace import Pace, pace_of
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.images import input_shape
-from equalize.commands.scan import select_sites
 from equalize.device import device_of
-from equalize.errors import SiteError
 from equalize.messages import Notify, ignore
 from equalize.plan.plan import SCHEMA
 
@@ -94,9 +92,7 @@ def forecast_comparison(
     config = setup.config_of(first)
     name = replace(setup.name, seed=first.seed)
     task = open_task(name, setup.data, config, device_of(config.device), notify, warn)
-    demand_original(task.checkpoint)
-    if not select_sites(task.checkpoint.model, input_shape(task.checkpoint, config.size)).sites:
-        raise SiteError(task.checkpoint.source, "has no fusion layer of resampled branches: nothing to compare")
+    fusion_layers(task.checkpoint, input_shape(task.checkpoint, config.size))
     missing = tuple(run for run in setup.runs if not runs.finished(run))
     confirmed = sum(runs.confirmed(seed) for seed in setup.confirm_seeds)
     starts = {(run.arm.start, run.seed) for run in missing if not runs.has_start(run)}

@@ -54,7 +54,7 @@ def _confirmation(found: Comparison) -> Iterator[Picture]:
     val, test = setup.val.split or "val", setup.test.split or "test"
     order = _baseline_first(found)
     rows = {row.arm: row for row in reversed(found.confirmed)}  # of two baselines the first
-    runs = {arm: _confirming(found, arm, rows[arm].lr) for arm in order}
+    runs = {arm: found.results_of(arm, rows[arm].lr, confirming=True) for arm in order}
     title = [
         f"{row.arm} less {row.baseline} on {test}: {row.difference.mean:+.2f} mIoU{_interval(row.difference)}: "
         f"{conclusion(row.difference)}"
@@ -108,11 +108,6 @@ def _by_rate(found: Comparison) -> dict[str, dict[float, tuple[float, ...]]]:
         arm: {rate: cell.final for (name, rate), cell in found.cells.items() if name == arm}
         for arm in _baseline_first(found)
     }
-
-
-def _confirming(found: Comparison, arm: str, rate: float) -> _Results:
-    same = [run for run in found.results if (run["arm"], run["lr"]) == (arm, rate)]
-    return [run for run in same if run["seed"] in found.setup.confirm_seeds]
 
 
 def _by_class(arm: _Results, baseline: _Results) -> dict[str, Estimate]:
