@@ -114,11 +114,13 @@ def compare(
         from equalize.commands.compare.compare import compare as run
         from equalize.commands.compare.setup import Setup
 
-        config = run_config(model, data, training, arch=arch, preprocess=preprocess, init_missing=init_missing)
+        subject, settings = run_config(
+            model, data, training, arch=arch, preprocess=preprocess, init_missing=init_missing
+        )
         setup = Setup.make(
-            config.subject.name(seed=0),  # each run has its own
-            str(config.subject.data),
-            config.settings,
+            subject.name(seed=0),  # each run has its own
+            str(subject.data),
+            settings,
             arms=read_arms(arms.split(",")),
             **sweep.settings(),
             notify=terminal.note,

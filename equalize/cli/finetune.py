@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from equalize.checkpoint.loading import ModelName
     from equalize.cli.terminal import Terminal
     from equalize.commands.finetune.config import TrainConfig
-    from equalize.commands.finetune.config_file import RunConfig
+    from equalize.commands.finetune.config_file import Subject
     from equalize.commands.finetune.finetune import Finetuned
 
     _Training = tuple[ModelName, str, str, TrainConfig]  # MODEL, data, OUT, settings
@@ -72,20 +72,19 @@ def finetune(
         from equalize.distributed import leave
 
         further = {"calibrate": strategy or "auto"} if calibrate else {}
-        config = run_config(
+        subject, settings = run_config(
             *(model, data, training), arch=arch, preprocess=preprocess, init_missing=init_missing, further=further
         )
-        subject = config.subject
         if overwrite:
             _keep_config(training.config, out)
-        what = (subject.name(config.settings.seed), str(subject.data), out, config.settings)
+        what = (subject.name(settings.seed), str(subject.data), out, settings)
         if dry_run:
             _forecast(terminal, what, resume=resume, overwrite=overwrite)
             terminal.hint(same_command(context, leave=("dry_run", "json")))
         else:
             done = _train(terminal, context, what, resume=resume, overwrite=overwrite)
             terminal.result(done.to_json(), training_report(done))
-            terminal.hint(next_command(context, "evaluate", out, leave=_LEFT, settings=_settings(config)))
+            terminal.hint(next_command(context, "evaluate", out, leave=_LEFT, settings=_settings(subject, settings)))
             terminal.hint(f"next: {shlex.join(['equalize', 'push', out, 'ORG/NAME'])}")
         leave()
 
@@ -130,13 +129,12 @@ def _forecast(terminal: "Terminal", training: "_Training", *, resume: bool, over
     terminal.result(found.to_json(), training_forecast(found))
 
 
-def _settings(config: "RunConfig") -> dict[str, Any]:
+def _settings(subject: "Subject", settings: "TrainConfig") -> dict[str, Any]:
     """What another command has to be told of a training, by parameter; None for what is not set."""
-    subject, settings = asdict(config.subject), config.settings
     return {
-        "data": subject["data"],  # it comes first
-        **subject,
-        "arch_args": list(subject["arch_args"].items()) or None,
+        "data": subject.data,  # it comes first
+        **asdict(subject),
+        "arch_args": list(subject.arch_args.items()) or None,
         "split": None if settings.val_split == "val" else settings.val_split,
         "size": settings.size,
         "ignore_index": settings.ignore_index,

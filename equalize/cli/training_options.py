@@ -18,7 +18,8 @@ from equalize.cli.panels import (
 )
 
 if TYPE_CHECKING:
-    from equalize.commands.finetune.config_file import RunConfig
+    from equalize.commands.finetune.config import TrainConfig
+    from equalize.commands.finetune.config_file import Subject
 
 MaybeModel = Annotated[
     str | None,
@@ -231,19 +232,19 @@ def run_config(
     preprocess: PreprocessFlags,
     init_missing: bool,
     further: dict[str, Any] | None = None,
-) -> "RunConfig":
+) -> "tuple[Subject, TrainConfig]":
     """The flags that were given over what stands in --config; `further` are settings of one command's own flags.
 
     Raises:
         BadParameter: neither names MODEL, or data.
     """
-    from equalize.commands.finetune.config_file import RunConfig
+    from equalize.commands.finetune.config_file import read_run
 
     subject = {"model": model, "data": data, **asdict(arch), **asdict(preprocess)}
     subject |= {"arch_args": dict(arch.arch_args or ()) or None, "init_missing": init_missing or None}
     given = {key: value for key, value in subject.items() if value is not None}
-    config = RunConfig.make(given | training.settings() | (further or {}), training.config)
-    for flag, value in (("MODEL", config.subject.model), ("--data", config.subject.data)):
+    found, settings = read_run(given | training.settings() | (further or {}), training.config)
+    for flag, value in (("MODEL", found.model), ("--data", found.data)):
         if value is None:
             raise BadParameter("is missing: give it, or a --config that holds it", param_hint=flag)
-    return config
+    return found, settings

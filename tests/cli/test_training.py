@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from equalize.checkpoint.loading import ModelName
-from equalize.commands.finetune.config_file import RunConfig, Subject
+from equalize.commands.finetune.config_file import Subject, read_run
 from equalize.commands.finetune.run_directory import RunDirectory
 from equalize.errors import InputError
 from tests.support.commands import Command
@@ -174,7 +174,7 @@ def test_paths_in_a_record_and_in_a_file(tmp_path, monkeypatch):
     assert (known.model, known.data) == ("acme/net@v2", "acme/streets:config=small")
     assert known.arch == f"transformers:{tmp_path}/config"
     Path("run/finetune.yaml").write_text("model: net.pth\ndata: other.parquet:label=mask\n")
-    read = RunConfig.make({}, "run/finetune.yaml").subject
+    read, _ = read_run({}, "run/finetune.yaml")
     assert (read.model, read.data) == ("net.pth", "run/other.parquet:label=mask")
 
 
@@ -312,5 +312,5 @@ def test_configurations_that_are_refused(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError) as caught:
-        RunConfig.make({}, path)
+        read_run({}, path)
     assert message in str(caught.value)

@@ -57,7 +57,6 @@ class CheckpointWriter:
         """Makes the state of this step the model of OUT if it is the best so far."""
         if self.models and state.best_global_step == state.global_step:
             self._put(state)
-            self.monitor.wrote()
 
     def write_last(self, state: TrainerState) -> None:
         """Writes the model of the last step: to OUT/last/model beside the best, or to OUT where nothing was scored."""
@@ -66,13 +65,13 @@ class CheckpointWriter:
         shutil.rmtree(self.run.last / "model", ignore_errors=True)  # of a training that was complete before this one
         if not state.best_global_step:
             self._put(state)
-            self.monitor.wrote()
         elif state.best_global_step != state.global_step:
             self._write(self.run.last / "model", state)
             self.run.copy_settings(self.run.last / "model")
 
     def _put(self, state: TrainerState) -> None:
         self.run.put_model(lambda directory: self._write(directory, state))
+        self.monitor.wrote()
 
     def read_model(self, step: int) -> nn.Module:
         """The network after a step of which the state is kept, with plain weights, on the CPU."""

@@ -79,36 +79,25 @@ class Subject:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """All of finetune.yaml."""
+def read_run(flags: Mapping[str, Any], file: str | Path | None = None) -> tuple[Subject, TrainConfig]:
+    """All of finetune.yaml: from flags, by field, and for those not given from a YAML file.
 
-    subject: Subject
-    settings: TrainConfig
+    A relative path in the file counts from the working directory, else from the file's own.
 
-    @classmethod
-    def make(cls, flags: Mapping[str, Any], file: str | Path | None = None) -> Self:
-        """From flags, by field, and for those not given from a YAML file.
-
-        A relative path in the file counts from the working directory, else from the file's own.
-
-        Raises:
-            InputError: the file cannot be read, has unknown keys, or a value of another type; or it names code to
-                run, which only a flag may.
-        """
-        written = {} if file is None else read_config(Path(file).expanduser())
-        arch = written.get("arch")
-        if arch is not None and "arch" not in flags and family_of_arch(arch).runs_code(arch):
-            remedy = f"if you trust that code, say so: --arch {arch}"
-            raise InputError(file, f"names code to run ({arch}), which a file may not", remedy=remedy)
-        if flags.keys() & {"epochs", "max_steps"}:  # both define the length
-            written = {key: value for key, value in written.items() if key not in ("epochs", "max_steps")}
-        every = {**written, **flags}
-        of_subject = {each.name for each in fields(Subject)}
-        return cls(
-            subject=Subject(**{key: value for key, value in every.items() if key in of_subject}),
-            settings=TrainConfig(**{key: value for key, value in every.items() if key not in of_subject}),
-        )
+    Raises:
+        InputError: the file cannot be read, has unknown keys, or a value of another type; or it names code to run,
+            which only a flag may.
+    """
+    written = {} if file is None else read_config(Path(file).expanduser())
+    arch = written.get("arch")
+    if arch is not None and "arch" not in flags and family_of_arch(arch).runs_code(arch):
+        remedy = f"if you trust that code, say so: --arch {arch}"
+        raise InputError(file, f"names code to run ({arch}), which a file may not", remedy=remedy)
+    if flags.keys() & {"epochs", "max_steps"}:  # both define the length
+        written = {key: value for key, value in written.items() if key not in ("epochs", "max_steps")}
+    every = {**written, **flags}
+    subject = {each.name: every.pop(each.name) for each in fields(Subject) if each.name in every}
+    return Subject(**subject), TrainConfig(**every)
 
 
 def resolved_settings(task: "Task") -> TrainConfig:
@@ -129,7 +118,7 @@ def resolved_settings(task: "Task") -> TrainConfig:
 
 
 def to_yaml(subject: Subject, settings: TrainConfig) -> str:
-    """What `RunConfig.make` reads, without what is not given."""
+    """What `read_run` reads, without what is not given."""
     every = asdict(subject) | asdict(settings)
     given = {key: value for key, value in every.items() if value not in (None, (), {})}
     text: str = yaml.safe_dump(json.loads(json.dumps(given)), sort_keys=False)  # tuples as lists
@@ -137,7 +126,7 @@ def to_yaml(subject: Subject, settings: TrainConfig) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields of `Subject` and `TrainConfig` in a YAML file; see `RunConfig.make`."""
+    """The fields of `Subject` and `TrainConfig` in a YAML file; see `read_run`."""
     content = read_settings(path)
     for key, remedy in _REMOVED.items():
         if key in content and (key != "scale" or isinstance(content[key], list)):

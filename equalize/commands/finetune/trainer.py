@@ -124,7 +124,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=ModelWithLoss(task.checkpoint, config, task.trained, frozen, backbone),
             args=arguments_of(task, str(writer.run.last), pairs=len(pairs)),
-            data_collator=_as_it_is if self._cache else collate,
+            data_collator=dict if self._cache else collate,  # `CachedPairs` gives whole batches
             train_dataset=pairs,
             eval_dataset=task.val,
             callbacks=[EvalSaveCallback(config, writer.monitor)],
@@ -258,8 +258,3 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             directory = output_dir or self.args.output_dir
             os.makedirs(directory, exist_ok=True)
             torch.save(self.model.state_dict() if state_dict is None else state_dict, f"{directory}/{WEIGHTS_NAME}")
-
-
-def _as_it_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Collates what `CachedPairs` gives."""
-    return batch

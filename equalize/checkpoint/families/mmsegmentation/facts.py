@@ -19,8 +19,7 @@ def config_text(meta: Mapping[str, Any]) -> str | None:
 
 def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names from ``dataset_meta`` (mmengine) or ``CLASSES`` (mmcv), None if there are none."""
-    described = meta.get("dataset_meta")
-    names = described.get("classes") if isinstance(described, Mapping) else meta.get("CLASSES")
+    names = _described(meta, "classes")
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None
@@ -28,12 +27,16 @@ def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def palette(meta: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...] | None:
     """The colors of the classes from ``dataset_meta`` (mmengine) or ``PALETTE`` (mmcv), None if there are none."""
-    described = meta.get("dataset_meta")
-    colors = described.get("palette") if isinstance(described, Mapping) else meta.get("PALETTE")
+    colors = _described(meta, "palette")
     listed: Sequence[Any] = colors if isinstance(colors, (list, tuple)) else ()
     if not listed or not all(map(_is_color, listed)):
         return None
     return tuple((red, green, blue) for red, green, blue in listed)
+
+
+def _described(meta: Mapping[str, Any], what: str) -> Any:
+    described = meta.get("dataset_meta")
+    return described.get(what) if isinstance(described, Mapping) else meta.get(what.upper())
 
 
 def _is_color(color: object) -> bool:
