@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import equalize
 from equalize.checkpoint.loading import ModelName, load
-from equalize.checkpoint.user_code import load_factory
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.calibration_config import CalibrationConfig
@@ -20,6 +19,7 @@ from equalize.commands.verify import verify_checkpoint
 from equalize.errors import DataError, InputError, NumericsError
 from equalize.plan import indicator
 from equalize.plan.plan import Plan
+from tests.support.networks import save_code
 from tests.support.planned import planned
 
 CONFIG = CalibrationConfig(samples=4, size=(64, 64), batch_size=3)
@@ -59,13 +59,7 @@ def deeplab_pth(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def custom(tmp_path) -> ModelName:
-    code = tmp_path / "net.py"
-    code.write_text(FACTORY)
-    scope: dict = {}
-    exec(FACTORY, scope)
-    torch.manual_seed(7)
-    torch.save(scope["Net"]().state_dict(), tmp_path / "net.pt")
-    return ModelName(source=str(tmp_path / "net.pt"), arch=f"{code}:Net")
+    return save_code(FACTORY, tmp_path)
 
 
 def stock(family: str, path: Path) -> torch.nn.Module:
@@ -202,11 +196,7 @@ def test_checkpoints_of_the_time_before_norms_had_counters(fixture, request, pho
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("in_one_go", [True, False])
 def test_networks_of_other_channels_saved_from_python_are_verified(tmp_path, photos, channels, in_one_go):
-    code = tmp_path / "net.py"
-    code.write_text(FACTORY.replace("Conv2d(3, width", f"Conv2d({channels}, width"))
-    name = ModelName(source=str(tmp_path / "net.pt"), arch=f"{code}:Net")
-    torch.manual_seed(8)
-    torch.save(load_factory(name.arch)().state_dict(), name.source)
+    name = save_code(FACTORY.replace("Conv2d(3, width", f"Conv2d({channels}, width"), tmp_path)
     checkpoint, images = equalize.load(name.source, arch=name.arch), [torch.randn(3, channels, 32, 48)]
     if in_one_go:
         plan = equalize.calibrate(checkpoint.model, images, strategy="rescale")

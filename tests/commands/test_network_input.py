@@ -15,6 +15,7 @@ from equalize.commands.images import input_shape, open_images
 from equalize.commands.network_input import InputAxes, axes_of, fit_input
 from equalize.data.dataset import open_data
 from equalize.errors import InputError
+from tests.support.networks import save_code
 from tests.support.scenes import write_scenes
 from tests.support.trained import trained_net
 
@@ -396,11 +397,8 @@ class Net(nn.Module):
 
 
 def test_volumes(run_cli, photos, tmp_path):
-    (tmp_path / "net.py").write_text(VOLUMES)
-    scope: dict = {}
-    exec(VOLUMES, scope)
-    torch.save(scope["Net"]().state_dict(), tmp_path / "net.pt")
-    words = (tmp_path / "net.pt", "--arch", f"{tmp_path / 'net.py'}:Net")
+    name = save_code(VOLUMES, tmp_path)
+    words = (name.source, "--arch", name.arch)
     ran = run_cli("scan", *words)
     assert ran.code == 0, ran.err
     assert "trilinear x2" in ran.out

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.support.commands import run_together
+from tests.support.networks import save_code
 
 NETWORK = """
 import os, pathlib, time, torch
@@ -44,13 +45,9 @@ class Net(nn.Module):
 def network(folder: Path, *, stalls: str = "none", **arguments: int) -> tuple[object, ...]:
     """MODEL and its flags."""
     code = NETWORK.replace("STALLS", repr(stalls)).replace("MARKER", repr(str(folder / "marker")))
-    (folder / "net.py").write_text(code)
-    scope: dict = {}
-    exec(code, scope)
-    torch.manual_seed(0)
-    torch.save(scope["Net"](**arguments).state_dict(), folder / "net.pt")
+    name = save_code(code, folder, **arguments)
     flags = [each for key, value in arguments.items() for each in ("--arch-arg", f"{key}={value}")]
-    return (folder / "net.pt", "--arch", f"{folder / 'net.py'}:Net", *flags)
+    return (name.source, "--arch", name.arch, *flags)
 
 
 @pytest.fixture(scope="module")

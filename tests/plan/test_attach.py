@@ -352,18 +352,6 @@ def test_tensors_that_are_not_the_layers_own_are_refused():
     assert not any(parametrize.is_parametrized(each.body.fuse) for each in (model, without))
 
 
-def test_a_weight_that_another_layer_holds_too_is_refused():
-    """In training alone, as it may be: a layer that a traced network calls twice is no site."""
-    model, x, _ = drawn("bias")
-    plan = planned(model, x)
-    before = copy.deepcopy(model.state_dict())
-    model.other = nn.Conv2d(1, 1, 1)
-    model.other.weight = model.body.fuse.weight
-    with pytest.raises(SiteError, match=r"^body\.fuse\.weight: is a parameter of several layers"):
-        attach(plan, model)
-    assert_same_state(model, {**before, "other.weight": before["body.fuse.weight"], "other.bias": model.other.bias})
-
-
 def test_a_plan_of_another_network_attaches_nothing():
     model, x, _ = drawn("bias")
     plan = planned(model, x)

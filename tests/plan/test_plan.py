@@ -201,15 +201,6 @@ def test_edits_on_every_axis():
     assert model.weight.squeeze().tolist() == [[1, 1], [0.5, 0.5], [0.5, 0.5]]
 
 
-def test_scales_that_a_plan_left_in_front_of_a_layer():
-    model = network()
-    plan = calibrate(model, images(), "migrate")
-    (site,) = plan.sites
-    ratios = [branch.std / scale for branch, scale in zip(site.branches, plan.input_scale(site), strict=True)]
-    assert ratios[0] == pytest.approx(ratios[1])
-    assert calibrate(network(), images(), "rescale").input_scale(site)[0] != 1.0
-
-
 @pytest.mark.parametrize(
     ("place", "change"),
     [

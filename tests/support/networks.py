@@ -1,10 +1,14 @@
 """Small networks with one fusion layer, and explicit equalizers to hold them against. No tests."""
 
 import copy
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.user_code import load_factory
 
 BRANCHES = ((0, 4), (4, 6))
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -85,3 +89,13 @@ def batch_norm(channels: int, dims: int = 2) -> nn.Module:
         norm.bias.uniform_(-1, 1)
         norm.num_batches_tracked += 3
     return norm
+
+
+def save_code(code: str, folder: Path, **arguments: int) -> ModelName:
+    """A file of code with a `Net` in it, and weights of that, drawn under a seed."""
+    place, weights = folder / "net.py", folder / "net.pth"
+    place.write_text(code)
+    arch = f"{place}:Net"
+    torch.manual_seed(0)
+    torch.save(load_factory(arch)(**arguments).state_dict(), weights)
+    return ModelName(source=str(weights), arch=arch, arch_args=arguments)

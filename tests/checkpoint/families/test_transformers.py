@@ -14,14 +14,8 @@ from safetensors.torch import load_file, save_file
 from equalize.checkpoint.files.weights import state_on_disk
 from equalize.checkpoint.loading import load, reload
 from equalize.errors import CheckpointError, NumericsError
+from tests.checkpoint.test_state_dicts import refusal, same_bits
 from tests.support.tolerance import assert_same_outputs
-
-
-def refusal(path, **arguments) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        load(path, **arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def edited(source, target, **changes):
@@ -31,10 +25,6 @@ def edited(source, target, **changes):
     config = {key: value for key, value in config.items() if value is not None}
     (target / "config.json").write_text(json.dumps(config))
     return target
-
-
-def same_bits(a, b) -> bool:
-    return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_directory_loads_as_from_pretrained_does(segformer_dir):

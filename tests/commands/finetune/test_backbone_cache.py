@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint.loading import ModelName, load
-from equalize.checkpoint.user_code import load_factory
+from equalize.checkpoint.loading import load
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune import backbone_cache
 from equalize.commands.finetune.config import TrainConfig
@@ -17,19 +16,11 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.loss import backbone_of
 from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.errors import DataError, InputError
+from tests.support.networks import save_code
 from tests.support.scenes import write_scenes
 from tests.support.training import FACTORY, QUICK, metrics, same, trained_weights
 
 CACHED = replace(QUICK, flip=0.5, freeze_backbone=True, cache_backbone=True, eval_every=4, log_every=1)
-
-
-def saved(code: str, place) -> ModelName:
-    """A file of code with a `Net`, and drawn weights of it."""
-    (place / "net.py").write_text(code)
-    arch = f"{place / 'net.py'}:Net"
-    torch.manual_seed(0)
-    torch.save(load_factory(arch)().state_dict(), place / "net.pth")
-    return ModelName(source=str(place / "net.pth"), arch=arch)
 
 
 def train(name, data, out, config, **options) -> dict[str, torch.Tensor]:
@@ -67,7 +58,7 @@ def test_scores_of_turned_images_of_four_bands_that_are_padded(custom, tmp_path)
     for path in data.glob("images/*/*.png"):
         pixels = np.asarray(Image.open(path))
         Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(path, exif=exif)
-    name = saved(FACTORY.replace("nn.Conv2d(3, 8", "nn.Conv2d(4, 8"), tmp_path)
+    name = save_code(FACTORY.replace("nn.Conv2d(3, 8", "nn.Conv2d(4, 8"), tmp_path)
     train(name, data, tmp_path / "out", replace(CACHED, size=(62, 46), max_steps=2, eval_every=2))
     (scored,) = [line for line in metrics(tmp_path / "out") if "mIoU" in line]
     name = replace(name, source=str(tmp_path / "out"))
@@ -81,7 +72,7 @@ def test_sizes_that_are_padded_and_other_bands(tmp_path):
     """A network of four bands whose sides must be multiples of 4, on images of 50x61; `custom`'s reads its backbone."""
     code = FACTORY.replace("Conv2d(3, 8", "Conv2d(4, 8").replace("low = ", "low = self.even(x) or ")
     even = "    def even(self, x):\n        assert x.shape[2] % 4 == x.shape[3] % 4 == 0, 'odd'\n"
-    name = saved(code + even, tmp_path)
+    name = save_code(code + even, tmp_path)
     data = write_scenes(tmp_path / "data", 5, counts={"train": 4, "val": 2}, size=(50, 61))
     for path in data.glob("images/*/*.png"):
         pixels = np.asarray(Image.open(path))
@@ -207,7 +198,7 @@ BODY = """
     ],
 )
 def test_networks_whose_backbone_cannot_be_stored(features, said, five_classes, tmp_path):
-    name = saved(textwrap.dedent(BODY).replace("{features}", features), tmp_path)
+    name = save_code(textwrap.dedent(BODY).replace("{features}", features), tmp_path)
     with pytest.raises(InputError, match=f"--cache-backbone: .*{said}"):
         finetune(name, five_classes, tmp_path / "out", CACHED)
 
@@ -236,6 +227,6 @@ def test_default_augmentation_is_left_away():
 
 
 def test_a_rate_for_fusion_layers_needs_fusion_layers(five_classes, tmp_path):
-    name = saved(textwrap.dedent(BODY).replace("{features}", "self.backbone(x)"), tmp_path)
+    name = save_code(textwrap.dedent(BODY).replace("{features}", "self.backbone(x)"), tmp_path)
     with pytest.raises(InputError, match="--fusion-lr-mult: the network has no fusion layer"):
         finetune(name, five_classes, tmp_path / "out", replace(QUICK, fusion_lr_mult=3.0))
