@@ -246,6 +246,8 @@ def plan_in_effect(
 
 def _exit_code(error: BaseException) -> int:
     """The exit code of the other processes where one fails; what is interrupted ends as Ctrl-C ends it."""
+    if isinstance(error, OSError | MemoryError):  # such as a full disk
+        return ResourceError.exit_code
     return int(getattr(error, "exit_code", 1 if isinstance(error, Exception) else 130))
 
 

@@ -1,5 +1,6 @@
 """Several processes, and what `accelerate launch` may and may not decide."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -78,22 +79,25 @@ def test_two_processes_train_as_one_that_accumulates(five_classes, calm, trained
     assert (out / "last/checkpoint-3/pytorch_model_fsdp.bin").is_file() == sharded
 
 
-def calibrate_with_one_that_fails(name, data, out):
+def calibrate_with_one_that_fails(name, data, out, error, code):
     def broken(self, first=0, step=1):
-        raise DataError("second.png", "cannot be read")
+        raise error
         yield
 
     fails = os.environ["RANK"] == "1"
     if fails:
         Images.read = broken
-    with pytest.raises(DataError if fails else PeerError) as caught:
+    with pytest.raises(type(error) if fails else PeerError) as caught:
         finetune(name, data, out, ALONE)
-    assert fails or caught.value.code == DataError.exit_code
+    assert fails or caught.value.code == code
     leave()
 
 
-def test_where_one_process_cannot_measure_both_end(five_classes, calm, tmp_path):
-    in_two_processes(calibrate_with_one_that_fails, calm, five_classes, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("error", "code"), [(DataError("second.png", "cannot be read"), 2), (OSError(errno.ENOSPC, "No space left"), 3)]
+)
+def test_where_one_process_cannot_measure_both_end(five_classes, calm, tmp_path, error, code):
+    in_two_processes(calibrate_with_one_that_fails, calm, five_classes, tmp_path / "out", error, code)
 
 
 def test_launches_that_are_not_served(custom, five_classes, tmp_path, monkeypatch):
