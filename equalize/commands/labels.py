@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from equalize.commands.calibration_config import CalibrationConfig
     from equalize.commands.evaluate import EvalConfig
     from equalize.commands.finetune.config import TrainConfig
+    from equalize.commands.predict.predict import PredictConfig
 
 Size = tuple[int, int] | None
 T = TypeVar("T")
@@ -135,24 +135,20 @@ def check_split(
 
 
 def names_of(
-    num_classes: int,
-    dataset: DataSet,
-    checkpoint: Checkpoint,
-    path: str | Path | None = None,
-    colors: str | Path | None = None,
+    num_classes: int, dataset: DataSet, checkpoint: Checkpoint, config: "EvalConfig | PredictConfig | TrainConfig"
 ) -> tuple[str, ...] | None:
-    """Names for that many classes: from a file, from the checkpoint, or from the data set.
+    """Names for that many classes: from the file that is given, from the checkpoint, or from the data set.
 
     Raises:
         DataError: the file names another number of classes.
     """
-    if path is not None:
+    if (path := config.class_names) is not None:
         names = read_class_names(path)
         if len(names) != num_classes:
             what = "names another number of classes than there are"
             raise DataError(path, what, got=len(names), expected=num_classes)
         return names
-    known = [checkpoint.classes, class_names(dataset, num_classes, colors)]
+    known = [checkpoint.classes, class_names(dataset, num_classes, config.colors)]
     if checkpoint.classes and checkpoint.classes[0] == "LABEL_0":  # names that transformers makes up
         known.reverse()
     return next((names for names in known if names and len(names) == num_classes), None)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from equalize.checkpoint.files.weights import read_weights
 from equalize.checkpoint.loading import ModelName
 
 
@@ -48,15 +47,6 @@ def test_writing_to_a_model_leaves_its_file_alone(sources, form):
             parameter.add_(1)
     assert {path: path.read_bytes() for path in files} == files
     assert all(torch.equal(tensor, on_disk[key]) for key, tensor in checkpoint.stored.keys.weights.tensors.items())
-
-
-def test_tensors_that_share_memory_on_disk_are_taken_apart(tmp_path):
-    one = torch.ones(4)
-    torch.save({"a": one, "b": one, "c": one.view(2, 2), "d": torch.ones(1).expand(3)}, tmp_path / "in.pth")
-    copies = read_weights((tmp_path / "in.pth",)).clones()
-    for number, tensor in enumerate(copies.values()):
-        tensor.fill_(number)
-    assert [set(tensor.flatten().tolist()) for tensor in copies.values()] == [{0.0}, {1.0}, {2.0}, {3.0}]
 
 
 @pytest.mark.parametrize("form", ["directory", "smp", "flat safetensors", "flat pth"])

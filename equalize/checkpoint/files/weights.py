@@ -62,10 +62,6 @@ class Weights:
         file_of = {names[key]: path for key, path in self.file_of.items() if key in names}
         return replace(self, tensors=tensors, file_of=file_of, renamed=True)
 
-    def clones(self) -> dict[str, "Tensor"]:
-        """Copies for a model to own: writing to them leaves ``tensors`` as they are on disk."""
-        return {key: tensor.clone() for key, tensor in self.tensors.items()}
-
     def sha256(self) -> str:
         """Over the bytes of all files, in order."""
         digest = hashlib.sha256()

@@ -76,7 +76,7 @@ def predict(
     checkpoint, sample = _fitted(checkpoint, selection.images, config, device, notify, warn)
     number = count_classes(checkpoint, sample, trial_size(checkpoint, config, selection.images), device)
     colors = class_colors(number, read_colors(config.colors) if config.colors else None, checkpoint.palette)
-    names = names_of(number, sample, checkpoint, config.class_names, config.colors) or tuple(map(str, range(number)))
+    names = names_of(number, sample, checkpoint, config) or tuple(map(str, range(number)))
     if reduced:
         notify("masks: classes from 0 on; the network was trained on reduced labels, its class 0 was stored as label 1")
     forward = Forward(checkpoint=checkpoint, config=config, device=device)

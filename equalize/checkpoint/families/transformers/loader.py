@@ -41,7 +41,8 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
         request: the caller's flags.
         strip: whether keys may carry a wrapper's prefix (those of a state dict may, those of a directory may not).
     """
-    where, tensors = request.source, weights.clones()
+    where = request.source
+    tensors = {key: tensor.clone() for key, tensor in weights.tensors.items()}  # for the model to own
     bare = _best_reading(skeleton(kind, config), tensors) if strip else {key: key for key in tensors}
     check_finite(tensors, where)
     state = {key: tensors[disk] for key, disk in bare.items()}
