@@ -7,6 +7,7 @@ import torch
 
 import equalize
 from equalize.checkpoint.checkpoint import write_plan
+from tests.plan.test_attach import drawn, planned
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,10 @@ def equalized_dir(segformer_dir, tmp_path_factory) -> Path:
     loud = replace(site.branches[0], std=4 * site.branches[0].std)  # so that equalization makes a difference
     write_plan(replace(plan, sites=(replace(site, branches=(loud, *site.branches[1:])),)), directory)
     return directory
+
+
+@pytest.fixture
+def plan():
+    """Of the network that `drawn("bias")` gives."""
+    model, x, _ = drawn("bias")
+    return planned(model, x)

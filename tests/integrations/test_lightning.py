@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 import equalize
 from equalize.checkpoint.checkpoint import write_plan
 from equalize.integrations import EqualizeTrainerCallback  # noqa: F401  imports without Lightning
-from tests.plan.test_attach import OPTIMIZERS, drawn, planned, train
+from tests.plan.test_attach import OPTIMIZERS, drawn, train
 
 lightning = pytest.importorskip("lightning.pytorch", reason="the extra lightning is not installed")
 callbacks = pytest.importorskip("lightning.pytorch.callbacks")
@@ -78,12 +78,6 @@ class _Epochs(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         return iter([next(self.left) for _ in range(3)])
-
-
-@pytest.fixture
-def plan():
-    model, x, _ = drawn("bias")
-    return planned(model, x)
 
 
 def read(path):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 import equalize
 from equalize.checkpoint.checkpoint import write_plan
-from tests.plan.test_attach import OPTIMIZERS, drawn, planned, train
+from tests.plan.test_attach import OPTIMIZERS, drawn, train
 
 pytest.importorskip("mmengine", reason="the extra mmseg is not installed")
 
@@ -76,12 +76,6 @@ def run(out, plan, *hooks, load_from=None, resume=False, steps=STEPS):
     )  # fmt: skip
     runner.train()
     return model.network, runner
-
-
-@pytest.fixture
-def plan():
-    model, x, _ = drawn("bias")
-    return planned(model, x)
 
 
 @pytest.fixture

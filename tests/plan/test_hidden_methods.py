@@ -9,6 +9,7 @@ from torch import nn
 
 import equalize
 from equalize.moments.measure import measure_branches
+from tests.support.networks import save_code
 from tests.support.scenes import write_scenes
 
 NETWORK = """
@@ -89,10 +90,8 @@ def test_a_cut_graph_measures_it_too(monkeypatch):
 
 
 def test_through_the_command_line(run_cli, photos, tmp_path):
-    (tmp_path / "net.py").write_text(NETWORK)
-    torch.manual_seed(2)
-    torch.save(networks()["Net"]().state_dict(), tmp_path / "net.pth")
-    model = (tmp_path / "net.pth", "--arch", f"{tmp_path / 'net.py'}:Net")
+    name = save_code(NETWORK, tmp_path)
+    model = (name.source, "--arch", name.arch)
     out = tmp_path / "out"
     ran = run_cli("calibrate", *model, "--data", photos, "-o", out, "--strategy", "rescale", "--json")
     assert ran.code == 0, ran.err

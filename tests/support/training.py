@@ -48,6 +48,10 @@ FACTORY = textwrap.dedent("""
 """With dropout, BatchNorm, an auxiliary head and one resampled fusion layer."""
 
 
+class Killed(BaseException):
+    """Ends what is running, where a test wants it."""
+
+
 class OnStep(TrainingMonitor):
     """Calls a function with the steps done and all of them, over every run if there are several."""
 

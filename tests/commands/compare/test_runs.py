@@ -23,7 +23,7 @@ from equalize.commands.finetune.loss import ModelWithLoss
 from equalize.errors import DataError, InputError, OutputError, SiteError
 from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
-from tests.support.training import OnStep
+from tests.support.training import Killed, OnStep
 
 QUICK = TrainConfig(
     max_steps=4, batch_size=8, lr=0.01, size=(48, 64), device="cpu", samples=4, seed=3,
@@ -156,10 +156,6 @@ def test_seeds_may_be_added_but_nothing_else_changed(nets, scenes, compared):
     assert again.config != config
     assert compare(again, compared.out).to_json() == compared.found.to_json()
     assert files(compared.out) == after
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, compared, tmp_path):

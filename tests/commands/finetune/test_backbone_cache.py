@@ -18,7 +18,7 @@ from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.errors import DataError, InputError
 from tests.support.networks import save_code
 from tests.support.scenes import write_scenes
-from tests.support.training import FACTORY, QUICK, metrics, same, trained_weights
+from tests.support.training import FACTORY, QUICK, Killed, metrics, same, trained_weights
 
 CACHED = replace(QUICK, flip=0.5, freeze_backbone=True, cache_backbone=True, eval_every=4, log_every=1)
 
@@ -117,10 +117,6 @@ def test_other_weights_data_or_size_are_stored_apart(custom, five_classes, tmp_p
     torch.save({**state, "backbone.0.bias": state["backbone.0.bias"] + 1}, tmp_path / "moved.pth")
     train(replace(custom, source=str(tmp_path / "moved.pth")), five_classes, tmp_path / "four", config)
     assert len(list(cache.iterdir())) == 3 * len(first)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_interrupted_it_goes_on_with_the_parts_that_are_there(custom, five_classes, tmp_path, monkeypatch):

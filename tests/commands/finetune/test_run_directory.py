@@ -1,10 +1,7 @@
 import pytest
 
 from equalize.commands.finetune.run_directory import RunDirectory
-
-
-class Killed(BaseException):
-    pass
+from tests.support.training import Killed
 
 
 @pytest.fixture

@@ -18,11 +18,7 @@ from equalize.errors import InputError, NumericsError, OutputError, ResourceErro
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import start
 from tests.support.tolerance import TIE
-from tests.support.training import QUICK, OnStep, falls, metrics, same, trained_weights
-
-
-class Killed(BaseException):
-    pass
+from tests.support.training import QUICK, Killed, OnStep, falls, metrics, same, trained_weights
 
 
 def kill_at(step: int) -> OnStep:

@@ -16,8 +16,8 @@ from equalize.commands.finetune.finetune import finetune
 from equalize.commands.push.files import choose_files
 from equalize.commands.verify import read_plan, verify_checkpoint
 from equalize.errors import CheckpointError, NumericsError, SiteError
-from tests.commands.finetune.test_trainer import Killed, kill_at
-from tests.support.training import QUICK, same, trained_weights
+from tests.commands.finetune.test_trainer import kill_at
+from tests.support.training import QUICK, Killed, same, trained_weights
 
 CONFIG = QUICK.calibration("train")
 
