@@ -8,7 +8,6 @@ TIFFs of more than four bands, or of more than 8 bits in several bands, need the
 """
 
 import importlib.util
-from io import BytesIO
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
-from equalize.data.images import Item, load_array, open_picture, read_image
+from equalize.data.images import ORIENTATION, TURNS, Item, load_array, open_picture, orientation, read_image
 from equalize.errors import DataError
 from equalize.messages import one_line
 
@@ -44,7 +43,12 @@ def read_picture(item: Item, channels: int = 3) -> Picture:
         if not _has_tifffile():
             what = f"is no TIFF of at most four bands, and the network takes {channels}"
             raise DataError(item, what, remedy=_REMEDY) from error
-    return _as_bands(_load_tiff(item), channels, item)
+    array, turned = _load_tiff(item)
+    if turned != orientation(item):  # PIL does not open it, so masks would not be turned along
+        what = f"has the orientation {turned}, which is not applied to TIFFs of such bands"
+        raise DataError(item, what, remedy="save it upright")
+    turn = TURNS.get(turned, torch.clone)
+    return torch.stack([turn(band_HW) for band_HW in _as_bands(array, channels, item)])
 
 
 def _has_tifffile() -> bool:
@@ -66,12 +70,15 @@ def _gray(picture: Image.Image, item: Item) -> Image.Image:
     return red
 
 
-def _load_tiff(item: Item) -> NDArray[np.generic]:
+def _load_tiff(item: Item) -> tuple[NDArray[np.generic], int]:
+    """All bands as they are stored, and the orientation, 1 to 8."""
     import tifffile
 
     try:
-        with item.open("rb") as file:
-            return np.asarray(tifffile.imread(BytesIO(file.read())))
+        with item.open("rb") as file, tifffile.TiffFile(file) as tiff:
+            tag = tiff.pages.first.tags.get(ORIENTATION)
+            turned = 1 if tag is None else int(tag.value)
+            return np.asarray(tiff.asarray()), turned if turned in TURNS else 1
     except MemoryError:
         raise
     except Exception as error:  # tifffile's own errors, and those of its decoders

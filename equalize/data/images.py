@@ -16,7 +16,7 @@ How formats are converted, as torchvision, transformers and mmsegmentation users
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -26,12 +26,23 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from equalize.errors import DataError
 from equalize.messages import one_line
 
 ORIENTATION = 0x0112  # of EXIF
 QUARTER_TURNS = range(5, 9)
+TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
+    2: lambda x_HW: x_HW.flip(1),
+    3: lambda x_HW: x_HW.flip(0, 1),
+    4: lambda x_HW: x_HW.flip(0),
+    5: lambda x_HW: x_HW.T,
+    6: lambda x_HW: x_HW.rot90(-1),
+    7: lambda x_HW: x_HW.flip(0, 1).T,
+    8: lambda x_HW: x_HW.rot90(1),
+}
+"""What makes an image of that EXIF orientation upright (CIPA DC-008, tag Orientation)."""
 _WIDTH, _HEIGHT = 256, 257  # tags of a TIFF, as it is stored
 _MOST_LABELS = 64
 _DEEP = "equalize: 16 bits"  # a key of `Image.info`

@@ -6,7 +6,7 @@ keep theirs, also where gray is stored in three equal channels; colors become th
 train ids, the data set's own void value to the ignored one, label 0 to the ignored one with the rest moved down by one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from equalize.data.colors import COLOR_FILES, ColorMap
-from equalize.data.images import ORIENTATION, QUARTER_TURNS, Item, load_array, open_picture, orientation, upright_size
+from equalize.data.images import (
+    ORIENTATION,
+    QUARTER_TURNS,
+    TURNS,
+    Item,
+    load_array,
+    open_picture,
+    orientation,
+    upright_size,
+)
 from equalize.errors import DataError
 
 _VOID = 255
@@ -30,16 +39,6 @@ _CITYSCAPES_IDS = 34
 
 DrawnOn = Literal["auto", "upright", "stored"]
 
-_TURNS: Mapping[int, Callable[[Tensor], Tensor]] = {
-    2: lambda x_HW: x_HW.flip(1),
-    3: lambda x_HW: x_HW.flip(0, 1),
-    4: lambda x_HW: x_HW.flip(0),
-    5: lambda x_HW: x_HW.T,
-    6: lambda x_HW: x_HW.rot90(-1),
-    7: lambda x_HW: x_HW.flip(0, 1).T,
-    8: lambda x_HW: x_HW.rot90(1),
-}
-"""What makes an image of that EXIF orientation upright (CIPA DC-008, tag Orientation)."""
 _EDGE_SHARE = 0.1
 
 
@@ -96,7 +95,7 @@ def make_upright(stored_HW: Tensor, item: Item, image: Item, drawn_on: DrawnOn) 
         what = f"has no EXIF orientation, and its image {image.name} has {turned}: which way up it is cannot be told"
         remedy = "set --masks-drawn-on upright if it fits the image as viewers show it, else stored"
         raise DataError(item, what, remedy=remedy)
-    return _TURNS[turned](stored_HW) if drawn_on == "stored" else stored_HW
+    return TURNS[turned](stored_HW) if drawn_on == "stored" else stored_HW
 
 
 def drawn_on_by_sides(shape: Sequence[int], image: Item) -> DrawnOn:
@@ -125,7 +124,7 @@ def read_stored(item: Item, rule: LabelRule) -> Tensor:
         return torch.from_numpy(_read_array(item))
     with open_picture(item) as image:
         stored_HW = torch.from_numpy(_stored(image, item, rule))
-        stored_HW = _TURNS.get(image.getexif().get(ORIENTATION, 1), torch.clone)(stored_HW)
+        stored_HW = TURNS.get(image.getexif().get(ORIENTATION, 1), torch.clone)(stored_HW)
     return _to_train_ids(stored_HW) if item.name.endswith("_gtFine_labelIds.png") else stored_HW
 
 

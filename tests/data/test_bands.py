@@ -96,6 +96,20 @@ def test_a_tiff_of_six_bands(tmp_path):
     assert np.array_equal(read_picture(tmp_path / "a.tif", 6).numpy(), np.moveaxis(array, 2, 0))
 
 
+@pytest.mark.parametrize(("bands", "kind"), [(4, "rgb"), (6, "minisblack")])
+def test_a_turned_tiff_of_16_bits(tmp_path, bands, kind):
+    tifffile = pytest.importorskip("tifffile")
+    array = np.random.default_rng(0).integers(0, 4096, (6, 8, bands), dtype=np.uint16)
+    turned = [(274, "H", 1, 6)]  # of EXIF: by a quarter clockwise
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric=kind, planarconfig="contig", extratags=turned)
+    if bands == 6:  # PIL does not open it, so nothing turns its mask
+        with pytest.raises(DataError, match=r"a\.tif: has the orientation 6, which is not applied"):
+            read_picture(tmp_path / "a.tif", 6)
+    else:
+        upright = np.moveaxis(np.rot90(array, -1), 2, 0)
+        assert np.array_equal(read_picture(tmp_path / "a.tif", 4).numpy(), upright)
+
+
 def test_bands_are_scaled_as_the_user_says():
     bands = torch.arange(2 * 4 * 6, dtype=torch.float32).view(2, 4, 6)
     with pytest.raises(InputError, match=r"--rescale: is needed for images of more than 8 bits"):
@@ -148,7 +162,7 @@ def test_tiffs_of_six_bands_name_the_library_that_reads_them(tmp_path, pixels, c
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_tiff_of_six_bands_for_fewer_channels(tmp_path, channels):
     tifffile = pytest.importorskip("tifffile")
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, 6), np.uint8), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, 6), np.uint8), photometric="minisblack", planarconfig="contig")
     with pytest.raises(DataError, match=rf"a\.tif: has 6 channels, and the network takes {channels}"):
         read_picture(tmp_path / "a.tif", channels)
 
