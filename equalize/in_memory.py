@@ -51,8 +51,8 @@ def apply(*args: object, **kwargs: object) -> None:
         plan, model: as of `attach`.
 
     Raises:
-        SiteError, InputError: as of `attach`; the network is then unchanged.
-        NumericsError: if a rewritten tensor is not finite in its dtype.
+        SiteError, InputError: as of `attach`.
+        NumericsError: if a rewritten tensor is not finite in its dtype. The network is unchanged after any of them.
     """
     plan_apply.apply(*_sorted("equalize.apply", args, kwargs))
 

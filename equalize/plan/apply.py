@@ -1,6 +1,7 @@
 """Carrying out a plan's edits on a model, or on any mapping of tensors."""
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,10 +24,11 @@ def apply(plan: Plan, model: nn.Module) -> None:
 
     Raises:
         SiteError: if the plan does not fit the model; the model is then unchanged.
-        NumericsError: if a rewritten tensor is not finite in its dtype.
+        NumericsError: if a rewritten tensor is not finite in its dtype; the model is then unchanged.
     """
     demand_fit(plan, model)
-    apply_edits(plan.edits, model, plan.maps)
+    with undone_on_failure(model) as before:
+        apply_edits(plan.edits, model, plan.maps, before)
 
 
 def demand_fit(plan: Plan, model: nn.Module) -> None:
@@ -69,6 +71,17 @@ def apply_edits(
                     rows.copy_(_edited(edit, rows))
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise NumericsError(edit.tensor, f"is not finite in {tensor.dtype} after the edit")
+
+
+@contextmanager
+def undone_on_failure(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yields where `apply_edits` keeps tensors as they were before they are rewritten."""
+    before: dict[str, Tensor] = {}
+    try:
+        yield before
+    except BaseException:
+        put_back(before, model)
+        raise
 
 
 def put_back(before: Mapping[str, Tensor], model: nn.Module) -> None:

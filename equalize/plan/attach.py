@@ -41,18 +41,23 @@ def attach(plan: Plan, model: nn.Module) -> None:
     """
     demand_trainable(plan)
     _demand_fit(plan, model)
-    for site in plan.equalized:
-        path, _, name = site.weight.rpartition(".")
-        layer = model.get_submodule(path)
-        weight = layer.get_parameter(name)
-        folded = FoldedWeight(layer, weight, _input_map(plan, site, weight))
-        _parametrize(layer, name, folded)
-        if site.shift == "bias" and site.bias is not None:
-            bias = site.bias.rpartition(".")[2]
-            mean_I, _ = branch_vectors(site, plan.input_scale(site))
-            shifted = ShiftedBias(layer, name, layer.get_parameter(bias), mean_I.to(weight), Geometry.of(site))
-            _parametrize(layer, bias, shifted)
-        register_plain_state(layer, fold)
+    with torch.inference_mode(False):  # what is kept for V -> W takes part in training
+        for site in plan.equalized:
+            _attach(plan, site, model)
+
+
+def _attach(plan: Plan, site: PlannedSite, model: nn.Module) -> None:
+    path, _, name = site.weight.rpartition(".")
+    layer = model.get_submodule(path)
+    weight = layer.get_parameter(name)
+    folded = FoldedWeight(layer, weight, _input_map(plan, site, weight))
+    _parametrize(layer, name, folded)
+    if site.shift == "bias" and site.bias is not None:
+        bias = site.bias.rpartition(".")[2]
+        mean_I, _ = branch_vectors(site, plan.input_scale(site))
+        shifted = ShiftedBias(layer, name, layer.get_parameter(bias), mean_I.to(weight), Geometry.of(site))
+        _parametrize(layer, bias, shifted)
+    register_plain_state(layer, fold)
 
 
 def _demand_fit(plan: Plan, model: nn.Module) -> None:

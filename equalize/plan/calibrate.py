@@ -7,7 +7,6 @@ BatchNorms between the two, stand as they will be saved.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from equalize.moments.batch_norms import estimate_norms, untouched_norms
 from equalize.moments.blocks import Blocks
 from equalize.moments.measure import Measurement, measure_branches
 from equalize.moments.watch import Batch
-from equalize.plan.apply import apply_edits, put_back, with_aliases
+from equalize.plan.apply import apply_edits, put_back, undone_on_failure, with_aliases
 from equalize.plan.choose import Choice, choose
 from equalize.plan.edits import Edit, Set
 from equalize.plan.plan import Plan, ScaleTo, Strategy
@@ -60,7 +59,7 @@ def calibrate(
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
     undecided = choose(found.sites, strategy, seed, newly_initialized)
-    with _put_back_on_failure(model) as before:
+    with undone_on_failure(model) as before:
         measured, decided, edits = _stage_by_stage(
             model, undecided, batches, before, found=found, scale=scale, tolerance=tolerance, names=names, keep=keep
         )
@@ -78,17 +77,6 @@ def calibrate(
         facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
         maps={layer: each for decision in decided for layer, each in decision.maps.items()},
     )
-
-
-@contextmanager
-def _put_back_on_failure(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yields where tensors are kept as they were before they are rewritten."""
-    before: dict[str, Tensor] = {}
-    try:
-        yield before
-    except BaseException:
-        put_back(before, model)
-        raise
 
 
 def _without_estimates(edits: Sequence[Edit], before: Mapping[str, Tensor], model: nn.Module) -> list[Edit]:

@@ -383,6 +383,15 @@ def test_attach_is_all_or_nothing():
     assert not parametrize.is_parametrized(model.first.body.fuse)
 
 
+def test_attached_in_inference_mode_a_network_trains():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    with torch.inference_mode():
+        attach(plan, model)
+    model(x).sum().backward()
+    assert model.body.fuse.parametrizations.weight.original.grad.any()
+
+
 def test_other_parametrizations_are_left_alone():
     model, x, _ = drawn("bias")
     plan = planned(model, x)

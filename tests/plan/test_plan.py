@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -187,6 +188,15 @@ def test_edits_say_what_overflows():
     model = nn.Linear(2, 2).half()
     with pytest.raises(NumericsError, match=r"weight: is not finite in torch\.float16"):
         apply_edits([Scale(tensor="weight", factor=1e9)], model)
+
+
+def test_an_edit_that_overflows_undoes_those_before_it():
+    model = network()
+    plan = calibrate(copy.deepcopy(model), images(), "rescale")
+    before = copy.deepcopy(model)
+    with pytest.raises(NumericsError, match="is not finite"):
+        apply(replace(plan, edits=(*plan.edits, Scale(tensor="fuse.weight", factor=1e300))), model)
+    assert same(model, before)
 
 
 def test_edits_on_every_axis():
