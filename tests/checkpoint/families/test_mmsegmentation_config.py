@@ -182,13 +182,16 @@ def test_a_network_far_larger_than_the_file_is_not_built(backbone):
 
 
 def test_preprocessing_counts_pixels_from_0_to_255_and_knows_the_order_of_channels():
-    found = mmseg_facts.preprocessing(read(config_text("FCNHead")))
+    found = mmseg_facts.preprocessing(read(config_text("FCNHead")), {})
     assert (found.mean, found.std) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     assert (found.rescale, found.channels, found.size, found.reduce_labels) == (1.0, "RGB", None, False)
     old = "dict(type='Normalize', mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=False)"
-    found = mmseg_facts.preprocessing(read(f"train_pipeline = [{old}]\nmodel = dict(type='x')"))
+    found = mmseg_facts.preprocessing(read(f"train_pipeline = [{old}]\nmodel = dict(type='x')"), {})
     assert (found.mean, found.std, found.channels) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "BGR")
-    found = mmseg_facts.preprocessing(read("p = [dict(reduce_zero_label=True)]\nmodel = dict(type='x')"))
+    gray = "model = dict(type='x', data_preprocessor=dict(mean=[127.5], std=[64]))"
+    found = mmseg_facts.preprocessing(read(gray), {})
+    assert (found.mean, found.std) == ((127.5,), (64.0,))
+    found = mmseg_facts.preprocessing(read("p = [dict(reduce_zero_label=True)]\nmodel = dict(type='x')"), {})
     assert (found.reduce_labels, found.rescale, round(found.mean[0], 3)) == (True, 1.0, 123.675)
 
 

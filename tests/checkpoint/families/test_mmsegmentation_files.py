@@ -125,15 +125,23 @@ def test_another_number_of_classes_draws_the_classifiers_alone(psp, tmp_path):
 
 
 @pytest.mark.parametrize("number", [None, 5])
-def test_the_config_says_what_labels_were_trained_on(number, psp, tmp_path):
-    """Also the one inside the file, where somebody takes that alone."""
+@pytest.mark.parametrize("said_by", ["the config", "the data set alone", "both"])
+def test_what_labels_were_trained_on(said_by, number, psp, tmp_path):
+    """Also in the config inside the file, where somebody takes that alone."""
 
     def reduce(content):
-        content["meta"]["cfg"] = content["meta"]["cfg"].replace("reduce_zero_label=False", "reduce_zero_label=True")
+        meta = content["meta"]
+        said = {"the data set alone": "", "the config": ", reduce_zero_label=True", "both": ", reduce_zero_label=True"}
+        meta["cfg"] = meta["cfg"].replace(", reduce_zero_label=False", said[said_by])
+        meta["dataset_meta"]["reduce_zero_label"] = True
+        if said_by == "the config":
+            del meta["dataset_meta"]["reduce_zero_label"]
 
     source = rewritten(psp, tmp_path / "ade.pth", reduce)
     checkpoint = load(source, num_classes=number, init_missing=number is not None)
     assert checkpoint.preprocess.reduce_labels is True
+    if number is not None:
+        checkpoint = checkpoint.with_names("abcde")
     checkpoint.with_reduced_labels(False).save(tmp_path / "out")
     for place in (tmp_path / "out", tmp_path / "out/model.pth"):
         assert load(place).preprocess.reduce_labels is False

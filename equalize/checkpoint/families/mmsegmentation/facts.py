@@ -7,7 +7,8 @@ from typing import Any, Literal
 from equalize.checkpoint.families.mmsegmentation.config import Config, leaves
 from equalize.checkpoint.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-_REDUCE = re.compile(r"\b(reduce_zero_label['\"]?\s*[=:]\s*)(True|False)\b")
+_REDUCES = "reduce_zero_label"
+_REDUCE = re.compile(rf"\b({_REDUCES}['\"]?\s*[=:]\s*)(True|False)\b")
 _MODEL = re.compile(r"^model\s*=", re.MULTILINE)
 
 
@@ -55,13 +56,23 @@ def with_reduced_labels(text: str, reduced: bool) -> str:
     return _REDUCE.sub(rf"\g<1>{reduced}", text)
 
 
-def preprocessing(config: Config) -> Preprocess:
+def meta_with_reduced_labels(meta: Mapping[str, Any], reduced: bool) -> dict[str, object]:
+    """Changes to ``meta`` for labels that are reduced or not; none where it does not describe a data set."""
+    described = meta.get("dataset_meta")
+    return {"dataset_meta": {**described, _REDUCES: reduced}} if isinstance(described, Mapping) else {}
+
+
+def preprocessing(config: Config, meta: Mapping[str, Any]) -> Preprocess:
     """The data preprocessor's mean and std, for pixels in 0..255, and its channel order.
 
     mmsegmentation reads images as BGR, so BGR is the default. Its test pipelines keep the aspect ratio, so no size is
-    taken from them.
+    taken from them. Labels are reduced as the data set of the training did, which the checkpoint's ``meta`` describes:
+    a config need not say what is the default of a data set's class.
     """
-    reduce = next((value for key, value, _ in leaves(config) if key == "reduce_zero_label"), None)
+    described = meta.get("dataset_meta")
+    reduce = described.get(_REDUCES) if isinstance(described, Mapping) else None
+    if reduce is None:
+        reduce = next((value for key, value, _ in leaves(config) if key == _REDUCES), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
     preprocessor = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
     if preprocessor is None:  # mmcv's, whose ``to_rgb`` means the same
@@ -83,6 +94,8 @@ def preprocessing(config: Config) -> Preprocess:
 
 
 def _numbers(values: object, otherwise: float) -> tuple[float, ...]:
-    if isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values):
-        return tuple(float(value) for value in values)
-    return (otherwise,) * 3
+    """One number for each channel that the network takes, or one for all."""
+    numbers = values if isinstance(values, (list, tuple)) else ()
+    if numbers and all(isinstance(each, (int, float)) for each in numbers):
+        return tuple(float(each) for each in numbers)
+    return (otherwise,)

@@ -20,6 +20,7 @@ from equalize.checkpoint.families.mmsegmentation.facts import (
     class_names,
     config_text,
     meta_with_classes,
+    meta_with_reduced_labels,
     palette,
     preprocessing,
     with_reduced_labels,
@@ -75,7 +76,7 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
         return _Spec(
             architecture=architecture_of(model),
             make=partial(registry.build, model, draw=request.init_missing, trusted=trusted),
-            preprocess=preprocessing(config),
+            preprocess=preprocessing(config, weights.meta),
             classes=names if names and len(names) == there else None,
             palette=colors if colors and len(colors) == there else None,
             num_classes=number,
@@ -107,11 +108,12 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
         return replace(save, meta={**save.meta, **meta_with_classes(names)})
 
     def with_reduced_labels(self, save: SaveSpec, reduced: bool) -> SaveSpec:
-        """In the config beside the weights and in that of their ``meta``, where these say something of it."""
+        """In the config beside the weights and in their ``meta``, where these say something of it."""
+        kept = {**save.keys.weights.meta, **save.meta}
+        save = replace(save, meta={**save.meta, **meta_with_reduced_labels(kept, reduced)})
         text = save.texts.get(CONFIG_FILE)
         if text is None or (new := with_reduced_labels(text, reduced)) == text:
             return save
-        kept = {**save.keys.weights.meta, **save.meta}
         meta = {key: new for key in ("cfg", "config") if kept.get(key) is not None}
         return replace(save, texts={**save.texts, CONFIG_FILE: new}, meta={**save.meta, **meta})
 
