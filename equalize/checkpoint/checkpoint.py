@@ -59,7 +59,9 @@ class Checkpoint:
     num_classes: int | None = None
     """Of the network, if the files or the user say."""
     threshold: float = 0.0
-    """Above which a single output is class 1: 0 for logits, else what `with_output` found the network to end in."""
+    """Above which a single output is class 1: what `with_output` found the network to end in; 0 for logits."""
+    logit_threshold: float = 0.0
+    """Above which a single logit is class 1, as the network's library has it."""
     save_spec: SaveSpec | None = None
     """What is needed to write it back; None if it was loaded without weights."""
     missing: tuple[str, ...] = ()
@@ -108,10 +110,11 @@ class Checkpoint:
     def scores(self, output: Any, inputs: Tensor) -> Tensor:
         """The main output (N, classes, h, w) of all that the network returned for ``inputs``; a SiteError without one.
 
-        The largest is the class; a single one stands for class 1 where it is above 0: it is given less `threshold`.
+        The largest is the class; a single one stands for class 1 where it is above 0: it is given less its threshold.
         """
         found = self.scored(output, inputs).tensor
-        return found - self.threshold if self.threshold and found.shape[1] == 1 else found
+        threshold = self.threshold or self.logit_threshold
+        return found - threshold if threshold and found.shape[1] == 1 else found
 
     def with_output(self, inputs: Tensor, notify: Notify = ignore) -> "Checkpoint":
         """The checkpoint with what a run shows, which output is scored and whether as probabilities; see `scores`."""

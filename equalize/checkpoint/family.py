@@ -40,6 +40,8 @@ class Spec:
     """Red, green and blue of each class, 0 to 255."""
     num_classes: int | None = None
     """The number that the user gave."""
+    logit_threshold: float = 0.0
+    """The logit above which a single output is class 1."""
     notes: tuple[str, ...] = ()
     """What was chosen where the files left a choice."""
     arch: str | None = None

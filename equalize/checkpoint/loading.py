@@ -125,6 +125,7 @@ class ModelName(Request):
             arch_args=spec.arguments,
             output=request.output,
             num_classes=spec.num_classes or (len(spec.classes) if spec.classes else None),
+            logit_threshold=spec.logit_threshold,
             save_spec=save_spec,
             missing=missing,
         )

@@ -132,3 +132,20 @@ def test_a_cascade_trains_all_its_heads(tmp_path, scenes):
     assert checkpoint.classes == CLASSES
     x = torch.randn(2, 3, 64, 64)
     assert_same_outputs(logits(checkpoint.model, x), logits(after, x))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.6])
+def test_a_single_output_is_class_1_where_mmsegmentation_says_so(threshold, tmp_path):
+    given = "" if threshold is None else f", threshold={threshold}"
+    changes = {"num_classes=3": f"num_classes=2, out_channels=1{given}", "Loss'": "Loss', use_sigmoid=True"}
+    source = saved(tmp_path, "FCNHead", changes=changes)
+    theirs, checkpoint, x = stock(source.with_suffix(".py"), source), load(source), 10 * torch.randn(2, 3, 64, 64)
+    shift = 1.0 if threshold else -0.5  # logits around that of the threshold: log(0.6 / 0.4) or log(0.3 / 0.7)
+    for network in (theirs, checkpoint.model):
+        network.decode_head.conv_seg.weight.data *= 20
+        network.decode_head.conv_seg.bias.data.fill_(shift)
+    expected = torch.stack([each.pred_sem_seg.data[0] for each in theirs.postprocess_result(logits(theirs, x))])
+    ours = checkpoint.with_output(x).logits(x)[:, 0] > 0
+    assert torch.equal(ours.long(), expected)
+    assert not torch.equal(ours, logits(theirs, x)[:, 0] > 0)  # which is not that of one half
+    assert any(f"above {threshold or 0.3} is class 1" in note for note in checkpoint.notes)

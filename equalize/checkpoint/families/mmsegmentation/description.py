@@ -9,6 +9,7 @@ from equalize.checkpoint.families.mmsegmentation.config import bare_model, read_
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
 
 CONFIG_FILE = "config.py"
+_BINARY_THRESHOLD = 0.3
 
 
 class MMSegmentationDescription(Description):
@@ -45,6 +46,15 @@ def scored_head(model: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(head, (list, tuple)) and head:
         head = head[-1]
     return head if isinstance(head, Mapping) else {}
+
+
+def binary_threshold(model: Mapping[str, Any]) -> float | None:
+    """The probability above which a single output is class 1, of a head with one; mmsegmentation's default is 0.3."""
+    head = scored_head(model)
+    if head.get("out_channels") != 1:
+        return None
+    given = head.get("threshold")
+    return float(given) if isinstance(given, (int, float)) and 0 < given < 1 else _BINARY_THRESHOLD
 
 
 def architecture_of(model: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """State dicts of mmsegmentation. The config in a checkpoint is parsed, one that the user names is run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from equalize.checkpoint.families.mmsegmentation.description import (
     CONFIG_FILE,
     MMSegmentationDescription,
     architecture_of,
+    binary_threshold,
     scored_head,
 )
 from equalize.checkpoint.families.mmsegmentation.facts import (
@@ -72,7 +74,7 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
                 text = registry.dump({**config, "model": with_classes(config["model"], number)})
                 meta |= {key: text for key in ("cfg", "config") if key in weights.meta}
         names, colors = class_names(weights.meta), palette(weights.meta)
-        there = scored_head(model).get("num_classes")
+        there, above = scored_head(model).get("num_classes"), binary_threshold(model)
         return _Spec(
             architecture=architecture_of(model),
             make=partial(registry.build, model, draw=request.init_missing, trusted=trusted),
@@ -80,6 +82,8 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
             classes=names if names and len(names) == there else None,
             palette=colors if colors and len(colors) == there else None,
             num_classes=number,
+            logit_threshold=0.0 if above is None else math.log(above / (1 - above)),
+            notes=() if above is None else (f"a probability above {above:g} is class 1, as the config's head has it",),
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
             arguments={"num_classes": number} if trusted and number is not None else {},  # else in its text
             limited=not trusted,
