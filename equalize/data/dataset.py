@@ -126,7 +126,8 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
     pairs = layout.readers[chosen]()
     if not pairs:
         raise _no_images(root, layout, chosen)
-    every: list[Item] = [image for image, _ in layout.matched.pairs or pairs]
+    listed = [layout.matched.pairs] if layout.matched.pairs else [of_split() for of_split in layout.readers.values()]
+    every = [image for each in listed for image, _ in each]  # of all splits
     unread = list_unread(root) if layout.name != "table" else []
     if layout.matched.all_masks and unread:
         what = "is of a kind that is not read, and all other files lie in folders named as those of masks are"

@@ -119,6 +119,16 @@ def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
         open_data(tmp_path, split="nope")
 
 
+def test_pictures_of_16_bits_keep_one_scale_in_all_splits(tmp_path: Path) -> None:
+    def of(value: int) -> Dataset:
+        row = {"image": stored(encoded(np.full((4, 6), value, np.uint16))), "label": rows(1)[0]["label"]}
+        return Dataset.from_list([row], features=PICTURES)
+
+    DatasetDict(train=of(4000), validation=of(900)).save_to_disk(tmp_path)
+    assert numbers(open_data(tmp_path)) == [4000 >> 4]
+    assert numbers(open_data(tmp_path, labels=True)) == [900 >> 4]  # of 12 bits, as in training
+
+
 @pytest.mark.parametrize(
     ("train", "val", "split"),
     [
