@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.checkpoint.files.weights import Weights
-from equalize.checkpoint.keys import PREFIXES, Match, pair, placements
+from equalize.checkpoint.keys import PREFIXES, Match, copy_notes, pair, placements
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError, NumericsError
 from equalize.messages import first_of
@@ -120,4 +120,4 @@ def placement_notes(source: str, weights: Weights, match: Match) -> list[str]:
     left = sorted(set(weights.tensors) - set(match.disk_name.values())) if match.submodule and match.missing else []
     if left:
         notes.append(f"{name}: left out, as no part of the network: {first_of(left)}")
-    return notes
+    return notes + copy_notes(source, weights.tensors, match.disk_name)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,6 +74,25 @@ def prefix_of(reading: Mapping[str, str]) -> str:
     """The prefix that the keys on disk have in a reading; empty where they differ by names further inside."""
     prefixes = {disk.removesuffix(key) for key, disk in reading.items()}
     return prefixes.pop() if len(prefixes) == 1 else ""
+
+
+def copies(disk: Collection[str], names: Mapping[str, str]) -> list[str]:
+    """Under what else keys on disk hold the network: averages of weights, for example.
+
+    ``names`` are the network's keys with those on disk that were read.
+    """
+    found: Counter[str] = Counter()
+    for key in sorted(set(disk).difference(names.values())):
+        parts = key.split(".")
+        found.update([".".join(parts[:depth]) for depth in (1, 2) if ".".join(parts[depth:]) in names][:1])
+    return [place for place, count in found.items() if 2 * count >= len(names)]
+
+
+def copy_notes(source: str, disk: Collection[str], names: Mapping[str, str]) -> list[str]:
+    """A note for the user on `copies`, if there are any."""
+    found = ", ".join(map(repr, copies(disk, names)))
+    what = "holds the network once more, which is left as it is, under"
+    return [f"{PurePath(source).name}: {what} {found}"] if found else []
 
 
 def _wrapper(keys: Collection[str]) -> str | None:

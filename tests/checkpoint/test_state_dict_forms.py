@@ -227,6 +227,18 @@ def test_where_a_file_has_two_state_dicts_of_unknown_names_the_flag_chooses(run_
     assert torch.equal(again["generator"]["fuse.weight"], written["generator"]["fuse.weight"])
 
 
+@pytest.mark.parametrize(("prefix", "average"), [("model.", "ema_model.module."), ("", "model_ema.")])
+def test_a_second_copy_among_the_keys_is_named(network, state, tmp_path, prefix, average):
+    """As a Lightning module has it that keeps averages of its network's weights."""
+    doubled = {key: tensor * 2 if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    content = {**LIGHTNING, "state_dict": prefixed(doubled, average) | prefixed(state, prefix)}
+    torch.save(content, tmp_path / "in.ckpt")
+    loaded = load(tmp_path / "in.ckpt", f"{network}:Net")
+    assert torch.equal(loaded.model.state_dict()["fuse.weight"], state["fuse.weight"])
+    said = f"in.ckpt: holds the network once more, which is left as it is, under {average[:-1]!r}"
+    assert said in loaded.notes
+
+
 def test_a_key_overrules_the_first_of_known_names(network, state, tmp_path):
     torch.save({"model": copied(state), "ema": {key: tensor * 2 for key, tensor in state.items()}}, tmp_path / "in.pth")
     found = load(tmp_path / "in.pth", f"{network}:Net", key="ema").model.state_dict()

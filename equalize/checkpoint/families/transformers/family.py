@@ -99,7 +99,7 @@ class Transformers(TransformersDescription, Family[_Spec]):
             weights, more = loader.without_wrappers(spec.kind, spec.config, weights, Path(request.source).name)
             notes += more
         loaded = loader.load(spec.kind, spec.config, weights, request, strip=spec.state_dict)
-        return replace(loaded, notes=notes)
+        return replace(loaded, notes=(*notes, *loaded.notes))
 
     def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
         """The config, updated where parts or a network around a backbone are new; a record for a state dict."""

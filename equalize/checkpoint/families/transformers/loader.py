@@ -15,7 +15,7 @@ from equalize.checkpoint.families.transformers.config import named_class, read_c
 from equalize.checkpoint.family import KeyMap, Loaded
 from equalize.checkpoint.files.weights import Weights, weight_files
 from equalize.checkpoint.fill import check_finite, mismatch_error, only_class_count
-from equalize.checkpoint.keys import PREFIXES, WRAPPERS, prefix_of, strippings
+from equalize.checkpoint.keys import PREFIXES, WRAPPERS, copy_notes, prefix_of, strippings
 from equalize.checkpoint.limits import limit_construction
 from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
@@ -67,6 +67,7 @@ def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: b
             newly_initialized=initialized,
             prefix=prefix_of(bare),
         ),
+        notes=tuple(copy_notes(where, tensors, bare)),
     )
 
 
