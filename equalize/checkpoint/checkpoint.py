@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equalize.checkpoint.activations import THRESHOLDS, Activations
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import PLAN_FILE, atomic_directory, copy_side_files
-from equalize.checkpoint.files.rewrite import changed_tensors, is_other_copy, write_flat, write_weights
+from equalize.checkpoint.files.rewrite import changed_tensors, other_copies, write_flat, write_weights
 from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
 from equalize.checkpoint.outputs import ScoredOutput, listed, logits_of_padded, named_outputs, scored_output
@@ -189,8 +189,7 @@ class Checkpoint:
             suffix = ".safetensors" if weights.files[0].suffix == ".safetensors" else ".pth"
             names = {weights.files[0]: out / f"model{suffix}"}
         if spec.path.is_dir():
-            others = {path for path in spec.path.iterdir() if is_other_copy(path.name)}
-            copy_side_files(spec.path, out, leave_out={*containers, *others})
+            copy_side_files(spec.path, out, leave_out={*containers, *other_copies(spec.path)})
         for path in spec.beside:
             shutil.copyfile(path, out / path.name)
         for name, text in spec.texts.items():

@@ -23,11 +23,16 @@ from equalize.errors import NumericsError
 _COPIES = re.compile(
     r"(pytorch_model|model|tf_model|flax_model)([-.].*)?\.(bin|safetensors|h5|msgpack|onnx|(bin|safetensors)\.index\.json)"
 )
+_EXPORTS = re.compile(r".*\.(onnx|onnx_data|tflite)|openvino_model.*\.(bin|xml)")
 
 
-def is_other_copy(name: str) -> bool:
-    """Whether a file is the same weights in another format, which would be stale beside those written."""
-    return _COPIES.fullmatch(name) is not None
+def other_copies(directory: Path) -> set[Path]:
+    """Files that hold the same weights in another format, and would be stale beside those written.
+
+    What was exported may lie in folders, such as ``onnx/``.
+    """
+    copies = {path for path in directory.iterdir() if _COPIES.fullmatch(path.name)}
+    return copies | {path for path in directory.rglob("*") if _EXPORTS.fullmatch(path.name)}
 
 
 def changed_tensors(weights: Weights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

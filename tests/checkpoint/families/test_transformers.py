@@ -254,6 +254,8 @@ def test_stale_copies_in_other_formats_are_left_behind(segformer_dir, tmp_path):
     source = edited(segformer_dir, tmp_path / "in")
     torch.save({}, source / "pytorch_model.bin")
     (source / "tf_model.h5").write_bytes(b"x")
+    (source / "onnx").mkdir()
+    (source / "onnx/model_quantized.onnx").write_bytes(b"x")
     torch.save({}, source / "vocabulary.bin")
     load(source).save(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
