@@ -52,6 +52,13 @@ class Spec:
     """Whether the weights limit its size: true for networks that a checkpoint, not the user, describes."""
 
 
+def ignored_notes(ignored: object, num_classes: object) -> tuple[str, ...]:
+    """A note for the user where a network's configuration says that one of its classes was ignored in training."""
+    if not isinstance(ignored, int) or not isinstance(num_classes, int) or not 0 <= ignored < num_classes:
+        return ()
+    return (f"its training ignored label {ignored}, by its configuration: --ignore-index {ignored} does so too",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyMap:
     """A model's tensors and those on disk."""

@@ -137,7 +137,10 @@ def test_a_cascade_trains_all_its_heads(tmp_path, scenes):
 @pytest.mark.parametrize("threshold", [None, 0.6])
 def test_a_single_output_is_class_1_where_mmsegmentation_says_so(threshold, tmp_path):
     given = "" if threshold is None else f", threshold={threshold}"
-    changes = {"num_classes=3": f"num_classes=2, out_channels=1{given}", "Loss'": "Loss', use_sigmoid=True"}
+    changes = {
+        "num_classes=3": f"num_classes=2, ignore_index=0, out_channels=1{given}",
+        "Loss'": "Loss', use_sigmoid=True",
+    }
     source = saved(tmp_path, "FCNHead", changes=changes)
     theirs, checkpoint, x = stock(source.with_suffix(".py"), source), load(source), 10 * torch.randn(2, 3, 64, 64)
     shift = 1.0 if threshold else -0.5  # logits around that of the threshold: log(0.6 / 0.4) or log(0.3 / 0.7)
@@ -149,3 +152,4 @@ def test_a_single_output_is_class_1_where_mmsegmentation_says_so(threshold, tmp_
     assert torch.equal(ours.long(), expected)
     assert not torch.equal(ours, logits(theirs, x)[:, 0] > 0)  # which is not that of one half
     assert any(f"above {threshold or 0.3} is class 1" in note for note in checkpoint.notes)
+    assert any("training ignored label 0" in note for note in checkpoint.notes)

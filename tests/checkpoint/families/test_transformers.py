@@ -60,6 +60,14 @@ def test_a_processor_that_says_nothing_of_labels(segformer_dir, tmp_path):
         assert load(tmp_path / str(reduced)).preprocess == replace(checkpoint.preprocess, reduce_labels=written)
 
 
+@pytest.mark.parametrize(("ignored", "is_class"), [(0, True), (255, False)])
+def test_a_class_that_training_ignored_is_named(segformer_dir, tmp_path, ignored, is_class):
+    source = edited(segformer_dir, tmp_path / "in", semantic_loss_ignore_index=ignored)
+    for weights in (True, False):
+        said = "its training ignored label 0, by its configuration: --ignore-index 0 does so too"
+        assert (said in load(source, weights=weights).notes) == is_class
+
+
 def test_structure_needs_only_the_config(segformer_dir, tmp_path):
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(segformer_dir / name, tmp_path)

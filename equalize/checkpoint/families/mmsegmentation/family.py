@@ -27,7 +27,7 @@ from equalize.checkpoint.families.mmsegmentation.facts import (
     preprocessing,
     with_reduced_labels,
 )
-from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
+from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec, ignored_notes
 from equalize.checkpoint.files.weights import Weights
 from equalize.checkpoint.keys import unwrapped
 from equalize.checkpoint.outputs import named_outputs
@@ -74,7 +74,8 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
                 text = registry.dump({**config, "model": with_classes(config["model"], number)})
                 meta |= {key: text for key in ("cfg", "config") if key in weights.meta}
         names, colors = class_names(weights.meta), palette(weights.meta)
-        there, above = scored_head(model).get("num_classes"), binary_threshold(model)
+        head, above = scored_head(model), binary_threshold(model)
+        there = head.get("num_classes")
         return _Spec(
             architecture=architecture_of(model),
             make=partial(registry.build, model, draw=request.init_missing, trusted=trusted),
@@ -83,7 +84,7 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
             palette=colors if colors and len(colors) == there else None,
             num_classes=number,
             logit_threshold=0.0 if above is None else math.log(above / (1 - above)),
-            notes=() if above is None else (f"a probability above {above:g} is class 1, as the config's head has it",),
+            notes=(*ignored_notes(head.get("ignore_index"), there), *_binary_note(above)),
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
             arguments={"num_classes": number} if trusted and number is not None else {},  # else in its text
             limited=not trusted,
@@ -146,6 +147,10 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
     def runs_code(self, arch: str) -> bool:
         """True if a config file is named."""
         return arch != self.scheme
+
+
+def _binary_note(above: float | None) -> tuple[str, ...]:
+    return () if above is None else (f"a probability above {above:g} is class 1, as the config's head has it",)
 
 
 def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str | None]:

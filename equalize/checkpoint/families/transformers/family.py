@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from equalize.checkpoint.families.transformers import config as configs
 from equalize.checkpoint.families.transformers import loader
 from equalize.checkpoint.families.transformers.description import CONFIG_FILES, TransformersDescription
-from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec
+from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec, ignored_notes
 from equalize.checkpoint.files.weights import Weights, read_json
 from equalize.checkpoint.outputs import named_outputs
 from equalize.checkpoint.preprocess import Preprocess
@@ -62,6 +62,7 @@ class Transformers(TransformersDescription, Family[_Spec]):
             preprocess=configs.preprocessing(directory if state_dict else place.path),
             classes=configs.labels(config),
             num_classes=request.num_classes,
+            notes=ignored_notes(getattr(config, "semantic_loss_ignore_index", None), config.num_labels),
             arch=named,
             kind=kind,
             config=config,
@@ -75,7 +76,7 @@ class Transformers(TransformersDescription, Family[_Spec]):
 
     def outline(self, spec: _Spec, weights: Weights, request: Request) -> tuple[nn.Module, tuple[str, ...]]:
         """Built from the config alone: keys on disk differ from those of the model."""
-        return loader.skeleton(spec.kind, spec.config), ()
+        return loader.skeleton(spec.kind, spec.config), spec.notes
 
     def missing(self, model: Any, spec: _Spec, weights: Weights, request: Request) -> tuple[str, ...]:
         """All but the encoder, where the config names a class that is one, or the weights are those of one."""
@@ -90,7 +91,7 @@ class Transformers(TransformersDescription, Family[_Spec]):
 
     def load(self, spec: _Spec, weights: Weights, request: Request) -> Loaded:
         """Through ``from_pretrained``."""
-        notes = weights.notes
+        notes = (*weights.notes, *spec.notes)
         if spec.arch is not None:
             model = loader.skeleton(spec.kind, spec.config)
             weights, more = loader.place_backbone(model, weights, Path(request.source).name)
