@@ -77,17 +77,21 @@ class DataSet:
         """The images that have a mask, with it; none where the layout has no masks."""
         return [(image, mask) for image, mask in zip(self.images, self.masks, strict=False) if mask is not None]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *, exact: bool = False) -> str:
         """Sha256 over the relative name and size in bytes of every image and mask, in sorted order.
 
-        Cheap enough to take every time; a file changed without changing its size goes unnoticed. Of a table it is
-        Sha256 over its own fingerprint, which for parquet and arrow files follows their place and time of change.
+        Cheap enough to take every time; a file changed without changing its size goes unnoticed, as do other arrays of
+        the same names, unless it is `exact`: then the place and the times of change count too. Of a table it is Sha256
+        over its own fingerprint, which for parquet and arrow files follows their place and time of change.
         """
         items = [item for item in (*self.images, *self.masks) if item is not None]
         items = [item.item if isinstance(item, Deep) else item for item in items]
         paths = sorted(item for item in items if isinstance(item, Path))
-        sizes = (path.stat().st_size if path.exists() else -1 for path in paths)  # -1: a dangling link
+        found = [path.stat() if path.exists() else None for path in paths]  # None: a dangling link
+        sizes = (-1 if each is None else each.st_size for each in found)
         facts = [f"{path.relative_to(self.root).as_posix()}\0{size}\n" for path, size in zip(paths, sizes, strict=True)]
+        if exact:
+            facts += [os.path.realpath(self.root), *(f"\n{each.st_mtime_ns}" for each in found if each is not None)]
         facts += sorted({f"{item.column}\0{item.table._fingerprint}\n" for item in items if isinstance(item, Cell)})
         return hashlib.sha256("".join(facts).encode(errors="surrogateescape")).hexdigest()
 

@@ -363,6 +363,10 @@ def test_fingerprint_follows_names_and_sizes_but_not_the_place(tmp_path: Path) -
     first = open_data(plant(tmp_path / "one", "a.png", "b.png")).fingerprint()
     assert open_data(plant(tmp_path / "two", "b.png", "a.png")).fingerprint() == first
     assert open_data(plant(tmp_path / "three", "a.png", "c.png")).fingerprint() != first
+    exact = open_data(tmp_path / "two").fingerprint(exact=True)
+    assert exact != open_data(tmp_path / "one").fingerprint(exact=True)
+    os.utime(tmp_path / "two" / "a.png", ns=(1, 1))  # written anew, with as many bytes
+    assert open_data(tmp_path / "two").fingerprint(exact=True) != exact
     (tmp_path / "two" / "a.png").write_bytes((tmp_path / "two" / "a.png").read_bytes() + b"\0")
     assert open_data(tmp_path / "two").fingerprint() != first
 

@@ -149,7 +149,7 @@ class BackboneCache:
             "backbone": digest(self.backbone.module),
             "structure": repr(self.backbone.module),
             "read": [list(self.backbone.read), self.backbone.shapes],
-            "data": labeled.dataset.fingerprint(),
+            "data": labeled.dataset.fingerprint(exact=True),
             "labels": [kind, repr(labeled.rule), labeled.num_classes],
             "images": [repr(preprocess), self._task.config.size, self._task.checkpoint.multiple, mirrored],
         }

@@ -1,5 +1,6 @@
 """Features of a frozen backbone, stored once, in place of running it."""
 
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -116,7 +117,9 @@ def test_other_weights_data_or_size_are_stored_apart(custom, five_classes, tmp_p
     state = torch.load(custom.source)
     torch.save({**state, "backbone.0.bias": state["backbone.0.bias"] + 1}, tmp_path / "moved.pth")
     train(replace(custom, source=str(tmp_path / "moved.pth")), five_classes, tmp_path / "four", config)
-    assert len(list(cache.iterdir())) == 3 * len(first)
+    shutil.copytree(five_classes, tmp_path / "data")  # by names and sizes the same: other arrays would be as well
+    train(custom, tmp_path / "data", tmp_path / "five", config)
+    assert len(list(cache.iterdir())) == 4 * len(first)
 
 
 def test_interrupted_it_goes_on_with_the_parts_that_are_there(custom, five_classes, tmp_path, monkeypatch):
