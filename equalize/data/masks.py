@@ -166,7 +166,7 @@ def _read_array(item: Item) -> NDArray[np.int64]:
 
 def _stored(image: Image.Image, item: Item, rule: LabelRule) -> NDArray[np.int64]:
     """The values of a decoded mask, (H, W)."""
-    if image.format in {"JPEG", "MPO"}:
+    if image.format in {"JPEG", "MPO"} or "jpeg" in str(image.info.get("compression")):  # the second is of TIFF
         what = "is a JPEG, whose compression changes labels"
         raise DataError(item, what, remedy="export the masks as PNG from their source")
     bands = image.getbands()

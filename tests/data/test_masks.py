@@ -62,6 +62,9 @@ def test_what_is_no_mask(tmp_path: Path) -> None:
     Image.new("CMYK", (2, 2)).save(tmp_path / "f.tif")
     with pytest.raises(DataError, match=r"f\.tif: has 4 channels \(CMYK\)"):
         read_mask(tmp_path / "f.tif", LabelRule())
+    Image.new("L", (16, 16), 3).save(tmp_path / "c.tif", compression="jpeg")
+    with pytest.raises(DataError, match=r"c\.tif: is a JPEG, whose compression changes labels"):
+        read_mask(tmp_path / "c.tif", LabelRule())
     with pytest.raises(DataError, match=r"c\.jpg: is a JPEG, whose compression changes labels"):
         read_mask(save(STORED, tmp_path / "c.jpg"), LabelRule())
     with pytest.raises(DataError, match="floating-point pixels"):
