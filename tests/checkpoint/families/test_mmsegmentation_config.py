@@ -201,4 +201,7 @@ def test_what_meta_tells():
     assert mmseg_facts.config_text({"cfg": "a = 1", "config": {"model": 3}}) is None
     assert mmseg_facts.class_names({"dataset_meta": {"classes": ["a", "b"]}}) == ("a", "b")
     assert mmseg_facts.class_names({"CLASSES": ("a",)}) == ("a",)
+    moved = {"dataset_meta": {"label_map": {0: 0, 1: 255, 2: 1}}}
+    assert "(label_map: 1 as 255, ...): masks have to be stored" in mmseg_facts.renumbered_note(moved)[0]
+    assert mmseg_facts.renumbered_note({"dataset_meta": {"label_map": None}}) == ()
     assert mmseg_facts.class_names({"CLASSES": [1]}) is None

@@ -62,6 +62,16 @@ def meta_with_reduced_labels(meta: Mapping[str, Any], reduced: bool) -> dict[str
     return {"dataset_meta": {**described, _REDUCES: reduced}} if isinstance(described, Mapping) else {}
 
 
+def renumbered_note(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note for the user where mmsegmentation gave the classes in the masks other numbers before training."""
+    described = meta.get("dataset_meta")
+    moved = described.get("label_map") if isinstance(described, Mapping) else None
+    if not isinstance(moved, Mapping) or all(old == new for old, new in moved.items()):
+        return ()
+    first = next(f"{old} as {new}" for old, new in moved.items() if old != new)
+    return (f"its training took some labels as others (label_map: {first}, ...): masks have to be stored as these",)
+
+
 def preprocessing(config: Config, meta: Mapping[str, Any]) -> Preprocess:
     """The data preprocessor's mean and std, for pixels in 0..255, and its channel order.
 

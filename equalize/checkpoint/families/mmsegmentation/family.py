@@ -25,6 +25,7 @@ from equalize.checkpoint.families.mmsegmentation.facts import (
     meta_with_reduced_labels,
     palette,
     preprocessing,
+    renumbered_note,
     with_reduced_labels,
 )
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec, ignored_notes
@@ -84,7 +85,11 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
             palette=colors if colors and len(colors) == there else None,
             num_classes=number,
             logit_threshold=0.0 if above is None else math.log(above / (1 - above)),
-            notes=(*ignored_notes(head.get("ignore_index"), there), *_binary_note(above)),
+            notes=(
+                *ignored_notes(head.get("ignore_index"), there),
+                *renumbered_note(weights.meta),
+                *_binary_note(above),
+            ),
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
             arguments={"num_classes": number} if trusted and number is not None else {},  # else in its text
             limited=not trusted,
