@@ -87,7 +87,7 @@ def evaluate(
     checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
     checkpoint = with_output(checkpoint, dataset, size, device, notify)
     classes = count_classes(checkpoint, dataset, size, device)
-    names = names_of(classes, dataset, checkpoint, config)
+    names = names_of(classes, dataset, checkpoint, config, warn=warn)
     known, bands = label_settings(config, dataset, checkpoint), checkpoint.preprocess.bands
     labeled = check_split(dataset, classes, names, known, channels=bands, notify=notify, warn=warn)
     Forward(checkpoint=checkpoint, config=config, device=device).tell_windows(dataset.images, notify)

@@ -1,6 +1,7 @@
 """Checks a labeled split against a network: number of classes, names, how labels are stored."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -135,9 +136,16 @@ def check_split(
 
 
 def names_of(
-    num_classes: int, dataset: DataSet, checkpoint: Checkpoint, config: "EvalConfig | PredictConfig | TrainConfig"
+    num_classes: int,
+    dataset: DataSet,
+    checkpoint: Checkpoint,
+    config: "EvalConfig | PredictConfig | TrainConfig",
+    *,
+    warn: Notify = ignore,
 ) -> tuple[str, ...] | None:
     """Names for that many classes: from the file that is given, from the checkpoint, or from the data set.
+
+    `warn` gets a line where the checkpoint and the data set have a name for classes of different numbers.
 
     Raises:
         DataError: the file names another number of classes.
@@ -148,7 +156,20 @@ def names_of(
             what = "names another number of classes than there are"
             raise DataError(path, what, got=len(names), expected=num_classes)
         return names
-    known = [checkpoint.classes, class_names(dataset, num_classes, config.colors)]
+    of_data = class_names(dataset, num_classes, config.colors)
+    known = [names for names in (checkpoint.classes, of_data) if names and len(names) == num_classes]
+    if len(known) > 1 and (moved := _moved(*known)):
+        name, here, there = moved
+        what = f"{name!r} is class {there} of the data set, and class {here} of {checkpoint.source}"
+        warn(f"{dataset.root}: {what}; scores and training go by the numbers in the masks")
     if checkpoint.classes and checkpoint.classes[0] == "LABEL_0":  # names that transformers makes up
         known.reverse()
-    return next((names for names in known if names and len(names) == num_classes), None)
+    return next(iter(known), None)
+
+
+def _moved(mine: Sequence[str], theirs: Sequence[str]) -> tuple[str, int, int] | None:
+    """The first name that two lists have, once each, at different places, and these; however it is spelled."""
+    one, other = ([re.sub(r"[\W_]", "", name.casefold()) for name in names] for names in (mine, theirs))
+    shared = [place for place, name in enumerate(one) if name and one.count(name) == other.count(name) == 1]
+    places = ((mine[place], place, other.index(one[place])) for place in shared)
+    return next((each for each in places if each[1] != each[2]), None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.loading import ModelName, load
 from equalize.commands import windows
 from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split
 from equalize.commands.forward import Forward
@@ -242,6 +242,20 @@ def test_names_come_from_file_checkpoint_or_data(segformer_dir, scenes, tmp_path
     listed.write_text('["a", "b", "c", "d"]')
     with pytest.raises(DataError, match=r"names another number of classes.*got 4, expected 5"):
         evaluate(name, scenes, EvalConfig(device="cpu", class_names=listed))
+
+
+def test_classes_that_the_data_set_numbers_otherwise_are_named(segformer_dir, scenes, tmp_path):
+    checkpoint = load(segformer_dir).with_names(["sky", "road", "traffic light", "tree", "sign"])
+    checkpoint.save(tmp_path / "named")
+    for names, said in (
+        ("sky road Traffic_Light oak sign", []),
+        ("sky traffic-light road tree sign", ["'road' is class 2"]),
+    ):
+        (scenes / "classes.txt").write_text(names.replace(" ", "\n"))
+        warned: list[str] = []
+        evaluate(ModelName(source=str(tmp_path / "named")), scenes, EvalConfig(device="cpu"), warn=warned.append)
+        assert len(warned) == len(said)
+        assert all(f"{each} of the data set, and class 1 of" in warned[0] for each in said)
 
 
 def test_refusals(segformer_dir, scenes, tmp_path):
