@@ -141,11 +141,14 @@ def names_of(
     checkpoint: Checkpoint,
     config: "EvalConfig | PredictConfig | TrainConfig",
     *,
+    trained_on: bool = False,
     warn: Notify = ignore,
 ) -> tuple[str, ...] | None:
     """Names for that many classes: from the file that is given, from the checkpoint, or from the data set.
 
-    `warn` gets a line where the checkpoint and the data set have a name for classes of different numbers.
+    Args:
+        trained_on: whether the data set's go first where few of the checkpoint's are the same.
+        warn: gets a line where the two have a name for classes of different numbers.
 
     Raises:
         DataError: the file names another number of classes.
@@ -162,14 +165,25 @@ def names_of(
         name, here, there = moved
         what = f"{name!r} is class {there} of the data set, and class {here} of {checkpoint.source}"
         warn(f"{dataset.root}: {what}; scores and training go by the numbers in the masks")
-    if checkpoint.classes and checkpoint.classes[0] == "LABEL_0":  # names that transformers makes up
+    made_up = checkpoint.classes and checkpoint.classes[0] == "LABEL_0"  # by transformers
+    if made_up or (trained_on and len(known) > 1 and 2 * _alike(*known) < num_classes):
         known.reverse()
     return next(iter(known), None)
 
 
+def _alike(mine: Sequence[str], theirs: Sequence[str]) -> int:
+    """How many classes two lists give the same name."""
+    return sum(_plain(one) == _plain(other) for one, other in zip(mine, theirs, strict=True))
+
+
+def _plain(name: str) -> str:
+    """A name without what is spelled differently here and there."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 def _moved(mine: Sequence[str], theirs: Sequence[str]) -> tuple[str, int, int] | None:
-    """The first name that two lists have, once each, at different places, and these; however it is spelled."""
-    one, other = ([re.sub(r"[\W_]", "", name.casefold()) for name in names] for names in (mine, theirs))
+    """The first name that two lists have, once each, at different places, and these."""
+    one, other = ([_plain(name) for name in names] for names in (mine, theirs))
     shared = [place for place, name in enumerate(one) if name and one.count(name) == other.count(name) == 1]
     places = ((mine[place], place, other.index(one[place])) for place in shared)
     return next((each for each in places if each[1] != each[2]), None)

@@ -81,7 +81,7 @@ def open_task(
     classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
         count_classes(checkpoint, val, config.size, device)
-    names = names_of(classes, train, checkpoint, config, warn=warn)
+    names = names_of(classes, train, checkpoint, config, trained_on=True, warn=warn)
     check = partial(check_split, num_classes=classes, names=names, channels=checkpoint.preprocess.bands)
     asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
     few = ignore if asked_for else warn

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from equalize.checkpoint.loading import ModelName
+from equalize.checkpoint.loading import ModelName, load
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.finetune import finetune
+from equalize.commands.finetune.splits import open_task
 from equalize.errors import CheckpointError, DataError, InputError, OutputError, ResourceError
 from equalize.plan import indicator
 from equalize.plan.plan import Plan
@@ -70,6 +71,17 @@ def test_two_names_for_one_output(segformer_dir, tmp_path):
     score = evaluate(named(tmp_path / "out"), root, EvalConfig(device="cpu"))
     assert [row.name for row in score.classes] == ["background", "road"]
     assert score.mIoU == pytest.approx(done.best["mIoU"], abs=TIE)
+
+
+@pytest.mark.parametrize(("listed", "kept"), [("sky Road car oak pole", True), ("cat dog cow hen pole", False)])
+def test_a_network_trained_on_other_classes_has_their_names(segformer_dir, tmp_path, listed, kept):
+    own = ["sky", "road", "car", "tree", "sign"]
+    load(segformer_dir).with_names(own).save(tmp_path / "named")
+    root = write_scenes(tmp_path / "data", 5, counts={"train": 2})
+    (root / "classes.txt").write_text(listed.replace(" ", "\n"))
+    task = open_task(named(tmp_path / "named"), root, QUICK, torch.device("cpu"))
+    assert task.checkpoint.newly_initialized == ()
+    assert task.checkpoint.classes == tuple(own if kept else listed.split())
 
 
 def test_upernet_with_its_auxiliary_head_in_shards(upernet_dir, tmp_path):
