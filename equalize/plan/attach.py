@@ -36,8 +36,8 @@ def attach(plan: Plan, model: nn.Module) -> None:
     A layer with a bias also gets its shift: a' = a + sum_b mu_b sum W_b.
 
     Raises:
-        SiteError: a layer is not in the model, of another shape or parametrized already, its weight or bias is not its
-            own, or the plan is an old one that kept norms; nothing is changed then.
+        SiteError: a layer is not in the model, of another shape, parametrized already or without values, its weight or
+            bias is not its own, or the plan is an old one that kept norms; nothing is changed then.
     """
     demand_trainable(plan)
     _demand_fit(plan, model)
@@ -69,6 +69,8 @@ def _demand_fit(plan: Plan, model: nn.Module) -> None:
         if path in layers and parametrize.is_parametrized(layers[path]):
             raise SiteError(site.weight, "is already parametrized", remedy="call fold first")
         weight = demand_weight(site, tensors)
+        if weight.is_meta:
+            raise SiteError(site.weight, "is on the meta device, without values", remedy="load the weights first")
         bias = site.bias if site.shift == "bias" else None
         if bias is not None and (bias not in tensors or bias.rpartition(".")[0] != path):
             what = f"is in the plan but not a parameter of the module of {site.weight}"

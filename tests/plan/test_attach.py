@@ -364,6 +364,13 @@ def test_a_plan_of_another_network_attaches_nothing():
     assert not parametrize.is_parametrized(wider.body.fuse)
 
 
+def test_a_network_without_values_is_refused():
+    model, x, _ = drawn("bias")
+    plan = planned(model, x)
+    with pytest.raises(SiteError, match="is on the meta device, without values; load the weights first"):
+        attach(plan, model.to("meta"))
+
+
 def test_attach_is_all_or_nothing():
     class Two(nn.Module):
         def __init__(self):
