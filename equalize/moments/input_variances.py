@@ -1,7 +1,7 @@
 """Compares what trained BatchNorms see with what they were trained on: is the input scaled as in the training?"""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,18 +42,18 @@ def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck
     """Compares the variance that each BatchNorm sees in a few images with its `running_var`.
 
     Wrongly scaled inputs are off by powers of ten in most BatchNorms; images of another kind, in the right scale, are
-    not. Those that never saw data, or whose variances are all exactly 1, do not count.
+    not. Those that never saw data, or whose variances are all exactly 1, do not count. A variance that agrees as soon
+    as the share of the 1 it started from, (1 - momentum)^batches, is added, agrees.
 
     Args:
         model: run in eval mode; left as it was.
         batches: the network's own inputs.
     """
-    buffers = dict(nn.Module.named_buffers(model))
-    trained = [
-        f"{path}.running_mean" if path else "running_mean"
+    trained = {
+        f"{path}.running_mean" if path else "running_mean": module
         for path, module in nn.Module.named_modules(model)
         if isinstance(module, _BatchNorm) and module.running_var is not None and bool((module.running_var != 1).any())
-    ]
+    }
     found: dict[str, list[SeenByNorm]] = {}  # in the order of the calls
 
     def see(key: str, call: Call) -> None:
@@ -62,11 +62,17 @@ def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck
     with eval_mode(model):
         for _ in observe(model, {key: partial(see, key) for key in trained}, batches if trained else (), strict=False):
             pass
-    deviations = []
-    for key, seen in found.items():
-        name = key.removesuffix("mean") + "var"
-        seen = [each._replace(moments_2NC=each.moments_2NC.cpu()) for each in seen]
-        ratio_C = (pool_seen(seen).variance_C.to(buffers[name]) + DEAD).log10() - (buffers[name] + DEAD).log10()
-        deviations.append(float(ratio_C.mean().abs()))
+    deviations = [_deviation(trained[key], seen) for key, seen in found.items()]
     median, first = (statistics.median(deviations), deviations[0]) if deviations else (0.0, 0.0)
     return VarianceCheck(norms=len(deviations), deviation=median, first=first)
+
+
+def _deviation(norm: _BatchNorm, seen: Sequence[SeenByNorm]) -> float:
+    seen = [each._replace(moments_2NC=each.moments_2NC.cpu()) for each in seen]
+    assert norm.running_var is not None
+    trained_C, seen_C = norm.running_var.cpu(), pool_seen(seen).variance_C
+    count, momentum = norm.num_batches_tracked, norm.momentum
+    start = 0.0 if momentum is None or not count else (1 - momentum) ** int(count)  # files may lack the count
+    log_C = (trained_C + DEAD).log10()
+    expected = (seen_C, start + (1 - start) * seen_C)
+    return min(float(((each_C.to(trained_C) + DEAD).log10() - log_C).mean().abs()) for each_C in expected)

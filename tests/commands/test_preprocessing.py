@@ -207,3 +207,15 @@ def test_saturating_activations_do_not_hide_a_wrong_scale():
     assert wrong.deviation < 1.5
     assert wrong.first > 4.5  # log10(255²) = 4.8
     assert wrong.is_wrong
+
+
+def test_a_short_training_leaves_something_of_the_variance_it_started_from():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8))
+    x = 1e-2 * torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(5):  # 0.9^5 of the variance is still the 1 that it started from
+            model.train()(x)
+    assert model[1].running_var.min() > 0.5
+    assert check_variances(model, [x]).deviation < 0.1
+    assert check_variances(model, [1e4 * x]).is_wrong
