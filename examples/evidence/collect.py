@@ -129,13 +129,13 @@ def plot(job: Job, found: Mapping[str, Mapping[float, list[float]]]) -> str:
 def plot_gains(evidence: Evidence) -> str | None:
     """Gain of `explicit` against delta and against the ratio of sigmas: networks, and the injected cases.
 
-    Returns the file's name; None while no case is decided.
+    Returns the file's name; None while few cases are decided.
     """
     kinds = {
         f"probe, {name}": [case for case in evidence.probe if case["optimizer"] == name] for name in ("adamw", "sgd")
     }
     kinds["networks"] = list(networks(evidence))
-    if not any(kinds.values()):
+    if sum(map(len, kinds.values())) < 4:
         return None
 
     def draw(figure: Any) -> None:
@@ -173,10 +173,11 @@ def main() -> None:
     out = parser.parse_args().out
     RESULTS.mkdir(exist_ok=True)
     keep_scans(out)
+    sections = [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
     parts = ["### Verdicts\n", verdicts(RESULTS) + "\n"]
     if name := plot_gains(Evidence.read(RESULTS)):
         parts.append(f"![Gain of explicit equalization against delta]({name})\n")
-    parts += [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
+    parts += sections
     page = DOCS / "results.md"
     begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
     text = page.read_text(encoding="utf-8")
