@@ -80,6 +80,9 @@ class SweepFlags:
         }
 
 
+_REMEDY = "start equalize compare without it, once for each device: they share the runs"
+
+
 def compare(
     context: typer.Context,
     model: MaybeModel = None,
@@ -107,8 +110,7 @@ def compare(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal, terminal.among_peers():
-        remedy = "start equalize compare without it, once for each device: they share the runs"
-        demand_one_process("each run of a comparison is trained by one process", remedy)
+        demand_one_process("each run of a comparison is trained by one process", _REMEDY)
         from equalize.cli.training_bars import training_bars
         from equalize.commands.compare.arms import read_arms
         from equalize.commands.compare.compare import compare as run
@@ -126,20 +128,20 @@ def compare(
             notify=terminal.note,
         )
         if dry_run:
-            _forecast(terminal, setup, out)
-            terminal.hint(same_command(context, leave=("dry_run", "json")))
+            _forecast(context, terminal, setup, out)
             return
         with training_bars(terminal, out) as bars:
             found = run(setup, out, monitor=bars, notify=terminal.note, warn=terminal.warn)
         _report(terminal, found, out)
 
 
-def _forecast(terminal: "Terminal", setup: "Setup", out: str) -> None:
+def _forecast(context: typer.Context, terminal: "Terminal", setup: "Setup", out: str) -> None:
     from equalize.cli.reports.dry_run import comparison_forecast
     from equalize.commands.compare.dry_run import forecast_comparison
 
     forecast = forecast_comparison(setup, out, notify=terminal.note, warn=terminal.warn)
     terminal.result(forecast.to_json(), comparison_forecast(forecast))
+    terminal.hint(same_command(context, leave=("dry_run", "json")))
 
 
 def _report(terminal: "Terminal", found: "Comparison", out: str) -> None:
