@@ -76,23 +76,18 @@ def prefix_of(reading: Mapping[str, str]) -> str:
     return prefixes.pop() if len(prefixes) == 1 else ""
 
 
-def copies(disk: Collection[str], names: Mapping[str, str]) -> list[str]:
-    """Under what else keys on disk hold the network: averages of weights, for example.
+def copy_notes(source: str, disk: Collection[str], names: Mapping[str, str]) -> list[str]:
+    """A note for the user where keys on disk hold the network once more, such as averages of its weights.
 
     ``names`` are the network's keys with those on disk that were read.
     """
     found: Counter[str] = Counter()
-    for key in sorted(set(disk).difference(names.values())):
+    for key in set(disk).difference(names.values()):
         parts = key.split(".")
         found.update([".".join(parts[:depth]) for depth in (1, 2) if ".".join(parts[depth:]) in names][:1])
-    return [place for place, count in found.items() if 2 * count >= len(names)]
-
-
-def copy_notes(source: str, disk: Collection[str], names: Mapping[str, str]) -> list[str]:
-    """A note for the user on `copies`, if there are any."""
-    found = ", ".join(map(repr, copies(disk, names)))
+    places = ", ".join(repr(place) for place, count in sorted(found.items()) if 2 * count >= len(names))
     what = "holds the network once more, which is left as it is, under"
-    return [f"{PurePath(source).name}: {what} {found}"] if found else []
+    return [f"{PurePath(source).name}: {what} {places}"] if places else []
 
 
 def _wrapper(keys: Collection[str]) -> str | None:

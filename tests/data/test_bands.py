@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -90,7 +91,6 @@ def test_other_numbers_of_channels_are_named(tmp_path, pixels):
 
 
 def test_a_tiff_of_six_bands(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
     array = np.random.default_rng(0).integers(0, 4096, (6, 8, 6), dtype=np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", array)
     assert np.array_equal(read_picture(tmp_path / "a.tif", 6).numpy(), np.moveaxis(array, 2, 0))
@@ -98,7 +98,6 @@ def test_a_tiff_of_six_bands(tmp_path):
 
 @pytest.mark.parametrize(("bands", "kind"), [(4, "rgb"), (6, "minisblack")])
 def test_a_turned_tiff_of_16_bits(tmp_path, bands, kind):
-    tifffile = pytest.importorskip("tifffile")
     array = np.random.default_rng(0).integers(0, 4096, (6, 8, bands), dtype=np.uint16)
     turned = [(274, "H", 1, 6)]  # of EXIF: by a quarter clockwise
     tifffile.imwrite(tmp_path / "a.tif", array, photometric=kind, planarconfig="contig", extratags=turned)
@@ -161,7 +160,6 @@ def test_tiffs_of_six_bands_name_the_library_that_reads_them(tmp_path, pixels, c
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_tiff_of_six_bands_for_fewer_channels(tmp_path, channels):
-    tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, 6), np.uint8), photometric="minisblack", planarconfig="contig")
     with pytest.raises(DataError, match=rf"a\.tif: has 6 channels, and the network takes {channels}"):
         read_picture(tmp_path / "a.tif", channels)

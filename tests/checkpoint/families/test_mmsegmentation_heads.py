@@ -148,8 +148,10 @@ def test_a_single_output_is_class_1_where_mmsegmentation_says_so(threshold, tmp_
         network.decode_head.conv_seg.weight.data *= 20
         network.decode_head.conv_seg.bias.data.fill_(shift)
     expected = torch.stack([each.pred_sem_seg.data[0] for each in theirs.postprocess_result(logits(theirs, x))])
-    ours = checkpoint.with_output(x).logits(x)[:, 0] > 0
-    assert torch.equal(ours.long(), expected)
-    assert not torch.equal(ours, logits(theirs, x)[:, 0] > 0)  # which is not that of one half
+    ours = checkpoint.with_output(x).logits(x)[:, 0]
+    told = ours.abs() > 1e-4  # a sigmoid's rounding may decide what lies closer to the threshold
+    assert told.float().mean() > 0.99
+    assert torch.equal((ours > 0).long()[told], expected[told])
+    assert not torch.equal(ours > 0, logits(theirs, x)[:, 0] > 0)  # which is not that of one half
     assert any(f"above {threshold or 0.3} is class 1" in note for note in checkpoint.notes)
     assert any("training ignored label 0" in note for note in checkpoint.notes)

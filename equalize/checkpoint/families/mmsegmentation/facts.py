@@ -20,7 +20,7 @@ def config_text(meta: Mapping[str, Any]) -> str | None:
 
 def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names from ``dataset_meta`` (mmengine) or ``CLASSES`` (mmcv), None if there are none."""
-    names = _described(meta, "classes")
+    names = _of_data_set(meta).get("classes", meta.get("CLASSES"))
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None
@@ -28,16 +28,16 @@ def class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def palette(meta: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...] | None:
     """The colors of the classes from ``dataset_meta`` (mmengine) or ``PALETTE`` (mmcv), None if there are none."""
-    colors = _described(meta, "palette")
+    colors = _of_data_set(meta).get("palette", meta.get("PALETTE"))
     listed: Sequence[Any] = colors if isinstance(colors, (list, tuple)) else ()
     if not listed or not all(map(_is_color, listed)):
         return None
     return tuple((red, green, blue) for red, green, blue in listed)
 
 
-def _described(meta: Mapping[str, Any], what: str) -> Any:
+def _of_data_set(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     described = meta.get("dataset_meta")
-    return described.get(what) if isinstance(described, Mapping) else meta.get(what.upper())
+    return described if isinstance(described, Mapping) else {}
 
 
 def _is_color(color: object) -> bool:
@@ -58,14 +58,13 @@ def with_reduced_labels(text: str, reduced: bool) -> str:
 
 def meta_with_reduced_labels(meta: Mapping[str, Any], reduced: bool) -> dict[str, object]:
     """Changes to ``meta`` for labels that are reduced or not; none where it does not describe a data set."""
-    described = meta.get("dataset_meta")
-    return {"dataset_meta": {**described, _REDUCES: reduced}} if isinstance(described, Mapping) else {}
+    described = _of_data_set(meta)
+    return {"dataset_meta": {**described, _REDUCES: reduced}} if described else {}
 
 
 def renumbered_note(meta: Mapping[str, Any]) -> tuple[str, ...]:
     """A note for the user where mmsegmentation gave the classes in the masks other numbers before training."""
-    described = meta.get("dataset_meta")
-    moved = described.get("label_map") if isinstance(described, Mapping) else None
+    moved = _of_data_set(meta).get("label_map")
     if not isinstance(moved, Mapping) or all(old == new for old, new in moved.items()):
         return ()
     first = next(f"{old} as {new}" for old, new in moved.items() if old != new)
@@ -79,8 +78,7 @@ def preprocessing(config: Config, meta: Mapping[str, Any]) -> Preprocess:
     taken from them. Labels are reduced as the data set of the training did, which the checkpoint's ``meta`` describes:
     a config need not say what is the default of a data set's class.
     """
-    described = meta.get("dataset_meta")
-    reduce = described.get(_REDUCES) if isinstance(described, Mapping) else None
+    reduce = _of_data_set(meta).get(_REDUCES)
     if reduce is None:
         reduce = next((value for key, value, _ in leaves(config) if key == _REDUCES), None)
     common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
