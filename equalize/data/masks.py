@@ -145,7 +145,8 @@ def check_labels(labels_HW: Tensor, num_classes: int, rule: LabelRule, path: Ite
     outside = labels_HW[((labels_HW < 0) | (labels_HW >= num_classes)) & (labels_HW != rule.ignore_index)]
     if outside.numel():
         first = int(rule.reduce)
-        is_resampled = len({*outside.tolist()}) > 2 and outside.numel() < _EDGE_SHARE * labels_HW.numel()
+        many = len({*outside.tolist()}) > max(2, num_classes)  # few may be classes of another network
+        is_resampled = many and outside.numel() < _EDGE_SHARE * labels_HW.numel()
         hint = "; it looks resized with interpolation, which invents labels: resize masks with nearest"
         ignored = 0 if rule.reduce else rule.ignore_index
         expected = f"{first} to {num_classes - 1 + first} for {num_classes} classes, or the ignored {ignored}"

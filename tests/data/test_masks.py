@@ -210,6 +210,15 @@ def test_resampled_masks_get_a_hint(tmp_path: Path) -> None:
         read_mask(save(colored, tmp_path / "a.png"), LabelRule(colors=read_colors(tmp_path / "labelmap.txt")))
 
 
+def test_masks_of_more_classes_do_not_look_resampled(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[0, :12] = np.repeat([5, 6, 8], 4)
+    data = open_data(plant_pairs(tmp_path, [labels.tolist()]))
+    with pytest.raises(DataError, match=r"0\.png: has label 5, expected 0 to 4") as caught:
+        preflight(data, 5, LabelSettings())
+    assert "resized" not in str(caught.value)
+
+
 def test_rules(tmp_path: Path) -> None:
     path = save(STORED, tmp_path / "a.png")
     assert read_mask(path, LabelRule(reduce=True)).tolist() == [[255, 0, 1], [148, 149, 255]]
