@@ -6,7 +6,6 @@ from typing import overload
 
 from torch import nn
 
-from equalize.commands.verify import read_plan
 from equalize.errors import InputError
 from equalize.plan import apply as plan_apply
 from equalize.plan import attach as plan_attach
@@ -74,4 +73,4 @@ def _sorted(where: str, args: tuple[object, ...], kwargs: dict[str, object]) -> 
             remedy="give checkpoint.model" if is_checkpoint else None,
         )
     plan = plans[0]
-    return plan if isinstance(plan, Plan) else read_plan(Path(plan)), unwrapped(models[0])
+    return plan if isinstance(plan, Plan) else Plan.read(Path(plan)), unwrapped(models[0])

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,20 +73,6 @@ def test_applying_in_both_orders(network, tmp_path):
             assert not torch.equal(model.body.fuse.weight, before)
             results.append(model.body.fuse.weight.detach())
     assert all(torch.equal(each, results[0]) for each in results)
-
-
-def test_a_directory_brings_its_matrices(tmp_path):
-    model, x, _ = drawn("bias")
-    plan = planned(model, x)
-    width = model.body.fuse.weight.shape[1]
-    matrix = torch.eye(width, dtype=torch.float64) * 2
-    sites = tuple(replace(site, strategy="whiten") for site in plan.sites)
-    write_plan(replace(plan, sites=sites, maps={sites[0].layer: matrix}), tmp_path)
-    w = model.body.fuse.weight.detach().clone()
-    with pytest.raises(equalize.EqualizeError, match=r"has no matrix; give equalize\.attach the directory"):
-        equalize.attach(equalize.Plan.read(tmp_path), model)
-    equalize.attach(tmp_path, model)
-    torch.testing.assert_close(model.body.fuse.parametrizations.weight.original.detach(), w / 2)
 
 
 @pytest.mark.parametrize("name", ["attach", "apply"])

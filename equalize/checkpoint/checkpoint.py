@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from equalize.checkpoint.activations import THRESHOLDS, Activations
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import PLAN_FILE, atomic_directory, copy_side_files
 from equalize.checkpoint.files.rewrite import changed_tensors, other_copies, write_flat, write_weights
-from equalize.checkpoint.files.safetensors_file import read_safetensors
 from equalize.checkpoint.files.weights import ARCHITECTURE_FILE, read_json
 from equalize.checkpoint.outputs import ScoredOutput, listed, logits_of_padded, named_outputs, scored_output
 from equalize.checkpoint.preprocess import Preprocess
@@ -49,8 +48,6 @@ class Checkpoint:
     """Over the bytes of the weight files that were read."""
     plan_json: dict[str, Any] | None = None
     """Content of ``equalize.json`` beside the weights, if it was equalized before."""
-    plan_maps: Mapping[str, Tensor] = field(default_factory=dict)
-    """Content of ``equalize.safetensors`` beside it: the matrices of that plan, by layer."""
     arch: str | None = None
     """The ``--arch`` that builds it again; None for a library's own directory."""
     arch_args: Mapping[str, object] | None = None
@@ -161,7 +158,7 @@ class Checkpoint:
 
         Args:
             directory: to be made; whole or absent afterwards.
-            plan: written as ``equalize.json``, its matrices as ``equalize.safetensors``.
+            plan: written as ``equalize.json``.
             overwrite: whether the directory may exist.
 
         Raises:
@@ -213,18 +210,5 @@ def _write_json(content: Mapping[str, object], path: Path) -> None:
 
 
 def write_plan(plan: "Plan", directory: Path) -> None:
-    """Writes ``equalize.json`` beside the weights, and ``equalize.safetensors`` before it if the plan has matrices."""
-    write_maps(plan.maps, directory / PLAN_FILE)
+    """Writes ``equalize.json`` beside the weights."""
     _write_json(plan.to_json(), directory / PLAN_FILE)
-
-
-def write_maps(maps: Mapping[str, Tensor], plan: Path) -> None:
-    """Writes a plan's matrices, by layer, beside the plan: ``equalize.safetensors``; no file for none."""
-    if maps:
-        write_flat(maps, plan.with_suffix(".safetensors"))
-
-
-def read_maps(plan: Path) -> dict[str, Tensor]:
-    """What `write_maps` wrote beside a plan, empty if it wrote nothing."""
-    path = plan.with_suffix(".safetensors")
-    return read_safetensors(path) if path.is_file() else {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from equalize.checkpoint.checkpoint import Checkpoint, read_maps
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, PLAN_FILE, is_training_state
 from equalize.checkpoint.files.weights import Weights, read_json
@@ -120,7 +120,6 @@ class ModelName(Request):
             notes=(*notes, *_left_behind(place)) if weights else notes,
             sha256=found.sha256() if weights else None,
             plan_json=plan_json,
-            plan_maps=read_maps(plan) if weights else {},
             arch=spec.arch,
             arch_args=spec.arguments,
             output=request.output,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from equalize.checkpoint.files.atomic import MAPS_FILE
 from equalize.checkpoint.files.weights import (
     ARCHITECTURE_FILE,
     WEIGHT_SUFFIXES,
@@ -133,7 +132,7 @@ def fetch_weights(place: Place) -> None:
             wanted = sorted({str(v) for v in weight_map.values()}) if isinstance(weight_map, dict) else []
         else:
             wanted = [name]
-        _download(place.repository, place.revision, [*wanted, MAPS_FILE], place.repository)
+        _download(place.repository, place.revision, wanted, place.repository)
         if all((place.path / file).is_file() for file in wanted):
             return
     if not hub_reachable():

@@ -29,7 +29,7 @@ def apply(
     with open_terminal(context, as_json=json) as terminal:
         from equalize.cli.reports.plan import plan_report
         from equalize.commands.apply import apply_plan
-        from equalize.commands.verify import read_plan
+        from equalize.plan.plan import Plan
 
-        done = apply_plan(read_plan(plan), arch.name(model), out, overwrite=overwrite, notify=terminal.note)
+        done = apply_plan(Plan.read(plan), arch.name(model), out, overwrite=overwrite, notify=terminal.note)
         terminal.result(done.to_json(), plan_report(done, compared_on="random inputs"))

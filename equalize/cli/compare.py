@@ -24,7 +24,7 @@ Arms = Annotated[
     equalization_option(
         metavar="ARM,ARM,...",
         help="none, none+head-lr3, none+head-lr10 (a higher rate for fusion layers), rescale and paper (folded, at the "
-        "two scales), explicit (trained through equalizers), preserve, preserve+paper, whiten, migrate, auto, redrawn "
+        "two scales), explicit (trained through equalizers), preserve, preserve+paper, migrate, auto, redrawn "
         "(fusion layers drawn anew), reinit (redrawn and equalized); the last three may end in +explicit or +folded.",
     ),
 ]

@@ -11,7 +11,7 @@ from equalize.cli import values
 from equalize.cli.panels import data_option, equalization_option, model_option, output_option
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
+StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 SCALE_HELP = (
     "step: equalize to the root mean square of a layer's sigmas, under which a learning rate means what it meant; "
     "paper: to 1, as published."

@@ -41,11 +41,12 @@ def verify(
         from equalize.cli.reports.plan import verification_json, verification_report
         from equalize.cli.reports.trained import trained_report
         from equalize.commands.calibration_config import CalibrationConfig
-        from equalize.commands.verify import read_plan, verify_checkpoint
+        from equalize.commands.verify import verify_checkpoint
         from equalize.commands.verify_trained import verify_trained
+        from equalize.plan.plan import Plan
 
         name = arch.name(against, preprocess=preprocess.override())
-        if "finetuned" in (plan := read_plan(out)).facts:
+        if "finetuned" in (plan := Plan.read(out)).facts:
             trained = verify_trained(out, name, plan)
             terminal.result(
                 verification_json(out, against, plan, trained=trained), trained_report(out, against, plan, trained)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equalize.checkpoint.checkpoint import Checkpoint, read_maps, write_plan
-from equalize.checkpoint.files.atomic import PLAN_FILE
+from equalize.checkpoint.checkpoint import Checkpoint, write_plan
 from equalize.checkpoint.files.weights import safetensors_copy, state_on_disk
 from equalize.checkpoint.loading import ModelName, reload
 from equalize.checkpoint.preprocess import Override
@@ -27,12 +26,6 @@ from equalize.verify.tensors import check_planned, check_tensors
 CHECKED_IMAGES = 2
 
 
-def read_plan(path: str | Path) -> Plan:
-    """A plan and its matrices, from a directory or an `equalize.json` in one."""
-    path = Path(path)
-    return replace(Plan.read(path), maps=read_maps(path / PLAN_FILE if path.is_dir() else path))
-
-
 def verify_checkpoint(
     out: str | Path,
     name: ModelName,
@@ -46,7 +39,7 @@ def verify_checkpoint(
     Raises:
         InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
     """
-    plan = read_plan(out)
+    plan = Plan.read(out)
     name = as_planned(name, plan)
     original = name.load()
     demand_fit(plan, original.model)

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equalize.checkpoint.files.atomic import PLAN_FILE
 from equalize.checkpoint.source import locate
-from equalize.commands.verify import read_plan
 from equalize.errors import InputError, SiteError
 from equalize.in_memory import PlanLike
 from equalize.plan.attach import attach, fold
@@ -71,7 +70,7 @@ class EqualizedTraining:
         if isinstance(self._plan, Plan):
             return self._plan
         if self._plan is not None:
-            return read_plan(Path(self._plan))
+            return Plan.read(Path(self._plan))
         remedy = "give plan=DIRECTORY, one that equalize wrote, or plan=PLAN"
         if source is None or source == "":
             raise InputError(self._name, "has no plan, and does not know where the weights came from", remedy=remedy)
@@ -79,7 +78,7 @@ class EqualizedTraining:
         directory = directory if directory.is_dir() else directory.parent
         if not (directory / PLAN_FILE).is_file():
             raise InputError(source, f"holds no {PLAN_FILE}", remedy=remedy)
-        return read_plan(directory)
+        return Plan.read(directory)
 
 
 def _refuse_shards(plan: Plan, network: nn.Module) -> None:

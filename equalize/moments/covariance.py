@@ -31,13 +31,12 @@ class InputStatistics:
     Where there are labels, over the labeled positions alone: no others have a gradient.
 
     Attributes:
-        images, positions: how many were seen.
+        positions: how many were seen.
         mean_C, covariance_CC: float64, centered per channel.
         cross_CK: covariance with the one-hot labels of the classes seen; K is 0 without labels.
         label_variance: E|Y - mean Y|^2 of the one-hot labels Y; 0 without labels.
     """
 
-    images: int
     positions: int
     mean_C: Tensor
     covariance_CC: Tensor
@@ -89,7 +88,6 @@ class _Sums:
     """
 
     count: int
-    images: set[int]
     mean_C: Tensor
     moments_CC: Tensor
     counts_K: Tensor
@@ -102,10 +100,9 @@ class _Sums:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         square, cross = zeros(channels, channels), zeros(CLASSES, channels)
-        return cls(0, set(), zeros(channels), square, zeros(CLASSES), cross)
+        return cls(0, zeros(channels), square, zeros(CLASSES), cross)
 
     def add(self, rows: Rows) -> None:
-        self.images.update(rows.image_R.tolist())
         self.pending.append((rows.values_RC, rows.labels_R))
         if sum(len(values_RC) for values_RC, _ in self.pending) >= max(_RUN, len(self.mean_C) // 2):
             self.flush()
@@ -145,7 +142,6 @@ class _Sums:
         drift_K = other.counts_K / other.count - self.counts_K / self.count
         return type(self)(
             count,
-            self.images | other.images,
             self.mean_C + away_C * (other.count / count),
             (self.moments_CC + other.moments_CC).addr_(away_C, away_C, alpha=weight),
             self.counts_K + other.counts_K,
@@ -156,7 +152,6 @@ class _Sums:
         seen_K = self.counts_K > 0
         share_K = self.counts_K[seen_K] / max(self.count, 1)
         return InputStatistics(
-            images=len(self.images),
             positions=self.count,
             mean_C=self.mean_C,
             covariance_CC=self.moments_CC / max(self.count, 1),

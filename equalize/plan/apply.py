@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from equalize.errors import NumericsError, SiteError
 from equalize.graph.recorder import named_tensors
 from equalize.plan.draw import redraw
-from equalize.plan.edits import Add, Draw, Edit, MapInputs, Scale, ScaleInputs, Set
+from equalize.plan.edits import Add, Draw, Edit, Scale, ScaleInputs, Set
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
 from equalize.plan.plan import Plan
-from equalize.plan.whiten import demand_map, fold_map
 from equalize.sites.sites import Site
 
 _PART = 1 << 21  # elements that are held in float64 at a time
@@ -28,7 +27,7 @@ def apply(plan: Plan, model: nn.Module) -> None:
     """
     demand_fit(plan, model)
     with undone_on_failure(model) as before:
-        apply_edits(plan.edits, model, plan.maps, before)
+        apply_edits(plan.edits, model, before)
 
 
 def demand_fit(plan: Plan, model: nn.Module) -> None:
@@ -38,19 +37,12 @@ def demand_fit(plan: Plan, model: nn.Module) -> None:
         demand_weight(site, tensors)
     for edit in plan.edits:
         _demand_fit(edit, tensors)
-        if isinstance(edit, MapInputs):
-            demand_map(edit.layer, plan.map_of(edit.layer), tensors[edit.tensor])
 
 
-def apply_edits(
-    edits: Sequence[Edit],
-    model: nn.Module,
-    maps: Mapping[str, Tensor] | None = None,
-    before: MutableMapping[str, Tensor] | None = None,
-) -> None:
+def apply_edits(edits: Sequence[Edit], model: nn.Module, before: MutableMapping[str, Tensor] | None = None) -> None:
     """Carries out edits in order, each computed in float64 on the CPU (Metal has none) and cast back once.
 
-    `maps` are those of the plan; `before` gets a copy of each tensor as it was before its first edit.
+    `before` gets a copy of each tensor as it was before its first edit.
     """
     tensors = named_tensors(model)
     layers: dict[tuple[str, int], nn.Module] = {}
@@ -64,8 +56,6 @@ def apply_edits(
                 if (path, edit.seed) not in layers:
                     layers[path, edit.seed] = redraw(model.get_submodule(path), edit.seed)
                 tensor.copy_(getattr(layers[path, edit.seed], name))
-            elif isinstance(edit, MapInputs):
-                tensor.copy_(fold_map(tensor.cpu().double(), (maps or {})[edit.layer]))
             else:
                 for rows in _independent(edit, tensor):
                     rows.copy_(_edited(edit, rows))

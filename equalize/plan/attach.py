@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from equalize.errors import SiteError
 from equalize.plan.apply import demand_weight
-from equalize.plan.equation import DiagonalMap, Geometry, InputMap, branch_vectors
+from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors
 from equalize.plan.parametrization import (
     FoldedWeight,
     ShiftedBias,
@@ -25,7 +25,6 @@ from equalize.plan.parametrization import (
 )
 from equalize.plan.plain_state import register_plain_state, remove_plain_state
 from equalize.plan.plan import Plan, PlannedSite, target_scale
-from equalize.plan.whiten import WhiteningMap, demand_map
 
 
 def attach(plan: Plan, model: nn.Module) -> None:
@@ -79,8 +78,6 @@ def _demand_fit(plan: Plan, model: nn.Module) -> None:
             if key is not None and places[id(tensors[key])] > 1:
                 what = "is a parameter of several layers, of which one alone would be equalized"
                 raise SiteError(key, what, remedy="give each layer its own, or train without attach")
-        if site.strategy == "whiten":
-            demand_map(site.layer, plan.map_of(site.layer), weight)
 
 
 def _parametrize(layer: nn.Module, name: str, parametrization: nn.Module) -> None:
@@ -104,15 +101,12 @@ def demand_trainable(plan: Plan) -> None:
         raise SiteError("keep_norm", what, remedy="calibrate the original again, with --scale, or --train-as folded")
 
 
-def _input_map(plan: Plan, site: PlannedSite, weight: Tensor) -> InputMap:
+def _input_map(plan: Plan, site: PlannedSite, weight: Tensor) -> DiagonalMap:
     """From V to the weight W of a site whose branches have the scales that the plan left them.
 
     It aims at what the site's scale was when it was measured: after `migrate`, which brings all branches to a scale of
     its own, the factor is one number for all of them, and the layer still steps as far as it did before.
     """
-    if site.strategy == "whiten":
-        precision = torch.promote_types(weight.dtype, torch.float32)
-        return WhiteningMap(map_CC=plan.map_of(site.layer).to(weight.device, precision))
     _, std_I = branch_vectors(site, plan.input_scale(site))
     return DiagonalMap(factor_I=(target_scale(site, plan.scale) / std_I).to(weight), geometry=Geometry.of(site))
 

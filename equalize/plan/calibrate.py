@@ -75,7 +75,6 @@ def calibrate(
         refusals=(*found.refusals, *(refusal for decision in decided for refusal in decision.refusals)),
         edits=with_aliases(_without_superseded(edits), model),
         facts={"seconds": round(time.perf_counter() - start, 3), **_facts(measured, tolerance)},
-        maps={layer: each for decision in decided for layer, each in decision.maps.items()},
     )
 
 
@@ -115,13 +114,13 @@ def _stage_by_stage(
     estimated = norms_behind([], undecided, fresh)
     edits = estimate(estimated)
     for stage in stages(undecided):
-        asked = any(each.may_leave or each.strategy == "whiten" for each in stage)
+        asked = any(each.may_leave for each in stage)
         measured.append(measure([each.site for each in stage], statistics=asked or keep is not None))
         if keep is not None:
             keep(measured[-1])
         statistics = measured[-1].statistics if asked else {}  # a plan does not depend on what else is kept
         decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale))
-        apply_edits(decided[-1].edits, model, maps=decided[-1].maps, before=before)
+        apply_edits(decided[-1].edits, model, before)
         undecided = [each for each in undecided if each not in stage]
         behind = norms_behind([each for decision in decided for each in decision.choices], undecided, fresh)
         again = estimate([key for key in behind if key not in estimated])
@@ -190,7 +189,7 @@ def re_estimate(
     edits: list[Edit] = [
         Set(tensor=key, values=tuple(value.cpu().double().flatten().tolist())) for key, value in values.items()
     ]
-    apply_edits(edits, model, before=before)
+    apply_edits(edits, model, before)
     return edits
 
 

@@ -10,7 +10,7 @@ from typing import get_args
 
 from equalize.errors import SiteError
 from equalize.moments.measured import MeasuredSite
-from equalize.plan.plan import SiteStrategy, Strategy, changes_function
+from equalize.plan.plan import CHANGES_FUNCTION, SiteStrategy, Strategy
 from equalize.sites.branches import Branch
 from equalize.sites.sites import Site
 
@@ -21,20 +21,18 @@ class Choice:
 
     Attributes:
         seed: of `reinit`.
-        newly_initialized: whether its weights were drawn just now.
         may_leave: whether it is left alone if nothing is to be gained.
     """
 
     site: Site
     strategy: SiteStrategy
     seed: int
-    newly_initialized: bool = False
     may_leave: bool = False
 
     @property
     def changes_function(self) -> bool:
         """Whether the layer will compute something else."""
-        return changes_function(self.strategy, self.newly_initialized)
+        return self.strategy in CHANGES_FUNCTION
 
 
 def choose(
@@ -62,7 +60,6 @@ def choose(
             site=site,
             strategy=each,
             seed=seed + place,
-            newly_initialized=site.weight in newly_initialized,
             may_leave=strategy == "auto",
         )
         for place, (site, each) in enumerate(zip(sites, chosen, strict=True))

@@ -48,15 +48,6 @@ class ScaleInputs(Edit):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MapInputs(Edit):
-    """Multiplies what reads a layer's input channels by the layer's matrix in `Plan.maps`."""
-
-    action: ClassVar[str] = "map"
-
-    layer: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Add(Edit):
     """Adds `values`, one for each element."""
 
@@ -84,7 +75,7 @@ def edit_json(edit: Edit) -> dict[str, Any]:
 
 def read_edit(content: Mapping[str, Any]) -> Edit:
     """Reads what `edit_json` wrote; a KeyError, TypeError or ValueError if it is something else."""
-    kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, MapInputs, Add, Set)}
+    kinds: dict[str, type[Edit]] = {kind.action: kind for kind in (Draw, Scale, Add, Set)}
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     kind = kinds[values.pop("action")]
     edit = (ScaleInputs if kind is Scale and "axis" in values else kind)(**values)

@@ -16,7 +16,7 @@ convolution (I, O/G, *K), of a linear layer (O, I).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -61,29 +61,19 @@ def branch_vectors(site: MeasuredSite, scales: Sequence[float] | None = None) ->
     )
 
 
-class InputMap(Protocol):
-    """A of W = V A, over the input channels of a layer: from the weights behind equalizers to plain ones and back."""
-
-    def fold(self, v: Tensor) -> Tensor:
-        """W, of v's shape and dtype; differentiable in v."""
-
-    def unfold(self, w: Tensor) -> Tensor:
-        """V, of w's shape and dtype."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiagonalMap:
-    """An `InputMap` that multiplies the weights of each input channel by its factor: tau/sigma of its branch, (I,)."""
+    """A of W = V A: the factor of each input channel, tau/sigma of its branch, (I,)."""
 
     factor_I: Tensor
     geometry: Geometry
 
     def fold(self, v: Tensor) -> Tensor:
-        """W = V tau/sigma."""
+        """W = V tau/sigma, of v's shape and dtype; differentiable in v."""
         return scale_inputs(v, self.factor_I, self.geometry)
 
     def unfold(self, w: Tensor) -> Tensor:
-        """V = W sigma/tau."""
+        """V = W sigma/tau, of w's shape and dtype."""
         return scale_inputs(w, 1 / self.factor_I, self.geometry)
 
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from equalize.plan.equation import Geometry, InputMap, shift_of
-from equalize.plan.whiten import WhiteningMap
+from equalize.plan.equation import DiagonalMap, Geometry, shift_of
 
 
 class FoldedWeight(nn.Module):
     """V -> W, with the original bits of W where V has not changed."""
 
-    def __init__(self, layer: nn.Module, weight: Tensor, input_map: InputMap) -> None:
+    def __init__(self, layer: nn.Module, weight: Tensor, input_map: DiagonalMap) -> None:
         super().__init__()
         self._layer = (layer,)  # in a tuple: the layer is the parent, no submodule
         self.start = weight.detach().clone()  # a plain attribute: no part of the state dict
@@ -39,8 +38,6 @@ class FoldedWeight(nn.Module):
         """W, (O, I/G, *K), without the rounding of W -> V -> W."""
         start = self.start.to(v)
         changed = v.detach() != self.right_inverse(start)
-        if isinstance(self.input_map, WhiteningMap):  # one entry of V has a part in all that an output channel reads
-            changed = changed.any(1, keepdim=True)
         return self.input_map.fold(v.detach()).where(changed, start)
 
 

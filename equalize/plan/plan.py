@@ -8,21 +8,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
-from equalize.errors import InputError, SiteError
+from equalize.errors import InputError
 from equalize.moments.measured import MeasuredBranch, MeasuredSite, sigma_rms
 from equalize.plan.edits import Edit, ScaleInputs, edit_json, read_edit
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 SCHEMA = 1
 
-SiteStrategy = Literal["migrate", "none", "preserve", "reinit", "rescale", "whiten"]
-Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale", "whiten"]
+SiteStrategy = Literal["migrate", "none", "preserve", "reinit", "rescale"]
+Strategy = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
 ScaleTo = Literal["step", "paper"]
 
 # Needed only while a plan is made.
@@ -36,22 +33,15 @@ class PlannedSite(MeasuredSite):
     Attributes:
         strategy: how its branches are equalized.
         tau: the scale that they are equalized to.
-        newly_initialized: of `whiten`: whether the weights were drawn just now, which it then changes; written if so.
     """
 
     strategy: SiteStrategy
     tau: float
-    newly_initialized: bool = False
 
     @property
     def changes_function(self) -> bool:
         """Whether the layer computes something else afterwards."""
-        return changes_function(self.strategy, self.newly_initialized)
-
-
-def changes_function(strategy: SiteStrategy, newly_initialized: bool) -> bool:
-    """Whether a layer computes something else afterwards."""
-    return strategy in CHANGES_FUNCTION or (strategy == "whiten" and newly_initialized)
+        return self.strategy in CHANGES_FUNCTION
 
 
 CHANGES_FUNCTION: frozenset[SiteStrategy] = frozenset({"reinit", "rescale"})
@@ -61,7 +51,6 @@ MEANING: dict[SiteStrategy, str] = {
     "preserve": "nothing changes on disk; in training, the optimizer trains the equalized weights",
     "rescale": "fusion weights times tau/sigma of each branch: they act on branches of one scale",
     "reinit": "fusion weights drawn anew, then times tau/sigma of each branch: they act on branches of one scale",
-    "whiten": "in training, the layer sees uncorrelated channels of one scale; drawn weights start there too",
 }
 """What each strategy does, for reports."""
 
@@ -83,8 +72,6 @@ class Plan:
         edits: the changes to the checkpoint, in order.
         disk_keys: keys in the files of those tensors that the model, whose keys the edits have, calls otherwise.
         facts: provenance and results, as they stand in `equalize.json`.
-        maps: the matrices of `whiten`, by layer, see `equalize.plan.whiten`; they stand in `equalize.safetensors`
-            beside the plan, and whoever reads that hands them in.
     """
 
     strategy: Strategy | SiteStrategy
@@ -95,14 +82,6 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     disk_keys: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    maps: Mapping[str, "Tensor"] = field(default_factory=dict, repr=False, compare=False)
-
-    def map_of(self, layer: str) -> "Tensor":
-        """The matrix of a layer; a SiteError where it was not handed in."""
-        if layer not in self.maps:
-            what, remedy = "has no matrix", "give equalize.attach the directory, which has them in equalize.safetensors"
-            raise SiteError(layer, what, remedy=remedy)
-        return self.maps[layer]
 
     @property
     def equalized(self) -> tuple[PlannedSite, ...]:
@@ -145,7 +124,6 @@ class Plan:
             "changed": list(self.changed_on_disk),
             **({"model_keys": {disk: key for key, disk in self.disk_keys.items()}} if self.disk_keys else {}),
             "edits": [edit_json(edit) for edit in self.edits],
-            **({"maps": "equalize.safetensors"} if any(site.strategy == "whiten" for site in self.sites) else {}),
         }
 
     @classmethod
@@ -183,14 +161,12 @@ class Plan:
         return cls.from_json(content if isinstance(content, dict) else {}, path)
 
 
-_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "model_keys", "edits", "maps"}
+_DERIVED = {"schema", "strategy", "seed", "scale", "sites", "refusals", "changed", "model_keys", "edits"}
 
 
 def site_json(site: Site) -> dict[str, Any]:
     """A site as it stands in JSON: found, measured or planned, with what is known of it then."""
     content = asdict(site)
-    if not content.get("newly_initialized"):
-        content.pop("newly_initialized", None)
     return _lists(content) | {"branches": [_lists(branch) for branch in content["branches"]]}
 
 

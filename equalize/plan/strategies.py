@@ -5,18 +5,15 @@ rescale    W_b * tau/sigma_b         shift s in the bias          changes
 reinit     drawn anew, then rescale  likewise                     changes
 migrate    W_b * sigma_b/tau         producers * tau/sigma_b      stays, to rounding
 preserve   unchanged (see attach)    nothing                      stays, to the last bit
-whiten     if drawn just now W A     shift s in the bias          changes
-           else as preserve                                       stays, to the last bit
 none       unchanged                 nothing                      stays, to the last bit
 
-A whitens the layer's input, see `equalize.plan.whiten`.
 tau is the site's `target_scale`; `migrate` keeps the function at any, and takes the scale of the branches that stay
 where they are, the geometric mean of their sigmas, or sigma_rms where all move. Other layers that read a moved branch
 have their weights scaled along.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import geometric_mean
 from typing import get_args
 
@@ -30,11 +27,10 @@ from equalize.moments.watch import demand_tensors
 from equalize.plan.apply import with_aliases
 from equalize.plan.choose import Choice, choose, left_alone
 from equalize.plan.draw import draw_site
-from equalize.plan.edits import Add, Edit, MapInputs, Scale, ScaleInputs
+from equalize.plan.edits import Add, Edit, Scale, ScaleInputs
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, target_scale
-from equalize.plan.whiten import fold_map, whitening_of
 from equalize.sites.readers import Reader
 from equalize.sites.refusals import Refusal
 from equalize.sites.scan import Scan
@@ -49,14 +45,13 @@ _NEAR_ZERO = 1e-6
 class Decision:
     """The measured sites that can be equalized, why the others cannot, and the edits that it takes, in order.
 
-    `choices` are as given, but for those that leave their site alone; `maps` are the matrices of `whiten`, by layer.
+    `choices` are as given, but for those that leave their site alone.
     """
 
     choices: tuple[Choice, ...]
     sites: tuple[PlannedSite, ...]
     refusals: tuple[Refusal, ...]
     edits: tuple[Edit, ...]
-    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def make_plan(
@@ -67,7 +62,6 @@ def make_plan(
     seed: int = 0,
     scale: ScaleTo = "step",
     newly_initialized: Collection[str] = (),
-    statistics: Mapping[str, SplitStatistics] | None = None,
 ) -> Plan:
     """The edits that embed scale equalization into `model`, which is not changed.
 
@@ -78,19 +72,15 @@ def make_plan(
         seed: of `reinit`; the site at place i draws under seed + i.
         scale: what to equalize to, "step" or "paper", see `target_scale`.
         newly_initialized: state-dict keys of weights that were drawn just now.
-        statistics: of the input channels, by layer, from `measure_branches`; only `whiten` needs them.
 
     Raises:
-        SiteError: for an unknown strategy or scale, a site that is not in the network or has no moments, or `whiten`
-            without statistics.
+        SiteError: for an unknown strategy or scale, or a site that is not in the network or has no moments.
     """
     model = unwrapped(model)
     sites = sites.sites if isinstance(sites, Scan) else sites
     demand_tensors(model, [site.weight for site in sites])
-    if strategy == "whiten" and statistics is None:
-        raise SiteError("whiten", "needs covariances, which measure does not give", remedy="use calibrate")
     choices = choose(sites, strategy, seed, newly_initialized)
-    decision = decide(model, choices, moments, statistics, scale=scale)
+    decision = decide(model, choices, moments, scale=scale)
     return Plan(
         strategy=strategy,
         seed=seed,
@@ -98,7 +88,6 @@ def make_plan(
         sites=decision.sites,
         edits=with_aliases(decision.edits, model),
         refusals=decision.refusals,
-        maps=decision.maps,
     )
 
 
@@ -112,17 +101,14 @@ def decide(
 ) -> Decision:
     """The edits for measured sites, computed from the weights that `model` has; it is not changed.
 
-    `statistics` of a layer's input say whether to leave it alone, see `indicator`, and how to whiten it.
+    `statistics` of a layer's input say whether to leave it alone, see `indicator`.
     """
     if scale not in get_args(ScaleTo):
         raise SiteError("scale", "is unknown", got=scale, expected=" or ".join(get_args(ScaleTo)))
-    if scale == "paper" and any(choice.strategy == "whiten" for choice in choices):
-        raise SiteError("scale", "does not go with whiten", got=scale, remedy="leave it away")
     sites: list[PlannedSite] = []
     edits: list[Edit] = []
     refusals: list[Refusal] = []
     made: list[Choice] = []
-    maps: dict[str, Tensor] = {}
     moved: dict[str, float] = {}
     measured = _measured(choices, moments, statistics or {})
     left = left_alone(choices, measured)
@@ -138,15 +124,14 @@ def decide(
             **values_of(measured[layer], MeasuredSite),
             strategy=choice.strategy,
             tau=_tau(measured[layer], choice.strategy, scale, moved),
-            newly_initialized=choice.strategy == "whiten" and choice.newly_initialized,
         )
-        result = _edits(model, site, choice.seed, (statistics or {}).get(layer), maps, moved)
+        result = _edits(model, site, choice.seed, moved)
         if isinstance(result, Refusal):
             refusals.append(result)
         else:
             sites.append(site)
             edits += result
-    return Decision(choices=tuple(made), sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits), maps=maps)
+    return Decision(choices=tuple(made), sites=tuple(sites), refusals=tuple(refusals), edits=tuple(edits))
 
 
 def _measured(
@@ -190,26 +175,13 @@ def _staying(branch: MeasuredBranch, moved: Mapping[str, float]) -> float | None
     return None if factor is None else branch.std * factor
 
 
-def _edits(
-    model: nn.Module,
-    site: PlannedSite,
-    seed: int,
-    statistics: SplitStatistics | None,
-    maps: dict[str, Tensor],
-    moved: dict[str, float],
-) -> Sequence[Edit] | Refusal:
-    """The edits for one site, or why there are none; `whiten` adds its map to `maps`, `migrate` factors to `moved`."""
+def _edits(model: nn.Module, site: PlannedSite, seed: int, moved: dict[str, float]) -> Sequence[Edit] | Refusal:
+    """The edits for one site, or why there are none; `migrate` adds factors to `moved`."""
     match site.strategy:
         case "none" | "preserve":
             return ()
         case "migrate":
             return _migrate(site, moved)
-        case "whiten":
-            found = whitening_of(site, statistics)
-            if isinstance(found, Refusal):
-                return found
-            maps[site.layer] = found
-            return _whiten(site, model.get_parameter(site.weight).detach().cpu(), found)
         case "rescale":
             return _rescale(site, model.get_parameter(site.weight).detach().cpu())
         case "reinit":
@@ -224,12 +196,6 @@ def _rescale(site: PlannedSite, v: Tensor) -> list[Edit]:
     _, std_I = branch_vectors(site)
     w = DiagonalMap(factor_I=site.tau / std_I, geometry=Geometry.of(site)).fold(v.double())
     return [*(_scale_branch(site, branch, site.tau / branch.std) for branch in site.branches), *_shift(site, w)]
-
-
-def _whiten(site: PlannedSite, v: Tensor, map_CC: Tensor) -> list[Edit]:
-    if not site.newly_initialized:
-        return []
-    return [MapInputs(tensor=site.weight, layer=site.layer), *_shift(site, fold_map(v.double(), map_CC))]
 
 
 def _shift(site: PlannedSite, w: Tensor) -> list[Edit]:

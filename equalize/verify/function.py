@@ -173,7 +173,6 @@ class _Comparison:
         self.gain = math.prod(edit.factor for edit in scales)
         self.mean_I, self.std_I = branch_vectors(site, plan.input_scale(site))
         self.scale_I = branch_vectors(site)[1] / self.std_I
-        self.map_CC = plan.map_of(site.layer) if site.strategy == "whiten" and site.changes_function else None
 
     def add(self, call: Call) -> None:
         """Compares the layer as written with its reference on one call's input."""
@@ -181,7 +180,7 @@ class _Comparison:
         got = call(input=u).double()
         if self.site.changes_function:
             x = u.double() - self._along(self.mean_I, u) if self.site.shift else u.double()
-            equalized = self._equalize(x)
+            equalized = x * (self.site.tau / self._along(self.std_I, x))
             reference = call(input=equalized, weight=self.weight.double(), bias=self.bias)
         else:  # in the layer's own precision, so that nothing changed means no deviation
             scale = self._along(self.scale_I, u).to(u)
@@ -202,16 +201,6 @@ class _Comparison:
         _demand_close(self.site.layer, self.interior, tolerance)
         if self.site.exact_border or not self.site.changes_function:
             _demand_close(f"{self.site.layer} on the border", self.border, tolerance)
-
-    def _equalize(self, x: Tensor) -> Tensor:
-        """What the original layer is to read, from what enters the written one less its means, in float64."""
-        if self.map_CC is None:
-            return x * (self.site.tau / self._along(self.std_I, x))
-        map_GCC = self.map_CC.to(x).view(self.site.groups, -1, self.map_CC.shape[1])
-        axis = -1 if self.site.op == "linear" else 1
-        x = x.movedim(axis, -1)
-        x_GC = x.reshape(*x.shape[:-1], self.site.groups, -1)
-        return torch.einsum("gij,...gj->...gi", map_GCC, x_GC).flatten(-2).movedim(-1, axis)
 
     def _along(self, vector_I: Tensor, u: Tensor) -> Tensor:
         """A per-channel vector, shaped to multiply the layer's input."""

@@ -63,11 +63,16 @@ def keep_scans(out: Path) -> None:
     place.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
+def arms_of(job: Job, runs: Runs) -> tuple[str, ...]:
+    """Those of the job, and those that were run before they were taken out of the tool."""
+    return tuple(dict.fromkeys((*job.arms, *(run["arm"] for run in runs))))
+
+
 def tuning(job: Job, runs: Runs) -> dict[str, dict[float, list[float]]]:
     """mIoU on val of the tuning seeds that are finished, by arm and rate."""
-    found: dict[str, dict[float, list[float]]] = {arm: {} for arm in job.arms}
+    found: dict[str, dict[float, list[float]]] = {arm: {} for arm in arms_of(job, runs)}
     for run in runs:
-        if run["seed"] < job.tune and run["arm"] in found:
+        if run["seed"] < job.tune:
             found[run["arm"]].setdefault(run["lr"], []).append(run["mIoU"])
     return {arm: dict(sorted(rates.items())) for arm, rates in found.items()}
 
@@ -90,7 +95,7 @@ def tuning_table(job: Job, runs: Runs) -> str:
 def confirmation_table(job: Job, runs: Runs) -> str:
     """Each arm at its best rate, fresh seeds, on test: mean, difference to `none` with its 95 % interval."""
     confirmed = [run for run in runs if run["test"] is not None]
-    by_arm = {arm: {run["seed"]: run for run in confirmed if run["arm"] == arm} for arm in job.arms}
+    by_arm = {arm: {run["seed"]: run for run in confirmed if run["arm"] == arm} for arm in arms_of(job, runs)}
     rows = []
     for arm, mine in by_arm.items():
         seeds = sorted(mine.keys() & by_arm["none"].keys())

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--num-classes", required=True)
     parser.add_argument("--ignore-index", default="255")
     parser.add_argument("--size", default="360x480", help="of pictures; crops have the same")
-    parser.add_argument("--arms", default="none,explicit,whiten")
+    parser.add_argument("--arms", default="none,explicit")
     parser.add_argument("--lrs", default="3e-4,1e-3,3e-3")
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--max-steps", default="1000")

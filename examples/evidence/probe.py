@@ -34,7 +34,6 @@ from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.optimizer import make_optimizer, make_schedule
 from equalize.metrics import count_pixels, score_of
 from equalize.plan.indicator import Optimizer, Readout, explained
-from equalize.plan.whiten import fold_map, whitening
 
 CASES = {
     "raw": (0, 1.0),
@@ -49,7 +48,7 @@ CASES = {
     "stride 32 x 100": (3, 100.0),
 }
 """By name: which branch is multiplied by what."""
-ARMS = ("none", "explicit", "whiten")
+ARMS = ("none", "explicit")
 RATES = {"adamw": range(-7, -2), "sgd": range(-6, -1)}
 """The first five, as half powers of 10: 3e-4 to 3e-2, 1e-3 to 1e-1."""
 MOST_RATES = 11
@@ -67,7 +66,6 @@ class Case:
     scale_C: Tensor
     std_C: Tensor
     readout: Readout
-    images: int
 
     @classmethod
     def of(cls, name: str, train: Pixels, widths: Sequence[int]) -> "Case":
@@ -77,7 +75,7 @@ class Case:
         scale_C.split(list(widths))[branch].mul_(factor)
         std_C = torch.cat([part.double().std(correction=0).expand(part.shape[2]) for part in train.branches(widths)])
         readout = train.readout.scaled(scale_C)
-        return cls(scale_C=scale_C, std_C=std_C * scale_C, readout=readout, images=len(train.u_NPC))
+        return cls(scale_C=scale_C, std_C=std_C * scale_C, readout=readout)
 
     @property
     def ratio(self) -> float:
@@ -93,9 +91,6 @@ class Case:
         """From what the optimizer sees to weights for the features as they were before scaling."""
         rms = self.std_C.square().mean().sqrt()
         scale_C = self.scale_C.float()
-        if arm == "whiten":
-            a_CC = whitening(self.readout.sigma_CC, self.std_C, self.images).float()
-            return lambda v: fold_map(v, a_CC) * scale_C
         factor_C = (rms / self.std_C if arm == "explicit" else torch.ones(())).float() * scale_C
         return lambda v: v * factor_C
 
@@ -209,8 +204,8 @@ def _key(run: dict[str, Any]) -> tuple[Any, ...]:
 def table(rows: Sequence[tuple[str, str, Case, dict[str, Difference]]]) -> str:
     """Markdown: a row a case, and how well delta and the ratio of sigmas rank the gains of `explicit`."""
     lines = [
-        "| optimizer | case | largest sigma / smallest | delta | explicit - none | whiten - none |",
-        "|---|---|---:|---:|---|---|",
+        "| optimizer | case | largest sigma / smallest | delta | explicit - none |",
+        "|---|---|---:|---:|---|",
     ]
     for optimizer, name, case, gains in rows:
         cells = (f"{each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f})" for each in gains.values())

@@ -126,7 +126,7 @@ def test_without_labels_it_is_the_mean_over_random_targets_of_each_branch(monkey
     for part in (slice(0, 4), slice(4, 8)):  # every channel of a branch as the target, one after the other
         for target in range(*part.indices(8)):
             statistic = InputStatistics(
-                images=1, positions=1, mean_C=torch.zeros(8), covariance_CC=sigma,
+                positions=1, mean_C=torch.zeros(8), covariance_CC=sigma,
                 cross_CK=standardized[:, [target]], label_variance=1.0,
             )  # fmt: skip
             shares.append(gained(site, statistic))

@@ -537,13 +537,6 @@ def test_unknown_kinds_of_sites():
     assert scan(model, x, kinds="resampled").sites
 
 
-def test_whitening_needs_covariances():
-    model, x = build(CASES["pointwise with bias"])
-    sites = scan(model, x[:1]).sites
-    with pytest.raises(SiteError, match="whiten: needs covariances, which measure does not give; use calibrate"):
-        make_plan(model, sites, measure(model, sites, [x]), "whiten")
-
-
 def test_unknown_strategy():
     model, x = build(CASES["pointwise with bias"])
     with pytest.raises(SiteError, match="strategy: is unknown, got equalise, expected auto or migrate"):

@@ -19,12 +19,9 @@ CLASS_NAMES_FILE = "class_names.json"
 
 PLAN_FILE = "equalize.json"
 
-MAPS_FILE = "equalize.safetensors"
-"""Written beside the plan: its matrices, by layer."""
-
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _STALE = 3600.0  # seconds: temporary directories in which nothing newer lies were left by a killed process
-_WRITTEN_ANEW = {CLASS_NAMES_FILE, MAPS_FILE, PLAN_FILE, "finetune.yaml", "last", "metrics.jsonl"}
+_WRITTEN_ANEW = {CLASS_NAMES_FILE, PLAN_FILE, "finetune.yaml", "last", "metrics.jsonl"}
 _WRITTEN_ANEW |= {"curves.png", "panels.png", "report.html"}
 _NEVER_COPIED = {".git", ".cache", "__pycache__", *_WRITTEN_ANEW}
 TRAINING_STATE = (

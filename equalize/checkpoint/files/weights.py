@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from equalize.checkpoint.files.atomic import MAPS_FILE, is_training_state
+from equalize.checkpoint.files.atomic import is_training_state
 from equalize.checkpoint.files.safetensors_file import read_keys, read_safetensors
 from equalize.checkpoint.files.zip_archive import is_intact
 from equalize.errors import CheckpointError, ResourceError
@@ -159,8 +159,7 @@ def weight_files(directory: Path) -> tuple[tuple[Path, ...], Path | None]:
         if path.is_file():
             return (shards(path), path) if name.endswith(".json") else ((path,), None)
     files = [path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
-    beside = {"training_args.bin", MAPS_FILE}
-    loose = sorted(path for path in files if not is_training_state(path.name) and path.name not in beside)
+    loose = sorted(path for path in files if not is_training_state(path.name) and path.name != "training_args.bin")
     if len(loose) == 1:
         return (loose[0],), None
     if loose:

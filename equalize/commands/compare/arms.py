@@ -6,7 +6,6 @@ rescale         weights times tau/sigma, tau = sigma_rms, trained as they are st
 paper           the same with tau = 1
 explicit        the start of `rescale`, trained through equalizers: the optimizer sees what was drawn
 preserve        the function as it is, trained through equalizers; preserve+paper: with tau = 1
-whiten          trained on a whitened input: what was drawn starts as drawn, what was trained keeps its function
 migrate         the function as it is, scale moved into the layers before
 auto            what `calibrate` does
 redrawn         fusion layers drawn anew, not equalized
@@ -75,7 +74,6 @@ ARMS = (
     Arm(name="preserve", strategy="preserve", train_as="explicit"),
     Arm(name="preserve+paper", strategy="preserve", scale="paper", train_as="explicit"),
     Arm(name="preserve+folded", strategy="preserve", train_as="folded"),
-    Arm(name="whiten", strategy="whiten", train_as="explicit"),
     Arm(name="redrawn", redrawn=True),
     *(Arm(name=name, strategy=name) for name in ("auto", "migrate", "reinit")),
     *(Arm(name=f"{name}+explicit", strategy=name, train_as="explicit") for name in ("auto", "migrate", "reinit")),

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from equalize.checkpoint.checkpoint import Checkpoint, write_maps
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.commands.compare.arms import prepare_arm, scales
 from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.evaluate import count_images
@@ -34,7 +34,6 @@ from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import Task
 from equalize.commands.images import Images
 from equalize.commands.labels import LabeledSplit, check_split
-from equalize.commands.verify import read_plan
 from equalize.errors import InputError, OutputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, TrainingMonitor
@@ -224,13 +223,12 @@ class Runs:
         """The plan of the start, applied to the model; measured by the first run that needs it."""
         place = self._start(run)
         if place.is_file():
-            plan = read_plan(place)
+            plan = Plan.read(place)
             apply(plan, checkpoint.model)
             return plan
         config = self.setup.config_of(run).calibration(self.setup.train.split)
         images = Images(self.setup.train, checkpoint, config, labels=run.arm.strategy == "auto")
         plan = prepare_arm(checkpoint, images, run.arm, run.seed)
-        write_maps(plan.maps, place)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerState
 
-from equalize.checkpoint.checkpoint import Checkpoint, write_maps
+from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.loading import ModelName
 from equalize.checkpoint.preprocess import Override
 from equalize.commands.calibrate import calibrate_checkpoint
@@ -26,7 +26,6 @@ from equalize.commands.finetune.run_directory import RunDirectory, write_whole
 from equalize.commands.finetune.sharding import check_launch
 from equalize.commands.finetune.splits import Task, open_task
 from equalize.commands.finetune.trainer import check_trackers, train
-from equalize.commands.verify import read_plan
 from equalize.data.hf_datasets import Choice
 from equalize.device import device_of
 from equalize.distributed import fail_together, from_main, gather, is_main, join, wait
@@ -211,7 +210,7 @@ def plan_in_effect(
     if config.calibrate is None:
         if task.checkpoint.plan_json is None:
             return None
-        plan = replace(Plan.from_json(task.checkpoint.plan_json, source), maps=task.checkpoint.plan_maps)
+        plan = Plan.from_json(task.checkpoint.plan_json, source)
         if "finetuned" in plan.facts:
             warn(f"{source} was trained since its scales were measured")
         return plan
@@ -236,10 +235,9 @@ def plan_in_effect(
             if not plan.sites:
                 warn(f"{source} has no fusion layer that can be equalized")
             if is_main():
-                write_maps(plan.maps, kept)
                 write_whole(kept, json.dumps(plan.to_json()))
             gather(None)  # all wait until it is written; if that fails, all fail
-    plan = read_plan(kept)
+    plan = Plan.read(kept)
     apply(plan, task.checkpoint.model)
     return plan
 

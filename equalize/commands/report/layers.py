@@ -21,7 +21,7 @@ from equalize.commands.report.words import (
 from equalize.messages import counted
 from equalize.moments.histograms import BINS
 from equalize.moments.measured import MeasuredSite, sigma_rms
-from equalize.plan.edits import Add, Draw, Edit, MapInputs, Scale, ScaleInputs, Set
+from equalize.plan.edits import Add, Draw, Edit, Scale, ScaleInputs, Set
 from equalize.plan.indicator import GAIN, NOTHING, STEPS, expected_of_all
 from equalize.plan.plan import Plan, PlannedSite
 from equalize.sites.refusals import Refusal
@@ -144,8 +144,6 @@ def _guide(layers: Sequence[DrawnSite], images: int) -> Iterator[Section]:
 
 def _what_is_done(plan: Plan, site: PlannedSite) -> Iterator[str]:
     yield _sentence(strategy_of(plan, site))
-    if site.strategy == "whiten":
-        yield "The figure shows the branches at one scale, not that their channels are uncorrelated."
     for each in site.branches:
         if each.fixed:
             yield f"Channels {each.start}..{each.stop} keep their scale under migrate: {each.fixed}."
@@ -213,8 +211,6 @@ def _deed(edit: Edit) -> str:
             return f"times {factor:.3g}"
         case Draw(seed=seed):
             return f"drawn anew under seed {seed}"
-        case MapInputs():
-            return "inputs times a matrix"
         case Add():
             return "the response to the means taken out"
         case Set():

@@ -54,7 +54,7 @@ class DrawnSite:
     @property
     def centers(self) -> bool:
         """Whether the means are taken out too."""
-        return self.strategy in ("", "preserve", "reinit", "rescale", "whiten") and self.site.shift is not None
+        return self.strategy in ("", "preserve", "reinit", "rescale") and self.site.shift is not None
 
     @property
     def colors(self) -> list[str]:

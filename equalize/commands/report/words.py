@@ -52,7 +52,7 @@ def sigmas_after(plan: Plan, site: PlannedSite) -> list[float]:
     sigmas = [branch.std for branch in site.branches]
     if site.strategy == "none":
         return sigmas
-    if site.strategy in ("preserve", "whiten"):
+    if site.strategy == "preserve":
         return [site.tau] * len(sigmas)
     if site.strategy == "migrate":
         return [sigma / scale for sigma, scale in zip(sigmas, plan.input_scale(site), strict=True)]

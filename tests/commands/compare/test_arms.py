@@ -18,7 +18,6 @@ from tests.support.compared_nets import named
     [
         ("none", Arm(name="none")),
         ("redrawn", Arm(name="redrawn", redrawn=True)),
-        ("whiten", Arm(name="whiten", strategy="whiten", train_as="explicit")),
         (" migrate ", Arm(name="migrate", strategy="migrate")),
         ("folded+preserve", Arm(name="preserve+folded", strategy="preserve", train_as="folded")),
         ("paper", Arm(name="paper", strategy="rescale", scale="paper", train_as="folded")),
@@ -160,7 +159,7 @@ def test_redrawn_and_reinit_re_estimate_the_same_norms_on_what_they_will_see(net
     assert {key.rpartition(".")[0] for key in changed["redrawn"]} == (behind if trained else {*behind, "stem.1"})
 
 
-@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "whiten", "reinit+folded"])
+@pytest.mark.parametrize("arm", ["none", "redrawn", "rescale", "reinit+folded"])
 def test_norms_that_saw_nothing_are_estimated_in_every_arm_and_plans_repeat(nets, scenes, arm):
     checkpoint, images = loaded(nets, scenes)
     plan = prepare_arm(checkpoint, images, read_arm(arm), 1)
