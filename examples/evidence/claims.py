@@ -248,9 +248,8 @@ def _verdict(found: Sequence[Finding], *, whole: bool, speaks: bool) -> str:
     return "holds" if found and speaks else "no case"
 
 
-def verdicts(results: Path) -> str:
+def verdicts(evidence: Evidence) -> str:
     """A table in Markdown: claim, verdict, what was found."""
-    evidence = Evidence.read(results)
     lines = ["| claim | verdict | found |", "|---|---|---|", "| C1 | holds | a test, tests/plan/test_centering.py |"]
     for claim, judge in CLAIMS.items():
         found: list[Finding] = []

@@ -92,21 +92,28 @@ def tuning_table(job: Job, runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def confirmation_table(job: Job, runs: Runs) -> str:
-    """Each arm at its best rate, fresh seeds, on test: mean, difference to `none` with its 95 % interval."""
-    confirmed = [run for run in runs if run["test"] is not None]
-    by_arm = {arm: {run["seed"]: run for run in confirmed if run["arm"] == arm} for arm in arms_of(job, runs)}
+def confirmed(job: Job, runs: Runs, evidence: Evidence) -> Runs:
+    """Those of fresh seeds, each arm at its best rate."""
+    if job.rates_of is None:
+        return [run for run in runs if run["test"] is not None]
+    return [run for run in runs if run["lr"] == evidence.best(job.rates_of, run["arm"])]
+
+
+def confirmation_table(job: Job, runs: Runs, split: str) -> str:
+    """Each arm at its best rate, fresh seeds: mean on a split, difference to `none` with its 95 % interval."""
+    by_arm = {arm: {run["seed"]: run for run in runs if run["arm"] == arm} for arm in arms_of(job, runs)}
+    score = "mIoU" if split == "val" else split
     rows = []
     for arm, mine in by_arm.items():
         seeds = sorted(mine.keys() & by_arm["none"].keys())
         if not seeds:
             continue
-        scores = [mine[seed]["test"] for seed in seeds]
+        scores = [mine[seed][score] for seed in seeds]
         row = [f"`{arm}`", f"{mine[seeds[0]]['lr']:g}", str(len(seeds)), _spread(scores)]
         rows.append(
-            [*row, _difference(scores, [by_arm["none"][seed]["test"] for seed in seeds]) if arm != "none" else ""]
+            [*row, _difference(scores, [by_arm["none"][seed][score] for seed in seeds]) if arm != "none" else ""]
         )
-    heading = "| arm | rate | seeds | test mIoU | less `none`, 95 % over seeds |\n|---|---:|---:|---:|---|\n"
+    heading = f"| arm | rate | seeds | {split} mIoU | less `none`, 95 % over seeds |\n|---|---:|---:|---:|---|\n"
     return heading + "\n".join(f"| {' | '.join(row)} |" for row in rows) if rows else "Not confirmed yet."
 
 
@@ -161,14 +168,20 @@ def plot_gains(evidence: Evidence) -> str | None:
     return "results-gains.png"
 
 
-def section(job: Job, runs: Runs) -> Iterable[str]:
+def section(job: Job, runs: Runs, evidence: Evidence) -> Iterable[str]:
     """What docs/results.md says of a job."""
     yield f"### {job.name}\n"
-    yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val (*: not all {job.tune} seeds yet):\n"
-    yield tuning_table(job, runs) + "\n"
-    yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
-    yield "Each arm at its own best rate, fresh seeds, scored once on test:\n"
-    yield confirmation_table(job, runs) + "\n"
+    if job.rates_of is None:
+        seeds = f"*: not all {job.tune} seeds yet"
+        yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val ({seeds}):\n"
+        yield tuning_table(job, runs) + "\n"
+        yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
+        yield "Each arm at its own best rate, fresh seeds, scored once on test:\n"
+    else:
+        rate = f"the best rate of {job.rates_of}"
+        yield f"{job.steps} steps, each arm at {rate}, fresh seeds, scored on val at the end:\n"
+    split = "test" if job.rates_of is None else "val"
+    yield confirmation_table(job, confirmed(job, runs, evidence), split) + "\n"
 
 
 def main() -> None:
@@ -178,11 +191,14 @@ def main() -> None:
     out = parser.parse_args().out
     RESULTS.mkdir(exist_ok=True)
     keep_scans(out)
-    sections = [part for job in jobs() if (runs := gather(job, out)) for part in section(job, runs)]
-    parts = ["### Verdicts\n", verdicts(RESULTS) + "\n"]
-    if name := plot_gains(Evidence.read(RESULTS)):
+    runs = {job: gather(job, out) for job in jobs()}
+    evidence = Evidence.read(RESULTS)
+    parts = ["### Verdicts\n", verdicts(evidence) + "\n"]
+    if name := plot_gains(evidence):
         parts.append(f"![Gain of explicit equalization against delta]({name})\n")
-    parts += sections
+    parts += [part for job, found in runs.items() if found for part in section(job, found, evidence)]
+    if (probe := RESULTS / "probe.md").exists():
+        parts += ["### The pixel probe\n", probe.read_text(encoding="utf-8")]
     page = DOCS / "results.md"
     begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
     text = page.read_text(encoding="utf-8")
