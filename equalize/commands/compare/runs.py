@@ -45,6 +45,11 @@ _SETTINGS, _FOLDERS = "settings.json", ("runs", "plans", "locks")
 _POLL = 1.0  # seconds between looks for what another process trains
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether it is none of what a comparison begins with, which another process may be writing at this moment."""
+    return path.name not in _FOLDERS and not path.name.startswith(f".{_SETTINGS}")
+
+
 class Runs:
     """The directory of a comparison, new or resumed, and the runs in it.
 
@@ -62,7 +67,7 @@ class Runs:
         self._is_new = not settings.is_file()
         if not self._is_new:
             setup.demand_same(settings)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
             raise OutputError(self.path, "exists and holds no comparison", remedy="name another directory")
         if not write:
             return

@@ -165,8 +165,8 @@ def _link(source: str | Path, place: str | Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is the old one or the new one at any moment."""
-    new = path.with_name(f".{path.name}.new")
+    """Writes a file that is the old one or the new one at any moment; several processes may write it."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may be no text
     os.replace(new, path)
 

@@ -249,6 +249,13 @@ def test_refusals_leave_nothing(nets, scenes, tmp_path):
             made(nets, scenes, ["none", "rescale"], rates=rates)
 
 
+def test_a_comparison_that_another_process_is_beginning_is_shared(nets, scenes, tmp_path):
+    out = tmp_path / "out"
+    (out / "locks").mkdir(parents=True)
+    (out / ".settings.json.4711").write_text("{")
+    assert Runs(out, made(nets, scenes, ["none", "rescale"])).path == out
+
+
 def test_a_refusal_leaves_what_others_wrote(nets, scenes, tmp_path):
     """A mask that cannot be read may be met after hours, and another process may train beside this one."""
     setup, state = made(nets, scenes, ["none", "rescale"]), tmp_path / "out/runs/none_lr0.01_seed3/last/checkpoint-2"
