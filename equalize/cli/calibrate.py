@@ -52,7 +52,6 @@ def calibrate(
     preprocess: PreprocessFlags,
     force_preprocessing: Force = False,
     model_flags: ModelFlags,
-    keep_norm: o.KeepNorm = None,
     dry_run: Annotated[bool, output_option("--dry-run", help="Measure and report; write nothing.")] = False,
     overwrite: o.Overwrite = False,
     report: o.Report = None,

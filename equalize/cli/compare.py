@@ -92,7 +92,6 @@ def compare(
     arms: Arms = "none,auto",
     sweep: SweepFlags,
     training: CommonTrainingFlags,
-    keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,

@@ -48,7 +48,6 @@ def finetune(
     training: TrainingFlags,
     calibrate: Calibrate = False,
     strategy: Strategy = None,
-    keep_norm: o.KeepNorm = None,
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,

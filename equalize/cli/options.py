@@ -17,7 +17,6 @@ SCALE_HELP = (
     "paper: to 1, as published."
 )
 OF_CHECKPOINT = "the checkpoint's"
-KeepNorm = Annotated[bool | None, equalization_option("--keep-norm", hidden=True, callback=values.refuse_keep_norm)]
 
 Model = Annotated[
     str,

@@ -213,10 +213,7 @@ class TrainingFlags(CommonTrainingFlags):
         optimizer_option(metavar="N", show_default="never", help="Stop after N evaluations without a better mIoU."),
     ] = None
     scale: Annotated[
-        Any,
-        equalization_option(
-            metavar="step|paper", parser=values.read_scale, show_default="step", help=f"Of --calibrate. {o.SCALE_HELP}"
-        ),
+        values.ScaleName | None, equalization_option(show_default="step", help=f"Of --calibrate. {o.SCALE_HELP}")
     ] = None
     report_to: Annotated[
         list[str] | None, output_option(metavar="NAME", help="tensorboard or trackio; repeatable.")

@@ -4,7 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from typer import BadParameter, Context
 
@@ -75,19 +75,6 @@ def read_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(each) for each in text.split(","))
     except ValueError:
         raise BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
-
-
-def read_scale(text: str) -> str:
-    """`step` or `paper`."""
-    if text not in get_args(ScaleName):
-        raise BadParameter(f"is step or paper, got {text!r}; the range of the random resize is --random-resize")
-    return text
-
-
-def refuse_keep_norm(given: bool | None) -> None:
-    """`--keep-norm` of earlier versions."""
-    if given:
-        raise BadParameter("was removed: --scale step, the default, keeps the size of a layer's steps; leave it away")
 
 
 def read_means(text: str) -> tuple[float, ...]:

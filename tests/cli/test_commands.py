@@ -275,14 +275,6 @@ def test_calibrate_says_what_it_equalized_to(run_cli, segformer_dir, photos, tmp
     assert (site["shift"], site["exact_border"]) == (None, True)  # a BatchNorm is behind
 
 
-def test_keep_norm_is_answered_by_what_replaces_it(run_cli, segformer_dir, photos, tmp_path):
-    ran = run_cli("calibrate", segformer_dir, "--data", photos, "-o", tmp_path / "out", "--keep-norm")
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: --keep-norm: was removed: --scale step")
-    assert ran.err.count("\n") == 1
-    assert "--keep-norm" not in run_cli("calibrate", "--help").out
-
-
 def test_dry_run_measures_and_writes_nothing(run_cli, segformer_dir, photos, tmp_path):
     out = tmp_path / "out"
     arguments = ("calibrate", segformer_dir, "--data", photos, "-o", out, *SIZE, "--dry-run")

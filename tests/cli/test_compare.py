@@ -126,7 +126,6 @@ def test_without_matplotlib_all_but_the_picture_is_written(run_cli, words, out, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--keep-norm",), "--keep-norm: was removed: --scale step"),
         (("--arms", "none"), "--arms: are no two different arms"),
         (("--arms", "none,equalized"), "--arms: has an arm that is unknown, got 'equalized'"),
         (("--lr", "1", "--lrs", "1,2"), "--lr: cannot stand with --lrs"),

@@ -94,9 +94,6 @@ def read_arms(texts: Iterable[str]) -> tuple[Arm, ...]:
 def read_arm(text: str) -> Arm:
     """Such as `reinit+explicit`."""
     words = sorted(text.strip().split("+"))
-    if "keep-norm" in words:
-        remedy = "leave it away: equalizing at --scale step, as the arms do, keeps the size of a layer's steps"
-        raise InputError("--arms", "+keep-norm was removed", got=repr(text), remedy=remedy)
     for arm in ARMS:
         if sorted(arm.name.split("+")) == words:
             return arm

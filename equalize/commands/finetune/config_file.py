@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from equalize.commands.finetune.splits import Task
 
 _FILES = ("class_names", "colors", "cache_dir")  # settings that name one
-_REMOVED = {
-    "keep_norm": "remove it: scale: step, the default of --calibrate, keeps the size of a layer's steps (--scale)",
-    "scale": "call it random_resize; scale is step or paper, see --scale",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +124,6 @@ def to_yaml(subject: Subject, settings: TrainConfig) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """The fields of `Subject` and `TrainConfig` in a YAML file; see `read_run`."""
     content = read_settings(path)
-    for key, remedy in _REMOVED.items():
-        if key in content and (key != "scale" or isinstance(content[key], list)):
-            raise InputError(path, f"has {key} as earlier versions did", remedy=remedy)
     if "out" in content:
         raise InputError(path, "has out", remedy="give -o OUT, so that no file decides what is replaced")
     types = get_type_hints(Subject) | get_type_hints(TrainConfig)

@@ -45,12 +45,6 @@ def test_what_is_no_arm(text):
         read_arm(text)
 
 
-@pytest.mark.parametrize("text", ["rescale+keep-norm", "rescale+explicit+keep-norm", "none+keep-norm"])
-def test_keep_norm_is_answered_by_what_replaces_it(text):
-    with pytest.raises(InputError, match=r"^--arms: \+keep-norm was removed, got .*--scale step"):
-        read_arm(text)
-
-
 @pytest.mark.parametrize("texts", [["none"], ["none", "none"], ["auto+explicit", "explicit+auto"]])
 def test_two_different_arms_are_needed(texts):
     with pytest.raises(InputError, match="no two different arms"):
