@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command
-from equalize.cli.panels import equalization_option, output_option
 from equalize.cli.values import ScaleName
 
 if TYPE_CHECKING:
@@ -17,25 +17,22 @@ _LEFT = OF_A_PASS | OF_DRAWING  # for the next command
 
 Strategy = Annotated[
     o.StrategyName,
-    equalization_option(
-        help="auto: drawn weights are rescaled, trained ones migrated or preserved; a layer with nothing to gain is "
+    p.equalization(
+        "auto: drawn weights are rescaled, trained ones migrated or preserved; a layer with nothing to gain is "
         "left alone. migrate and preserve keep what the network computes; rescale and reinit (weights drawn anew) "
-        "change it.",
+        "change it."
     ),
 ]
 
 
 Sites = Annotated[
     str | None,
-    equalization_option(
-        "--sites",
-        metavar="GLOB",
-        show_default="those with a resampled branch",
-        help="Fusion layers to equalize, by module path.",
+    p.equalization(
+        "Fusion layers to equalize, by module path.", "GLOB", "those with a resampled branch", names=("--sites",)
     ),
 ]
 Force = Annotated[
-    bool, equalization_option("--force-preprocessing", help="Go on though the BatchNorms say that the input is wrong.")
+    bool, p.equalization("Go on though the BatchNorms say that the input is wrong.", names=("--force-preprocessing",))
 ]
 
 
@@ -46,13 +43,13 @@ def calibrate(
     out: o.Out,
     *,
     strategy: Strategy = "auto",
-    scale: Annotated[ScaleName, equalization_option(help=o.SCALE_HELP)] = "step",
+    scale: Annotated[ScaleName, p.equalization(o.SCALE_HELP)] = "step",
     sites: Sites = None,
     images: ImageFlags,
     preprocess: PreprocessFlags,
     force_preprocessing: Force = False,
     model_flags: ModelFlags,
-    dry_run: Annotated[bool, output_option("--dry-run", help="Measure and report; write nothing.")] = False,
+    dry_run: Annotated[bool, p.output("Measure and report; write nothing.", names=("--dry-run",))] = False,
     overwrite: o.Overwrite = False,
     report: o.Report = None,
     json: o.Json = False,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.next_command import same_command
-from equalize.cli.panels import data_option, equalization_option, optimizer_option, output_option
 from equalize.cli.process import demand_one_process
 from equalize.cli.training_options import CommonTrainingFlags, MaybeModel, run_config
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Arms = Annotated[
     str,
-    equalization_option(
+    p.equalization(
         metavar="ARM,ARM,...",
         help="none, none+head-lr3, none+head-lr10 (a higher rate for fusion layers), rescale and paper (folded, at the "
         "two scales), explicit (trained through equalizers), preserve, preserve+paper, migrate, auto, redrawn "
@@ -34,30 +34,17 @@ Arms = Annotated[
 class SweepFlags:
     """Flags of the runs that each arm has."""
 
-    seeds: Annotated[
-        int | None,
-        optimizer_option(metavar="K", show_default="3", help="Runs of each arm and rate, from --seed on."),
-    ] = None
-    tune_seeds: Annotated[
-        int | None,
-        optimizer_option(metavar="K", help="In place of --seeds: they only choose each arm's rate."),
-    ] = None
+    seeds: Annotated[int | None, p.optimizer("Runs of each arm and rate, from --seed on.", "K", "3")] = None
+    tune_seeds: Annotated[int | None, p.optimizer("In place of --seeds: they only choose each arm's rate.", "K")] = None
     confirm_seeds: Annotated[
-        int, optimizer_option(metavar="K", help="With --tune-seeds: as many more, of each arm at its best rate.")
+        int, p.optimizer("With --tune-seeds: as many more, of each arm at its best rate.", "K")
     ] = 0
-    test_split: Annotated[
-        str | None, data_option(metavar="NAME", help="What the confirming runs are scored on, once.")
-    ] = None
+    test_split: Annotated[str | None, p.data("What the confirming runs are scored on, once.", "NAME")] = None
     lrs: Annotated[
         Any,
-        optimizer_option(
-            metavar="LR,LR,...",
-            parser=values.read_numbers,
-            show_default="--lr",
-            help="Learning rates that every arm is trained with.",
-        ),
+        p.optimizer("Learning rates that every arm is trained with.", "LR,LR,...", "--lr", parser=values.read_numbers),
     ] = None
-    evaluations: Annotated[int, output_option(metavar="N", help="Of each run; one after a tenth is added.")] = 10
+    evaluations: Annotated[int, p.output("Of each run; one after a tenth is added.", "N")] = 10
 
     def check(self, training: CommonTrainingFlags) -> None:
         """Refuses flags that contradict each other."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.panels import output_option
+from equalize.cli import panels as p
 
 _BEFORE = {
     "scan": (
@@ -33,8 +33,7 @@ _BEFORE = {
 def demo(
     context: typer.Context,
     out: Annotated[
-        str | None,
-        output_option("-o", "--out", metavar="OUT", help="Keep what is written, in this directory."),
+        str | None, p.output("Keep what is written, in this directory.", "OUT", names=("-o", "--out"))
     ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

@@ -6,17 +6,15 @@ from typing import Annotated
 from typer import Context
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
-from equalize.cli.panels import data_option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreFlags(ForwardFlags):
     """The fields of `EvalConfig`."""
 
-    split: Annotated[
-        str | None, data_option(metavar="NAME", show_default="val, else test", help="Of the data set.")
-    ] = None
+    split: Annotated[str | None, p.data("Of the data set.", "NAME", "val, else test")] = None
     ignore_index: o.IgnoreIndex = None
     reduce_labels: o.ReduceLabels = "auto"
     colors: o.Colors = None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
 from equalize.cli.next_command import OF_A_PASS, OF_DRAWING, command_line, next_command, same_command
-from equalize.cli.panels import equalization_option, output_option
 from equalize.cli.process import Terminated
 from equalize.cli.training_options import MaybeModel, TrainingFlags, run_config
 
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
 
 _LEFT = (OF_A_PASS - {"split"}) | OF_DRAWING  # for the next command
 
-Calibrate = Annotated[bool, equalization_option("--calibrate", help="Equalize first, on the training split.")]
+Calibrate = Annotated[bool, p.equalization("Equalize first, on the training split.", names=("--calibrate",))]
 Strategy = Annotated[
-    o.StrategyName | None,
-    equalization_option(show_default="auto", help="Of --calibrate; see equalize calibrate --help."),
+    o.StrategyName | None, p.equalization("Of --calibrate; see equalize calibrate --help.", default="auto")
 ]
 Resume = Annotated[
     bool,
-    output_option(
-        "--resume",
-        help="Go on where OUT stopped, with the same flags; once it is complete, more --max-steps or --epochs.",
+    p.output(
+        "Go on where OUT stopped, with the same flags; once it is complete, more --max-steps or --epochs.",
+        names=("--resume",),
     ),
 ]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument
 
+from equalize.cli import panels as p
 from equalize.cli import values
-from equalize.cli.panels import data_option, equalization_option, model_option, output_option
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
@@ -28,163 +28,111 @@ Model = Annotated[
 ]
 Arch = Annotated[
     str | None,
-    model_option(
-        metavar="ARCH",
-        show_default="what its keys or files say",
-        help="What builds the network of a state dict: torchvision:NAME, smp:NAME, transformers:DIR, "
+    p.model(
+        "What builds the network of a state dict: torchvision:NAME, smp:NAME, transformers:DIR, "
         "mmseg:config.py, file.py:Factory or package.module:Factory. The last three run that code.",
+        "ARCH",
+        "what its keys or files say",
     ),
 ]
 ArchArgs = Annotated[
     list[Any] | None,
-    model_option(
-        "--arch-arg",
-        metavar="KEY=VALUE",
+    p.model(
+        "An argument of --arch, JSON or text; repeatable.",
+        "KEY=VALUE",
+        names=("--arch-arg",),
         parser=values.read_arch_arg,
-        help="An argument of --arch, JSON or text; repeatable.",
     ),
 ]
-Key = Annotated[
-    str | None,
-    model_option(metavar="NAME", help="Which state dict of a file that holds several, such as model_ema."),
-]
-Output = Annotated[
-    str | None,
-    model_option(metavar="INDEX|NAME", help="Which output of a network with several is scored and trained."),
-]
+Key = Annotated[str | None, p.model("Which state dict of a file that holds several, such as model_ema.", "NAME")]
+Output = Annotated[str | None, p.model("Which output of a network with several is scored and trained.", "INDEX|NAME")]
 InitMissing = Annotated[
-    bool, model_option("--init-missing", help="Draw what the checkpoint lacks, such as its decoder, under --seed.")
+    bool, p.model("Draw what the checkpoint lacks, such as its decoder, under --seed.", names=("--init-missing",))
 ]
-NumClasses = Annotated[
-    int | None,
-    model_option(min=1, metavar="N", show_default=OF_CHECKPOINT, help="Classes of a head that is drawn."),
-]
+NumClasses = Annotated[int | None, p.model("Classes of a head that is drawn.", "N", OF_CHECKPOINT, min=1)]
 Mean = Annotated[
     Any,
-    data_option(
-        metavar="M,M,M",
-        parser=values.read_means,
-        show_default=OF_CHECKPOINT,
-        help="Taken from rescaled pixels: one a channel in the network's order, one for all, or none. Like --std, "
+    p.data(
+        "Taken from rescaled pixels: one a channel in the network's order, one for all, or none. Like --std, "
         "--rescale and --channel-order, it counts for more than the checkpoint's, and is kept in what is written.",
+        "M,M,M",
+        OF_CHECKPOINT,
+        parser=values.read_means,
     ),
 ]
 Std = Annotated[
-    Any,
-    data_option(
-        metavar="S,S,S",
-        parser=values.read_stds,
-        show_default=OF_CHECKPOINT,
-        help="Pixels are divided by it after the mean.",
-    ),
+    Any, p.data("Pixels are divided by it after the mean.", "S,S,S", OF_CHECKPOINT, parser=values.read_stds)
 ]
 Rescale = Annotated[
     Any,
-    data_option(
-        metavar="F",
-        parser=values.read_factor,
-        show_default=OF_CHECKPOINT,
-        help="Pixels 0..255 are multiplied by it before the mean: 1/255 or 1.",
+    p.data(
+        "Pixels 0..255 are multiplied by it before the mean: 1/255 or 1.", "F", OF_CHECKPOINT, parser=values.read_factor
     ),
 ]
 ChannelOrder = Annotated[
-    Literal["rgb", "bgr"] | None,
-    data_option(show_default=OF_CHECKPOINT, help="In which the network takes the colors."),
+    Literal["rgb", "bgr"] | None, p.data("In which the network takes the colors.", default=OF_CHECKPOINT)
 ]
 _DATA_HELP = (
     "A folder of images, a data set's root, a parquet or arrow file, or a data set on the Hub. Where a table leaves a "
     "choice: DATA:image=COLUMN,label=COLUMN,config=NAME."
 )
-Data = Annotated[str, data_option("--data", metavar="DATA", show_default=False, help=_DATA_HELP)]
-MaybeData = Annotated[str | None, data_option(metavar="DATA", help=_DATA_HELP)]
-Split = Annotated[str | None, data_option(metavar="NAME", show_default="the training split", help="Of the data set.")]
-Out = Annotated[str, output_option("-o", "--out", metavar="OUT", show_default=False, help="The directory to write.")]
+Data = Annotated[str, p.data(_DATA_HELP, "DATA", False, names=("--data",))]
+MaybeData = Annotated[str | None, p.data(_DATA_HELP, "DATA")]
+Split = Annotated[str | None, p.data("Of the data set.", "NAME", "the training split")]
+Out = Annotated[str, p.output("The directory to write.", "OUT", False, names=("-o", "--out"))]
 Report = Annotated[
     str | None,
-    output_option(
-        "--report",
-        metavar="DIR",
+    p.output(
+        "Write report.html there, with pictures of each layer's branches. Needs equalize[plot].",
+        "DIR",
+        names=("--report",),
         callback=values.check_report,
-        help="Write report.html there, with pictures of each layer's branches. Needs equalize[plot].",
     ),
 ]
-Overwrite = Annotated[bool, output_option("--overwrite", help="Replace OUT if it exists.")]
-Size = Annotated[
-    Any,
-    data_option(
-        metavar="H[xW]",
-        parser=values.read_size,
-        show_default=OF_CHECKPOINT,
-        help="The size that images are brought to.",
-    ),
-]
+Overwrite = Annotated[bool, p.output("Replace OUT if it exists.", names=("--overwrite",))]
+Size = Annotated[Any, p.data("The size that images are brought to.", "H[xW]", OF_CHECKPOINT, parser=values.read_size)]
 SlidingWindow = Annotated[
-    bool,
-    data_option("--sliding-window", help="Leave images at their own size, slide a window of --size over them."),
+    bool, p.data("Leave images at their own size, slide a window of --size over them.", names=("--sliding-window",))
 ]
-ForwardBatchSize = Annotated[int, data_option(min=1, metavar="N", help="Images a forward pass.")]
-ForwardWorkers = Annotated[int, data_option(min=0, metavar="N", help="Processes that read images.")]
+ForwardBatchSize = Annotated[int, p.data("Images a forward pass.", "N", min=1)]
+ForwardWorkers = Annotated[int, p.data("Processes that read images.", "N", min=0)]
 Samples = Annotated[
-    Any,
-    data_option(
-        metavar="N",
-        parser=values.read_samples,
-        help="How many images to draw from the data, and measure at most; or all.",
-    ),
+    Any, p.data("How many images to draw from the data, and measure at most; or all.", "N", parser=values.read_samples)
 ]
 Tolerance = Annotated[
     float,
-    equalization_option(
-        metavar="T",
+    p.equalization(
+        "Stop before --samples when every sigma is known this well: half its 95 % interval, relative; 0: never.",
+        "T",
         callback=values.check_tolerance,
-        help="Stop before --samples when every sigma is known this well: half its 95 % interval, relative; 0: never.",
     ),
 ]
 Colors = Annotated[
     str | None,
-    data_option(
-        metavar="FILE",
-        show_default="a file in the data, if any",
-        help="Colors of the classes in colored masks: a line or JSON entry for each; or none.",
+    p.data(
+        "Colors of the classes in colored masks: a line or JSON entry for each; or none.",
+        "FILE",
+        "a file in the data, if any",
     ),
 ]
 _DRAWN_ON = "What masks without an EXIF orientation show, where their images have one."
-DrawnOn = Annotated[Literal["auto", "upright", "stored"], data_option(help=_DRAWN_ON)]
-MaybeDrawnOn = Annotated[Literal["auto", "upright", "stored"] | None, data_option(show_default="auto", help=_DRAWN_ON)]
+DrawnOn = Annotated[Literal["auto", "upright", "stored"], p.data(_DRAWN_ON)]
+MaybeDrawnOn = Annotated[Literal["auto", "upright", "stored"] | None, p.data(_DRAWN_ON, default="auto")]
 MaxPixels = Annotated[
-    int | None,
-    data_option(
-        min=1,
-        metavar="N",
-        callback=values.allow_pixels,
-        show_default="178956970",
-        help="Pixels of the largest picture.",
-    ),
+    int | None, p.data("Pixels of the largest picture.", "N", "178956970", min=1, callback=values.allow_pixels)
 ]
-ClassNames = Annotated[
-    str | None,
-    data_option(metavar="FILE", show_default="the data's or the checkpoint's", help="Names of classes: text or JSON."),
-]
-BatchSize = Annotated[
-    int | None,
-    data_option(min=1, metavar="N", show_default="at most 8, by their size", help="Images a forward pass."),
-]
-Device = Annotated[str, model_option(metavar="NAME", help="auto, cpu, cuda, cuda:0 or mps.")]
-Precision = Annotated[PrecisionName, model_option(help="Of the forward pass.")]
-Workers = Annotated[
-    int | None,
-    data_option(min=0, metavar="N", show_default="none on a CPU, some on a GPU", help="Processes that read images."),
-]
-SkipBad = Annotated[float, data_option(min=0, max=1, metavar="SHARE", help="Share of images that may be unreadable.")]
-IgnoreIndex = Annotated[
-    int | None,
-    data_option(metavar="N", show_default="255, unless it is a class", help="The label that does not count."),
-]
+ClassNames = Annotated[str | None, p.data("Names of classes: text or JSON.", "FILE", "the data's or the checkpoint's")]
+BatchSize = Annotated[int | None, p.data("Images a forward pass.", "N", "at most 8, by their size", min=1)]
+Device = Annotated[str, p.model("auto, cpu, cuda, cuda:0 or mps.", "NAME")]
+Precision = Annotated[PrecisionName, p.model("Of the forward pass.")]
+Workers = Annotated[int | None, p.data("Processes that read images.", "N", "none on a CPU, some on a GPU", min=0)]
+SkipBad = Annotated[float, p.data("Share of images that may be unreadable.", "SHARE", min=0, max=1)]
+IgnoreIndex = Annotated[int | None, p.data("The label that does not count.", "N", "255, unless it is a class")]
 _REDUCE = "Whether label 0 does not count and 1 is class 0; auto asks the checkpoint, then the labels."
-ReduceLabels = Annotated[Literal["auto", "yes", "no"], data_option(help=_REDUCE)]
-MaybeReduceLabels = Annotated[Literal["auto", "yes", "no"] | None, data_option(show_default="auto", help=_REDUCE)]
-Seed = Annotated[int, model_option(min=0, metavar="N", help="Of the images drawn and of drawn weights.")]
+ReduceLabels = Annotated[Literal["auto", "yes", "no"], p.data(_REDUCE)]
+MaybeReduceLabels = Annotated[Literal["auto", "yes", "no"] | None, p.data(_REDUCE, default="auto")]
+Seed = Annotated[int, p.model("Of the images drawn and of drawn weights.", "N", min=0)]
 DryRun = Annotated[
-    bool, output_option("--dry-run", help="Say what would run and how long it takes, from a few timed steps.")
+    bool, p.output("Say what would run and how long it takes, from a few timed steps.", names=("--dry-run",))
 ]
-Json = Annotated[bool, output_option("--json", help="One JSON object on stdout, and nothing else there.")]
+Json = Annotated[bool, p.output("One JSON object on stdout, and nothing else there.", names=("--json",))]

@@ -4,6 +4,7 @@ Rich's tables would cut long flags and names, and importing Rich takes longer th
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,26 @@ from typer.core import TyperCommand, TyperGroup
 _PANELS = ("Arguments", "Data", "Model", "Optimizer", "Augmentation", "Equalization", "Output")
 _FLAG_WIDTH = 30  # a longer flag has its text below
 
-data_option = partial(Option, rich_help_panel="Data")
-model_option = partial(Option, rich_help_panel="Model")
-optimizer_option = partial(Option, rich_help_panel="Optimizer")
-augmentation_option = partial(Option, rich_help_panel="Augmentation")
-equalization_option = partial(Option, rich_help_panel="Equalization")
-output_option = partial(Option, rich_help_panel="Output")
+
+def _option(
+    panel: str,
+    help: str,
+    metavar: str | None = None,
+    default: str | bool = True,
+    *,
+    names: Sequence[str] = (),
+    **more: Any,
+) -> Any:
+    """A flag: what it says, its value, its default in words, its names if they are not those of the parameter."""
+    return Option(*names, help=help, metavar=metavar, show_default=default, rich_help_panel=panel, **more)
+
+
+data = partial(_option, "Data")
+model = partial(_option, "Model")
+optimizer = partial(_option, "Optimizer")
+augmentation = partial(_option, "Augmentation")
+equalization = partial(_option, "Equalization")
+output = partial(_option, "Output")
 
 
 class PanelCommand(TyperCommand):

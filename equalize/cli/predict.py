@@ -6,8 +6,8 @@ from typing import Annotated
 from typer import Argument, Context
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli.flag_groups import ArchFlags, ForwardFlags, PreprocessFlags
-from equalize.cli.panels import output_option
 from equalize.cli.process import demand_one_process
 
 
@@ -18,18 +18,13 @@ class PredictFlags(ForwardFlags):
     skip_bad: o.SkipBad = 0.0
     colors: Annotated[
         str | None,
-        output_option(
-            metavar="FILE",
-            show_default="the checkpoint's, else distinct ones",
-            help="Colors of the classes: a line or JSON entry for each.",
+        p.output(
+            "Colors of the classes: a line or JSON entry for each.", "FILE", "the checkpoint's, else distinct ones"
         ),
     ] = None
-    class_names: Annotated[
-        str | None,
-        output_option(metavar="FILE", show_default=o.OF_CHECKPOINT, help="Names of the classes: text or JSON."),
-    ] = None
+    class_names: Annotated[str | None, p.output("Names of the classes: text or JSON.", "FILE", o.OF_CHECKPOINT)] = None
     overlays: Annotated[
-        bool, output_option("--overlays/--no-overlays", help="Whether to write pictures with the classes over them.")
+        bool, p.output("Whether to write pictures with the classes over them.", names=("--overlays/--no-overlays",))
     ] = True
 
 
@@ -47,16 +42,14 @@ def predict(
     context: Context,
     model: o.Model,
     images: Images,
-    out: Annotated[
-        str, output_option("-o", "--out", metavar="DIR", show_default=False, help="The directory to write.")
-    ],
+    out: Annotated[str, p.output("The directory to write.", "DIR", False, names=("-o", "--out"))],
     *,
     flags: PredictFlags,
     preprocess: PreprocessFlags,
     arch: ArchFlags,
     num_classes: o.NumClasses = None,
     max_pixels: o.MaxPixels = None,
-    overwrite: Annotated[bool, output_option("--overwrite", help="Replace DIR if it exists.")] = False,
+    overwrite: Annotated[bool, p.output("Replace DIR if it exists.", names=("--overwrite",))] = False,
     json: o.Json = False,
 ) -> None:
     """Write the class of each pixel, as masks and as overlays.

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
-from equalize.cli.panels import output_option
+from equalize.cli import panels as p
 
 Directory = Annotated[
     str, typer.Argument(metavar="OUT", show_default=False, help="A directory that calibrate or finetune wrote.")
@@ -21,23 +21,20 @@ def push(
     repository: Repository,
     private: Annotated[
         bool | None,
-        output_option(
-            "--private/--public",
-            show_default="private",
-            help="Of a repository that is made; one that exists stays what it is.",
+        p.output(
+            "Of a repository that is made; one that exists stays what it is.",
+            default="private",
+            names=("--private/--public",),
         ),
     ] = None,
     revision: Annotated[
-        str | None,
-        output_option(
-            "--revision", metavar="BRANCH", show_default="main", help="Commit there; made if it does not exist."
-        ),
+        str | None, p.output("Commit there; made if it does not exist.", "BRANCH", "main", names=("--revision",))
     ] = None,
-    create_pr: Annotated[bool, output_option("--create-pr", help="Open a pull request instead.")] = False,
-    dry_run: Annotated[bool, output_option("--dry-run", help="List the files, send nothing; needs no login.")] = False,
-    show_card: Annotated[bool, output_option("--show-card", help="Print the model card too.")] = False,
+    create_pr: Annotated[bool, p.output("Open a pull request instead.", names=("--create-pr",))] = False,
+    dry_run: Annotated[bool, p.output("List the files, send nothing; needs no login.", names=("--dry-run",))] = False,
+    show_card: Annotated[bool, p.output("Print the model card too.", names=("--show-card",))] = False,
     with_panels: Annotated[
-        bool, output_option("--with-panels", help="Send pictures of the validation split, and show them on the card.")
+        bool, p.output("Send pictures of the validation split, and show them on the card.", names=("--with-panels",))
     ] = False,
     json: o.Json = False,
 ) -> None:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli import values
 from equalize.cli.flag_groups import ImageFlags, ModelFlags, PreprocessFlags
 from equalize.cli.next_command import next_command
-from equalize.cli.panels import data_option, output_option
 
 _OF_IMAGES = (
     *("samples", "split", "tolerance", "report", "mean", "std", "rescale", "channel_order"),
@@ -19,9 +19,7 @@ _OF_IMAGES = (
 
 Shape = Annotated[
     Any,
-    data_option(
-        "--input-shape", metavar="N,C,...", parser=values.read_shape, help="Of the network's input; instead of --size."
-    ),
+    p.data("Of the network's input; instead of --size.", "N,C,...", names=("--input-shape",), parser=values.read_shape),
 ]
 
 
@@ -30,7 +28,7 @@ def scan(
     model: o.Model,
     *,
     input_shape: Shape = None,
-    every: Annotated[bool, output_option("--all", help="List those without a resampled branch too.")] = False,
+    every: Annotated[bool, p.output("List those without a resampled branch too.", names=("--all",))] = False,
     data: o.MaybeData = None,
     report: o.Report = None,
     images: ImageFlags,

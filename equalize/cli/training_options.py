@@ -6,16 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
-from equalize.cli.panels import (
-    augmentation_option,
-    data_option,
-    equalization_option,
-    model_option,
-    optimizer_option,
-    output_option,
-)
 
 if TYPE_CHECKING:
     from equalize.commands.finetune.config import TrainConfig
@@ -34,111 +27,68 @@ _IN_EFFECT = ("config", "max_pixels")
 class CommonTrainingFlags:
     """Those that `finetune` and `compare` share."""
 
-    config: Annotated[
-        str | None, optimizer_option(metavar="FILE", help="YAML: any of these settings, model, data; flags win.")
-    ] = None
-    epochs: Annotated[
-        int | None,
-        optimizer_option(metavar="E", show_default="20, without --max-steps", help="Passes over the training split."),
-    ] = None
+    config: Annotated[str | None, p.optimizer("YAML: any of these settings, model, data; flags win.", "FILE")] = None
+    epochs: Annotated[int | None, p.optimizer("Passes over the training split.", "E", "20, without --max-steps")] = None
     max_steps: Annotated[
-        int | None, optimizer_option("--max-steps", "--steps", metavar="K", help="Steps, instead of --epochs.")
+        int | None, p.optimizer("Steps, instead of --epochs.", "K", names=("--max-steps", "--steps"))
     ] = None
-    batch_size: Annotated[
-        int | None, optimizer_option(metavar="N", show_default="8", help="Pairs a step, in each process.")
-    ] = None
-    accumulate: Annotated[
-        int | None, optimizer_option(metavar="N", show_default="1", help="Batches that make a step.")
-    ] = None
-    optimizer: Annotated[
-        Literal["adamw", "sgd"] | None, optimizer_option(show_default="adamw", help="sgd has momentum 0.9.")
-    ] = None
+    batch_size: Annotated[int | None, p.optimizer("Pairs a step, in each process.", "N", "8")] = None
+    accumulate: Annotated[int | None, p.optimizer("Batches that make a step.", "N", "1")] = None
+    optimizer: Annotated[Literal["adamw", "sgd"] | None, p.optimizer("sgd has momentum 0.9.", default="adamw")] = None
     lr: Annotated[
-        float | None,
-        optimizer_option(
-            metavar="RATE", show_default="0.0001 for adamw, 0.01 for sgd", help="Learning rate, at its peak."
-        ),
+        float | None, p.optimizer("Learning rate, at its peak.", "RATE", "0.0001 for adamw, 0.01 for sgd")
     ] = None
     head_lr_mult: Annotated[
-        float | None,
-        optimizer_option(metavar="FACTOR", show_default="1.0", help="How much faster all but the backbone learns."),
+        float | None, p.optimizer("How much faster all but the backbone learns.", "FACTOR", "1.0")
     ] = None
     fusion_lr_mult: Annotated[
-        float | None,
-        optimizer_option(
-            metavar="FACTOR", show_default="1.0", help="How much faster the fusion layers' weights learn."
-        ),
+        float | None, p.optimizer("How much faster the fusion layers' weights learn.", "FACTOR", "1.0")
     ] = None
     precision: Annotated[
         o.PrecisionName | None,
-        model_option(show_default="Accelerate's configuration, else fp32", help="Of forward and backward pass."),
+        p.model("Of forward and backward pass.", default="Accelerate's configuration, else fp32"),
     ] = None
-    freeze_backbone: Annotated[
-        bool | None, optimizer_option(show_default="no", help="Leave the backbone's weights as they are.")
-    ] = None
+    freeze_backbone: Annotated[bool | None, p.optimizer("Leave the backbone's weights as they are.", default="no")] = (
+        None
+    )
     cache_backbone: Annotated[
         bool | None,
-        optimizer_option(
-            show_default="no", help="Run the frozen backbone once an image, and no augmentation but the flip."
-        ),
+        p.optimizer("Run the frozen backbone once an image, and no augmentation but the flip.", default="no"),
     ] = None
     cache_dir: Annotated[
-        str | None,
-        optimizer_option(
-            metavar="DIR", show_default="in OUT", help="Where its outputs are kept, for other trainings too."
-        ),
+        str | None, p.optimizer("Where its outputs are kept, for other trainings too.", "DIR", "in OUT")
     ] = None
     freeze_norms: Annotated[
-        bool | None,
-        optimizer_option(show_default="no", help="Leave weights and statistics of normalizations as they are."),
+        bool | None, p.optimizer("Leave weights and statistics of normalizations as they are.", default="no")
     ] = None
     size: o.Size = None
     crop: Annotated[
-        Any,
-        augmentation_option(
-            metavar="H[xW]", parser=values.read_size, show_default="--size, else 512x512", help="What training sees."
-        ),
+        Any, p.augmentation("What training sees.", "H[xW]", "--size, else 512x512", parser=values.read_size)
     ] = None
     num_classes: Annotated[
         int | None,
-        model_option(
-            metavar="N",
-            show_default="as the data names, else the checkpoint's",
-            help="The classifier is drawn anew if it has others.",
-        ),
+        p.model("The classifier is drawn anew if it has others.", "N", "as the data names, else the checkpoint's"),
     ] = None
     class_names: o.ClassNames = None
     ignore_index: o.IgnoreIndex = None
     reduce_labels: o.MaybeReduceLabels = None
     colors: o.Colors = None
     masks_drawn_on: o.MaybeDrawnOn = None
-    train_split: Annotated[
-        str | None, data_option(metavar="NAME", show_default="train", help="What is trained on.")
-    ] = None
+    train_split: Annotated[str | None, p.data("What is trained on.", "NAME", "train")] = None
     val_split: Annotated[
-        str | None,
-        data_option(metavar="NAME", show_default="val", help="What is scored during training, where the data has it."),
+        str | None, p.data("What is scored during training, where the data has it.", "NAME", "val")
     ] = None
-    samples: Annotated[
-        int | None,
-        equalization_option(metavar="N", show_default="256", help="Images that sigmas are measured on."),
-    ] = None
+    samples: Annotated[int | None, p.equalization("Images that sigmas are measured on.", "N", "256")] = None
     train_as: Annotated[
         Literal["explicit", "folded"] | None,
-        equalization_option(
-            show_default="explicit",
-            help="What the optimizer trains: the equalized weights (explicit), or those on disk (folded).",
+        p.equalization(
+            "What the optimizer trains: the equalized weights (explicit), or those on disk (folded).",
+            default="explicit",
         ),
     ] = None
-    seed: Annotated[
-        int | None, optimizer_option(min=0, metavar="N", show_default="0", help="Of all that is random.")
-    ] = None
-    workers: Annotated[int | None, data_option(metavar="N", show_default="0", help="Processes that read images.")] = (
-        None
-    )
-    device: Annotated[
-        str | None, model_option(metavar="NAME", show_default="auto", help="auto, cpu, cuda, cuda:0 or mps.")
-    ] = None
+    seed: Annotated[int | None, p.optimizer("Of all that is random.", "N", "0", min=0)] = None
+    workers: Annotated[int | None, p.data("Processes that read images.", "N", "0")] = None
+    device: Annotated[str | None, p.model("auto, cpu, cuda, cuda:0 or mps.", "NAME", "auto")] = None
     max_pixels: o.MaxPixels = None
 
     def settings(self) -> dict[str, Any]:
@@ -156,68 +106,31 @@ class TrainingFlags(CommonTrainingFlags):
     """Those of `finetune`."""
 
     weight_decay: Annotated[
-        float | None,
-        optimizer_option(
-            metavar="DECAY", show_default="0.01 for adamw, 0.0005 for sgd", help="Never on biases and normalizations."
-        ),
+        float | None, p.optimizer("Never on biases and normalizations.", "DECAY", "0.01 for adamw, 0.0005 for sgd")
     ] = None
-    power: Annotated[
-        float | None, optimizer_option(metavar="P", show_default="0.9", help="Of the polynomial decay of the rate.")
-    ] = None
-    warmup: Annotated[
-        float | None,
-        optimizer_option(metavar="SHARE", show_default="0.05", help="Share of the steps with a rising rate."),
-    ] = None
-    clip: Annotated[
-        float | None,
-        optimizer_option(metavar="NORM", show_default="1.0", help="Largest norm of the gradient; 0 for any."),
-    ] = None
-    label_smoothing: Annotated[
-        float | None,
-        optimizer_option(metavar="SHARE", show_default="0.0", help="Share of a label that all classes get."),
-    ] = None
+    power: Annotated[float | None, p.optimizer("Of the polynomial decay of the rate.", "P", "0.9")] = None
+    warmup: Annotated[float | None, p.optimizer("Share of the steps with a rising rate.", "SHARE", "0.05")] = None
+    clip: Annotated[float | None, p.optimizer("Largest norm of the gradient; 0 for any.", "NORM", "1.0")] = None
+    label_smoothing: Annotated[float | None, p.optimizer("Share of a label that all classes get.", "SHARE", "0.0")] = (
+        None
+    )
     class_weights: Annotated[
-        Any,
-        optimizer_option(
-            metavar="W,W,...", parser=values.read_numbers, show_default="all alike", help="Of the loss, one a class."
-        ),
+        Any, p.optimizer("Of the loss, one a class.", "W,W,...", "all alike", parser=values.read_numbers)
     ] = None
-    aux_weight: Annotated[
-        float | None, optimizer_option(metavar="W", show_default="0.4", help="Of an auxiliary head's loss.")
-    ] = None
+    aux_weight: Annotated[float | None, p.optimizer("Of an auxiliary head's loss.", "W", "0.4")] = None
     random_resize: Annotated[
-        Any,
-        augmentation_option(
-            metavar="LOW,HIGH", parser=values.read_numbers, show_default="0.5,2.0", help="Range of its factor."
-        ),
+        Any, p.augmentation("Range of its factor.", "LOW,HIGH", "0.5,2.0", parser=values.read_numbers)
     ] = None
-    flip: Annotated[
-        float | None, augmentation_option(metavar="P", show_default="0.5", help="Probability of a mirror image.")
-    ] = None
-    cat_max_ratio: Annotated[
-        float | None,
-        augmentation_option(metavar="SHARE", show_default="0.75", help="Largest share of one class in a crop."),
-    ] = None
-    photometric: Annotated[
-        bool | None, augmentation_option(show_default="yes", help="Vary brightness, contrast, colors.")
-    ] = None
-    eval_every: Annotated[
-        int | None, output_option(metavar="STEPS", show_default="an epoch", help="When to score and save.")
-    ] = None
-    log_every: Annotated[
-        int | None,
-        output_option(metavar="STEPS", show_default="a hundredth of them", help="When to write to metrics.jsonl."),
-    ] = None
-    patience: Annotated[
-        int | None,
-        optimizer_option(metavar="N", show_default="never", help="Stop after N evaluations without a better mIoU."),
-    ] = None
-    scale: Annotated[
-        values.ScaleName | None, equalization_option(show_default="step", help=f"Of --calibrate. {o.SCALE_HELP}")
-    ] = None
-    report_to: Annotated[
-        list[str] | None, output_option(metavar="NAME", help="tensorboard or trackio; repeatable.")
-    ] = None
+    flip: Annotated[float | None, p.augmentation("Probability of a mirror image.", "P", "0.5")] = None
+    cat_max_ratio: Annotated[float | None, p.augmentation("Largest share of one class in a crop.", "SHARE", "0.75")] = (
+        None
+    )
+    photometric: Annotated[bool | None, p.augmentation("Vary brightness, contrast, colors.", default="yes")] = None
+    eval_every: Annotated[int | None, p.output("When to score and save.", "STEPS", "an epoch")] = None
+    log_every: Annotated[int | None, p.output("When to write to metrics.jsonl.", "STEPS", "a hundredth of them")] = None
+    patience: Annotated[int | None, p.optimizer("Stop after N evaluations without a better mIoU.", "N", "never")] = None
+    scale: Annotated[values.ScaleName | None, p.equalization(f"Of --calibrate. {o.SCALE_HELP}", default="step")] = None
+    report_to: Annotated[list[str] | None, p.output("tensorboard or trackio; repeatable.", "NAME")] = None
 
 
 def run_config(

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from equalize.cli import options as o
+from equalize.cli import panels as p
 from equalize.cli import values
 from equalize.cli.flag_groups import ArchFlags, PreprocessFlags
-from equalize.cli.panels import model_option
 
 
 def verify(
@@ -15,9 +15,7 @@ def verify(
     out: Annotated[
         str, typer.Argument(metavar="OUT", show_default=False, help="A directory that equalize calibrate wrote.")
     ],
-    against: Annotated[
-        str, model_option("--against", metavar="MODEL", show_default=False, help="The model that OUT was made of.")
-    ],
+    against: Annotated[str, p.model("The model that OUT was made of.", "MODEL", False, names=("--against",))],
     *,
     data: o.MaybeData = None,
     size: o.Size = None,
