@@ -22,7 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST_SIDE = 4096  # pixels; the limit for a size in a file, not for --size
 _SMALLEST_RANGE = 0.25  # of rescaled pixels: 1/4095 and 1/65535 are meant for pictures of 12 and 16 bits
-_FLAGS = "--mean, --std, --rescale, --channel-order"
+PREPROCESS_FLAGS = "--mean, --std, --rescale, --channel-order"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class Preprocess:
         return f"{order}, {size}{scale}, mean {mean}, std {std} ({self.origin})"
 
     def __str__(self) -> str:
-        return self.numbers + f"; assumed: if it was trained otherwise, say so, {_FLAGS}" * self.assumed
+        return self.numbers + f"; assumed: if it was trained otherwise, say so, {PREPROCESS_FLAGS}" * self.assumed
 
     @classmethod
     def from_processor(cls, processor: Mapping[str, object], origin: str) -> "Preprocess":

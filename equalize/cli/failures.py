@@ -25,7 +25,6 @@ _SENTENCES = {
     "huggingface_hub.errors.OfflineModeIsEnabled": _NETWORK,
     "httpx.HTTPError": _NETWORK,
     "httpx2.HTTPError": _NETWORK,
-    "requests.exceptions.RequestException": _NETWORK,
     "safetensors._safetensors_rust.SafetensorError": "safetensors: a file cannot be read or written ({reason}); "
     "check the disk and the file",
 }
@@ -63,7 +62,7 @@ def explain(error: BaseException, signal_number: int | None = None) -> Failure:
 def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, EqualizeError):
         return str(error), error.exit_code
-    if hasattr(error, "format_message"):  # a usage error; the class is Click's or Typer's, by version
+    if hasattr(error, "format_message"):  # a usage error, whose class Typer does not export
         return _usage(error), 2
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     for kind in type(error).__mro__:
@@ -86,7 +85,6 @@ def _system(error: OSError, reason: str) -> str:
 
 
 def _usage(error: Any) -> str:
-    """A refused command line; `error` is Click's UsageError or a subclass."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "equalize"
     parameter = getattr(error, "param", None)

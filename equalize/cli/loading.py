@@ -24,7 +24,8 @@ class Loading:
     def _show(self) -> None:
         before, pause = "", _PATIENCE
         while not self._stopped.wait(pause):
-            line, pause = f"loading {_being_loaded()} ...", 0.1
+            library = next((name for name in _SLOW if name in sys.modules), "libraries")
+            line, pause = f"loading {library} ...", 0.1
             if line != before:
                 self._write(line)
                 before = line
@@ -41,10 +42,6 @@ class Loading:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
-
-
-def _being_loaded() -> str:
-    return next((name for name in _SLOW if name in sys.modules), "libraries")
 
 
 @contextlib.contextmanager

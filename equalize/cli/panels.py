@@ -50,7 +50,8 @@ class PanelCommand(TyperCommand):
             # --help has no panel
             panel = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Output"
             name = re.sub(r" <(str|list\[str\])>$", "", record[0])
-            panels.setdefault(panel, []).append((name, _plain_default(record[1])))
+            text = re.sub(r"default: \((.*?)\)(?=[;\]])", r"default: \1", record[1])  # Typer puts words in parentheses
+            panels.setdefault(panel, []).append((name, text))
         names = [name for rows in panels.values() for name, _ in rows]
         width = min(_FLAG_WIDTH, max(map(len, names)))
         for panel, rows in panels.items():
@@ -73,8 +74,3 @@ class PanelGroup(TyperGroup):
         with formatter.section("Commands"):
             whole = 1_000
             formatter.write_dl([(name, each.get_short_help_str(whole)) for name, each in self.commands.items()])
-
-
-def _plain_default(text: str) -> str:
-    """Without the parentheses that Typer puts around a default in words."""
-    return re.sub(r"default: \((.*?)\)(?=[;\]])", r"default: \1", text)

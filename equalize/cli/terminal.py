@@ -16,11 +16,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
-from rich.constrain import Constrain
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment, Segments
@@ -49,24 +48,13 @@ class _Console(Console):
 
 
 class _Bars(Progress):
-    """Bars that something must make room for; themselves they leave room for the `^C` that a terminal shows."""
+    """Bars that something must make room for."""
 
     before: Callable[[], None]
 
     def start(self) -> None:
         self.before()
         super().start()
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        for each in super().get_renderables():
-            yield _Narrower(each)
-
-
-class _Narrower(NamedTuple):
-    renderable: RenderableType
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        yield Constrain(self.renderable, options.max_width - 3)
 
 
 class Terminal:

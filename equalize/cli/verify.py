@@ -36,8 +36,7 @@ def verify(
     from equalize.cli.terminal import open_terminal
 
     with open_terminal(context, as_json=json) as terminal:
-        from equalize.cli.reports.plan import verification_json, verification_report
-        from equalize.cli.reports.trained import trained_report
+        from equalize.cli.reports.plan import trained_report, verification_json, verification_report
         from equalize.commands.calibration_config import CalibrationConfig
         from equalize.commands.verify import verify_checkpoint
         from equalize.commands.verify_trained import verify_trained

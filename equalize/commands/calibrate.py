@@ -16,7 +16,7 @@ from equalize.checkpoint.files.atomic import check_target, demand_apart
 from equalize.checkpoint.loading import ModelName
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import Images, open_images
-from equalize.commands.input_check import InputCheck, check_input
+from equalize.commands.input_check import check_input
 from equalize.commands.report.layers import calibration_page
 from equalize.commands.report.page import PAGE_FILE, write_page
 from equalize.commands.scan import select_sites
@@ -71,7 +71,10 @@ def calibrate_checkpoint(
     checkpoint = checkpoint.with_output(images.few(1), notify)
     checkpoint.model.to(device)
     with precision_of(config.precision, device):
-        checked = _checked(checkpoint, images, notify, warn, force=force_preprocessing)
+        checked = check_input(checkpoint, images.spread())
+        if not force_preprocessing:
+            checked.demand_right()
+        checked.report(notify, warn)
         drawn, tolerance = checkpoint.newly_initialized, config.tolerance
         embed = partial(calibrate, scale=scale, newly_initialized=drawn, found=found, tolerance=tolerance, keep=keep)
         plan = embed(checkpoint.model, images, strategy, name.seed)
@@ -99,14 +102,6 @@ def write_calibration_report(plan: Plan, kept: Sequence[Measurement], directory:
     sites = [with_expectation(site, statistics.get(site.layer)) for site in plan.sites]
     sections = calibration_page(plan, sites, histograms, onward)
     return write_page(directory, f"Calibration of {plan.facts['source']}", sections)
-
-
-def _checked(checkpoint: Checkpoint, images: Images, notify: Notify, warn: Notify, *, force: bool) -> InputCheck:
-    checked = check_input(checkpoint, images.spread())
-    if not force:
-        checked.demand_right()
-    checked.report(notify, warn)
-    return checked
 
 
 def _no_site(name: ModelName, plan: Plan) -> InputError:

@@ -1,6 +1,7 @@
 """The images that are run through a network: selection, size, device and precision."""
 
 import contextlib
+import itertools
 import math
 import os
 import random
@@ -33,8 +34,6 @@ _MOST_IMAGES = 8
 _MOST_PIXELS = 2**22  # a batch
 _MOST_WORKERS = 8
 _FEW = 4  # images that are enough to see whether the input is right
-
-
 _NO_LABELS = "no masks: delta is of targets that lie in every branch alike, not of your labels"
 
 
@@ -58,7 +57,7 @@ class Images(Blocks):
     ) -> None:
         """Opens the images; with `labels` the blocks have those of the images that have masks."""
         self.dataset = dataset
-        pairs = sample(self.dataset.pairs_of_images, config.samples, config.seed)
+        pairs = sample(list(itertools.zip_longest(dataset.images, dataset.masks)), config.samples, config.seed)
         if config.tolerance > 0:  # neighboring images are alike: a run that stops early needs a random order
             random.Random(config.seed).shuffle(pairs)
         self.paths = [image for image, _ in pairs]
@@ -75,7 +74,8 @@ class Images(Blocks):
         )
         height, width = size or _first(read(batch_size=1), self.dataset).shape[2:]
         sides = round_up((height, width), self._multiple)
-        self.batch_size = config.batch_size or _batch_size(sides)
+        most = min(_MOST_IMAGES, max(1, _MOST_PIXELS // math.prod(sides)))  # whatever the machine: it affects rounding
+        self.batch_size = config.batch_size or most
         self.shapes = ((min(self.batch_size, len(self.paths)), channels, *sides),)
         self.shape = (2, channels, *sides)  # (N, C, H, W) that a network is traced with: the first image's size
         self.pixels = len(self.paths) * math.prod(sides)
@@ -150,11 +150,6 @@ def _first(found: Batches, dataset: DataSet) -> Tensor:
     if batch is None:
         raise DataError(dataset.root, "holds no readable image")
     return batch.images
-
-
-def _batch_size(sides: Sequence[int]) -> int:
-    """The batch size: independent of the machine, as it affects rounding."""
-    return min(_MOST_IMAGES, max(1, _MOST_PIXELS // math.prod(sides)))
 
 
 def _workers(device: torch.device) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from equalize.checkpoint.checkpoint import Checkpoint
+from equalize.checkpoint.preprocess import PREPROCESS_FLAGS
 from equalize.errors import InputError
 from equalize.messages import Notify
 from equalize.moments.input_variances import VarianceCheck, check_variances
@@ -26,7 +27,7 @@ class InputCheck:
     def report(self, notify: Notify, warn: Notify) -> None:
         """A line about the input: a note, or a warning that it is wrong."""
         if self.found.is_wrong:
-            warn(f"{self.checkpoint.source}: {self._what()}; say how it was trained: {_FLAGS}")
+            warn(f"{self.checkpoint.source}: {self._what()}; say how it was trained: {PREPROCESS_FLAGS}")
         elif not self.found.norms:
             notify("input: not checked, for no BatchNorm remembers the values of its training")
         else:
@@ -35,7 +36,7 @@ class InputCheck:
     def demand_right(self) -> None:
         """Refuses an input that is not the one that the network was trained on, by an InputError."""
         if self.found.is_wrong:
-            remedy = f"say how it was trained, {_FLAGS}, or go on with --force-preprocessing"
+            remedy = f"say how it was trained, {PREPROCESS_FLAGS}, or go on with --force-preprocessing"
             raise InputError(self.checkpoint.source, self._what(), remedy=remedy)
 
     def _what(self) -> str:
@@ -49,9 +50,6 @@ class InputCheck:
             f"variances at {self.found.norms} BatchNorms differ by a factor of {typical:.3g} from those of training "
             f"(usual: up to 10), at the first by {first:.3g} (usual: up to 100)"
         )
-
-
-_FLAGS = "--mean, --std, --rescale, --channel-order"
 
 
 def check_input(checkpoint: Checkpoint, images: Sequence[Tensor]) -> InputCheck:

@@ -166,14 +166,10 @@ def names_of(
         what = f"{name!r} is class {there} of the data set, and class {here} of {checkpoint.source}"
         warn(f"{dataset.root}: {what}; scores and training go by the numbers in the masks")
     made_up = checkpoint.classes and checkpoint.classes[0] == "LABEL_0"  # by transformers
-    if made_up or (trained_on and len(known) > 1 and 2 * _alike(*known) < num_classes):
+    alike = sum(_plain(one) == _plain(other) for one, other in zip(*known, strict=True)) if len(known) > 1 else 0
+    if made_up or (trained_on and len(known) > 1 and 2 * alike < num_classes):
         known.reverse()
     return next(iter(known), None)
-
-
-def _alike(mine: Sequence[str], theirs: Sequence[str]) -> int:
-    """How many classes two lists give the same name."""
-    return sum(_plain(one) == _plain(other) for one, other in zip(mine, theirs, strict=True))
 
 
 def _plain(name: str) -> str:

@@ -100,6 +100,8 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
     """
     facts = plan.facts
     arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
+    preprocess: Any = facts.get("preprocess") or {}
+    given = {field: preprocess[field] for field in preprocess.get("given", ())}  # by the user when the plan was made
     if name.arch is None and arch is not None and family_of_arch(str(arch)).runs_code(str(arch)):
         raise InputError(name.source, "was built by code outside it", remedy=f"name that code again: --arch {arch}")
     return replace(
@@ -110,15 +112,9 @@ def as_planned(name: ModelName, plan: Plan) -> ModelName:
         output=name.output or facts.get("logits"),
         init_missing=name.init_missing or bool(facts.get("init_missing")),
         num_classes=name.num_classes or facts.get("num_classes"),
-        preprocess=name.preprocess if name.preprocess.given() else _given(plan),
+        preprocess=name.preprocess if name.preprocess.given() else Override.read(given, "equalize.json"),
         seed=plan.seed,
     )
-
-
-def _given(plan: Plan) -> Override:
-    """The preprocessing that the user gave when the plan was made."""
-    recorded: Any = plan.facts.get("preprocess") or {}
-    return Override.read({name: recorded[name] for name in recorded.get("given", ())}, "equalize.json")
 
 
 def as_stored(plan: Plan, checkpoint: Checkpoint) -> Plan:

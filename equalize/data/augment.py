@@ -16,6 +16,9 @@ from torchvision.transforms.v2 import functional as F
 from equalize.data.bands import Picture
 
 _CROPS_TRIED = 10
+# As mmsegmentation varies the colors.
+_RANGES = {"brightness": 32 / 255, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 18 / 360}
+_PHOTOMETRIC = v2.Compose([v2.RandomApply([v2.ColorJitter(**{name: by})], p=0.5) for name, by in _RANGES.items()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ class Augment:
             if flipped:
                 picture, labels = F.horizontal_flip(picture), F.horizontal_flip(labels)
             if self.photometric and not isinstance(image, Tensor):
-                picture, labels = v2.Compose(_photometric())(picture, labels)
+                picture, labels = _PHOTOMETRIC(picture, labels)
         finally:
             generator.set_state(before)
         whole = picture.as_subclass(Tensor) if isinstance(image, Tensor) else F.to_pil_image(picture)
@@ -94,9 +97,3 @@ def pad(image_CHW: Tensor, labels_HW: Tensor, size: tuple[int, int], ignore_inde
     height, width = labels_HW.shape
     border = (0, max(0, size[1] - width), 0, max(0, size[0] - height))
     return nn.functional.pad(image_CHW, border), nn.functional.pad(labels_HW, border, value=ignore_index)
-
-
-def _photometric() -> list[nn.Module]:
-    """mmsegmentation's ranges: brightness 32 of 255, contrast and saturation 0.5 to 1.5, hue 18 of 360 degrees."""
-    ranges = {"brightness": 32 / 255, "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": 18 / 360}
-    return [v2.RandomApply([v2.ColorJitter(**{name: by})], p=0.5) for name, by in ranges.items()]

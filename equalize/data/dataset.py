@@ -1,7 +1,6 @@
 """`open_data`: recognizes the layout of a folder or table, chooses a split, lists its images and masks."""
 
 import hashlib
-import itertools
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -67,11 +66,6 @@ class DataSet:
     def pairs(self) -> int:
         """How many images have a mask."""
         return len(self.with_masks())
-
-    @property
-    def pairs_of_images(self) -> list[tuple[Item, Item | None]]:
-        """Every image with its mask, None where it has none."""
-        return list(itertools.zip_longest(self.images, self.masks))
 
     def with_masks(self) -> list[tuple[Item, Item]]:
         """The images that have a mask, with it; none where the layout has no masks."""

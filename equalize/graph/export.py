@@ -203,7 +203,7 @@ def _quiet() -> Iterator[None]:
 
     Export would also look up the source lines of every call, a sixth of its time; they are not used.
     """
-    disabled, without_lines = logging.root.manager.disable, getattr(fx_config, "do_not_emit_stack_traces", False)
+    disabled, without_lines = logging.root.manager.disable, fx_config.do_not_emit_stack_traces
     logging.disable(logging.ERROR)
     fx_config.do_not_emit_stack_traces = True
     try:

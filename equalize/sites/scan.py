@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from equalize.errors import SiteError
 from equalize.graph.export import trace, trace_training
 from equalize.graph.record import Call
-from equalize.sites.branches import Branch
 from equalize.sites.refusals import Refusal
 from equalize.sites.sites import Site, SiteKind, find_sites
 from equalize.sites.training import with_training
@@ -70,7 +69,9 @@ def scan(
     listed = tuple(site for site in sites if site.kind in names)
     movable = [branch for site in listed for branch in site.branches if branch.producers]
     if movable:
-        keys = {site.weight for site in listed}.union(*map(_keys, movable))
+        keys = {site.weight for site in listed}
+        for branch in movable:
+            keys.update(branch.producers, (reader.weight for reader in branch.readers))
         training = trace_training(network, example, graph, keys, calls)
         listed = tuple(with_training(site, graph, training) for site in listed)
     return Scan(
@@ -81,7 +82,3 @@ def scan(
         unlisted=len(sites) - len(listed),
         norms=graph.norms_before,
     )
-
-
-def _keys(branch: Branch) -> set[str]:
-    return {*branch.producers, *(each.weight for each in branch.readers)}

@@ -36,7 +36,7 @@ def training_forecast(found: TrainingForecast) -> Iterator[ConsoleRenderable]:
     if found.measured:
         yield _line("measured", f"at most {found.measured} images, before the first step")
     yield from _time(found.seconds, found.pace, facts)
-    yield from _end(found.output)
+    yield Text(f"Nothing was written to {found.output} (--dry-run).")
 
 
 def comparison_forecast(found: ComparisonForecast) -> Iterator[ConsoleRenderable]:
@@ -62,7 +62,7 @@ def comparison_forecast(found: ComparisonForecast) -> Iterator[ConsoleRenderable
     yield _line("each run", f"{found.steps} steps, scored {found.evaluations} times; {_batch(facts)}")
     yield _line("measured", f"{found.measurements} times at most {min(setup.config.samples, setup.train.pairs)} images")
     yield from _time(found.seconds, found.pace, facts, least=setup.test is not None)
-    yield from _end(found.output)
+    yield Text(f"Nothing was written to {found.output} (--dry-run).")
 
 
 def _subject(facts: Mapping[str, Any]) -> Iterator[ConsoleRenderable]:
@@ -98,10 +98,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _end(output: str) -> Iterator[ConsoleRenderable]:
-    yield Text(f"Nothing was written to {output} (--dry-run).")
 
 
 def _line(what: str, text: str) -> ConsoleRenderable:

@@ -11,6 +11,7 @@ from rich.console import ConsoleRenderable
 from rich.table import Table
 from rich.text import Text
 
+from equalize.checkpoint.written import written_by
 from equalize.cli.tables import indented, report_table
 from equalize.commands.report.words import (
     changes_of,
@@ -52,7 +53,8 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
         yield from _site_header(site)
         columns: dict[str, list[str]] = {}
         if isinstance(site, MeasuredSite):
-            columns = {"mean": [f"{branch.mean:.3g}" for branch in site.branches], **_sigmas(site), **_shares(site)}
+            shares = ["" if each.step_share is None else f"{each.step_share:.1%}" for each in site.branches]
+            columns = {"mean": [f"{branch.mean:.3g}" for branch in site.branches], **_sigmas(site), "step": shares}
         yield _branch_table(site, columns)
         for branch in site.branches:
             if branch.fixed is not None:
@@ -94,7 +96,7 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
         yield Text(effort_of(facts))
     yield Text(changes_of(plan))
     if facts.get("check"):
-        yield from _proof(plan, facts["check"], facts.get("logit_range"), compared_on)
+        yield from _proof(plan, facts["check"], facts["logit_range"], compared_on)
     if facts.get("output") is None:
         yield Text("Nothing was written (--dry-run).")
         return
@@ -128,6 +130,24 @@ def verification_report(
     yield Text.assemble((out, "bold"), f" is {against} with its plan carried out: {layers}.")
     yield Text(changes_of(plan))
     yield from _proof(plan, check.to_json(), check.logit_range, compared_on)
+
+
+def trained_report(out: str, against: str, plan: Plan, found: TrainedCheck) -> Iterator[ConsoleRenderable]:
+    """The result of verifying a model that was trained since it was calibrated."""
+    step = "" if found.step is None else f", to step {found.step}"
+    yield Text.assemble((out, "bold"), f" was trained after it was calibrated (from {found.source}{step}).")
+    yield Text(
+        "Its weights differ from the plan's because of the training, so the proof of calibration does not apply to it."
+    )
+    yield Text("What can be checked holds:")
+    roles = {"calibrated": "was calibrated", "trained": "the training started from"}
+    made_of = ", and that ".join(roles[role] for role in found.role.split(" and "))
+    yield indented(f"{against} is the model that {made_of}: its weights have the recorded sha256")
+    classes = f", but for the number of classes in {first_of(found.new_classifier)}" if found.new_classifier else ""
+    yield indented(f"the same {found.tensors} tensors in the same shapes{classes}; training changed {found.changed}")
+    yield indented("its own library loads it, and every value is finite")
+    if "calibrated" in found.role and found.source != plan.facts.get("source"):
+        yield Text(f"The proof of the calibration itself: equalize verify {found.source} --against {against}")
 
 
 def _site_header(site: Site) -> Iterator[ConsoleRenderable]:
@@ -164,11 +184,6 @@ def _sigmas(site: MeasuredSite) -> dict[str, list[str]]:
     }
 
 
-def _shares(site: MeasuredSite) -> dict[str, list[str]]:
-    """Each branch's share of a step of the layer's output."""
-    return {"step": ["" if each.step_share is None else f"{each.step_share:.1%}" for each in site.branches]}
-
-
 def _ratio(quotients: str) -> ConsoleRenderable:
     return indented(f"largest sigma / smallest: {quotients}", 4, "bold")
 
@@ -198,9 +213,7 @@ def _refusals(refusals: Sequence[Refusal], *, every: bool = False) -> Iterator[C
     yield Text()
 
 
-def _proof(
-    plan: Plan, check: Mapping[str, float], logit_range: float | None, compared_on: str
-) -> Iterator[ConsoleRenderable]:
+def _proof(plan: Plan, check: Mapping[str, float], logit_range: float, compared_on: str) -> Iterator[ConsoleRenderable]:
     heading, *lines = proof_of(plan, check, logit_range, compared_on)
     yield Text(heading)
     yield from map(indented, lines)
@@ -208,9 +221,5 @@ def _proof(
 
 def _loading(out: Path) -> Iterator[ConsoleRenderable]:
     """The lines of Python that load what was written with its own library."""
-    from equalize.checkpoint.written import written_by
-
     yield Text("Load it:")
-    for line in written_by(out).loading_code(out).splitlines():
-        if line:
-            yield indented(line)
+    yield from (indented(line) for line in written_by(out).loading_code(out).splitlines() if line)

@@ -17,6 +17,7 @@ from equalize.commands.compare.setup import Run, Setup
 from equalize.commands.compare.statistics import Cell, Cells, Row, Verdict, compare_arms
 from equalize.commands.compare.tuning import Tuned, tune
 from equalize.commands.finetune.run_directory import write_whole
+from equalize.data.dataset import DataSet
 from equalize.errors import InputError
 from equalize.messages import SILENT, Notify, TrainingMonitor, ignore
 from equalize.version import __version__
@@ -65,15 +66,13 @@ class Comparison:
             "runs": [{key: value for key, value in run.items() if key not in _ONLY_IN_RUNS} for run in self.results],
             "comparisons": [asdict(row) for row in self.rows],
             "verdict": [asdict(verdict) for verdict in self.verdicts],
-            **self._confirmation(),
+            **(self._confirmation(self.setup.test) if self.setup.test else {}),
         }
 
-    def _confirmation(self) -> dict[str, Any]:
-        if self.setup.test is None:
-            return {}
+    def _confirmation(self, test: DataSet) -> dict[str, Any]:
         return {
             "tuned_on": self.setup.val.split,
-            "confirmed_on": self.setup.test.split,
+            "confirmed_on": test.split,
             "confirm_seeds": list(self.setup.confirm_seeds),
             "tuned": [{**asdict(each), "best": each.best} for each in self.tuned],
             "confirmed": [asdict(each) for each in self.confirmed],

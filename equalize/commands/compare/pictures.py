@@ -26,7 +26,8 @@ def draw_comparison(found: Comparison) -> tuple[Picture, ...]:
 
 
 def _comparison(found: Comparison) -> Iterator[Picture]:
-    setup, split, title = found.setup, found.setup.val.split or "val", _title(found)
+    setup, split = found.setup, found.setup.val.split or "val"
+    title = [*(f"{each.arm} against {each.baseline}, {each.best.sentence}" for each in found.verdicts), _sigmas(found)]
     has_rates = len(setup.rates) > 1
     if has_rates:
         yield draw_rates(_by_rate(found), split=split, title=title)
@@ -78,12 +79,6 @@ def _confirmation(found: Comparison) -> Iterator[Picture]:
     }
     if any(differences.values()):
         yield draw_class_differences(differences)
-
-
-def _title(found: Comparison) -> list[str]:
-    """The verdict on each arm, and the sigmas."""
-    lines = [f"{each.arm} against {each.baseline}, {each.best.sentence}" for each in found.verdicts]
-    return [*lines, _sigmas(found)]
 
 
 def _sigmas(found: Comparison) -> str:

@@ -137,13 +137,8 @@ class Setup:
             "arms": [arm.name for arm in self.arms],
             "lrs": list(self.rates),
             "seeds": list(self.seeds),
-            **self._confirming(),
+            **({"confirm_seeds": list(self.confirm_seeds), "test": self.test.fingerprint()} if self.test else {}),
         }
-
-    def _confirming(self) -> dict[str, Any]:
-        if self.test is None:
-            return {}
-        return {"confirm_seeds": list(self.confirm_seeds), "test": self.test.fingerprint()}
 
     def demand_same(self, place: Path) -> None:
         """Refuses settings other than those that were written there; arms, rates and seeds may have become more."""

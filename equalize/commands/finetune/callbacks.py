@@ -15,6 +15,7 @@ from transformers.utils import WEIGHTS_NAME
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.run_directory import RunDirectory
+from equalize.commands.training_record import SETTINGS_FILE
 from equalize.messages import TrainingMonitor
 from equalize.plan.attach import fold
 from equalize.plan.plan import Plan
@@ -67,7 +68,7 @@ class CheckpointWriter:
             self._put(state)
         elif state.best_global_step != state.global_step:
             self._write(self.run.last / "model", state)
-            self.run.copy_settings(self.run.last / "model")
+            shutil.copy(self.run.path / SETTINGS_FILE, self.run.last / "model")
 
     def _put(self, state: TrainerState) -> None:
         self.run.put_model(lambda directory: self._write(directory, state))

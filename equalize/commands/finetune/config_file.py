@@ -59,7 +59,8 @@ class Subject:
     @classmethod
     def of(cls, name: ModelName, data: str | Path) -> Self:
         """Its inverse, with absolute paths."""
-        override = name.preprocess
+        override = asdict(name.preprocess)
+        channels = override.pop("channels")
         return cls(
             model=_absolute(name.source),
             data=_with_path("data", str(data), _absolute),
@@ -68,10 +69,8 @@ class Subject:
             key=name.key,
             output=name.output,
             init_missing=name.init_missing,
-            mean=override.mean,
-            std=override.std,
-            rescale=override.rescale,
-            channel_order=None if override.channels is None else "rgb" if override.channels == "RGB" else "bgr",
+            channel_order=channels and channels.lower(),
+            **override,
         )
 
 

@@ -103,7 +103,12 @@ def finetune(
     check_launch()
     task = open_task(name, data, config, device, notify, warn)
     refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
-    identity = _begin(run, task, Subject.of(name, data), command, notify)
+    subject = Subject.of(name, data)
+    identity = identity_of(task, subject)
+    if is_main():
+        run.prepare(identity, to_yaml(subject, resolved_settings(task)), notify)
+        run.record(command)
+    wait()
     monitor.began()
     plan = prepare(task) if prepare else plan_in_effect(task, run, monitor, notify, warn)
     train_as = attach_plan(plan, config.train_as, task.checkpoint, notify)
@@ -128,16 +133,6 @@ def open_run(
     """OUT, which may neither be nor hold what is read."""
     read = (Choice.of(data).place, config.colors, config.class_names)
     return RunDirectory(out, name.source, read=read, resume=resume, overwrite=overwrite)
-
-
-def _begin(run: RunDirectory, task: Task, subject: Subject, command: str, notify: Notify) -> dict[str, Any]:
-    """Makes or checks the directory; the facts that a resumed run must share."""
-    identity = identity_of(task, subject)
-    if is_main():
-        run.prepare(identity, to_yaml(subject, resolved_settings(task)), notify)
-        run.record(command)
-    wait()
-    return identity
 
 
 def _result(output: str, task: Task, state: TrainerState, writer: CheckpointWriter, *, seconds: float) -> Finetuned:

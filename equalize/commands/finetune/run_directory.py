@@ -148,10 +148,6 @@ class RunDirectory:
                 else:
                     _link(entry, new / entry.name)
 
-    def copy_settings(self, directory: Path) -> None:
-        """Copies finetune.yaml to another model of this training."""
-        shutil.copyfile(self.path / SETTINGS_FILE, directory / SETTINGS_FILE)
-
     def _states(self) -> list[Path]:
         return [path for path in self.last.glob("checkpoint-*") if _is_json(path / _STATE)]
 

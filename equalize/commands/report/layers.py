@@ -100,7 +100,7 @@ def calibration_page(
     yield from (_section(each, _what_is_done(plan, site)) for each, site in zip(layers, plan.sites, strict=True))
     yield _changed(plan)
     if facts.get("check"):
-        heading, *lines_of_proof = proof_of(plan, facts["check"], facts.get("logit_range"), "images of the data")
+        heading, *lines_of_proof = proof_of(plan, facts["check"], facts["logit_range"], "images of the data")
         sentences = tuple(map(_sentence, lines_of_proof))
         yield Section(heading="Proof", paragraphs=(heading.removeprefix("Proof: ").capitalize(), *sentences))
     yield from _refused(plan.refusals)

@@ -20,6 +20,7 @@ _COLUMNS = ("picture", "labels", "prediction", "mistakes")
 _WIDTH = 2.4  # inches of a column
 _TALLEST = 3.2  # inches of a row
 _IN_LEGEND = 30  # classes
+_LONGEST_NAME = 26
 _WRONG = (213, 94, 0)
 _STRIPES = (150, 205)  # gray levels of what has no class
 _BROAD = 32  # stripes that fit into the longer side
@@ -166,6 +167,6 @@ def _legend(
     yield Patch(facecolor=np.array(_WRONG) / 255, label="mistake")
 
 
-def _short(name: str, longest: int = 26) -> str:
+def _short(name: str) -> str:
     name = name.encode(errors="replace").decode()  # names of files may be no text
-    return name if len(name) <= longest else f"…{name[1 - longest :]}"
+    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"

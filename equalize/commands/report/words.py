@@ -96,12 +96,10 @@ def changes_of(plan: Plan) -> str:
     return f"Changed: {len(keys)} tensors ({first_of(keys, _SHOWN)}); all others kept every bit."
 
 
-def proof_of(
-    plan: Plan, check: Mapping[str, float], logit_range: float | None, compared_on: str
-) -> tuple[str, str, str]:
+def proof_of(plan: Plan, check: Mapping[str, float], logit_range: float, compared_on: str) -> tuple[str, str, str]:
     """What was compared, what came of the logits, and of the fusion layers.
 
-    `logit_range` is what a change of logits is held against; None in plans of earlier versions.
+    `logit_range` is what a change of logits is held against.
     """
     same = not any(site.changes_function for site in plan.sites)
     change = check["max_abs_change"]
@@ -126,7 +124,7 @@ def proof_of(
     )
 
 
-def _of(change: float, logit_range: float | None) -> str:
+def _of(change: float, logit_range: float) -> str:
     if not logit_range:
         return ""
     size = f"{logit_range:,.0f}" if logit_range >= 100 else f"{logit_range:.3g}"

@@ -45,6 +45,7 @@ def planned_site(strategy):
 
 
 CHECK = Check(max_abs_change=3e-6, interior=1e-7, border=2e-7)
+PROVEN = {"check": CHECK.to_json(), "logit_range": 10.0}
 
 
 def scan_checkpoint(scan, images=None):
@@ -175,7 +176,7 @@ def test_a_plan_shows_each_scale_before_and_after(out, strategy, edits, after):
             else ScaleInputs(tensor=tensor, axis=1, start=start, stop=stop, factor=factor)
             for tensor, start, stop, factor in edits
         ),
-        facts={"images": 5, "seconds": 1.0, "converged": True, "output": str(out), "check": CHECK.to_json()},
+        facts={"images": 5, "seconds": 1.0, "converged": True, "output": str(out), **PROVEN},
     )
     text = re.sub("[\u2588-\u258f]+ ", "", words(plan_report(plan)))  # without the bars
     assert f"0.25 ± 2.1% {after[0]} {LONG}" in text

@@ -104,7 +104,8 @@ class Transformers(TransformersDescription, Family[_Spec]):
 
     def save_spec(self, spec: _Spec, loaded: Loaded, place: Place) -> SaveSpec:
         """The config, updated where parts or a network around a backbone are new; a record for a state dict."""
-        config = loader.config_fields(loaded.model)
+        model: Any = loaded.model
+        config = {"architectures": [type(model).__name__], **loader.class_fields(model.config.id2label)}
         if spec.state_dict:
             files = tuple(spec.directory / name for name in CONFIG_FILES if (spec.directory / name).is_file())
             record = {"arch": _ITSELF, "arch_args": None}

@@ -192,12 +192,6 @@ def _disk_state(
     return {**{prefix_of(bare) + key: tensor for key, tensor in initialized.items()}, **found}
 
 
-def config_fields(model: nn.Module) -> dict[str, object]:
-    """Fields of ``config.json`` with which ``from_pretrained`` builds a network whose decoder was initialized here."""
-    config: Any = model.config
-    return {"architectures": [type(model).__name__], **class_fields(config.id2label)}
-
-
 def class_fields(names: Mapping[int, str]) -> dict[str, object]:
     """The fields of ``config.json`` that hold the names of classes."""
     return {
