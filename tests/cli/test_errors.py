@@ -18,15 +18,11 @@ class _Code:
 def place(tmp_path_factory, segformer_dir, photos):
     """A folder with one of everything that is damaged."""
     place = tmp_path_factory.mktemp("bad")
-    (place / "empty.pth").touch()
-    (place / "page.pth").write_text("<!DOCTYPE html><html></html>")
     (place / "text.json").write_text("not JSON")
     (place / "other.json").write_text("[]")
-    (place / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     torch.save({"state_dict": {"odd.weight": torch.zeros(3)}}, place / "odd.pth")
     (place / "cut.pth").write_bytes((place / "odd.pth").read_bytes()[:300])
     torch.save(_Code(), place / "code.pth")
-    torch.save(torch.nn.Conv2d(1, 1, 1), place / "module.pth")
     for name in ("nan", "cut", "mismatch", "keys"):
         shutil.copytree(segformer_dir, place / name)
     state = load_file(segformer_dir / "model.safetensors")
@@ -61,12 +57,8 @@ SCAN = [
     ("scan", 2, "equalize scan: missing argument 'MODEL'"),
     ("scan missing", 2, "missing: no such file or directory"),
     ("scan not/there", 3, "not/there: "),
-    ("scan empty.pth", 2, "empty.pth: is empty"),
-    ("scan page.pth", 2, "page.pth: is an HTML page"),
-    ("scan pointer.safetensors", 2, "pointer.safetensors: is a Git-LFS pointer"),
     ("scan cut.pth", 2, "cut.pth: is truncated"),
     ("scan code.pth", 2, "code.pth: its pickle asks for 'posix.system'"),
-    ("scan module.pth", 2, "module.pth: its pickle asks for 'torch.nn.modules.conv.Conv2d'"),
     ("scan odd.pth", 2, "odd.pth: state dict fits no known architecture"),
     ("scan remote", 2, "remote/config.json: asks for code"),
     ("scan type", 2, "type/config.json: is not a valid config ("),
@@ -141,11 +133,10 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("line", "code", "begins"), SCAN + CALIBRATE + OTHERS, ids=lambda value: str(value)[:60])
-@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_bad_input_is_one_line(run_cli, place, monkeypatch, line, code, begins, as_json):
+def test_bad_input_is_one_line(run_cli, place, monkeypatch, line, code, begins):
     monkeypatch.chdir(place)
     before = sorted(place.rglob("*"))
-    ran = run_cli(*line.split(), *(["--json"] if as_json and line != "fly" else []))
+    ran = run_cli(*line.split(), *([] if line == "fly" else ["--json"]))
     message = ran.err.replace(f"{place}/", "")
     assert message.startswith(f"error: {begins}"), ran.err
     assert (ran.err.count("\n"), ran.out, ran.code) == (1, "", code)
