@@ -43,124 +43,15 @@ def smp_network(name: str, encoder: str = "resnet18", **options) -> nn.Module:
 
 
 def architecture(name: str) -> nn.Module:
-    """As the table in the README has it."""
+    """As the table of architectures in the documentation has it."""
     return architectures.transformers(name, *architectures.TRANSFORMERS[name])
 
 
-def segformer() -> nn.Module:
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    config = SegformerConfig(
-        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=12
-    )
-    return SegformerForSemanticSegmentation(config)
-
-
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
-
-
-def upernet(backbone: object) -> nn.Module:
-    from transformers import UperNetConfig, UperNetForSemanticSegmentation
-
-    config = UperNetConfig(
-        backbone_config=backbone,
-        hidden_size=12,
-        pool_scales=[1, 2],
-        use_auxiliary_head=True,
-        auxiliary_loss_weight=0.4,
-        auxiliary_channels=6,
-        auxiliary_in_channels=32,
-        auxiliary_num_convs=1,
-        auxiliary_concat_input=True,
-    )
-    return UperNetForSemanticSegmentation(config)
-
-
-def upernet_swin() -> nn.Module:
-    from transformers import SwinConfig
-
-    return upernet(
-        SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4, out_features=STAGES)
-    )
-
-
 def upernet_convnext() -> nn.Module:
-    from transformers import ConvNextConfig
-
-    return upernet(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 32, 64], out_features=STAGES))
-
-
-def beit() -> nn.Module:
-    from transformers import BeitConfig, BeitForSemanticSegmentation
-
-    config = BeitConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=64,
-        patch_size=16,
-        out_indices=[1, 2, 3, 4],
-        pool_scales=[1, 2],
-        auxiliary_channels=6,
-    )
-    return BeitForSemanticSegmentation(config)
-
-
-def mobilevit() -> nn.Module:
-    from transformers import MobileViTConfig, MobileViTForSemanticSegmentation
-
-    config = MobileViTConfig(
-        hidden_sizes=[8, 8, 8],
-        neck_hidden_sizes=[4, 4, 8, 8, 8, 8, 16],
-        num_attention_heads=1,
-        aspp_out_channels=12,
-        output_stride=16,
-    )
-    return MobileViTForSemanticSegmentation(config)
-
-
-def mobilenet_v2() -> nn.Module:
-    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
-
-    return MobileNetV2ForSemanticSegmentation(MobileNetV2Config(output_stride=16, tf_padding=False))
-
-
-def dpt() -> nn.Module:
-    from transformers import DPTConfig, DPTForSemanticSegmentation
-
-    config = DPTConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=64,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[4, 8, 16, 16],
-        fusion_hidden_size=8,
-        is_hybrid=False,
-    )
-    return DPTForSemanticSegmentation(config)
-
-
-def mask2former() -> nn.Module:
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
-
-    swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4, out_features=STAGES)
-    config = Mask2FormerConfig(
-        backbone_config=swin,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=5,
-    )
-    return Mask2FormerForUniversalSegmentation(config).model.pixel_level_module
+    convnext = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64], "out_features": architectures.STAGES}
+    kind, fields = architectures.TRANSFORMERS["UperNetForSemanticSegmentation"]
+    changes = {"backbone_config": ("ConvNextConfig", convnext), "pool_scales": [1, 2], "auxiliary_concat_input": True}
+    return architectures.transformers("UperNetForSemanticSegmentation", kind, {**fields, **changes})
 
 
 def classifier(name: str) -> nn.Module:
@@ -317,14 +208,14 @@ NETWORKS = {
     ),
     # transformers
     "transformers SegFormer": Network(
-        build=segformer,
+        build=lambda: architecture("SegformerForSemanticSegmentation"),
         sites=[("decode_head.linear_fuse", [(12, "bilinear", factor) for factor in (8, 4, 2, 1)])],
     ),
     "transformers UPerNet over Swin": Network(
-        build=upernet_swin,
+        build=lambda: architecture("UperNetForSemanticSegmentation"),
         size=128,
         sites=[
-            ("decode_head.bottleneck.conv", [(64, None, 1), (12, "bilinear", 4), (12, "bilinear", 2)]),
+            ("decode_head.bottleneck.conv", [(64, None, 1), *[(12, "bilinear", 4 / size) for size in (1, 2, 3, 6)]]),
             (
                 "decode_head.fpn_bottleneck.conv",
                 [(12, None, 1), (12, "bilinear", 2), (12, "bilinear", 4), (12, "bilinear", 8)],
@@ -343,9 +234,12 @@ NETWORKS = {
         ],
     ),
     "transformers BEiT": Network(  # 4 x 4 patches; the neck makes 16, 8, 4 and 2 of it, the last by pooling
-        build=beit,
+        build=lambda: architecture("BeitForSemanticSegmentation"),
         sites=[
-            ("decode_head.psp_bottleneck.convolution", [(16, None, 1), (16, "bilinear", 2), (16, "bilinear", 1)]),
+            (
+                "decode_head.psp_bottleneck.convolution",
+                [(16, None, 1), *[(16, "bilinear", 2 / size) for size in (1, 2, 3, 6)]],
+            ),
             (
                 "decode_head.fpn_bottleneck.convolution",
                 [(16, None, 1), (16, "bilinear", 2), (16, "bilinear", 4), (16, "bilinear", 8)],
@@ -353,7 +247,7 @@ NETWORKS = {
         ],
     ),
     "transformers MobileViT": Network(
-        build=mobilevit,
+        build=lambda: architecture("MobileViTForSemanticSegmentation"),
         sites=[("segmentation_head.aspp.project.convolution", [*[(12, None, 1)] * 4, (12, "bilinear", 4)])],
     ),
     "transformers MobileViTV2": Network(
@@ -361,11 +255,15 @@ NETWORKS = {
         sites=[("segmentation_head.aspp.project.convolution", [*[(12, None, 1)] * 4, (12, "bilinear", 4)])],
     ),
     "transformers MobileNetV2": Network(
-        build=mobilenet_v2,
+        build=lambda: architecture("MobileNetV2ForSemanticSegmentation"),
         sites=[("segmentation_head.conv_projection.convolution", [(256, "bilinear", 4), (256, None, 1)])],
     ),
-    "transformers DPT": Network(build=dpt, sites=[]),  # plain: see below
-    "transformers Mask2Former": Network(build=mask2former, sites=[], device="cpu"),
+    "transformers DPT": Network(build=lambda: architecture("DPTForSemanticSegmentation"), sites=[]),  # plain: see below
+    "transformers Mask2Former": Network(
+        build=lambda: architecture("Mask2FormerForUniversalSegmentation").model.pixel_level_module,
+        sites=[],
+        device="cpu",
+    ),
     **{
         f"torchvision {name}": Network(build=functools.partial(classifier, name), sites=[], size=96)
         for name in ("densenet", "squeezenet1_1")
