@@ -131,7 +131,6 @@ FORMS = {
     "module.": lambda s: prefixed(s, "module."),
     "stacked prefixes": lambda s: {"state_dict": prefixed(s, "model._orig_mod.module.")},
     "lightning model.": lambda s: {**LIGHTNING, "state_dict": prefixed(s, "model.") | {"loss.weight": torch.ones(2)}},
-    "lightning net.": lambda s: {**LIGHTNING, "state_dict": prefixed(s, "net.") | {"loss.weight": torch.ones(2)}},
     "lightning, called as its author did": lambda s: {
         **LIGHTNING,
         "state_dict": prefixed(s, "segmentor.") | {"loss.weight": torch.ones(2)},

@@ -95,11 +95,9 @@ def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("family", "fixture", "strategy"),
     [
-        ("transformers", "segformer_dir", "migrate"),
         ("transformers", "segformer_dir", "preserve"),
         ("transformers", "segformer_dir", "reinit"),
         ("transformers", "upernet_dir", "migrate"),
-        ("smp", "smp_dir", "migrate"),
         ("smp", "smp_dir", "rescale"),
         ("torchvision", "deeplab_pth", "rescale"),
     ],

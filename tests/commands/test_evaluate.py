@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,26 +149,6 @@ def test_a_checkpoint_of_reduced_labels(segformer_dir, scenes, tmp_path):
     found = evaluate(ModelName(source=str(tmp_path / "reduced")), scenes, EvalConfig(device="cpu"), notify=said.append)
     assert found == expected
     assert "moved down by one (as the checkpoint was trained; labels are 0 to 4)" in said[-1]
-
-
-def test_colored_masks_with_a_file_of_colors(segformer_dir, scenes, tmp_path):
-    name = ModelName(source=str(segformer_dir))
-    expected = evaluate(name, scenes, EvalConfig(device="cpu"))
-    palette = np.array([[9, 9, 9], [0, 0, 200], [7, 90, 0], [255, 255, 255], [1, 2, 3], [0, 0, 0]], np.uint8)
-    for path in (scenes / "masks/val").iterdir():
-        labels = np.asarray(Image.open(path))
-        Image.fromarray(palette[np.where(labels == 255, 5, labels)]).save(path)
-    with pytest.raises(DataError, match=r"\.png: has colors, of which no file says the classes; .* --colors FILE"):
-        evaluate(name, scenes, EvalConfig(device="cpu"))
-    names = ("sky", "road", "car", "tree", "sign", "void")
-    rows = zip(expected.classes, names, strict=False)
-    expected = replace(expected, classes=tuple(replace(row, name=name) for row, name in rows))
-    named = zip(names, palette.tolist(), strict=True)
-    lines = "".join(f"{name}:{','.join(map(str, color))}::\n" for name, color in named)
-    (tmp_path / "mine.txt").write_text(lines)
-    assert evaluate(name, scenes, EvalConfig(device="cpu", colors=tmp_path / "mine.txt")) == expected
-    (scenes / "labelmap.txt").write_text(lines)
-    assert evaluate(name, scenes, EvalConfig(device="cpu")).aAcc == expected.aAcc
 
 
 def as_tensor(picture, size):

@@ -696,36 +696,6 @@ def test_on_the_meta_device_from_an_example_elsewhere():
     assert summary(scan(model, X)) == BOTH
 
 
-class Touchy(Net):
-    """Counts, draws, and replaces a buffer whenever it runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(5)
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("replaced", torch.zeros(2))
-
-    def forward(self, x):
-        self.calls += 1
-        self.replaced = self.replaced + torch.rand(2)
-        return self.norm(super().forward(x))
-
-
-def test_the_network_is_left_as_it_was():
-    model = Touchy().train()
-    model.fuse.eval()
-    modes = [module.training for module in model.modules()]
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    random = torch.get_rng_state()
-    assert summary(scan(model, X)) == BOTH
-    assert [module.training for module in model.modules()] == modes
-    assert torch.is_grad_enabled()
-    assert torch.equal(torch.get_rng_state(), random)
-    for key, value in model.state_dict().items():
-        assert type(value) is torch.Tensor
-        assert torch.equal(value, state[key])
-
-
 class Keeping(Net):
     """Draws under a seed of its own; a hook and the forward pass share a list; a grid is kept for the next run."""
 

@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equalize.errors import NumericsError, SiteError
-from equalize.eval_mode import eval_mode
 from equalize.moments import batch_norms as norms
 from equalize.moments import measure as measurement
 from equalize.moments.blocks import as_blocks
@@ -197,28 +196,6 @@ def test_the_model_is_left_as_it_was(images, interrupted):
     assert {name: id(buffer) for name, buffer in model.named_buffers()} == buffers
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
-
-
-def test_batches_that_fail_leave_the_model_as_it_was(images):
-    model = Decoder()
-    sites = scan(model, images[:1]).sites
-    model.train()
-
-    def batches():
-        yield images
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure(model, sites, batches())
-    assert all(module.training for module in model.modules())
-    assert torch.is_grad_enabled()
-
-
-def test_nothing_of_the_pass_is_differentiated(images):
-    model = Decoder()
-    with eval_mode(model):
-        assert not model(images).requires_grad
-    assert model(images).requires_grad
 
 
 def test_the_first_bad_image_is_named(images):

@@ -219,21 +219,6 @@ def test_what_auto_leaves_alone_trains_as_it_is(custom, five_classes, tmp_path, 
     assert same(trained_weights(tmp_path / "auto"), trained_weights(tmp_path / "plain"))  # the same training twice
 
 
-def test_a_plan_that_kept_norms_trains_folded_alone(equal, five_classes, tmp_path):
-    old = shutil.copytree(equal.source, tmp_path / "old")
-    content = json.loads((old / "equalize.json").read_text())
-    del content["scale"]
-    for site in content["sites"]:
-        del site["tau"]
-    (old / "equalize.json").write_text(json.dumps(content | {"keep_norm": True}))
-    config = replace(QUICK, max_steps=1)
-    with pytest.raises(InputError, match="keep_norm: stands in the plan"):
-        finetune(replace(equal, source=str(old)), five_classes, tmp_path / "out", config)
-    assert not (tmp_path / "out").exists()
-    folded = replace(config, train_as="folded")
-    assert finetune(replace(equal, source=str(old)), five_classes, tmp_path / "out", folded).train_as == "folded"
-
-
 def test_prepare_gives_the_plan(custom, five_classes, tmp_path):
     config = replace(QUICK, max_steps=1, train_as="explicit")
     done = finetune(custom, five_classes, tmp_path / "out", config, prepare=measure_and_rescale)
