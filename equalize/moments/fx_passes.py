@@ -1,14 +1,13 @@
 """Rewrites of a traced graph that keep what it computes and make it cheaper to run.
 
 For a network in eval mode: in-place operators become ones that return a new tensor, so that no tensor changes after it
-was made; then BatchNorms go into the convolutions before them, copies go, and results are written over operands that
-are not read later.
+was made; then BatchNorms go into the convolutions before them, and copies go.
 """
 
 from operator import getitem
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from equalize.graph.aten import named_arguments
@@ -17,10 +16,6 @@ VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueez
 _COPIES = ("contiguous", "clone")
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout")
 _STRIDED = {"as_strided", "view_as_real", "view_as_complex"}  # what these make depends on how their input is laid out
-_ACTIVATIONS = ("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "leaky_relu", "hardtanh", "elu")
-# Operators whose result has memory of its own, before and after `_write_over`.
-_FRESH = ("conv2d", "batch_norm", "layer_norm", "linear", "add", "sub", "mul", "div", "cat", *_ACTIVATIONS)
-_OWNING = (*_FRESH, *(f"{name}_" for name in _ACTIVATIONS), "_add_over")
 
 
 def name_of(node: fx.Node) -> str:
@@ -102,9 +97,9 @@ def sweep(graph: fx.Graph) -> None:
 def optimize_graph(graph: fx.Graph) -> bool:
     """Makes a graph without mutations cheaper, whose results share no memory with the tensors they are made of.
 
-    Convolutions are fastest with channels last, so views must not depend on strides; BatchNorms behind a convolution,
-    copies and new memory for each activation cost passes over memory. Over the networks of
-    `examples/bench_calibration.py` all of it together saves a tenth of the time.
+    Convolutions are fastest with channels last, so views must not depend on strides; BatchNorms behind a convolution
+    and copies cost passes over memory. Over the networks of `examples/bench_calibration.py` all of it together saves a
+    tenth of the time.
 
     Returns:
         Whether its inputs may now come with any strides. If not, it was left alone.
@@ -116,7 +111,6 @@ def optimize_graph(graph: fx.Graph) -> bool:
     _without_copies(graph)
     _fold_batch_norms(graph)
     sweep(graph)
-    _write_over(graph)
     return True
 
 
@@ -156,32 +150,3 @@ def _fold_batch_norms(graph: fx.Graph) -> None:
             convolution.update_arg(2, graph.call_function(getitem, (folded, 1)))
         norm.replace_all_uses_with(convolution)
         graph.erase_node(norm)
-
-
-def _write_over(graph: fx.Graph) -> None:
-    """Lets activations and sums overwrite an operand that has memory of its own and is not read later."""
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    results = next(iter(reversed(graph.nodes))).all_input_nodes
-
-    def is_free(operand: fx.Node, reader: fx.Node) -> bool:
-        """Whether `reader` is the last to read `operand`, and nothing else shares its memory."""
-        return name_of(operand) in _OWNING and all(
-            user is reader or (place[user] < place[reader] and (name_of(user) in _FRESH or user in results))
-            for user in operand.users
-        )
-
-    for node in graph.nodes:
-        operands = [each for each in node.args if isinstance(each, fx.Node)]
-        if name_of(node) in _ACTIVATIONS and is_free(operands[0], node):
-            node.target = getattr(getattr(torch.ops.aten, f"{name_of(node)}_"), node.target._overloadname)
-        elif node.target is torch.ops.aten.add.Tensor and len(set(operands)) == 2 and not node.kwargs:
-            free = [each for each in operands if is_free(each, node)]
-            if free:
-                node.args = (free[0], *(each for each in operands if each is not free[0]))
-                node.target = _add_over
-
-
-def _add_over(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, in the memory of x where that has the sum's shape and type."""
-    fits = x.shape == y.shape and x.dtype == torch.promote_types(x.dtype, y.dtype)
-    return x.add_(y) if fits else x + y
