@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from equalize.checkpoint.loading import load
 from equalize.cli import main
+from tests.support.networks import save_code
 from tests.support.scenes import write_scenes
 
 SITE_FIELDS = [
@@ -88,30 +89,22 @@ def test_scan_reports_layers_branches_and_scales_to_people(run_cli, segformer_di
     assert "\x1b" not in ran.out
 
 
+PLAIN = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, width, 1), torch.nn.Conv2d(3, width, 1)
+        self.mix = torch.nn.Conv2d(2 * width, 2, 1)
+    def forward(self, x):
+        print("chatter of the network")
+        return self.mix(torch.cat([self.a(x), self.b(x)], 1))
+"""
+
+
 def test_scan_all_lists_plain_sites_too(run_cli, tmp_path):
-    factory = tmp_path / "net.py"
-    factory.write_text(
-        "import torch\n"
-        "class Net(torch.nn.Module):\n"
-        "    def __init__(self, width=4):\n"
-        "        super().__init__()\n"
-        "        self.a = torch.nn.Conv2d(3, width, 1)\n"
-        "        self.b = torch.nn.Conv2d(3, width, 1)\n"
-        "        self.mix = torch.nn.Conv2d(2 * width, 2, 1)\n"
-        "    def forward(self, x):\n"
-        "        print('chatter of the network')\n"
-        "        return self.mix(torch.cat([self.a(x), self.b(x)], 1))\n"
-    )
-    state = {
-        "a.weight": torch.randn(5, 3, 1, 1),
-        "a.bias": torch.zeros(5),
-        "b.weight": torch.randn(5, 3, 1, 1),
-        "b.bias": torch.zeros(5),
-        "mix.weight": torch.randn(2, 10, 1, 1),
-        "mix.bias": torch.zeros(2),
-    }
-    torch.save(state, tmp_path / "net.pth")
-    arguments = ("scan", tmp_path / "net.pth", "--arch", f"{factory}:Net", "--arch-arg", "width=5", *SIZE)
+    net = save_code(PLAIN, tmp_path, width=5)
+    arguments = ("scan", net.source, "--arch", net.arch, "--arch-arg", "width=5", *SIZE)
     ran = run_cli(*arguments)
     assert "No fusion layer of resampled branches; --all lists 1 more without a resampled branch." in ran.text
     ran = run_cli(*arguments, "--all", "--json")

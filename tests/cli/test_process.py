@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.support.commands import Command
+from tests.support.networks import save_code
 
 
 def test_help_needs_nothing_heavy():
@@ -90,15 +91,11 @@ class Net(torch.nn.Module):
 
 @pytest.mark.parametrize(("workers", "number", "code"), [(0, signal.SIGINT, 130), (2, signal.SIGTERM, 143)])
 def test_an_interrupted_calibration_leaves_nothing(photos, tmp_path, workers, number, code):
-    import torch
-
-    place, marker, factory = tmp_path / "place", tmp_path / "measuring", tmp_path / "net.py"
+    place, marker = tmp_path / "place", tmp_path / "measuring"
     place.mkdir()
-    factory.write_text(NETWORK.replace("MARKER", repr(str(marker))))
-    shapes = {"a.weight": (4, 3, 1, 1), "a.bias": (4,), "mix.weight": (2, 7, 1, 1), "mix.bias": (2,)}
-    torch.save({key: torch.ones(shape) for key, shape in shapes.items()}, tmp_path / "net.pth")
+    net = save_code(NETWORK.replace("MARKER", repr(str(marker))), tmp_path)
     command = Command(
-        *("calibrate", tmp_path / "net.pth", "--arch", f"{factory}:Net", "--data", photos),
+        *("calibrate", net.source, "--arch", net.arch, "--data", photos),
         *("-o", place / "out", "--workers", workers),
     )
     while command.is_running() and not marker.exists():
