@@ -49,6 +49,7 @@ def calibrate(
     preprocess: PreprocessFlags,
     force_preprocessing: Force = False,
     model_flags: ModelFlags,
+    keep_norm: o.KeepNorm = False,
     dry_run: Annotated[bool, p.output("Measure and report; write nothing.", names=("--dry-run",))] = False,
     overwrite: o.Overwrite = False,
     report: o.Report = None,

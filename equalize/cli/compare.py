@@ -79,6 +79,7 @@ def compare(
     arms: Arms = "none,auto",
     sweep: SweepFlags,
     training: CommonTrainingFlags,
+    keep_norm: o.KeepNorm = False,
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,

@@ -47,6 +47,7 @@ def finetune(
     training: TrainingFlags,
     calibrate: Calibrate = False,
     strategy: Strategy = None,
+    keep_norm: o.KeepNorm = False,
     init_missing: o.InitMissing = False,
     preprocess: PreprocessFlags,
     arch: ArchFlags,

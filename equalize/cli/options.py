@@ -17,6 +17,7 @@ SCALE_HELP = (
     "paper: to 1, as published."
 )
 OF_CHECKPOINT = "the checkpoint's"
+KeepNorm = Annotated[bool, p.equalization("", names=("--keep-norm",), hidden=True, callback=values.refuse_keep_norm)]
 
 Model = Annotated[
     str,

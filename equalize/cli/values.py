@@ -77,6 +77,12 @@ def read_numbers(text: str) -> tuple[float, ...]:
         raise BadParameter(f"is no list of numbers, got {text!r}, expected such as 0.5,2") from None
 
 
+def refuse_keep_norm(given: bool) -> None:
+    """`--keep-norm` of development versions."""
+    if given:
+        raise BadParameter("was removed: --scale step, the default, keeps the size of a layer's steps; leave it away")
+
+
 def read_means(text: str) -> tuple[float, ...]:
     """`none`, one number for all channels, or one for each."""
     return (0.0,) if text.lower() == "none" else _finite(read_numbers(text))

@@ -331,3 +331,12 @@ def test_max_pixels_allows_large_pictures_until_the_command_ends(run_cli, segfor
     assert (refused.code, "allow it with --max-pixels 3200" in refused.err) == (2, True)
     assert run_cli("evaluate", segformer_dir, "--data", root, "--device", "cpu", "--max-pixels", "3200").code == 0
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compare", "finetune"])
+def test_keep_norm_is_answered_by_what_replaces_it(run_cli, photos, tmp_path, command):
+    ran = run_cli(command, "model", "--data", photos, "-o", tmp_path / "out", "--keep-norm")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: --keep-norm: was removed: --scale step")
+    assert ran.err.count("\n") == 1
+    assert "--keep-norm" not in run_cli(command, "--help").out
