@@ -3,12 +3,14 @@
 from transformers import TrainingArguments
 
 from equalize.commands.finetune.splits import Task
+from equalize.distributed import rank_and_number
 
 
 def arguments_of(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
     """The configuration of a task with that many pairs; the trainer keeps its state in the directory."""
     config, device = task.config, task.device
     interval = "steps" if config.eval_every else "epoch"
+    a_round = config.batch_size * rank_and_number()[1]  # a batch for each process; of fewer pairs nothing would be left
     args = TrainingArguments(
         output_dir=directory,
         num_train_epochs=config.epochs or 1,
@@ -22,7 +24,7 @@ def arguments_of(task: Task, directory: str, *, pairs: int) -> TrainingArguments
         use_cpu=device.type == "cpu",
         dataloader_num_workers=0 if config.cache_backbone else config.workers,  # nothing is decoded
         dataloader_pin_memory=device.type == "cuda",
-        dataloader_drop_last=pairs >= config.batch_size,  # a batch of one is too small for some BatchNorms
+        dataloader_drop_last=pairs >= a_round,  # a batch of one is too small for some BatchNorms
         ddp_find_unused_parameters=True,
         eval_strategy=interval if task.val else "no",
         save_strategy=interval,

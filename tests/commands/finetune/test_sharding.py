@@ -8,7 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 
+from equalize.commands.finetune import arguments
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.sharding import check_deepspeed
 from equalize.commands.images import Images
@@ -77,6 +80,15 @@ def test_two_processes_train_as_one_that_accumulates(five_classes, calm, trained
     assert list(first) == list(second)
     assert all(torch.allclose(first[key], second[key], rtol=1e-3, atol=1e-5) for key in first)
     assert (out / "last/checkpoint-3/pytorch_model_fsdp.bin").is_file() == sharded
+
+
+@pytest.mark.parametrize(("pairs", "batches"), [(6, 1), (10, 1), (15, 1), (16, 1), (31, 1), (32, 2)])
+def test_fewer_pairs_than_a_batch_for_each_of_two_processes_are_trained_on(pairs, batches, monkeypatch, tmp_path):
+    monkeypatch.setattr(arguments, "rank_and_number", lambda: (0, 2))
+    task = SimpleNamespace(config=replace(QUICK, batch_size=8).resolved(), device=torch.device("cpu"), val=None)
+    drops = arguments.arguments_of(task, str(tmp_path), pairs=pairs).dataloader_drop_last
+    shares = [BatchSamplerShard(BatchSampler(range(pairs), 8, drops), 2, rank) for rank in range(2)]
+    assert [len(list(share)) for share in shares] == [batches, batches]
 
 
 def calibrate_with_one_that_fails(name, data, out, error, code):
