@@ -75,17 +75,18 @@ def stored_rule(dataset: DataSet, said: LabelSettings, channels: int = 3) -> tup
     """
     pairs = sample(dataset.with_masks(), _FEW_MASKS, 0)
     rule, turned = _settle_drawn_on(said.rule(dataset, None), pairs)
-    stored: set[int] = set()
+    stored: dict[Item, set[int]] = {}
     failures: list[DataError] = []
     for image, mask in pairs:
         try:
-            stored |= _read_pair(image, mask, rule, channels)
+            stored[mask] = _read_pair(image, mask, rule, channels)
         except DataError as error:
             failures.append(error)
     bad = f"; {len(failures)} of {len(pairs)} masks looked at do not count ({failures[0]})" if failures else ""
     if 2 * len(failures) > len(pairs):
         return None, bad.removeprefix("; ")
-    rule, reason = _decide(rule, stored, None, dataset, said)
+    stored |= _beyond_empty(stored, dataset, rule)
+    rule, reason = _decide(rule, set().union(*stored.values()), None, dataset, said)
     return rule, f"{reason}{turned}{bad}"
 
 
@@ -111,6 +112,7 @@ def preflight(
     stored = {mask: _read_pair(image, mask, rule, channels) for image, mask in pairs}
     reason = "labels as in the split that is trained on"
     if isinstance(known, LabelSettings):
+        stored |= _beyond_empty(stored, dataset, rule)
         rule, reason = _decide(rule, set().union(*stored.values()), num_classes, dataset, known)
     seen = _seen_classes(stored, rule, num_classes)
     if not seen:
@@ -161,6 +163,16 @@ def _read_pair(image_path: Item, mask_path: Item, rule: LabelRule, channels: int
     mask_HW = make_upright(read_stored(mask_path, rule), mask_path, image_path, rule.drawn_on)
     demand_same_size(mask_HW, mask_path, picture_size(read_picture(image_path, channels)), image_path)
     return set(np.unique(mask_HW.numpy()).tolist())
+
+
+def _beyond_empty(stored: Mapping[Item, set[int]], dataset: DataSet, rule: LabelRule) -> dict[Item, set[int]]:
+    """The first other mask that is not empty if all that were read are, with what it stores: 1, or 255, for class 1."""
+    if set().union(*stored.values()) == {0}:
+        for _, mask in dataset.with_masks():
+            with contextlib.suppress(DataError):  # raised again where the mask counts
+                if mask not in stored and (values := set(np.unique(read_stored(mask, rule).numpy()).tolist())) != {0}:
+                    return {mask: values}
+    return {}
 
 
 def _decide(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from equalize.data.classes import class_names, read_class_names
 from equalize.data.colors import colors_of, read_colors
-from equalize.data.dataset import open_data
+from equalize.data.dataset import open_data, sample
 from equalize.data.label_check import LabelSettings, preflight, stored_rule
 from equalize.data.masks import LabelRule, check_labels, read_mask
 from equalize.errors import DataError, InputError
@@ -256,6 +256,15 @@ def test_preflight_of_good_pairs(tmp_path: Path) -> None:
     rule, found = preflight(data, 3, LabelSettings())
     assert rule == LabelRule()
     assert found == "3 pairs checked, 3 classes seen, labels as stored (labels are 0 to 2)"
+
+
+def test_the_foreground_of_few_masks_is_found_beyond_the_sample(tmp_path: Path) -> None:
+    masks = [[[0, 0]] for _ in range(70)]
+    masks[next(k for k in range(70) if k not in sample(range(70), 64, 0))] = [[0, 255]]
+    data = open_data(plant_pairs(tmp_path, masks))
+    for rule, line in (preflight(data, 2, LabelSettings()), stored_rule(data, LabelSettings())):
+        assert "255 is class 1" in line
+        assert rule(torch.tensor([[0, 255]])).tolist() == [[0, 1]]
 
 
 def test_preflight_reduces_where_labels_start_at_one(tmp_path: Path) -> None:
