@@ -83,7 +83,7 @@ class Setup:
             DataError: there is no validation split. InputError: a setting that a comparison cannot have.
         """
         _refuse(config, rates, seeds, evaluations)
-        train, val = open_splits(data, config, notify)
+        train, val = open_splits(data, config, notify, notify)
         if val is None:
             raise DataError(data, "has no validation split: runs could not be compared", remedy="add one")
         if bool(confirm_seeds) != (test_split is not None):

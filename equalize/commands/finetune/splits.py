@@ -66,7 +66,7 @@ def open_task(
         CheckpointError: the model cannot be loaded. InputError: it does not take images of that size.
         DataError: the data cannot be trained on.
     """
-    train, val = open_splits(data, config, notify)
+    train, val = open_splits(data, config, notify, warn)
     given, colors = config.class_names, config.colors
     named = read_class_names(given) if given else class_names(train, config.num_classes, colors)
     name, checkpoint = _load_for(name, config.num_classes, len(named or ()))
@@ -106,23 +106,25 @@ def _fusion_weights(checkpoint: Checkpoint, config: TrainConfig) -> tuple[str, .
     return tuple(site.weight for site in found)
 
 
-def open_splits(data: str | Path, config: TrainConfig, notify: Notify) -> tuple[DataSet, DataSet | None]:
-    """Finds the split to train on and the one to score; says so where there is none to score.
+def open_splits(data: str | Path, config: TrainConfig, notify: Notify, warn: Notify) -> tuple[DataSet, DataSet | None]:
+    """Finds the split to train on and the one to score; says so where there is none to score, or both share images.
 
     Raises:
         DataError: the data set has no such split, or masks are missing.
     """
-    scored = open_data(data, labels=True)
-    if scored.split is None:
+    usual = TrainConfig()
+    chosen = None if config.val_split == usual.val_split else config.val_split
+    scored = open_data(data, split=chosen, labels=True)
+    if scored.split is None and config.train_split == usual.train_split:
         notify(f"{scored.root} has no splits: every pair is trained on, none is scored")
         return scored, None
-    train, default = open_data(data, split=config.train_split, labels=True), TrainConfig().val_split
-    if config.val_split != default:
-        return train, open_data(data, split=config.val_split, labels=True)
-    if canonical_split(scored.split) == default:
-        return train, scored
-    notify(f"{scored.root} has no validation split: nothing is scored")
-    return train, None
+    train = open_data(data, split=config.train_split, labels=True)
+    if chosen is None and canonical_split(scored.split or "") != usual.val_split:
+        notify(f"{scored.root} has no validation split: nothing is scored")
+        return train, None
+    if shared := len({*train.images} & {*scored.images}):
+        warn(f"{scored.root}: {shared} of {len(scored.images)} images that are scored are trained on as well")
+    return train, scored
 
 
 def _load_for(name: ModelName, given: int | None, named: int) -> tuple[ModelName, Checkpoint]:
