@@ -23,7 +23,10 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
-_FILES = ("classes.txt", "classes.json", "id2label.json", "_classes.csv")
+OF_LAYOUTS = {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}
+"""What a layout is known for, though others may have it as well: annotation tools export that of Pascal VOC."""
+
+_FILES = ("classes.txt", "class_names.txt", "classes.json", "id2label.json", "_classes.csv")
 _ADE20K_FILE = "objectInfo150.txt"
 
 
@@ -32,9 +35,9 @@ def class_names(
 ) -> tuple[str, ...] | None:
     """The names that the data set brings along, by class; None where it brings none, a DataError where they are broken.
 
-    A file `classes.txt`, `classes.json`, `id2label.json` (on the Hub, too) or Roboflow's `_classes.csv` comes first,
-    then one with their colors, then what the layout is known for: Cityscapes' 19, Pascal VOC's 21, ADE20K's own
-    `objectInfo150.txt`. The caller compares their number to the network's.
+    A file `classes.txt`, labelme's `class_names.txt`, `classes.json`, `id2label.json` (on the Hub, too) or Roboflow's
+    `_classes.csv` comes first, then one with their colors, then what the layout is known for: Cityscapes' 19, Pascal
+    VOC's 21, ADE20K's own `objectInfo150.txt`. The caller compares their number to the network's.
 
     Args:
         dataset: the data.
@@ -55,7 +58,7 @@ def class_names(
     if dataset.layout == "ade20k":
         table = ade20k_table(dataset)
         return _read_ade20k_table(table) if table else None
-    return {"cityscapes": CITYSCAPES_CLASSES, "voc": VOC_CLASSES}.get(dataset.layout)
+    return OF_LAYOUTS.get(dataset.layout)
 
 
 def _shows_colors(dataset: DataSet, colors: ColorMap) -> bool:

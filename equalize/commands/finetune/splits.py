@@ -23,7 +23,7 @@ from equalize.commands.labels import (
 )
 from equalize.commands.scan import select_sites
 from equalize.data.augment import Augment
-from equalize.data.classes import class_names, read_class_names
+from equalize.data.classes import OF_LAYOUTS, class_names, read_class_names
 from equalize.data.dataset import DataSet, open_data
 from equalize.data.naming import canonical_split
 from equalize.data.pairs import TrainingPairs
@@ -83,7 +83,8 @@ def open_task(
         count_classes(checkpoint, val, config.size, device)
     names = names_of(classes, train, checkpoint, config, trained_on=True, warn=warn)
     check = partial(check_split, num_classes=classes, names=names, channels=checkpoint.preprocess.bands)
-    asked_for = config.num_classes is not None or named is not None  # else the head has as many as it came with
+    listed = named is not None and named not in OF_LAYOUTS.values()  # else as the layout has, or as it came with
+    asked_for = config.num_classes is not None or listed
     few = ignore if asked_for else warn
     known = label_settings(config, train, checkpoint)
     labeled = check(train, known=known, notify=lambda line: notify(f"train: {line}"), warn=few)

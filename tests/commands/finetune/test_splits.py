@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from equalize.commands.finetune.config import TrainConfig
-from equalize.commands.finetune.splits import open_splits
+from equalize.commands.finetune.splits import open_splits, open_task
 from equalize.errors import DataError
+from tests.support.scenes import write_scenes
+from tests.support.training import QUICK
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -46,3 +49,18 @@ def test_a_validation_split_that_is_not_asked_for_need_not_be_whole(tmp_path: Pa
     plant(tmp_path, *(f"{kind}/{split}/a.png" for kind in ("images", "masks") for split in ("train", "val", "test")))
     plant(tmp_path, "images/val/bare.png")
     assert splits(tmp_path, val_split="test")[:2] == ("train", "test")
+
+
+def test_labels_of_far_fewer_classes_than_pascal_voc_has(custom, tmp_path: Path) -> None:
+    """As what annotation tools export in its layout."""
+    data = write_scenes(tmp_path / "data", 2, counts={None: 2})
+    (data / "images").rename(data / "JPEGImages")
+    (data / "masks").rename(data / "SegmentationClass")
+    warned: list[str] = []
+    task = open_task(custom, data, QUICK, torch.device("cpu"), warn=warned.append)
+    assert task.train.num_classes == 21
+    assert f"{data}: seen 2 of 21 classes, 0 to 1; did you mean --num-classes 2?" in warned[0]
+    (data / "class_names.txt").write_text("_background_\ncat\n")
+    task = open_task(custom, data, QUICK, torch.device("cpu"), warn=warned.append)
+    assert task.checkpoint.classes == ("_background_", "cat")
+    assert len(warned) == 1
