@@ -24,12 +24,12 @@ image images img imgs im ims picture pictures pic pics photo photos rgb frame fr
 """
 _OTHER_WORDS = """
 color colors colour colours colormap colormaps instance instances object objects panoptic depth visualization
-visualizations vis overlay overlays edge edges boundary boundaries contour contours
+visualizations vis overlay overlays edge edges boundary boundaries contour contours inv
 """
 _MASKS = frozenset(_MASK_WORDS.split())
 _PICTURES = frozenset(_PICTURE_WORDS.split())
-_FURTHER = frozenset(("ground", "id", "ids"))
-"""Words that stand beside those of masks: `ground_truth`, `labelTrainIds`."""
+_FURTHER = frozenset(("ground", "id", "ids", "anon"))
+"""Words that stand beside these: `ground_truth`, `labelTrainIds`, `rgb_anon`."""
 
 _NO_CLASSES = frozenset(_OTHER_WORDS.split())
 """Words of files beside masks that hold something else than one class a pixel."""

@@ -298,6 +298,18 @@ def test_voc_list_that_names_missing_images(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+def test_acdc_whose_pictures_have_references_and_masks_of_what_is_invalid(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        place = f"{split}/GOPR1/GOPR1_frame_000041"
+        plant(tmp_path, f"rgb_anon/fog/{place}_rgb_anon.png")
+        plant(tmp_path, f"rgb_anon/fog/{place.replace(split, f'{split}_ref')}_rgb_ref_anon.png")
+        for kind in ("labelTrainIds", "labelIds", "labelColor", "invGray") if split != "test" else ():
+            plant(tmp_path, f"gt/fog/{place}_gt_{kind}.png")
+    dataset = open_data(tmp_path, labels=True)
+    assert names(dataset) == ["rgb_anon/fog/val/GOPR1/GOPR1_frame_000041_rgb_anon.png"]
+    assert mask_names(dataset) == ["gt/fog/val/GOPR1/GOPR1_frame_000041_gt_labelTrainIds.png"]
+
+
 def test_cityscapes_prefers_train_ids(tmp_path: Path) -> None:
     for split, city, frame in (("train", "aachen", "aachen_0"), ("train", "bonn", "bonn_0"), ("val", "ulm", "ulm_0")):
         plant(tmp_path, f"leftImg8bit/{split}/{city}/{frame}_leftImg8bit.png")
