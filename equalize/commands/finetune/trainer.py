@@ -43,6 +43,8 @@ from equalize.messages import Notify
 from equalize.plan.plain_state import settle
 from equalize.quiet import quiet_transformers
 
+_REMEDY = "use a smaller --lr, or --precision fp32"  # where numbers are not finite
+
 
 def train(task: Task, writer: CheckpointWriter, notify: Notify) -> TrainerState:
     """Trains, scores, saves; goes on from the newest state where the run is resumed.
@@ -196,12 +198,16 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         inputs = self._cache.inputs(val) if self._cache else None
         broadcast_buffers(self.model)
         with eval_mode(self.model):
-            score = score_split(
-                *(self._task.checkpoint, val, self._config.scoring(), self._task.device),
-                progress=partial(self._writer.monitor.working, "scoring"),
-                together=together,
-                inputs=inputs,
-            )
+            try:
+                score = score_split(
+                    *(self._task.checkpoint, val, self._config.scoring(), self._task.device),
+                    progress=partial(self._writer.monitor.working, "scoring"),
+                    together=together,
+                    inputs=inputs,
+                )
+            except NumericsError as error:
+                error.remedy = _REMEDY
+                raise
         found = {"eval_mIoU": score.mIoU, "eval_mAcc": score.mAcc, "eval_aAcc": score.aAcc}
         metrics = {key: math.nan if value is None else value for key, value in found.items()}  # nan is never better
         self.log({**metrics, "score": {"data": val.dataset.name, "split": val.dataset.split, **score.to_json()}})
@@ -217,8 +223,8 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
             NumericsError: the loss is not finite.
         """
         if not math.isfinite(logs.get("loss", 0)):
-            where, remedy = f"step {self.state.global_step}", "use a smaller --lr, or --precision fp32"
-            raise NumericsError(where, "the loss is not finite", got=logs["loss"], remedy=remedy)
+            where = f"step {self.state.global_step}"
+            raise NumericsError(where, "the loss is not finite", got=logs["loss"], remedy=_REMEDY)
         score = logs.pop("score", None)  # in the state alone: trackers take numbers
         super().log(logs, start_time)
         if score is not None:

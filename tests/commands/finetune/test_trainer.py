@@ -261,6 +261,8 @@ def test_workers_and_sgd_and_weights_and_bf16(custom, five_classes, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_training(custom, five_classes, tmp_path):
     with pytest.raises(NumericsError, match=r"step \d+: the loss is not finite.*smaller --lr"):
         finetune(custom, five_classes, tmp_path / "out", replace(QUICK, lr=1e30, clip=0.0, optimizer="sgd"))
+    with pytest.raises(NumericsError, match=r"000\.png: makes the network give NaN or Inf; use a smaller --lr"):
+        finetune(custom, five_classes, tmp_path / "b", replace(QUICK, lr=1e30, max_steps=1))
 
 
 def test_a_full_disk_is_said_to_be_one(custom, tmp_path, monkeypatch):
