@@ -34,7 +34,7 @@ from equalize.commands.finetune.run_directory import write_whole
 from equalize.commands.finetune.splits import Task
 from equalize.commands.images import Images
 from equalize.commands.labels import LabeledSplit, check_split
-from equalize.errors import InputError, OutputError
+from equalize.errors import InputError, NumericsError, OutputError
 from equalize.eval_mode import eval_mode
 from equalize.messages import Notify, TrainingMonitor
 from equalize.metrics import score_of
@@ -148,6 +148,10 @@ class Runs:
         except InputError:
             if not self.begun(run):
                 shutil.rmtree(directory, ignore_errors=True)
+            raise
+        except NumericsError as error:
+            if len(self.setup.rates) > 1:
+                error.remedy = f"the others go on with --lrs without {run.rate:g}"
             raise
         ((task, start, plan),) = prepared
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

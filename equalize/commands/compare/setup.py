@@ -141,10 +141,15 @@ class Setup:
         }
 
     def demand_same(self, place: Path) -> None:
-        """Refuses settings other than those that were written there; arms, rates and seeds may have become more."""
+        """Refuses settings other than those that were written there.
+
+        Arms, rates and seeds may have become more; and rates fewer, as training may diverge at one.
+        """
         before, now = json.loads(place.read_text(encoding="utf-8")), self.settings()
         growing = now.keys() & _MAY_GROW
         more = {key: now[key] for key in growing if set(before.get(key, ())) <= set(now[key])}
+        if {*now["lrs"]} <= {*before.get("lrs", ())}:
+            more["lrs"] = now["lrs"]
         what, remedy = "holds a comparison with other settings", "repeat them, or name another OUT"
         demand_same({**before, **more}, now, place.parent, what, remedy=remedy)
 

@@ -20,7 +20,7 @@ from equalize.commands.compare.setup import Setup
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.loss import ModelWithLoss
-from equalize.errors import DataError, InputError, OutputError, SiteError
+from equalize.errors import DataError, InputError, NumericsError, OutputError, SiteError
 from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
 from tests.support.training import Killed, OnStep
@@ -156,6 +156,17 @@ def test_seeds_may_be_added_but_nothing_else_changed(nets, scenes, compared):
     assert again.config != config
     assert compare(again, compared.out).to_json() == compared.found.to_json()
     assert files(compared.out) == after
+
+
+def test_a_rate_at_which_training_diverges_can_be_left_out(nets, scenes, tmp_path):
+    out, one_step = tmp_path / "out", replace(QUICK, max_steps=1)
+    with pytest.raises(NumericsError, match=r"the others go on with --lrs without 1e\+30"):
+        compare(made(nets, scenes, ["none", "preserve"], config=one_step, rates=(0.01, 1e30)), out)
+    before = files(out)
+    assert len(before) == 2
+    found = compare(made(nets, scenes, ["none", "preserve"], config=one_step, rates=(0.01,)), out)
+    assert files(out) == before
+    assert [row.lr for row in found.rows] == [0.01]
 
 
 def test_interrupted_between_and_in_runs_and_gone_on_with(nets, scenes, compared, tmp_path):
