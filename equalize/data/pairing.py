@@ -17,6 +17,7 @@ from equalize.messages import first_of
 
 _LOOKED_AT = 3
 _KINDS_LOOKED_AT = 64
+_TRAIN_IDS = "_labelTrainIds"  # of GTA V and Synthia, beside masks of the plain name
 
 _Folders = Mapping[Path, naming.Folder]
 """Paths relative to the root, with what their folders say."""
@@ -64,6 +65,7 @@ def match(root: Path, files: Sequence[Path]) -> Matched:
     pictures = {path: folder for path, folder in pictures.items() if path not in aside}
     masks = {path for path in masks if not naming.holds_no_classes(path)} or masks
     masks -= {path.with_name(path.name.replace("TrainIds", "Ids")) for path in masks if "TrainIds" in path.name}
+    masks -= {path.with_name(path.name.replace(_TRAIN_IDS, "")) for path in masks if _TRAIN_IDS in path.name}
     found = _candidates(pictures, {path: folder for path, folder in folders.items() if path in masks})
     best = {picture: _preferred(found.get(picture, [])) for picture in pictures}
     unused = masks.difference(*found.values())

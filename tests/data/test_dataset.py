@@ -13,6 +13,8 @@ from equalize.data.dataset import DataSet, open_data, sample
 from equalize.data.folders import IMAGE_SUFFIXES
 from equalize.errors import DataError
 
+IDS = "_labelTrainIds.png"
+
 
 def plant(root: Path, *names: str) -> Path:
     """Write tiny files under `root`: images by their suffix, else text."""
@@ -296,6 +298,12 @@ def test_voc_list_that_names_missing_images(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a\nz\ny\n")
     with pytest.raises(DataError, match=r"train\.txt: names 2 of 3 images .* the first is y"):
         open_data(tmp_path)
+
+
+def test_train_ids_go_before_masks_of_the_plain_name(tmp_path: Path) -> None:
+    """GTA V, and Synthia, as they are converted for domain adaptation."""
+    plant(tmp_path, *(f"images/{k}.png" for k in "ab"), *(f"labels/{k}{kind}" for k in "ab" for kind in (".png", IDS)))
+    assert mask_names(open_data(tmp_path, labels=True)) == [f"labels/a{IDS}", f"labels/b{IDS}"]
 
 
 def test_acdc_whose_pictures_have_references_and_masks_of_what_is_invalid(tmp_path: Path) -> None:
