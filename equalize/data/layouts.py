@@ -4,7 +4,7 @@ Each finder returns a `Layout`, or None if the folder does not have it. They are
 the least; the last fits everything.
 
     cityscapes      leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, gtFine/SPLIT/CITY/*_gtFine_label[Train]Ids.png
-    voc             JPEGImages/, SegmentationClass/, ImageSets/Segmentation/SPLIT.txt
+    voc             JPEGImages/, SegmentationClass[Aug]/, ImageSets/Segmentation/SPLIT.txt
     images+masks    any names of folders or files by which pictures and masks, and splits, can be told (`pairing.py`)
     ade20k, camvid  the same: images/{training,validation}/, annotations/...; SPLIT/, SPLITannot/
     images          the same without a mask: [SPLIT/] with images at any depth
@@ -86,9 +86,10 @@ def _find_voc(root: Path) -> Layout | None:
 
 
 def _select(found: Matched, listing: Path) -> _Files:
-    """The pairs whose image is named in `listing`, one stem a line."""
+    """The pairs whose image is named in `listing`, one stem a line; masks of SBD where Pascal VOC has none."""
     lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
-    by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
+    more = listing.parents[2] / "SegmentationClassAug"
+    by_stem = {image.stem: (image, mask or first_file([more / f"{image.stem}.png"])) for image, mask in found.pairs}
     wanted = {line if line in by_stem else line.split()[0] for line in lines}  # a name with spaces, or a column more
     missing = sorted(wanted - by_stem.keys())
     if missing:

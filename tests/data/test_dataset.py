@@ -293,6 +293,14 @@ def test_voc_lists_of_names_with_spaces_or_a_second_column(tmp_path: Path) -> No
     assert names(open_data(tmp_path)) == ["JPEGImages/a b.jpg", "JPEGImages/c.jpg"]
 
 
+def test_voc_with_the_masks_of_sbd(tmp_path: Path) -> None:
+    plant(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
+    plant(tmp_path, "SegmentationClassAug/a.png", "SegmentationClassAug/b.png", "ImageSets/Segmentation/trainaug.txt")
+    (tmp_path / "ImageSets/Segmentation/trainaug.txt").write_text("a\nb\n")
+    dataset = open_data(tmp_path, split="trainaug", labels=True)
+    assert mask_names(dataset) == ["SegmentationClass/a.png", "SegmentationClassAug/b.png"]
+
+
 def test_voc_list_that_names_missing_images(tmp_path: Path) -> None:
     plant(tmp_path, "JPEGImages/a.jpg", "ImageSets/Segmentation/train.txt")
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a\nz\ny\n")
