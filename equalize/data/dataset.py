@@ -203,7 +203,7 @@ def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs, unread: 
         yield f"{counted(len(bare), 'image')} without a mask ({first_of(bare)})"
     if split is not None:
         left = [_under(root, image) for image, _ in found.pairs if split_of(root, image) is None]
-        if left and layout.name != "voc":
+        if 0 < len(left) < len(found.pairs):  # else lists make the splits
             yield f"{counted(len(left), 'image')} in no split passed over ({first_of(left)})"
     if found.all_masks:
         yield "all lie in folders named as those of masks are"

@@ -5,19 +5,21 @@ the least; the last fits everything.
 
     cityscapes      leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, gtFine/SPLIT/CITY/*_gtFine_label[Train]Ids.png
     voc             JPEGImages/, SegmentationClass[Aug]/, ImageSets/Segmentation/SPLIT.txt
-    images+masks    any names of folders or files by which pictures and masks, and splits, can be told (`pairing.py`)
+    images+masks    any names of folders or files by which pictures and masks, and splits, can be told (`pairing.py`);
+                    splits also by lists, SPLIT.txt
     ade20k, camvid  the same: images/{training,validation}/, annotations/...; SPLIT/, SPLITannot/
     images          the same without a mask: [SPLIT/] with images at any depth
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from equalize.data.folders import first_file, list_images, read_text
 from equalize.data.images import Item
-from equalize.data.naming import read_folder
+from equalize.data.naming import canonical_split, read_folder
 from equalize.data.pairing import Matched, match
 from equalize.errors import DataError
 
@@ -27,6 +29,7 @@ Pairs = Sequence[tuple[Item, Item | None]]
 Readers = Mapping[str | None, Callable[[], Pairs]]
 """What lists the pairs of each split; of everything, for None, where there are no splits."""
 
+_SPLITS = ("train", "val", "test", "trainval")
 _Files = list[tuple[Path, Path | None]]
 
 
@@ -73,33 +76,47 @@ def _pair(images: Path, masks: Path) -> _Files:
 
 
 def _find_voc(root: Path) -> Layout | None:
-    """Pascal VOC; where it has lists, only the images in them count."""
+    """Pascal VOC; where it has lists, only the images in them count. Masks of SBD stand in where it has none."""
     bases = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
     base = next((base for base in bases if (base / "JPEGImages").is_dir()), None)
     if base is None:
         return None
     places = [place for place in (base / "JPEGImages", base / "SegmentationClass") if place.is_dir()]
     found = match(base, [path for place in places for path in list_images(place)])
+    if (more := base / "SegmentationClassAug").is_dir():
+        pairs = [(image, mask or first_file([more / f"{image.stem}.png"])) for image, mask in found.pairs]
+        found = replace(found, pairs=pairs)
     lists = sorted((base / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
     readers: Readers = {listing.stem: partial(_select, found, listing) for listing in lists}
     return Layout(name="voc", has_masks=True, readers=readers or {None: lambda: found.pairs}, matched=found)
 
 
 def _select(found: Matched, listing: Path) -> _Files:
-    """The pairs whose image is named in `listing`, one stem a line; masks of SBD where Pascal VOC has none."""
-    lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
-    more = listing.parents[2] / "SegmentationClassAug"
-    by_stem = {image.stem: (image, mask or first_file([more / f"{image.stem}.png"])) for image, mask in found.pairs}
-    wanted = {line if line in by_stem else line.split()[0] for line in lines}  # a name with spaces, or a column more
+    """The pairs whose image is named in `listing`."""
+    by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
+    wanted = _listed(listing, by_stem)
     missing = sorted(wanted - by_stem.keys())
     if missing:
-        what = f"names {len(missing)} of {len(wanted)} images that are not in JPEGImages, the first is {missing[0]}"
+        what = f"names {len(missing)} of {len(wanted)} images that are not there, the first is {missing[0]}"
         raise DataError(listing, what, remedy="complete the data set or shorten the list")
     return [by_stem[stem] for stem in sorted(wanted)]
 
 
+def _listed(listing: Path, stems: Container[str]) -> set[str]:
+    """The stems of the images that a list names, one a line, alone or as paths, perhaps with those of their masks."""
+    lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
+    first = {line: re.split(r"[\s,;]", line)[0] for line in lines}
+    return {
+        next((name for name in (line, first[line]) if name in stems), PureWindowsPath(first[line]).stem)
+        for line in lines
+    }
+
+
 def _find_by_names(root: Path) -> Layout:
-    """Splits are those in which all pairs lie (where there are none, all images), by the names of their folders."""
+    """Splits are those in which all pairs lie (where there are none, all images), by the names of their folders.
+
+    Else what lists such as `train.txt` beside these folders name.
+    """
     found = match(root, list_images(root))
     splits = {image: split_of(root, image) for image, _ in found.pairs}
     paired = [image for image, mask in found.pairs if mask is not None] or [*splits]
@@ -107,7 +124,18 @@ def _find_by_names(root: Path) -> Layout:
     if paired and all(splits[image] for image in paired):
         names = sorted({split for split in splits.values() if split})
         readers = {name: partial(_of_split, found.pairs, splits, name) for name in names}
+    elif lists := _lists(root, found):
+        readers = {listing.stem: partial(_select, found, listing) for listing in lists}
     return Layout(name=_name(root, found, readers), has_masks=found.has_masks, readers=readers, matched=found)
+
+
+def _lists(root: Path, found: Matched) -> list[Path]:
+    """The lists of splits that name any image; none without one to train on, or where two images have one stem."""
+    stems = {image.stem for image, _ in found.pairs}
+    lists = [path for path in sorted(root.glob("[!.]*.txt")) if canonical_split(path.stem) in _SPLITS]
+    if len(stems) < len(found.pairs) or not any(path.stem.lower().startswith("train") for path in lists):
+        return []
+    return [path for path in lists if _listed(path, stems) & stems]
 
 
 def split_of(root: Path, path: Path) -> str | None:

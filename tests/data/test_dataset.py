@@ -293,6 +293,22 @@ def test_voc_lists_of_names_with_spaces_or_a_second_column(tmp_path: Path) -> No
     assert names(open_data(tmp_path)) == ["JPEGImages/a b.jpg", "JPEGImages/c.jpg"]
 
 
+@pytest.mark.parametrize("line", ["{}", "{}.jpg", "images/{}.jpg masks/{}.png", "images\\{}.jpg,masks\\{}.png"])
+def test_splits_by_lists_beside_the_folders(tmp_path: Path, line: str) -> None:
+    for stem in ("a", "b", "c", "d"):
+        plant(tmp_path, f"images/{stem}.jpg", f"masks/{stem}.png")
+    for split, stems in (("train", "ab"), ("val", "c")):
+        (tmp_path / f"{split}.txt").write_text("".join(line.replace("{}", stem) + "\r\n" for stem in stems))
+    (tmp_path / "test.txt").write_text("of what was tested\n")
+    dataset = open_data(tmp_path)
+    assert (dataset.layout, dataset.split) == ("images+masks", "train")
+    assert names(dataset) == ["images/a.jpg", "images/b.jpg"]
+    assert mask_names(open_data(tmp_path, labels=True)) == ["masks/c.png"]
+    assert "passed over" not in dataset.describe()
+    with pytest.raises(DataError, match="no split 'test'"):
+        open_data(tmp_path, split="test")
+
+
 def test_voc_with_the_masks_of_sbd(tmp_path: Path) -> None:
     plant(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
     plant(tmp_path, "SegmentationClassAug/a.png", "SegmentationClassAug/b.png", "ImageSets/Segmentation/trainaug.txt")
