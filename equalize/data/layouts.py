@@ -19,7 +19,7 @@ from pathlib import Path, PureWindowsPath
 
 from equalize.data.folders import first_file, list_images, read_text
 from equalize.data.images import Item
-from equalize.data.naming import canonical_split, read_folder
+from equalize.data.naming import canonical_split, read_folder, words
 from equalize.data.pairing import Matched, match
 from equalize.errors import DataError
 
@@ -115,11 +115,14 @@ def _listed(listing: Path, stems: Container[str]) -> set[str]:
 def _find_by_names(root: Path) -> Layout:
     """Splits are those in which all pairs lie (where there are none, all images), by the names of their folders.
 
-    Else what lists such as `train.txt` beside these folders name.
+    Else folders such as `uavid_train` and `uavid_val` make them, or lists such as `train.txt` beside the folders.
     """
     found = match(root, list_images(root))
     splits = {image: split_of(root, image) for image, _ in found.pairs}
     paired = [image for image, mask in found.pairs if mask is not None] or [*splits]
+    if not all(splits[image] for image in paired):
+        wider = {image: _split_among_words(root, image) for image in splits}
+        splits = wider if {"train", "val"} <= {*wider.values()} else splits
     readers: Readers = {None: lambda: found.pairs}
     if paired and all(splits[image] for image in paired):
         names = sorted({split for split in splits.values() if split})
@@ -141,6 +144,12 @@ def _lists(root: Path, found: Matched) -> list[Path]:
 def split_of(root: Path, path: Path) -> str | None:
     """The split that the folders of a file name; None where they name none."""
     return read_folder(path.relative_to(root).parts[:-1]).split
+
+
+def _split_among_words(root: Path, path: Path) -> str | None:
+    """The split that is the first or last word in the name of a folder."""
+    named = (word for part in path.relative_to(root).parts[:-1] for word in (words(part)[:1] + words(part)[-1:]))
+    return next((split for split in map(canonical_split, named) if split in _SPLITS), None)
 
 
 def _of_split(pairs: Sequence[tuple[Path, Path | None]], splits: Mapping[Path, str | None], name: str) -> _Files:

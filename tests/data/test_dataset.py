@@ -293,6 +293,16 @@ def test_voc_lists_of_names_with_spaces_or_a_second_column(tmp_path: Path) -> No
     assert names(open_data(tmp_path)) == ["JPEGImages/a b.jpg", "JPEGImages/c.jpg"]
 
 
+def test_splits_are_a_word_in_the_names_of_folders(tmp_path: Path) -> None:
+    for folder in ("uavid_train/seq1", "uavid_val/seq16", "uavid_test/seq21"):
+        plant(tmp_path / "uavid", f"{folder}/Images/0.png", f"{folder}/Labels/0.png")
+    assert names(open_data(tmp_path / "uavid")) == ["uavid_train/seq1/Images/0.png"]
+    assert names(open_data(tmp_path / "uavid", labels=True)) == ["uavid_val/seq16/Images/0.png"]
+    for folder in ("train_station", "test_bench"):
+        plant(tmp_path / "scenes", f"{folder}/images/0.png", f"{folder}/masks/0.png")
+    assert open_data(tmp_path / "scenes").split is None
+
+
 @pytest.mark.parametrize("line", ["{}", "{}.jpg", "images/{}.jpg masks/{}.png", "images\\{}.jpg,masks\\{}.png"])
 def test_splits_by_lists_beside_the_folders(tmp_path: Path, line: str) -> None:
     for stem in ("a", "b", "c", "d"):
