@@ -35,10 +35,11 @@ def list_unread(folder: Path) -> list[Path]:
 def walk_files(folder: Path) -> Iterator[Path]:
     """Files of any kind under `folder`, at any depth and in no particular order; a DataError if it may not be read.
 
-    Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed.
+    Hidden files and folders and macOS's `__MACOSX` are passed over; symbolic links are followed, but for those to a
+    folder that they lie in (`ln -s`, called twice, makes one).
     """
     for here, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not _is_passed_over(name))
+        subfolders[:] = sorted(name for name in subfolders if not (_is_passed_over(name) or _leads_back(here, name)))
         yield from (Path(here, name) for name in files if not _is_passed_over(name))
 
 
@@ -59,6 +60,11 @@ def read_text(path: Path) -> str:
 
 def _is_passed_over(name: str) -> bool:
     return name.startswith(".") or name in {"__MACOSX", "Thumbs.db"}
+
+
+def _leads_back(here: str | Path, name: str) -> bool:
+    link = os.path.join(here, name)
+    return os.path.islink(link) and Path(os.path.realpath(here)).is_relative_to(os.path.realpath(link))
 
 
 def _refuse(error: OSError) -> None:

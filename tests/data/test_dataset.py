@@ -408,6 +408,8 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (data / "linked").symlink_to(tmp_path / "store")
     (data / "one.png").symlink_to(tmp_path / "store" / "a.png")
     (data / "dangling.png").symlink_to(tmp_path / "nothing.png")
+    (data / "data").symlink_to(data)
+    (tmp_path / "store" / "back").symlink_to("..")
     dataset = open_data(data)
     assert names(dataset) == ["dangling.png", "linked/a.png", "one.png"]
     assert len(dataset.fingerprint()) == 64
