@@ -151,6 +151,9 @@ class _Reader:
     def _convert(self, name: str, node: Node, env: dict[Node, str]) -> Op:
         arguments = named_arguments(node)
         kind = kind_of(name, node, arguments)
+        if kind == "concat":  # loops begin with an empty tensor, and smp has one where an encoder lacks a level
+            arguments["tensors"] = [each for each in arguments["tensors"] if 0 not in shape_of(each)]
+            kind = "concat" if len(arguments["tensors"]) > 1 else "identity"
         if kind == "linear" and self._projects_for_attention(node, arguments):
             kind, name = "other", "multi_head_attention"
         roles = ROLES.get(kind, {})

@@ -93,8 +93,6 @@ def _leaves(graph: Graph, concat: Op) -> Iterator[Op]:
     """The tensors of a concat, with the concats among them taken apart."""
     for name in concat.inputs:
         leaf = graph[name]
-        if leaf.shape == (0,) or leaf.shape[concat.attributes["dim"]] == 0:  # what a loop begins with
-            continue
         inner = _unchanged(graph, leaf, {"identity"})
         if inner.kind == "concat" and inner.attributes["dim"] == concat.attributes["dim"]:
             yield from _leaves(graph, inner)

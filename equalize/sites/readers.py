@@ -97,8 +97,7 @@ def _carry(graph: Graph, op: Op, consumer: Op, channels: _Channels | None) -> li
     dim, start = consumer.attributes["dim"], 0
     found: list[_Channels | None] = []
     for name in consumer.inputs:
-        shape = graph[name].shape
-        width = 0 if shape == (0,) else shape[dim]  # what a loop begins with is empty
+        width = graph[name].shape[dim]
         if name == op.name:
             first, last = (0, width) if channels is None else (channels.start, channels.stop)
             found.append(_Channels(axis=dim, start=start + first, stop=start + last))

@@ -178,6 +178,16 @@ class Grown(Net):
         return u
 
 
+def test_a_concat_with_an_empty_tensor_fuses_nothing():
+    class Lone(Net):
+        def cat(self, x):  # as smp's decoders do where an encoder lacks a level
+            return torch.cat([up(self.low(half(x))).repeat(1, 2, 1, 1)[:, :6], x[:, :0]], 1)
+
+    found = scanned(Lone())
+    assert found.sites == ()
+    assert refusal(found) == "has no concat of features"
+
+
 @pytest.mark.parametrize("net", [Net, NegativeAxis, Hstack, InPlace, InPlaceUnused, NoGrad, NoGradBranch, Autocast,
                                  Dropped, Padded, Out, Cast, Grown, SavesItsHead])  # fmt: skip
 def test_ways_to_write_the_same_network(net):
