@@ -67,11 +67,12 @@ class Branch:
 def find_branches(graph: Graph, concat: Op, way: Sequence[Op], weight: str, rank: int) -> Iterator[Branch]:
     """The branches of a concat, in order; `way` leads to the layer with this weight, with `rank` spatial axes."""
     through = [op.name for op in way if op.kind not in _UNCHANGED]
+    gate = next((op for op in way if not scales_through(op)), None)
     start = 0
     for leaf in _leaves(graph, concat):
         resample = _find_resampling(graph, leaf)
         stop = start + leaf.shape[concat.attributes["dim"]]
-        movement = _movement(graph, leaf, Reader(weight=weight, axis=1, groups=1, start=start, stop=stop))
+        movement = _stays(gate, "goes through") if gate else _movement(graph, leaf, weight, start, stop)
         yield Branch(
             start=start,
             stop=stop,
@@ -146,8 +147,12 @@ def _source(graph: Graph, op: Op) -> str:
     return place(op)
 
 
-def _movement(graph: Graph, leaf: Op, own: Reader) -> dict[str, Any] | str:
-    """The producers and readers of a branch that reaches these channels of the layer, or why it cannot move."""
+def _stays(op: Op, how: str) -> str:
+    return f"it {how} {op.target or op.kind} in {place(op)}, which does not pass a change of scale on"
+
+
+def _movement(graph: Graph, leaf: Op, weight: str, start: int, stop: int) -> dict[str, Any] | str:
+    """The producers and readers of a branch that reaches these channels of a layer, or why it cannot move."""
     made: dict[str, Op] = {}
     reason = _find_producers(graph, leaf, made)
     if reason is not None:
@@ -159,10 +164,10 @@ def _movement(graph: Graph, leaf: Op, own: Reader) -> dict[str, Any] | str:
                 return reader
             found.append(reader)
     readers = merged(found)
-    if [(each.start, each.stop) for each in readers if each.weight == own.weight] != [(own.start, own.stop)]:
-        return f"this branch feeds {own.weight.removesuffix('.weight')} a second time, as another branch"
+    if [(each.start, each.stop) for each in readers if each.weight == weight] != [(start, stop)]:
+        return f"this branch feeds {weight.removesuffix('.weight')} a second time, as another branch"
     keys = [key for op in made.values() for key in _affine_keys(op)]
-    return {"producers": tuple(keys), "readers": tuple(each for each in readers if each.weight != own.weight)}
+    return {"producers": tuple(keys), "readers": tuple(each for each in readers if each.weight != weight)}
 
 
 def _find_producers(graph: Graph, leaf: Op, found: dict[str, Op]) -> str | None:
@@ -173,7 +178,7 @@ def _find_producers(graph: Graph, leaf: Op, found: dict[str, Op]) -> str | None:
             found[op.name] = op
             return _refuse_affine(graph, op)
         if not scales_through(op):
-            return f"it comes from {op.target or op.kind} in {place(op)}, which does not pass a change of scale on"
+            return _stays(op, "comes from")
         if op.kind == "concat":
             return next(filter(None, [_find_producers(graph, graph[name], found) for name in op.inputs]), None)
         op = graph[op.inputs[0]]

@@ -53,6 +53,13 @@ def scales_through(op: Op) -> bool:
     return op.kind in _HOMOGENEOUS
 
 
+def is_gate(graph: Graph, op: Op) -> bool:
+    """Whether an op multiplies a tensor by weights for its channels or its places, such as those of an attention."""
+    size = math.prod(op.shape)
+    weighs = op.kind == "elementwise" and op.target.rstrip("_") == "mul"
+    return weighs and any(math.prod(graph[name].shape) < size for name in op.inputs)
+
+
 def find_readers(graph: Graph, made: Op) -> Iterator[Reader | str]:
     """Where the tensor of `made` goes, through ops that commute with a positive scale.
 

@@ -4,13 +4,13 @@ A site is a convolution or linear layer whose input channels come from a concat 
 From each concat we walk forward to the layers that read it; `branches.py` walks back. Pure Python.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
 from equalize.sites.branches import Branch, any_resampled, find_branches
-from equalize.sites.readers import carry_axis, place, scales_through, summed_axis, weight_axis
+from equalize.sites.readers import carry_axis, is_gate, place, scales_through, summed_axis, weight_axis
 from equalize.sites.refusals import Refusal, explain_nothing
 
 SiteKind = Literal["resampled", "plain"]
@@ -110,37 +110,45 @@ _NESTED = "part of another concat"
 
 def _readings(graph: Graph, concat: Op) -> Iterator[tuple[Op, Sequence[Op]] | str]:
     """Walks forward from a concat: the layers that read it and the ops on the way, and a reason for every other end."""
-    stack: list[tuple[Op, int, tuple[Op, ...]]] = [(concat, concat.attributes["dim"], ())]
-    seen: set[str] = set()
-    while stack:
-        op, axis, way = stack.pop()
-        for consumer in graph.consumers[op.name]:
-            if consumer.name in seen:
-                continue
-            seen.add(consumer.name)
-            onward = carry_axis(op, consumer, axis)
-            if consumer.kind == "concat":
-                yield _NESTED if onward is not None else f"concatenated again along another axis in {place(consumer)}"
-            elif consumer.kind in {"convolution", "linear"}:
-                if consumer.inputs[0] != op.name or axis != summed_axis(graph, op, consumer):
-                    where = f"axis {axis} of {list(op.shape)}"
-                    yield f"concatenated along {where}, which {place(consumer)} does not sum over"
-                else:
-                    yield consumer, way
-            elif consumer.kind == "norm":
-                yield f"already normalized by {consumer.target} {place(consumer)}"
-            elif consumer.kind == "output":
-                yield "returned as an output of the network"
-            elif consumer.kind not in _FORWARD or not scales_through(consumer):
-                yield f"its consumer {consumer.target} in {place(consumer)} is not linear"
-            elif onward is None:
-                yield f"its channels do not stay whole in {consumer.target} of {place(consumer)}"
+    reached: dict[str, tuple[int, tuple[Op, ...]]] = {concat.name: (concat.attributes["dim"], ())}
+    for consumer in graph.ops:
+        read = [name for name in consumer.inputs if name in reached]
+        if not read:
+            continue
+        op = graph[max(read, key=lambda name: len(reached[name][1]))]
+        axis, way = reached[op.name]
+        onward = carry_axis(op, consumer, axis)
+        if consumer.kind == "concat":
+            yield _NESTED if onward is not None else f"concatenated again along another axis in {place(consumer)}"
+        elif consumer.kind in {"convolution", "linear"}:
+            if consumer.inputs[0] != op.name or axis != summed_axis(graph, op, consumer):
+                where = f"axis {axis} of {list(op.shape)}"
+                yield f"concatenated along {where}, which {place(consumer)} does not sum over"
             else:
-                stack.append((consumer, onward, (*way, consumer)))
+                yield consumer, way
+        elif consumer.kind == "norm":
+            yield f"already normalized by {consumer.target} {place(consumer)}"
+        elif consumer.kind == "output":
+            yield "returned as an output of the network"
+        elif not _leads_on(graph, consumer, {name: axis for name, (axis, _) in reached.items()}):
+            yield f"its consumer {consumer.target} in {place(consumer)} is not linear"
+        elif onward is None:
+            yield f"its channels do not stay whole in {consumer.target} of {place(consumer)}"
+        else:
+            reached[consumer.name] = onward, (*way, consumer)
 
 
-# What the channels of a concat may pass through on their way to the fusion layer. A per-channel affine map commutes
-# with all of them but ReLU and pooling, with which only its scale does.
+def _leads_on(graph: Graph, consumer: Op, axes: Mapping[str, int]) -> bool:
+    """Whether `consumer` may stand between a concat, whose channels are on these axes of tensors, and its layer."""
+    if is_gate(graph, consumer):
+        return sum(name in axes for name in consumer.inputs) == 1
+    if consumer.kind == "add":  # of what several gates let through, as in scSE
+        return len({axes.get(name) for name in consumer.inputs}) == 1
+    return consumer.kind in _FORWARD and scales_through(consumer)
+
+
+# What the channels of a concat may pass through on their way to the fusion layer, beside gates. A per-channel affine
+# map commutes with all of them but ReLU, pooling and gates, with which only its scale does.
 _FORWARD: frozenset[Kind] = frozenset(
     {"identity", "resample", "relu", "pool", "pad", "crop", "permute", "reshape", "written"}
 )
@@ -167,7 +175,7 @@ def _site(graph: Graph, concat: Op, layer: Op, way: Sequence[Op]) -> Site:
     norm, per_channel = _norm_behind(graph, layer)
     # a strided transposed kernel spreads a mean unevenly
     phases = transposed and any(stride > 1 for stride in layer.attributes["stride"])
-    scale_only = phases or per_channel or any(op.kind in {"relu", "pool"} for op in way)
+    scale_only = phases or per_channel or any(op.kind in {"relu", "pool", "elementwise"} for op in way)
     shift: Literal["bias"] | None = "bias" if bias and not scale_only else None
     padded = layer.attributes.get("padded", False) or any(op.attributes.get("zero") for op in way)
     return Site(

@@ -355,10 +355,10 @@ class StillDropping(Net):
         return self.fuse(F.dropout(self.cat(x), 0.0, training=True))
 
 
-class Attention(Net):
+class Product(Net):
     def forward(self, x):
         u = self.cat(x)
-        return self.fuse(u * torch.sigmoid(u.mean((2, 3), keepdim=True)))
+        return self.fuse(u * torch.sigmoid(u))
 
 
 class PadByOnes(Net):
@@ -383,13 +383,38 @@ class Flattened(nn.Module):
     [
         (Standardized, "weight of"),
         (StillDropping, "its consumer dropout"),
-        (Attention, "is not linear"),
+        (Product, "is not linear"),
         (PadByOnes, "its consumer pad"),
         (Flattened, "its channels do not stay whole in flatten"),
     ],
 )
 def test_refusals(net, reason):
     assert reason in refusal(scanned(net()))
+
+
+class Attention(Net):
+    """Gates for channels and for places between the concat and the layer, as smp's scSE has them."""
+
+    def gated(self, x):
+        u = self.cat(x)
+        return u * torch.sigmoid(u.mean((2, 3), keepdim=True)) + u * torch.sigmoid(u.mean(1, keepdim=True))
+
+    def forward(self, x):
+        return self.fuse(self.gated(x))
+
+
+def test_a_layer_behind_an_attention_is_equalized_to_what_it_reads():
+    net = Attention().eval()
+    found = scan(net, X)
+    (site,) = found.sites
+    assert {branch.fixed for branch in site.branches} == {
+        "it goes through mul in mul, which does not pass a change of scale on"
+    }
+    u = net.gated(X).detach()
+    low, high = u[:, :4].std(correction=0), u[:, 4:].std(correction=0)
+    expected = net.fuse(torch.cat([u[:, :4] / low, u[:, 4:] / high], 1))
+    apply(make_plan(net, found, measure(net, found, [X]), "rescale", scale="paper"), net)
+    torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-5)  # sums run in another order
 
 
 class Filled(Net):
