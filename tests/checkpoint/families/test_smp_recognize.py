@@ -20,6 +20,7 @@ from equalize.errors import CheckpointError
 NETWORKS = {
     "Unet": {"decoder_channels": [16, 8, 8, 8, 8], "classes": 3},
     "Unet of three levels": {"decoder_channels": [16, 8, 8], "encoder_depth": 3},
+    "Unet without BatchNorms": {"decoder_use_norm": False, "decoder_channels": [8, 8], "encoder_depth": 2},
     "UnetPlusPlus": {"decoder_channels": [16, 16, 16], "encoder_depth": 3, "decoder_attention_type": "scse"},
     "MAnet": {"decoder_pab_channels": 16},
     "MAnet of one level": {"decoder_channels": [8], "encoder_depth": 1},
@@ -28,6 +29,7 @@ NETWORKS = {
     "FPN": {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32, "decoder_merge_policy": "cat"},
     "FPN that fuses the image too": {"encoder_depth": 3, "in_channels": 4},
     "PSPNet": {"psp_out_channels": 64, "in_channels": 4},
+    "PSPNet of two heads": {"psp_out_channels": 8, "aux_params": {"classes": 4}},
     "PSPNet of four levels": {"encoder_depth": 4, "psp_out_channels": 8},
     "PSPNet of five levels": {"encoder_depth": 5, "psp_out_channels": 8},
     "DeepLabV3": {"decoder_channels": 32, "decoder_aspp_separable": True},
@@ -141,10 +143,11 @@ def test_what_is_almost_of_smp_is_refused_with_the_flag(change, what):
 
 
 def test_what_is_unusual_is_taken_from_the_user_and_the_rest_is_told_by_the_keys():
-    given = {"decoder_channels": [16, 8, 8], "encoder_depth": 3, "decoder_use_norm": False, "in_channels": 4}
+    norm = {"decoder_use_norm": {"type": "instancenorm", "affine": True}}
+    given = {"decoder_channels": [16, 8, 8], "encoder_depth": 3, "in_channels": 4, **norm}
     shapes = shapes_of("Unet", "resnet18", given)
     assert "say its encoder and what else is unusual" in refused(shapes)
-    _, found, _ = recognize(shapes, "x.pth", "Unet", {"decoder_use_norm": False})
+    _, found, _ = recognize(shapes, "x.pth", "Unet", norm)
     assert {**given, "encoder_name": "resnet18"}.items() <= found.items()
 
 

@@ -23,6 +23,7 @@ Options = dict[str, list[object]]
 
 _PARTS = {"encoder", "decoder", "segmentation_head"}
 _HEADS = ("segmentation_head.0.weight", "segmentation_head.head.4.weight")  # the second is DPT's
+_AUX = "classification_head.3.weight"
 _PAB, _FPA = "decoder.center.top_conv.weight", "decoder.fpa.branch1.1.conv.weight"
 _NORMS = "decoder.feature_norms.{}.weight"
 _COUNTER = ".num_batches_tracked"  # old files have none
@@ -143,9 +144,18 @@ def _decoder(bare: Shapes) -> tuple[str | None, Options]:
     name = next((name for name, (mark, _) in _DECODERS.items() if mark in bare), None)
     try:
         head = next(key for key in _HEADS if key in bare)
-        return name, {"classes": [bare[head][0]], **_DECODERS[str(name)][1](bare)}
+        return name, {"classes": [bare[head][0]], **_DECODERS[str(name)][1](bare), **_extras(str(name), bare)}
     except (KeyError, IndexError, StopIteration):
         return None, {}
+
+
+def _extras(name: str, bare: Shapes) -> Options:
+    """An auxiliary head that classifies images; no BatchNorm in a decoder that has them by default."""
+    aux: Options = {"aux_params": [{"classes": bare[_AUX][0]}]} if _AUX in bare else {}
+    if "decoder_use_norm" not in signature(builder(name)).parameters:
+        return aux
+    normalized = any(key.startswith("decoder.") and key.endswith(".running_mean") for key in bare)
+    return aux if normalized else {**aux, "decoder_use_norm": [False]}
 
 
 def under_smp_keys(shapes: Shapes) -> Shapes | None:
