@@ -10,6 +10,8 @@ from torch.fx import Node
 
 from equalize.graph.graph import Kind
 
+_BROADCASTS = ("expand", "repeat", "tile", "expand_as", "broadcast_to")
+
 
 def named_arguments(node: Node) -> dict[str, Any]:
     """Arguments by their names in the operator's schema, defaults filled in."""
@@ -27,6 +29,8 @@ def kind_of(name: str, node: Node, arguments: Mapping[str, Any]) -> Kind:
     kind = KINDS.get(name.removesuffix("_"), "other")
     if name.startswith("adaptive_avg_pool") and _is_area_interpolation(node, arguments):
         return "resample"
+    if name in _BROADCASTS and _is_from_one_place(node, arguments):
+        return "resample"
     if "dropout" in name and arguments.get("train"):
         return "other"
     if kind == "identity" and not _is_real(node):
@@ -39,6 +43,12 @@ def kind_of(name: str, node: Node, arguments: Mapping[str, Any]) -> Kind:
 def _is_area_interpolation(node: Node, arguments: Mapping[str, Any]) -> bool:
     """interpolate(mode="area") is adaptive average pooling; a pooling module or global pooling is not meant so."""
     return "AdaptiveAvgPool" not in module_of(node)[1] and math.prod(arguments.get("output_size") or [1]) > 1
+
+
+def _is_from_one_place(node: Node, arguments: Mapping[str, Any]) -> bool:
+    """Whether each channel's one number is copied to all places, as what was pooled globally is."""
+    before, after = shape_of(arguments.get("self")), shape_of(node)
+    return len(after) > 2 and before == (*after[:2], *(1,) * (len(after) - 2)) != after
 
 
 def module_of(node: Node) -> tuple[str, str]:
@@ -89,6 +99,7 @@ def _resample(name: str, arguments: Mapping[str, Any], node: Node) -> dict[str, 
         "trilinear": "trilinear",
         "linear1d": "linear",
         "linear": "bilinear",
+        **dict.fromkeys(_BROADCASTS, "nearest"),
     }
     return {"mode": next((mode for part, mode in modes.items() if part in name), "area")}
 

@@ -163,7 +163,7 @@ class _Reader:
                 key = self.keys.get(argument.name)
                 parameters[role] = key if key in self.plain or role.startswith("running") else None
         left_out = {"out"} | {argument for argument, role in roles.items() if parameters.get(role) is not None}
-        left_out |= {"other"} if kind in {"identity", "reshape"} else set()  # `view_as` reads a shape
+        left_out |= {"other"} if kind in {"identity", "reshape", "resample"} else set()  # `view_as` reads a shape
         data = {argument: value for argument, value in arguments.items() if argument not in left_out}
         return Op(
             name=node.name,

@@ -57,7 +57,9 @@ def is_gate(graph: Graph, op: Op) -> bool:
     """Whether an op multiplies a tensor by weights for its channels or its places, such as those of an attention."""
     size = math.prod(op.shape)
     weighs = op.kind == "elementwise" and op.target.rstrip("_") == "mul"
-    return weighs and any(math.prod(graph[name].shape) < size for name in op.inputs)
+    factors = (graph[name] for name in op.inputs)
+    sources = (graph[each.inputs[0]] if each.target.startswith("expand") else each for each in factors)
+    return weighs and any(math.prod(each.shape) < size for each in sources)
 
 
 def find_readers(graph: Graph, made: Op) -> Iterator[Reader | str]:

@@ -417,6 +417,22 @@ def test_a_layer_behind_an_attention_is_equalized_to_what_it_reads():
     torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-5)  # sums run in another order
 
 
+@pytest.mark.parametrize(
+    "spread",
+    [lambda g, a: g.expand(-1, -1, *a.shape[2:]), lambda g, a: g.expand_as(a), lambda g, a: g.repeat(1, 1, 16, 16)],
+)
+def test_what_is_copied_to_all_places_is_resampled_as_by_nearest_interpolation(spread):
+    class Pooled(Net):
+        def cat(self, x):
+            high = self.high(x)
+            whole = self.low(x).mean((2, 3), keepdim=True)
+            return torch.cat([spread(whole, high.repeat(1, 2, 1, 1)), high], 1)
+
+    (site,) = scanned(Pooled()).sites
+    assert [(branch.resampling, branch.factor) for branch in site.branches] == [("nearest", (16, 16)), (None, (1, 1))]
+    assert site.branches[0].producers == ("low.weight", "low.bias")
+
+
 class Filled(Net):
     """Branches are written into their places instead of being concatenated."""
 
