@@ -53,13 +53,14 @@ def scales_through(op: Op) -> bool:
     return op.kind in _HOMOGENEOUS
 
 
-def is_gate(graph: Graph, op: Op) -> bool:
-    """Whether an op multiplies a tensor by weights for its channels or its places, such as those of an attention."""
+def gated(graph: Graph, op: Op) -> frozenset[str]:
+    """Those of an op's inputs that it multiplies by weights for channels or places, such as an attention's."""
+    if op.kind != "elementwise" or op.target.rstrip("_") != "mul":
+        return frozenset()
+    spread = {name: graph[name].inputs[0] for name in op.inputs if graph[name].target.startswith("expand")}
     size = math.prod(op.shape)
-    weighs = op.kind == "elementwise" and op.target.rstrip("_") == "mul"
-    factors = (graph[name] for name in op.inputs)
-    sources = (graph[each.inputs[0]] if each.target.startswith("expand") else each for each in factors)
-    return weighs and any(math.prod(each.shape) < size for each in sources)
+    whole = {name for name in op.inputs if math.prod(graph[spread.get(name, name)].shape) == size}
+    return frozenset(whole) if whole != set(op.inputs) else frozenset()
 
 
 def find_readers(graph: Graph, made: Op) -> Iterator[Reader | str]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from equalize.graph.graph import Graph, Kind, Op
 from equalize.sites.branches import Branch, any_resampled, find_branches
-from equalize.sites.readers import carry_axis, is_gate, place, scales_through, summed_axis, weight_axis
+from equalize.sites.readers import carry_axis, gated, place, scales_through, summed_axis, weight_axis
 from equalize.sites.refusals import Refusal, explain_nothing
 
 SiteKind = Literal["resampled", "plain"]
@@ -140,8 +140,8 @@ def _readings(graph: Graph, concat: Op) -> Iterator[tuple[Op, Sequence[Op]] | st
 
 def _leads_on(graph: Graph, consumer: Op, axes: Mapping[str, int]) -> bool:
     """Whether `consumer` may stand between a concat, whose channels are on these axes of tensors, and its layer."""
-    if is_gate(graph, consumer):
-        return sum(name in axes for name in consumer.inputs) == 1
+    if gated(graph, consumer) >= axes.keys() & set(consumer.inputs):
+        return True
     if consumer.kind == "add":  # of what several gates let through, as in scSE
         return len({axes.get(name) for name in consumer.inputs}) == 1
     return consumer.kind in _FORWARD and scales_through(consumer)

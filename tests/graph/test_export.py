@@ -417,6 +417,17 @@ def test_a_layer_behind_an_attention_is_equalized_to_what_it_reads():
     torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-5)  # sums run in another order
 
 
+def test_weights_that_are_concatenated_themselves_are_no_branches():
+    class Weighed(Net):
+        def forward(self, x):
+            high, low = self.high(x), up(self.low(half(x)))
+            weights = torch.cat([low.mean((2, 3), keepdim=True), high.mean((2, 3), keepdim=True)], 1)
+            return self.fuse(torch.cat([low, high], 1) * weights)
+
+    (site,) = scanned(Weighed()).sites
+    assert [branch.resampling for branch in site.branches] == ["bilinear", None]
+
+
 @pytest.mark.parametrize(
     "spread",
     [lambda g, a: g.expand(-1, -1, *a.shape[2:]), lambda g, a: g.expand_as(a), lambda g, a: g.repeat(1, 1, 16, 16)],
