@@ -152,7 +152,7 @@ class _Reader:
         arguments = named_arguments(node)
         kind = kind_of(name, node, arguments)
         if kind == "concat":  # loops begin with an empty tensor, and smp has one where an encoder lacks a level
-            arguments["tensors"] = [each for each in arguments["tensors"] if 0 not in shape_of(each)]
+            arguments["tensors"] = [each for each in arguments["tensors"] if not _is_empty(shape_of(each))]
             kind = "concat" if len(arguments["tensors"]) > 1 else "identity"
         if kind == "linear" and self._projects_for_attention(node, arguments):
             kind, name = "other", "multi_head_attention"
@@ -217,3 +217,8 @@ def _stacked_dim(stack: Node) -> int:
 def _submodule(module: nn.Module, node: Node) -> GraphModule | None:
     inner = getattr(module, str(node.target), None) if node.op == "get_attr" else None
     return inner if isinstance(inner, GraphModule) else None
+
+
+def _is_empty(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape adds nothing to a concat, however many images there are."""
+    return shape == (0,) or 0 in shape[1:]
