@@ -33,7 +33,8 @@ _MOST_TENSORS = 60  # rows of a table
 _DELTA = (
     f"Delta is how much more of what is to be learned, the variance of the labels, {STEPS} steps of gradient descent "
     "explain once the branches are of one scale; without labels, of targets that lie in every branch alike. From "
-    f"{GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images agree."
+    f"{GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images agree. "
+    "It speaks of a layer that starts from zero, not of one that is trained already."
 )
 _FIGURES = (
     "Sigma is the standard deviation of all values of a branch as they enter the layer, and whiskers "
