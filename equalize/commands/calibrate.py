@@ -83,7 +83,7 @@ def calibrate_checkpoint(
     facts = {"input_check": checked.to_json(), "command": command}
     plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data) | facts), checkpoint)
     if demand_sites and not plan.sites:
-        raise _no_site(name, plan)
+        raise _no_site(name, plan, found)
     if dry_run or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
@@ -104,10 +104,13 @@ def write_calibration_report(plan: Plan, kept: Sequence[Measurement], directory:
     return write_page(directory, f"Calibration of {plan.facts['source']}", sections)
 
 
-def _no_site(name: ModelName, plan: Plan) -> InputError:
+def _no_site(name: ModelName, plan: Plan, found: Scan) -> InputError:
     reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
-    what = f"has no fusion layer that can be equalized{reasons and f' ({reasons})'}; nothing was written"
-    return InputError(name.source, what, remedy="see equalize scan --all, and --sites")
+    stuck = plan.strategy == "migrate" and bool(found.sites)
+    what = f"has no fusion layer that {'migrate can equalize' if stuck else 'can be equalized'}"
+    what += f"{reasons and f' ({reasons})'}; nothing was written"
+    preserve = "name --strategy preserve, which has no branch moved, or " if stuck else ""
+    return InputError(name.source, what, remedy=f"{preserve}see equalize scan --all, and --sites")
 
 
 def demand_original(checkpoint: Checkpoint) -> None:

@@ -292,3 +292,10 @@ def test_auto_leaves_alone_what_gains_nothing_and_writes_all_the_same(
     assert forced.strategy == Plan.read(tmp_path / "forced").strategy == "migrate"
     named = calibrate_checkpoint(name, photos, tmp_path / "named", config=CONFIG, strategy="rescale")
     assert named.strategy == named.sites[0].strategy == "rescale"
+
+
+def test_where_no_branch_can_move_migrate_names_the_strategy_that_needs_none_to(tmp_path, photos):
+    custom = save_code(FACTORY.replace(".relu()", ".sigmoid()"), tmp_path)
+    with pytest.raises(InputError, match=r"no fusion layer that migrate can equalize \(fuse: .*--strategy preserve"):
+        calibrate_checkpoint(custom, photos, tmp_path / "out", strategy="migrate", config=CONFIG)
+    assert calibrate_checkpoint(custom, photos, tmp_path / "out", strategy="preserve", config=CONFIG).sites
