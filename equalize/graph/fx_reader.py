@@ -152,7 +152,8 @@ class _Reader:
         arguments = named_arguments(node)
         kind = kind_of(name, node, arguments)
         if kind == "concat":  # loops begin with an empty tensor, and smp has one where an encoder lacks a level
-            arguments["tensors"] = [each for each in arguments["tensors"] if not _is_empty(shape_of(each))]
+            parts = arguments["tensors"]
+            arguments["tensors"] = [each for each in parts if not _is_empty(shape_of(each))] or parts[:1]
             kind = "concat" if len(arguments["tensors"]) > 1 else "identity"
         if kind == "linear" and self._projects_for_attention(node, arguments):
             kind, name = "other", "multi_head_attention"

@@ -3,10 +3,12 @@
 Everything is decided by the scores of finished runs alone, so that a comparison that is resumed decides the same.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from equalize.commands.compare.setup import Run, Setup
+from equalize.errors import NumericsError
 
 _MOST_STEPS = 6  # of a sweep beyond the rates that were asked for, in either direction
 _SAME = 1.2  # rates within this factor count as one
@@ -35,6 +37,8 @@ class Tuned:
 def tune(setup: Setup, train: Callable[[Sequence[Run]], None], score: Callable[[Run], float]) -> dict[str, Tuned]:
     """Trains what is missing until every arm's best rate lies within its sweep, or the sweep was extended often enough.
 
+    Beyond the rates that were asked for, a sweep also ends where training diverges.
+
     Args:
         setup: of the comparison; its seeds are those that tune.
         train: trains the runs that are not finished.
@@ -51,13 +55,13 @@ def tune(setup: Setup, train: Callable[[Sequence[Run]], None], score: Callable[[
     def mean(arm: str, rate: float) -> float:
         return sum(score(Run(arm=arms[arm], rate=rate, seed=seed)) for seed in setup.seeds) / len(setup.seeds)
 
-    for _ in range(_MOST_STEPS + 1):
-        train(runs(sweeps))
-        means = {arm: [mean(arm, rate) for rate in rates] for arm, rates in sweeps.items()}
-        further = {arm: _beyond(rates, means[arm], len(setup.rates)) for arm, rates in sweeps.items()}
-        if not any(further.values()):
-            break
-        sweeps = {arm: sorted([*rates, *further[arm]]) for arm, rates in sweeps.items()}
+    train(runs(sweeps))
+    for arm, rates in sweeps.items():
+        with contextlib.suppress(NumericsError):  # where training diverges, the sweep ends
+            while further := _beyond(rates, [mean(arm, rate) for rate in rates], len(setup.rates)):
+                train(runs({**dict.fromkeys(arms, ()), arm: further}))
+                rates[:] = sorted([*rates, *further])
+    means = {arm: [mean(arm, rate) for rate in rates] for arm, rates in sweeps.items()}
     bests = {arm: rates[means[arm].index(max(means[arm]))] for arm, rates in sweeps.items()}
     tenths = {arm: _near(rates, bests[arm] / 10) for arm, rates in sweeps.items()}
     train(runs({arm: [rate] for arm, rate in tenths.items()}))

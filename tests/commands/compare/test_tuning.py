@@ -18,7 +18,7 @@ from equalize.commands.compare.report import headings, legend, rows_of
 from equalize.commands.compare.setup import Setup
 from equalize.commands.compare.tuning import tune
 from equalize.commands.finetune import stored_backbone
-from equalize.errors import InputError
+from equalize.errors import InputError, NumericsError
 from tests.commands.compare.test_runs import QUICK
 from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
@@ -62,6 +62,24 @@ def test_a_sweep_ends_though_the_best_is_at_its_edge():
     found, _ = tuned(1e9)
     assert len(found["migrate"].rates) == 9
     assert found["migrate"].at_edge
+
+
+def test_a_sweep_ends_where_training_diverges():
+    setup = SimpleNamespace(arms=read_arms(["none", "migrate"]), rates=(1e-3, 3e-3), seeds=(0, 1))
+    trained = set()
+
+    def train(runs):
+        if any(run.arm.name == "migrate" and run.rate > 2e-2 for run in runs):
+            raise NumericsError("step 1", "the loss is not finite")
+        trained.update(runs)
+
+    found = tune(setup, train, lambda run: 50 + run.rate)  # the higher, the better
+    assert found["migrate"].rates == (1e-3, 3e-3, 9e-3)
+    assert (found["migrate"].best, found["migrate"].at_edge) == (9e-3, True)
+    assert len(found["none"].rates) == 8
+    setup.rates = (1e-3, 1e-1)  # asked for
+    with pytest.raises(NumericsError):
+        tune(setup, train, lambda run: 50 + run.rate)
 
 
 def test_one_rate_is_no_sweep():
