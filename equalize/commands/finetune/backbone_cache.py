@@ -222,7 +222,8 @@ class CachedPairs(Dataset[dict[str, Tensor]]):
         flips = [self.augment.flips(draw_seed(self.seed, epoch, index)) for epoch, index in places]
         labels = [self.split.label(index) for _, index in places]
         return {
-            "pixel_values": self.blank.expand(len(items), -1, *labels[0].shape),
+            # not `expand`: what is pinned for CUDA must own its memory
+            "pixel_values": self.blank.new_zeros(len(items), self.blank.shape[1], *labels[0].shape),
             "labels": torch.stack([each.flip(-1) if flip else each for each, flip in zip(labels, flips, strict=True)]),
             "features": self.split.rows([index for _, index in places], flips),
         }

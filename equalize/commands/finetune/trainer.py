@@ -89,7 +89,8 @@ def unchanged_globals() -> Iterator[None]:
     """Restores the random numbers of Python, NumPy and torch that transformers seeds."""
     python, of_numpy = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # a training on the CPU leaves CUDA alone: its first use takes memory, and fails in a forked process
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
             yield
     finally:
         random.setstate(python)

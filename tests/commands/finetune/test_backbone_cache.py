@@ -51,6 +51,18 @@ def test_flips_alone_give_the_weights_of_an_uncached_training(custom, five_class
     assert same(again, cached)  # the same kernels on the same numbers
 
 
+def test_batches_can_be_pinned(custom, five_classes, tmp_path, monkeypatch):
+    """For CUDA a batch is copied to memory of the same strides: expanded tensors cannot be written to."""
+    items, read = [], backbone_cache.CachedPairs.__getitems__
+    monkeypatch.setattr(
+        backbone_cache.CachedPairs, "__getitems__", lambda *given: items.append(read(*given)) or items[-1]
+    )
+    train(custom, five_classes, tmp_path / "out", replace(CACHED, max_steps=1, eval_every=1))
+    for name, tensor in items[0].items():
+        pinned = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+        assert torch.equal(pinned, tensor), name
+
+
 def test_scores_of_turned_images_of_four_bands_that_are_padded(custom, tmp_path):
     """Images have an EXIF orientation, their masks are drawn on them as stored; the network takes multiples of 4."""
     data = write_scenes(tmp_path / "data", 5, counts={"train": 4, "val": 3})

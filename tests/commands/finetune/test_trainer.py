@@ -175,6 +175,14 @@ def test_runs_in_one_process_do_not_touch_each_other(custom, five_classes, tmp_p
     assert other.losses[0][1] != next(line["loss"] for line in metrics(uninterrupted) if "loss" in line)
 
 
+def test_training_on_the_cpu_leaves_cuda_alone(custom, five_classes, tmp_path, monkeypatch):
+    """Where there is a GPU that nothing has used: its first use takes memory, and fails in a forked process."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialized"))
+    assert finetune(custom, five_classes, tmp_path / "out", replace(STEADY, max_steps=1)).steps == 1
+
+
 def test_calibrated_run_resumes_with_the_scales_it_measured(custom, five_classes, tmp_path):
     config = replace(STEADY, max_steps=2, eval_every=1, calibrate="preserve")
     finetune(custom, five_classes, tmp_path / "whole", config)
