@@ -99,7 +99,7 @@ class ForwardFlags:
     batch_size: o.ForwardBatchSize = 8
     device: o.Device = "auto"
     precision: o.Precision = "fp32"
-    workers: o.ForwardWorkers = 0
+    workers: o.Workers = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

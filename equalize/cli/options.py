@@ -96,7 +96,6 @@ SlidingWindow = Annotated[
     bool, p.data("Leave images at their own size, slide a window of --size over them.", names=("--sliding-window",))
 ]
 ForwardBatchSize = Annotated[int, p.data("Images a forward pass.", "N", min=1)]
-ForwardWorkers = Annotated[int, p.data("Processes that read images.", "N", min=0)]
 Samples = Annotated[
     Any, p.data("How many images to draw from the data, and measure at most; or all.", "N", parser=values.read_samples)
 ]

@@ -87,7 +87,7 @@ class CommonTrainingFlags:
         ),
     ] = None
     seed: Annotated[int | None, p.optimizer("Of all that is random.", "N", "0", min=0)] = None
-    workers: Annotated[int | None, p.data("Processes that read images.", "N", "0")] = None
+    workers: Annotated[int | None, p.data("Processes that read images.", "N", "none on a CPU, some on a GPU")] = None
     device: Annotated[str | None, p.model("auto, cpu, cuda, cuda:0 or mps.", "NAME", "auto")] = None
     max_pixels: o.MaxPixels = None
 

@@ -17,7 +17,7 @@ from equalize.commands.labels import as_classes
 from equalize.commands.windows import Strips, Windows, is_large
 from equalize.data.bands import Picture
 from equalize.data.images import Item
-from equalize.data.loader import Batch, Batches
+from equalize.data.loader import Batch, Batches, default_workers
 from equalize.device import precision_of
 from equalize.errors import InputError, NumericsError
 from equalize.eval_mode import refusing
@@ -39,8 +39,8 @@ class ForwardConfig:
     """Images, or windows, a forward pass."""
     device: str = "auto"
     precision: str = "fp32"
-    workers: int = 0
-    """Processes that read images."""
+    workers: int | None = None
+    """Processes that read images; by the device if None."""
 
 
 def trial_size(checkpoint: Checkpoint, config: ForwardConfig, images: Sequence[Item]) -> tuple[int, int] | None:
@@ -112,7 +112,7 @@ class Forward:
             size=self.size,
             channels=preprocess.bands,
             batch_size=self.config.batch_size,
-            workers=self.config.workers,
+            workers=default_workers(self.device) if self.config.workers is None else self.config.workers,
             skip_bad=skip_bad,
         )
 

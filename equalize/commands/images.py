@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-import os
 import random
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from equalize.commands.network_input import axes_of, fit_input
 from equalize.data.dataset import DataSet, open_data, sample
 from equalize.data.images import Item
 from equalize.data.label_check import stored_rule
-from equalize.data.loader import Batches
+from equalize.data.loader import Batches, default_workers
 from equalize.data.masks import LabelRule
 from equalize.device import device_of
 from equalize.errors import DataError
@@ -32,7 +31,6 @@ _DEFAULT_SIZE = (512, 512)
 _DEFAULT_SIDE = {1: 4096, 3: 64}  # of networks of other axes than two
 _MOST_IMAGES = 8
 _MOST_PIXELS = 2**22  # a batch
-_MOST_WORKERS = 8
 _FEW = 4  # images that are enough to see whether the input is right
 _NO_LABELS = "no masks: delta is of targets that lie in every branch alike, not of your labels"
 
@@ -68,7 +66,7 @@ class Images(Blocks):
         self._multiple, channels = checkpoint.multiple, checkpoint.preprocess.bands
         self._size = size = config.size or checkpoint.preprocess.size
         device = device_of(config.device)
-        workers = _workers(device) if config.workers is None else config.workers
+        workers = default_workers(device) if config.workers is None else config.workers
         read = partial(
             Batches, self.paths, checkpoint.preprocess, size=size, channels=channels, skip_bad=config.skip_bad
         )
@@ -150,14 +148,6 @@ def _first(found: Batches, dataset: DataSet) -> Tensor:
     if batch is None:
         raise DataError(dataset.root, "holds no readable image")
     return batch.images
-
-
-def _workers(device: torch.device) -> int:
-    """The number of reading processes; none on a CPU, where reading takes a few percent of the time."""
-    if device.type != "cuda":
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def open_images(

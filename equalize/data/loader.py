@@ -5,6 +5,7 @@ N images a batch, H x W pixels.
 
 import contextlib
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -35,6 +36,7 @@ _Loaded = tuple[list[_Stack], list[tuple[int, EqualizeError]]]
 """A group as it comes from a worker, batches and failures: of an error that is raised, only the message would come."""
 
 _BATCHES_A_GROUP = 4
+_MOST_WORKERS = 8
 _LARGEST_LABEL = 2**15 - 1  # of what labels are kept in
 
 
@@ -209,6 +211,14 @@ class Batches(Dataset[_Loaded]):
             error.remedy = error.remedy or f"repair or remove it{share}"
             raise error
         return str(path), str(error).removeprefix(f"{path}: ")
+
+
+def default_workers(device: torch.device) -> int:
+    """How many processes read for a device; none for a CPU, where reading takes a few percent of the time."""
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def _stack(queue: list[tuple[int, Tensor, Tensor | None]]) -> _Stack:

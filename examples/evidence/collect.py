@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from claims import Evidence, networks, verdicts
-from run import Job, jobs
+from run import Job, end_to_end, jobs
 from scipy import stats
 
 from equalize.commands.report.comparison import draw_rates
@@ -191,7 +191,7 @@ def main() -> None:
     out = parser.parse_args().out
     RESULTS.mkdir(exist_ok=True)
     keep_scans(out)
-    runs = {job: gather(job, out) for job in jobs()}
+    runs = {job: gather(job, out) for job in (*jobs(), *end_to_end())}
     evidence = Evidence.read(RESULTS)
     parts = ["### Verdicts\n", verdicts(evidence) + "\n"]
     if name := plot_gains(evidence):

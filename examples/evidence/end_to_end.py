@@ -5,8 +5,8 @@
     python examples/evidence/end_to_end.py --data ADEChallengeData2016 --num-classes 150 --size 512 --max-steps 20000
 
 PSPNet and U-Net over an ImageNet-trained encoder, random crops and scales, bf16; each network is one `equalize
-compare`, which resumes where it was stopped and writes its results to OUT/NETWORK. Started several times, the
-processes share the runs. With --test-split the first seeds choose each arm's rate on val, and the others are scored on
+compare`, which resumes where it was stopped and writes its results to OUT/end-to-end-NETWORK. Started several times,
+the processes share the runs. With --test-split the first seeds choose each arm's rate on val, and the others are scored on
 that split once; without it every seed is trained at every rate and scored on val.
 """
 
@@ -47,7 +47,7 @@ def main() -> None:
     for network in chosen.networks:
         source = [str(chosen.out / "encoder.pth"), *NETWORKS[network].flags, "--init-missing"]
         words = [word for pair in flags.items() for word in pair]
-        equalize(["compare", *source, "--data", chosen.data, "-o", str(chosen.out / network), *words])
+        equalize(["compare", *source, "--data", chosen.data, "-o", str(chosen.out / f"end-to-end-{network}"), *words])
 
 
 if __name__ == "__main__":

@@ -143,6 +143,13 @@ def jobs() -> Iterator[Job]:
     yield replace(sgd, rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), more=("--optimizer", "sgd"))
 
 
+def end_to_end() -> Iterator[Job]:
+    """What `end_to_end.py` trains on a GPU."""
+    for network in ("pspnet", "unet"):
+        job = Job(name=f"end-to-end-{network}", network=network, steps=1000, arms=("none", "rescale", "explicit"))
+        yield replace(job, rates=(3e-4, 1e-3, 3e-3), tune=1, confirm=3)
+
+
 def train_first(network: str, data: Path, out: Path) -> list[str]:
     """`equalize finetune ...` of a network on the first half of the classes."""
     return [

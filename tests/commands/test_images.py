@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from equalize.checkpoint.preprocess import Preprocess
-from equalize.commands import images as inputs
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.images import Images
 from equalize.data.dataset import open_data
@@ -72,14 +71,6 @@ def test_a_run_that_may_stop_early_sees_the_images_in_random_order(tmp_path):
     orders = [[path.name for path in images(tmp_path, tolerance=0.1, seed=seed).paths] for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) != orders[0]
-
-
-@pytest.mark.parametrize(("cores", "processes", "expected"), [(16, 1, 8), (16, 4, 3), (2, 1, 1), (2, 2, 0)])
-def test_an_accelerator_gets_processes_that_read(monkeypatch, cores, processes, expected):
-    monkeypatch.setattr(inputs.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert inputs._workers(torch.device("cuda")) == expected
-    assert inputs._workers(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize("size", [(8, 8), None])

@@ -3,12 +3,15 @@
 from transformers import TrainingArguments
 
 from equalize.commands.finetune.splits import Task
+from equalize.data.loader import default_workers
 from equalize.distributed import rank_and_number
 
 
 def arguments_of(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
     """The configuration of a task with that many pairs; the trainer keeps its state in the directory."""
     config, device = task.config, task.device
+    workers = default_workers(device) if config.workers is None else config.workers
+    workers = 0 if config.cache_backbone else workers  # nothing is decoded
     interval = "steps" if config.eval_every else "epoch"
     a_round = config.batch_size * rank_and_number()[1]  # a batch for each process; of fewer pairs nothing would be left
     args = TrainingArguments(
@@ -22,7 +25,8 @@ def arguments_of(task: Task, directory: str, *, pairs: int) -> TrainingArguments
         fp16=config.precision == "fp16",
         seed=config.seed,
         use_cpu=device.type == "cpu",
-        dataloader_num_workers=0 if config.cache_backbone else config.workers,  # nothing is decoded
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
         dataloader_pin_memory=device.type == "cuda",
         dataloader_drop_last=pairs >= a_round,  # a batch of one is too small for some BatchNorms
         ddp_find_unused_parameters=True,

@@ -106,7 +106,8 @@ class TrainConfig:
     train_as: TrainAs | None = None
     """Whether the optimizer sees the equalized weights V or the plain ones; None: V wherever a plan is in effect."""
     seed: int = 0
-    workers: int = 0
+    workers: int | None = None
+    """Processes that read images; by the device if None."""
     device: str = "auto"
     report_to: tuple[str, ...] = ()
     """tensorboard, trackio, or what else transformers reports to."""

@@ -90,7 +90,8 @@ def unchanged_globals() -> Iterator[None]:
     python, of_numpy = random.getstate(), numpy.random.get_state()
     try:
         # a training on the CPU leaves CUDA alone: its first use takes memory, and fails in a forked process
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else []):
             yield
     finally:
         random.setstate(python)
