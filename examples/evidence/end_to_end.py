@@ -6,8 +6,8 @@
 
 PSPNet and U-Net over an ImageNet-trained encoder, random crops and scales, bf16; each network is one `equalize
 compare`, which resumes where it was stopped and writes its results to OUT/end-to-end-NETWORK. Started several times,
-the processes share the runs. With --test-split the first seeds choose each arm's rate on val, and the others are scored on
-that split once; without it every seed is trained at every rate and scored on val.
+the processes share the runs. With --test-split the first seeds choose each arm's rate on val, and the others are scored
+on that split once; without it every seed is trained at every rate and scored on val.
 """
 
 import argparse
