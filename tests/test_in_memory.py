@@ -117,3 +117,24 @@ def test_types(tmp_path):
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert len(errors) == 1, done.stdout
     assert "use.py:7: error: No overload variant" in errors[0]
+
+
+def test_weights_are_not_equalized_twice(network):
+    """As where a cell of a notebook runs again: the factors would be squared."""
+    plan = network[1]
+    model, x, _ = drawn("bias")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    equalize.apply(plan, model)
+    once = model.body.fuse.weight.detach().clone()
+    for again in (lambda: equalize.apply(plan, model), lambda: equalize.calibrate(model, [x], "rescale")):
+        with pytest.raises(
+            equalize.EqualizeError, match=r"^body\.fuse\.weight: is already equalized.*; load"
+        ):
+            again()
+        assert torch.equal(model.body.fuse.weight, once)
+    model.load_state_dict(before)
+    equalize.calibrate(model, [x], "rescale")
+    torch.testing.assert_close(model.body.fuse.weight, once)  # the plan's sigmas are of these images
+    model.load_state_dict(before)
+    equalize.apply(plan, model)
+    assert torch.equal(model.body.fuse.weight, once)

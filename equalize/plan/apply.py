@@ -13,6 +13,7 @@ from equalize.plan.draw import redraw
 from equalize.plan.edits import Add, Draw, Edit, Scale, ScaleInputs, Set
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
 from equalize.plan.plan import Plan
+from equalize.plan.rewritten import demand_not_rewritten, remember_rewritten
 from equalize.sites.sites import Site
 
 _PART = 1 << 21  # elements that are held in float64 at a time
@@ -22,12 +23,14 @@ def apply(plan: Plan, model: nn.Module) -> None:
     """Rewrites the tensors that `plan` lists, in place; nothing for `preserve`.
 
     Raises:
-        SiteError: if the plan does not fit the model; the model is then unchanged.
+        SiteError: if the plan does not fit the model, or rewrote it before; the model is then unchanged.
         NumericsError: if a rewritten tensor is not finite in its dtype; the model is then unchanged.
     """
     demand_fit(plan, model)
+    demand_not_rewritten(model, (edit.tensor for edit in plan.edits))
     with undone_on_failure(model) as before:
         apply_edits(plan.edits, model, before)
+    remember_rewritten(model, plan.edits)
 
 
 def demand_fit(plan: Plan, model: nn.Module) -> None:

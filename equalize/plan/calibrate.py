@@ -21,6 +21,7 @@ from equalize.plan.apply import apply_edits, put_back, undone_on_failure, with_a
 from equalize.plan.choose import Choice, choose
 from equalize.plan.edits import Edit, Set
 from equalize.plan.plan import Plan, ScaleTo, Strategy
+from equalize.plan.rewritten import demand_not_rewritten, remember_rewritten
 from equalize.plan.strategies import Decision, decide
 from equalize.sites.scan import Scan, scan
 from equalize.wrappers import unwrapped
@@ -52,17 +53,20 @@ def calibrate(
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
     Raises:
-        NumericsError: at the first non-finite value. SiteError: for an unknown strategy, or no images.
+        NumericsError: at the first non-finite value. SiteError: for an unknown strategy, no images, or weights that
+            an earlier call equalized.
     """
     start = time.perf_counter()
     model = unwrapped(model)
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
+    demand_not_rewritten(model, (site.weight for site in found.sites))
     undecided = choose(found.sites, strategy, seed, newly_initialized)
     with undone_on_failure(model) as before:
         measured, decided, edits = _stage_by_stage(
             model, undecided, batches, before, found=found, scale=scale, tolerance=tolerance, names=names, keep=keep
         )
+    remember_rewritten(model, edits)
     planned = {site.layer: site for decision in decided for site in decision.sites}
     sites = tuple(planned[each.layer] for each in found.sites if each.layer in planned)
     if not any(site.changes_function for site in sites):
