@@ -53,15 +53,15 @@ def calibrate(
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
     Raises:
-        NumericsError: at the first non-finite value. SiteError: for an unknown strategy, no images, or weights that
-            an earlier call equalized.
+        NumericsError: at the first non-finite value. SiteError: for an unknown strategy, no images, or weights to
+            rescale that an earlier call rewrote.
     """
     start = time.perf_counter()
     model = unwrapped(model)
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
-    demand_not_rewritten(model, (site.weight for site in found.sites))
     undecided = choose(found.sites, strategy, seed, newly_initialized)
+    demand_not_rewritten(model, (each.site.weight for each in undecided if each.strategy == "rescale"))
     with undone_on_failure(model) as before:
         measured, decided, edits = _stage_by_stage(
             model, undecided, batches, before, found=found, scale=scale, tolerance=tolerance, names=names, keep=keep
