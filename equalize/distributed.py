@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
 from equalize.errors import InputError, PeerError, ResourceError
+from equalize.eval_mode import is_expanded
 
 _Item = TypeVar("_Item")
 
@@ -29,6 +30,9 @@ def join(device: torch.device) -> torch.device:
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes < 2:  # on an accelerator Accelerate goes by LOCAL_RANK alone
+        what = f"not set, where WORLD_SIZE={os.environ['WORLD_SIZE']}, or there is no CUDA device"
+        raise InputError("LOCAL_RANK", what, remedy="start the processes with torchrun, or use --device cpu")
     found: torch.device = state.device
     return found
 
@@ -181,7 +185,10 @@ def broadcast_buffers(model: nn.Module) -> None:
     """Broadcasts the main process's buffers to all, such as the running statistics of BatchNorms."""
     if rank_and_number()[1] > 1:
         for buffer in nn.Module.buffers(model):
-            distributed.broadcast(buffer, src=0)
+            dense = buffer.contiguous()  # NCCL takes no other
+            distributed.broadcast(dense, src=0)
+            if dense is not buffer and not is_expanded(buffer):
+                buffer.copy_(dense)
 
 
 def from_main(value: _Item) -> _Item:

@@ -31,7 +31,7 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     contents = [(container, container.copy()) for container in (_containers(model) if attributes else ())]
     buffers = [(each, vars(each).copy(), dict(each._buffers.items())) for each in nn.Module.modules(model)]
     named = nn.Module.named_buffers(model)
-    values = [(buffer, buffer.detach().clone()) for _, buffer in named if not _is_expanded(buffer)]
+    values = [(buffer, buffer.detach().clone()) for _, buffer in named if not is_expanded(buffer)]
     try:
         model.eval()
         with torch.no_grad(), _full_float32(), torch.random.fork_rng(devices=_cuda_devices(model)):
@@ -94,7 +94,7 @@ def set_containers_training(model: nn.Module) -> None:
         module.training = any(True for _ in nn.Module.children(module)) and not isinstance(module, _RANDOM)
 
 
-def _is_expanded(tensor: Tensor) -> bool:
+def is_expanded(tensor: Tensor) -> bool:
     """Whether elements share memory, so that the tensor cannot be written to, by a forward pass neither."""
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
@@ -102,6 +102,13 @@ def _is_expanded(tensor: Tensor) -> bool:
 def _cuda_devices(model: nn.Module) -> list[int]:
     """The CUDA devices that a model is on, whose random state a run of it may move."""
     return sorted({tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"})
+
+
+def seed_run(model: nn.Module, seed: int) -> None:
+    """Seeds what a run of a model draws from, and no other accelerator; within `eval_mode`, which restores it."""
+    torch.default_generator.manual_seed(seed)
+    for device in _cuda_devices(model):
+        torch.cuda.default_generators[device].manual_seed(seed)
 
 
 @contextlib.contextmanager

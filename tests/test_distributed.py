@@ -5,8 +5,21 @@ import signal
 import time
 
 import pytest
+import torch
+from accelerate import PartialState
 
-from equalize.distributed import fail_together, from_main, gather, is_main, joined, leave, rank_and_number
+from equalize import distributed
+from equalize.distributed import (
+    broadcast_buffers,
+    fail_together,
+    from_main,
+    gather,
+    is_main,
+    join,
+    joined,
+    leave,
+    rank_and_number,
+)
 from equalize.errors import DataError, InputError, NumericsError, PeerError, ResourceError
 from tests.support.side_by_side import in_processes
 
@@ -100,3 +113,31 @@ def test_processes_that_do_not_meet(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="not set, where WORLD_SIZE=2"), joined(exit_code_of):
         pass
+
+
+def test_buffers_are_broadcast_as_nccl_takes_them(monkeypatch):
+    """It refuses tensors that are not contiguous; an expanded one holds a constant of the network."""
+
+    def broadcast(tensor, src):
+        assert tensor.is_contiguous()
+        tensor.fill_(7)
+
+    monkeypatch.setattr(distributed, "rank_and_number", lambda: (0, 2))
+    monkeypatch.setattr(distributed.distributed, "broadcast", broadcast)
+    module = torch.nn.BatchNorm2d(2)
+    module.register_buffer("turned", torch.arange(6.0).view(2, 3).T)
+    module.register_buffer("expanded", torch.zeros(1).expand(4))
+    broadcast_buffers(module)
+    assert [float(buffer.float().mean()) for buffer in module.buffers()] == [7, 7, 7, 7, 0]
+
+
+def test_processes_that_accelerate_does_not_join(monkeypatch):
+    """On an accelerator it goes by LOCAL_RANK, which mpirun does not set: each would train alone, into one OUT."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    try:
+        with pytest.raises(InputError, match=r"LOCAL_RANK: not set, where WORLD_SIZE=2.*torchrun"):
+            join(torch.device("cuda"))
+    finally:
+        PartialState._reset_state()

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from equalize.checkpoint.build import construct
 from equalize.eval_mode import eval_mode
+from equalize.graph.record import record
+from equalize.plan.draw import redraw
 
 
 class Keeps(nn.Module):
@@ -142,3 +145,12 @@ def test_older_and_newer_switches_of_precision(lower):
     with eval_mode(nn.Dropout()):
         assert precisions()[:6] == ["ieee"] * 4 + ["highest", False]
     assert precisions() == before
+
+
+def test_seeds_of_a_gpu_are_the_callers(monkeypatch):
+    """Whatever is drawn or run here is on the CPU; nothing would put the seeds of CUDA back."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("CUDA was seeded"))
+    layer = nn.Conv2d(3, 3, 1)
+    redraw(layer, 5)
+    construct(lambda: nn.Conv2d(3, 3, 1), "layer")
+    record(layer, (torch.randn(1, 3, 4, 4),))

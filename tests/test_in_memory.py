@@ -127,9 +127,7 @@ def test_weights_are_not_equalized_twice(network):
     equalize.apply(plan, model)
     once = model.body.fuse.weight.detach().clone()
     for again in (lambda: equalize.apply(plan, model), lambda: equalize.calibrate(model, [x], "rescale")):
-        with pytest.raises(
-            equalize.EqualizeError, match=r"^body\.fuse\.weight: is already equalized.*; load"
-        ):
+        with pytest.raises(equalize.EqualizeError, match=r"^body\.fuse\.weight: is already equalized.*; load"):
             again()
         assert torch.equal(model.body.fuse.weight, once)
     model.load_state_dict(before)

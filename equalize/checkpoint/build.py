@@ -19,7 +19,7 @@ _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generator inside the block and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
         yield
 
 

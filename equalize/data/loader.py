@@ -131,7 +131,7 @@ class Batches(Dataset[_Loaded]):
         """
         skipped: list[tuple[str, str]] = []
         places = range(first, len(self), step)
-        try:
+        with worker_deaths():
             for place, (stacks, errors) in zip(places, self._load(places), strict=True):
                 bad = tuple(self._skip(self.paths[index], error) for index, error in errors)
                 skipped += bad
@@ -141,11 +141,6 @@ class Batches(Dataset[_Loaded]):
                     for of, images, labels in stacks
                 )
                 yield Group(index=place, batches=tuple(found), skipped=bad)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            what = "a process that reads images was killed, most often for want of memory or shared memory"
-            raise ResourceError("workers", what, remedy="use fewer --workers, or none, or smaller batches") from error
 
     def check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Refuses more bad files, by name and reason, than the share that is allowed, by a DataError."""
@@ -211,6 +206,18 @@ class Batches(Dataset[_Loaded]):
             error.remedy = error.remedy or f"repair or remove it{share}"
             raise error
         return str(path), str(error).removeprefix(f"{path}: ")
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """A ResourceError in place of torch's error if a worker died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        what = "a process that reads images was killed, most often for want of memory or shared memory"
+        raise ResourceError("workers", what, remedy="use fewer --workers, or none, or smaller batches") from error
 
 
 def default_workers(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from equalize.eval_mode import eval_mode, set_containers_training
+from equalize.eval_mode import eval_mode, seed_run, set_containers_training
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Op
 from equalize.graph.recorder import Recorder, named_tensors, tensors_in
@@ -55,7 +55,7 @@ def record(
     For parameters, buffers and inputs on the meta device values are drawn. Exceptions of the network's code propagate.
     """
     with eval_mode(model, attributes=True):
-        torch.manual_seed(0)
+        seed_run(model, 0)
         tensors = _for_the_run(model)
         device = _device_of(tensors)
         if training:

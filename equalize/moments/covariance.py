@@ -120,7 +120,8 @@ class _Sums:
         number, rest_C = len(d_RC), d_RC.sum(0, dtype=torch.float64)  # the mean that float32 left
         away_C = origin_C + rest_C / number - self.mean_C
         weight = self.count * number / (self.count + number)
-        self.moments_CC.add_(d_RC.T @ d_RC).addr_(rest_C, rest_C, alpha=-1 / number)
+        with torch.autocast(device.type, enabled=False):  # the network's precision is not that of its statistics
+            self.moments_CC.add_(d_RC.T @ d_RC).addr_(rest_C, rest_C, alpha=-1 / number)
         self.moments_CC.addr_(away_C, away_C, alpha=weight)
         if labels:
             labels_R = torch.cat(labels).to(device)

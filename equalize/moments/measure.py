@@ -137,6 +137,7 @@ def measure_branches(
                 images += each.moments_BSN.shape[-1]
             if tolerance > 0 and is_due(before, images) and _known(map(pool, _by_branch(sites, rows)), tolerance):
                 break
+        statistics_by_layer = collector.results()  # in here, for it multiplies float32 matrices
     branches = _by_branch(sites, rows)
     if not branches[0]:
         raise SiteError("batches", "hold no image", remedy="give at least one")
@@ -146,7 +147,7 @@ def measure_branches(
         moments=by_layer,
         method=meter.method,
         shapes=shapes or (),
-        statistics=collector.results(),
+        statistics=statistics_by_layer,
         histograms=counted,
     )
 

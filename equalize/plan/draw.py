@@ -27,6 +27,6 @@ def redraw(layer: nn.Module, seed: int) -> nn.Module:
     if not callable(reset):
         raise SiteError(type(layer).__name__, "has no reset_parameters", remedy="use another strategy")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
         reset()
     return fresh

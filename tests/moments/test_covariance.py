@@ -222,3 +222,31 @@ def test_any_number_of_processes_comes_to_the_same_bits(tmp_path):
         found += [json.loads((folder / f"{rank}.json").read_text()) for rank in range(number)]
     assert len(found) == 4
     assert all(each == found[0] for each in found)
+
+
+def test_autocast_is_of_the_network_alone():
+    """Under bf16 the products would keep three digits."""
+    x_RC = torch.randn(5000, 16)
+    sums = covariance._Sums.empty(16, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        sums.add(covariance.Rows(x_RC, None, torch.arange(5000)))
+        sums.flush()
+    torch.testing.assert_close(sums.moments_CC / 5000, torch.cov(x_RC.double().T, correction=0), rtol=0, atol=1e-6)
+
+
+def test_products_after_the_pass_are_of_full_precision(monkeypatch):
+    """Of a small pass all are."""
+    flushed, flush = [], covariance._Sums.flush
+
+    def spy(sums):
+        flushed.append(torch.backends.cuda.matmul.fp32_precision)
+        flush(sums)
+
+    monkeypatch.setattr(covariance._Sums, "flush", spy)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        equalize.calibrate(Pyramid(), [torch.randn(4, 3, 12, 12)], "auto")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(flushed) == {"ieee"}

@@ -48,4 +48,5 @@ def arguments_of(task: Task, directory: str, *, pairs: int) -> TrainingArguments
     )
     if config.precision == "fp32":
         args.mixed_precision = "no"  # also where Accelerate's configuration has another
+    args._n_gpu = min(args.n_gpu, 1)  # of several, one: transformers would train on all of them in nn.DataParallel
     return args

@@ -35,6 +35,7 @@ from equalize.commands.finetune.run_directory import was_stopped
 from equalize.commands.finetune.sharding import check_deepspeed
 from equalize.commands.finetune.splits import Task, training_pairs
 from equalize.commands.labels import LabeledSplit
+from equalize.data.loader import worker_deaths
 from equalize.data.pairs import EpochOrder, TrainingPairs, collate
 from equalize.distributed import broadcast_buffers, is_main, wait
 from equalize.errors import InputError, NumericsError, ResourceError
@@ -67,7 +68,8 @@ def train(task: Task, writer: CheckpointWriter, notify: Notify) -> TrainerState:
             state = before
         else:
             notify(f"going on after step {before.global_step}" if before else "starting at step 0")
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            with worker_deaths():
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
             state = trainer.state
     if state is not before and state.global_step < state.max_steps:
         notify(f"stopped early at step {state.global_step}: no better mIoU in {task.config.patience} evaluations")
@@ -89,9 +91,7 @@ def unchanged_globals() -> Iterator[None]:
     """Restores the random numbers of Python, NumPy and torch that transformers seeds."""
     python, of_numpy = random.getstate(), numpy.random.get_state()
     try:
-        # a training on the CPU leaves CUDA alone: its first use takes memory, and fails in a forked process
-        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else []):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python)

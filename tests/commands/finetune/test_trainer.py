@@ -1,19 +1,24 @@
 """Steps, resuming, early stopping: what `transformers.Trainer` does with our parts in it."""
 
+import os
 import random
 import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from equalize.commands.evaluate import EvalConfig, evaluate
+from equalize.commands.finetune.arguments import arguments_of
 from equalize.commands.finetune.callbacks import CheckpointWriter, read_weights
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
+from equalize.data.pairs import TrainingPairs
 from equalize.errors import InputError, NumericsError, OutputError, ResourceError
 from tests.support.scenes import write_scenes
 from tests.support.side_by_side import start
@@ -175,14 +180,6 @@ def test_runs_in_one_process_do_not_touch_each_other(custom, five_classes, tmp_p
     assert other.losses[0][1] != next(line["loss"] for line in metrics(uninterrupted) if "loss" in line)
 
 
-def test_training_on_the_cpu_leaves_cuda_alone(custom, five_classes, tmp_path, monkeypatch):
-    """Where there is a GPU that nothing has used: its first use takes memory, and fails in a forked process."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA was initialized"))
-    assert finetune(custom, five_classes, tmp_path / "out", replace(STEADY, max_steps=1)).steps == 1
-
-
 def test_calibrated_run_resumes_with_the_scales_it_measured(custom, five_classes, tmp_path):
     config = replace(STEADY, max_steps=2, eval_every=1, calibrate="preserve")
     finetune(custom, five_classes, tmp_path / "whole", config)
@@ -264,6 +261,19 @@ def test_workers_and_sgd_and_weights_and_bf16(custom, five_classes, tmp_path):
         label_smoothing=0.1,
     )
     assert falls(finetune(custom, five_classes, tmp_path / "out", replace(config, head_lr_mult=2.0)))
+
+
+def test_one_of_several_gpus_is_used(monkeypatch, tmp_path):
+    """transformers would train on all of them, in nn.DataParallel, with as many times the batch."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    task = SimpleNamespace(config=TrainConfig(max_steps=4).resolved(), device=torch.device("cuda"), val=None)
+    assert arguments_of(task, str(tmp_path), pairs=10).train_batch_size == 8
+
+
+def test_a_process_that_reads_images_dies(custom, five_classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingPairs, "_read", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ResourceError, match=r"workers: a process that reads images was killed.*; use fewer --workers"):
+        finetune(custom, five_classes, tmp_path / "out", replace(QUICK, max_steps=1, workers=1))
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(custom, five_classes, tmp_path):
