@@ -50,7 +50,7 @@ def apply(*args: object, **kwargs: object) -> None:
         plan, model: as of `attach`.
 
     Raises:
-        SiteError, InputError: as of `attach`.
+        SiteError, InputError: as of `attach`; SiteError also where an earlier call rewrote the weights.
         NumericsError: if a rewritten tensor is not finite in its dtype. The network is unchanged after any of them.
     """
     plan_apply.apply(*_sorted("equalize.apply", args, kwargs))
