@@ -23,15 +23,30 @@ _JOINING = timedelta(minutes=5)  # nodes of a cluster do not start in the same s
 _WAITING = timedelta(days=1)  # one process may load, or read images, for long while the others wait for it
 
 
+def _announced() -> int:
+    """How many processes the environment speaks of; an InputError if it says only half of what they need."""
+    number = int(os.environ.get("WORLD_SIZE") or "1")
+    missing = [name for name in _VARIABLES if not os.environ.get(name)]
+    if number > 1 and missing:
+        what = f"not set, where WORLD_SIZE={number}"
+        raise InputError(", ".join(missing), what, remedy="start the processes with torchrun")
+    return number
+
+
 def join(device: torch.device) -> torch.device:
-    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device.
+
+    Raises:
+        InputError: the environment says only half of what is needed.
+    """
+    number = _announced()
+    if number < 2:
         return device
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
     if state.num_processes < 2:  # on an accelerator Accelerate goes by LOCAL_RANK alone
-        what = f"not set, where WORLD_SIZE={os.environ['WORLD_SIZE']}, or there is no CUDA device"
+        what = f"not set, where WORLD_SIZE={number}, or there is no CUDA device"
         raise InputError("LOCAL_RANK", what, remedy="start the processes with torchrun, or use --device cpu")
     found: torch.device = state.device
     return found
@@ -47,14 +62,10 @@ def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # torchrun's default for two and more: the number of threads changes last bits
-    number = os.environ.get("WORLD_SIZE", "1")
-    if number in ("", "0", "1"):
+    number = _announced()
+    if number < 2:
         yield
         return
-    missing = [name for name in _VARIABLES if not os.environ.get(name)]
-    if missing:
-        what = f"not set, where WORLD_SIZE={number}"
-        raise InputError(", ".join(missing), what, remedy="start the processes with torchrun")
     try:
         store, rank, processes = next(rendezvous("env://", timeout=_JOINING))
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=_WAITING)

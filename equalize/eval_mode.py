@@ -104,13 +104,6 @@ def _cuda_devices(model: nn.Module) -> list[int]:
     return sorted({tensor.device.index or 0 for tensor in nn.Module.parameters(model) if tensor.device.type == "cuda"})
 
 
-def seed_run(model: nn.Module, seed: int) -> None:
-    """Seeds what a run of a model draws from, and no other accelerator; within `eval_mode`, which restores it."""
-    torch.default_generator.manual_seed(seed)
-    for device in _cuda_devices(model):
-        torch.cuda.default_generators[device].manual_seed(seed)
-
-
 @contextlib.contextmanager
 def refusing(refusal: Callable[[str], EqualizeError]) -> Iterator[None]:
     """Whatever a network raises on an input becomes the refusal of it, for a reason; lack of memory stays as it is."""

@@ -113,6 +113,8 @@ def test_processes_that_do_not_meet(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="not set, where WORLD_SIZE=2"), joined(exit_code_of):
         pass
+    with pytest.raises(InputError, match="not set, where WORLD_SIZE=2"):
+        join(torch.device("cpu"))
 
 
 def test_buffers_are_broadcast_as_nccl_takes_them(monkeypatch):
@@ -133,8 +135,8 @@ def test_buffers_are_broadcast_as_nccl_takes_them(monkeypatch):
 
 def test_processes_that_accelerate_does_not_join(monkeypatch):
     """On an accelerator it goes by LOCAL_RANK, which mpirun does not set: each would train alone, into one OUT."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     try:
         with pytest.raises(InputError, match=r"LOCAL_RANK: not set, where WORLD_SIZE=2.*torchrun"):

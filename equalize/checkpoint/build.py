@@ -1,8 +1,7 @@
 """A factory -> a model with fresh weights, or on the meta device."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,16 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from equalize.errors import CheckpointError
 from equalize.messages import one_line
+from equalize.seeded import seeded
 
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator inside the block and restore its state afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
-        yield
 
 
 def construct(make: Callable[[], nn.Module], name: str, *, on_meta: bool = False, seed: int = 0) -> nn.Module:

@@ -17,7 +17,7 @@ from equalize.commands.labels import as_classes
 from equalize.commands.windows import Strips, Windows, is_large
 from equalize.data.bands import Picture
 from equalize.data.images import Item
-from equalize.data.loader import Batch, Batches, default_workers
+from equalize.data.loader import Batch, Batches, workers_for
 from equalize.device import precision_of
 from equalize.errors import InputError, NumericsError
 from equalize.eval_mode import refusing
@@ -112,7 +112,7 @@ class Forward:
             size=self.size,
             channels=preprocess.bands,
             batch_size=self.config.batch_size,
-            workers=default_workers(self.device) if self.config.workers is None else self.config.workers,
+            workers=workers_for(self.device, self.config.workers),
             skip_bad=skip_bad,
         )
 

@@ -20,7 +20,7 @@ from equalize.commands.network_input import axes_of, fit_input
 from equalize.data.dataset import DataSet, open_data, sample
 from equalize.data.images import Item
 from equalize.data.label_check import stored_rule
-from equalize.data.loader import Batches, default_workers
+from equalize.data.loader import Batches, workers_for
 from equalize.data.masks import LabelRule
 from equalize.device import device_of
 from equalize.errors import DataError
@@ -66,7 +66,7 @@ class Images(Blocks):
         self._multiple, channels = checkpoint.multiple, checkpoint.preprocess.bands
         self._size = size = config.size or checkpoint.preprocess.size
         device = device_of(config.device)
-        workers = default_workers(device) if config.workers is None else config.workers
+        workers = workers_for(device, config.workers)
         read = partial(
             Batches, self.paths, checkpoint.preprocess, size=size, channels=channels, skip_bad=config.skip_bad
         )

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from equalize.data.bands import Picture
+from equalize.seeded import seeded
 
 _CROPS_TRIED = 10
 # As mmsegmentation varies the colors.
@@ -48,10 +49,7 @@ class Augment:
 
         The global random numbers are left as they were.
         """
-        generator = torch.default_generator  # torch.manual_seed would reseed the accelerators as well
-        before = generator.get_state()
-        try:
-            generator.manual_seed(seed)
+        with seeded(seed):
             flipped = float(torch.rand(())) < self.flip  # first, so that `flips` need draw nothing else
             factor = float(torch.empty(1).uniform_(*self.scale))
             size = [max(1, round(side * factor)) for side in self.base or labels_HW.shape]
@@ -63,8 +61,6 @@ class Augment:
                 picture, labels = F.horizontal_flip(picture), F.horizontal_flip(labels)
             if self.photometric and not isinstance(image, Tensor):
                 picture, labels = _PHOTOMETRIC(picture, labels)
-        finally:
-            generator.set_state(before)
         whole = picture.as_subclass(Tensor) if isinstance(image, Tensor) else F.to_pil_image(picture)
         return whole, labels.as_subclass(Tensor)
 

@@ -220,10 +220,10 @@ def worker_deaths() -> Iterator[None]:
         raise ResourceError("workers", what, remedy="use fewer --workers, or none, or smaller batches") from error
 
 
-def default_workers(device: torch.device) -> int:
-    """How many processes read for a device; none for a CPU, where reading takes a few percent of the time."""
-    if device.type != "cuda":
-        return 0
+def workers_for(device: torch.device, given: int | None) -> int:
+    """How many processes read: as given, else some for CUDA; none for a CPU, where reading takes a few percent."""
+    if given is not None or device.type != "cuda":
+        return given or 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from equalize.eval_mode import eval_mode, seed_run, set_containers_training
+from equalize.eval_mode import eval_mode, set_containers_training
 from equalize.graph.fx_reader import read_ops
 from equalize.graph.graph import Op
 from equalize.graph.recorder import Recorder, named_tensors, tensors_in
+from equalize.seeded import seeded
 
 _MOST_DRAWN = 1 << 27  # half a gigabyte: a configuration alone may describe more
 
@@ -54,8 +55,7 @@ def record(
 
     For parameters, buffers and inputs on the meta device values are drawn. Exceptions of the network's code propagate.
     """
-    with eval_mode(model, attributes=True):
-        seed_run(model, 0)
+    with eval_mode(model, attributes=True), seeded(0):
         tensors = _for_the_run(model)
         device = _device_of(tensors)
         if training:

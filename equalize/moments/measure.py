@@ -137,19 +137,17 @@ def measure_branches(
                 images += each.moments_BSN.shape[-1]
             if tolerance > 0 and is_due(before, images) and _known(map(pool, _by_branch(sites, rows)), tolerance):
                 break
-        statistics_by_layer = collector.results()  # in here, for it multiplies float32 matrices
-    branches = _by_branch(sites, rows)
-    if not branches[0]:
-        raise SiteError("batches", "hold no image", remedy="give at least one")
-    moments = iter([pool(branch) for branch in branches])
-    by_layer = {site.layer: [next(moments) for _ in site.branches] for site in sites}
-    return Measurement(
-        moments=by_layer,
-        method=meter.method,
-        shapes=shapes or (),
-        statistics=statistics_by_layer,
-        histograms=counted,
-    )
+        branches = _by_branch(sites, rows)
+        if not branches[0]:
+            raise SiteError("batches", "hold no image", remedy="give at least one")
+        moments = iter([pool(branch) for branch in branches])
+        return Measurement(
+            moments={site.layer: [next(moments) for _ in site.branches] for site in sites},
+            method=meter.method,
+            shapes=shapes or (),
+            statistics=collector.results(),  # multiplies matrices, in full precision in here
+            histograms=counted,
+        )
 
 
 class _Meter:

@@ -7,6 +7,7 @@ from torch import nn
 
 from equalize.errors import SiteError
 from equalize.plan.edits import Draw
+from equalize.seeded import seeded
 from equalize.sites.sites import Site
 
 
@@ -26,7 +27,6 @@ def redraw(layer: nn.Module, seed: int) -> nn.Module:
     reset = getattr(fresh, "reset_parameters", None)
     if not callable(reset):
         raise SiteError(type(layer).__name__, "has no reset_parameters", remedy="use another strategy")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
+    with seeded(seed), torch.no_grad():
         reset()
     return fresh

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from equalize.data.loader import Batches, default_workers
+from equalize.data.loader import Batches, workers_for
 from equalize.errors import DataError, InputError, ResourceError
 
 
@@ -175,7 +175,7 @@ def test_only_workers_ignore_interrupts(tmp_path: Path, workers: int) -> None:
 INTERRUPTED = """
 import sys, torch, time
 from pathlib import Path
-from equalize.data.loader import Batches, default_workers
+from equalize.data.loader import Batches
 
 def slow(image, size):
     time.sleep(0.05)
@@ -232,5 +232,6 @@ def test_masks_come_at_the_size_of_the_image_and_bad_ones_do_not_count(tmp_path:
 def test_an_accelerator_gets_processes_that_read(monkeypatch, cores, processes, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert default_workers(torch.device("cuda")) == expected
-    assert default_workers(torch.device("cpu")) == 0
+    assert workers_for(torch.device("cuda"), None) == expected
+    assert workers_for(torch.device("cpu"), None) == 0
+    assert workers_for(torch.device("cuda"), 0) == 0

@@ -3,15 +3,14 @@
 from transformers import TrainingArguments
 
 from equalize.commands.finetune.splits import Task
-from equalize.data.loader import default_workers
+from equalize.data.loader import workers_for
 from equalize.distributed import rank_and_number
 
 
 def arguments_of(task: Task, directory: str, *, pairs: int) -> TrainingArguments:
     """The configuration of a task with that many pairs; the trainer keeps its state in the directory."""
     config, device = task.config, task.device
-    workers = default_workers(device) if config.workers is None else config.workers
-    workers = 0 if config.cache_backbone else workers  # nothing is decoded
+    workers = 0 if config.cache_backbone else workers_for(device, config.workers)  # of a cache nothing is decoded
     interval = "steps" if config.eval_every else "epoch"
     a_round = config.batch_size * rank_and_number()[1]  # a batch for each process; of fewer pairs nothing would be left
     args = TrainingArguments(

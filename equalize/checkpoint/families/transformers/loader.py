@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equalize.checkpoint.build import construct, seeded
+from equalize.checkpoint.build import construct
 from equalize.checkpoint.families.transformers.config import named_class, read_config, target_class
 from equalize.checkpoint.family import KeyMap, Loaded
 from equalize.checkpoint.files.weights import Weights, weight_files
@@ -21,6 +21,7 @@ from equalize.checkpoint.request import Request
 from equalize.errors import CheckpointError
 from equalize.eval_mode import refusing
 from equalize.quiet import quiet_transformers
+from equalize.seeded import seeded
 
 _COUNTER = "num_batches_tracked"
 
