@@ -266,6 +266,7 @@ def test_workers_and_sgd_and_weights_and_bf16(custom, five_classes, tmp_path):
 def test_one_of_several_gpus_is_used(monkeypatch, tmp_path):
     """transformers would train on all of them, in nn.DataParallel, with as many times the batch."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)  # it is asked where NVML counts the devices
     task = SimpleNamespace(config=TrainConfig(max_steps=4).resolved(), device=torch.device("cuda"), val=None)
     assert arguments_of(task, str(tmp_path), pairs=10).train_batch_size == 8
 
