@@ -3,6 +3,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub: no test may ask the network
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is expected is what a CPU computes
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,16 @@ import pytest
 import torch
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, a shell has it ignored
+
+
+def pytest_configure(config):
+    """Lets yapf, which mmengine imports, write its cache before there are several processes.
+
+    It gives the file its name before all is written, and another process reads half of it (yapf 0.43).
+    """
+    if not hasattr(config, "workerinput"):
+        with contextlib.suppress(ImportError):
+            import yapf  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
