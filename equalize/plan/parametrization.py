@@ -52,12 +52,15 @@ class ShiftedBias(nn.Module):
         self.mean_I = mean_I
         self.geometry = geometry
 
-    def _folded(self) -> tuple[FoldedWeight, Tensor]:
-        """The parametrization of the weight beside this bias, and the V of this moment."""
+    def _folded(self, bias: Tensor) -> tuple[FoldedWeight, Tensor]:
+        """The parametrization of the weight beside this bias, and the V of this moment, where the bias is.
+
+        In `nn.DataParallel`'s copies of the network on other GPUs the layer is still the first one's.
+        """
         parametrization = parametrizations(self._layer[0])[self.weight]
         folded = parametrization[0]
         assert isinstance(folded, FoldedWeight)
-        return folded, parametrization.original
+        return folded, parametrization.original.to(bias.device)
 
     def shift(self, w: Tensor) -> Tensor:
         """s (O,)."""
@@ -65,17 +68,17 @@ class ShiftedBias(nn.Module):
 
     def forward(self, shifted: Tensor) -> Tensor:
         """The bias a, differentiable in a' and V."""
-        folded, v = self._folded()
+        folded, v = self._folded(shifted)
         return shifted - self.shift(folded(v))
 
     def right_inverse(self, bias: Tensor) -> Tensor:
         """The bias a' that goes with the V of this moment."""
-        folded, v = self._folded()
+        folded, v = self._folded(bias)
         return bias + self.shift(folded.input_map.fold(v.detach()))
 
     def exact(self, shifted: Tensor) -> Tensor:
         """The bias (O,), with its original bits where neither it nor V has changed."""
-        folded, v = self._folded()
+        folded, v = self._folded(shifted)
         start = self.start.to(shifted)
         v_start = folded.right_inverse(folded.start.to(v))
         moved = shifted.detach() != start + self.shift(folded.input_map.fold(v_start))

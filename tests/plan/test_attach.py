@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -278,6 +279,20 @@ def test_copies_of_attached_networks_are_independent():
     fold(model)
     torch.testing.assert_close(model(x).detach(), trained, rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == list(before)
+
+
+def test_a_replica_on_another_device_computes_there(monkeypatch):
+    """What `nn.DataParallel` makes for every other GPU, here for the meta device, where shapes alone are computed."""
+
+    def on_meta(tensors, devices, detach=False):
+        return [[tensor.to("meta") for tensor in tensors]]
+
+    model, x, _ = drawn("bias")
+    attach(planned(model, x), model)
+    monkeypatch.setattr(sys.modules["torch.nn.parallel.replicate"], "_broadcast_coalesced_reshape", on_meta)
+    (replica,) = torch.nn.parallel.replicate(model, [0])
+    logits = replica(x.to("meta"))
+    assert (logits.device.type, logits.shape) == ("meta", model(x).shape)
 
 
 def test_a_state_dict_of_an_attached_network_goes_back_into_one():
