@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equalize.errors import EqualizeError
+from equalize.messages import one_line
 
 _RANDOM = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -112,10 +113,10 @@ def refusing(refusal: Callable[[str], EqualizeError]) -> Iterator[None]:
     except (EqualizeError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
-        line = " ".join(str(error).split())[:160]
+        line = one_line(error)
         if "allocate" in line:
             raise
-        raise refusal(f"{type(error).__name__}: {line}") from error
+        raise refusal(line) from error
 
 
 def _containers(model: nn.Module) -> list[Any]:

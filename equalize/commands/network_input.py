@@ -1,7 +1,7 @@
 """What a network takes, found by trying it: how many channels, how many axes of space, and which sizes."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,13 +46,7 @@ class _Found(BaseException):
 class _FirstLayer(TorchFunctionMode):
     """Ends a forward pass on three channels at its first layer, whose weight says how many it takes."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         name = getattr(func, "__name__", "").split(".")[0]
         second = "running_mean" if name == "batch_norm" else "weight"

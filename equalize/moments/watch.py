@@ -83,13 +83,7 @@ class _Watch(TorchFunctionMode, Generic[Result]):
         self.results: dict[int, list[Result]] = {}
         self.padding: tuple[Tensor, Tensor] | None = None  # input and output of the last padding
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").split(".")[0]
         if name == "pad":
