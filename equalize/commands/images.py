@@ -99,7 +99,6 @@ class Images(Blocks):
                 done += sum(len(batch.paths) for batch in group.batches)
                 self._progress(min(done * step, len(self.paths)), len(self.paths))  # the other processes are as far
                 yield Block(
-                    index=group.index,
                     first=self._batches.bounds(group.index)[0],
                     batches=tuple(pad_images(batch.images, self._multiple) for batch in group.batches),
                     names=[str(path) for batch in group.batches for path in batch.paths],

@@ -35,13 +35,11 @@ class Block:
     """Some of the images.
 
     Attributes:
-        index: of the block. first: of its first image in the pass.
-        batches: the network's inputs.
+        batches: the network's inputs. first: index of the first image in the pass.
         names: of the images, in order. skipped: those that could not be read.
         labels: for each batch, (N, H, W) of any integer type, see `covariance.CLASSES`; empty if there are none.
     """
 
-    index: int
     batches: tuple[Batch, ...]
     first: int = 0
     names: Sequence[str] = ()
@@ -95,10 +93,10 @@ class _Batches(Blocks):
     def read(self, first: int, step: int) -> Generator[Block, None, None]:
         assert (first, step) == (0, 1)
         done = 0
-        for index, batch in enumerate(self._batches):
+        for batch in self._batches:
             until = done + images_in(batch)
             known = [self._names[image] if image < len(self._names) else str(image) for image in range(done, until)]
-            yield Block(index=index, batches=(batch,), first=done, names=known)
+            yield Block(batches=(batch,), first=done, names=known)
             done = until
 
 

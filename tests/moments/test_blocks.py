@@ -34,7 +34,7 @@ class Numbers(Blocks):
         for index in range(first, self._number, step):
             self.taken.append(index)
             bad = () if index % 5 else ((str(index), "cannot be read"),)
-            yield Block(index=index, batches=(torch.tensor([float(index)]),), skipped=bad)
+            yield Block(first=index, batches=(torch.tensor([float(index)]),), skipped=bad)
 
     def leave_out(self, skipped):
         self.skipped = [name for name, _ in skipped]
@@ -46,7 +46,7 @@ def squares(numbers: Numbers, *, decides: bool, enough: int | None = None) -> li
     """(i, i squared) of every block of a pass; stops once there are enough."""
     results: list[tuple[int, float]] = []
     for part in rounds(numbers, decides=decides):
-        results += part.gather([(block.index, float(block.batches[0]) ** 2) for block in part])
+        results += part.gather([(block.first, float(block.batches[0]) ** 2) for block in part])
         if enough is not None and len(results) >= enough:
             break
     return results

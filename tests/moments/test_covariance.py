@@ -61,7 +61,7 @@ class Labeled(Blocks):
     def read(self, first, step):
         for index in range(first, len(self._parts), step):
             images, labels = self._parts[index]
-            yield Block(index=index, batches=(images,), first=index * self._size, labels=(labels,))
+            yield Block(batches=(images,), first=index * self._size, labels=(labels,))
 
 
 def entering(model, images):

@@ -50,7 +50,7 @@ def train_beside(name, data, out, config, sharded):
 
     def watched(self, first=0, step=1):
         for block in read(self, first, step):
-            blocks.append(block.index)
+            blocks.append(block.first)
             yield block
 
     Images.read = watched
