@@ -22,6 +22,7 @@ PER_CHANNEL = {
     "BatchNorm": lambda: nn.BatchNorm2d(6),
     "BatchNorm without affine": lambda: nn.BatchNorm2d(6, affine=False),
     "InstanceNorm": lambda: nn.InstanceNorm2d(6, affine=True),
+    "GroupNorm of one channel": lambda: nn.GroupNorm(6, 6),
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from equalize.plan.equation import DiagonalMap, Geometry, per_channel, shift_of
+from equalize.plan.equation import DiagonalMap, Geometry, shift_of
 
 
 def convolve(groups=1, **options):
@@ -58,13 +58,3 @@ def test_dtype_and_gradient_stay_with_the_weight():
     w.sum().backward()
     assert v.grad is not None
     assert torch.equal(v.grad, torch.full_like(v, 0.25))  # powers of two
-
-
-def test_no_mean_no_shift():
-    geometry = Geometry(axis=1, groups=1, transposed=False)
-    assert torch.equal(shift_of(torch.randn(3, 4, 3, 3), torch.zeros(4), geometry), torch.zeros(3))
-
-
-def test_values_by_channel():
-    assert per_channel([(0, 2, 1.5), (2, 5, -3.0)]).tolist() == [1.5, 1.5, -3.0, -3.0, -3.0]
-    assert per_channel([(0, 1, 0.1)]).dtype == torch.float64

@@ -144,22 +144,6 @@ def test_a_strided_transposed_layers_bias_is_drawn_but_not_shifted():
     assert torch.equal(model.fuse.bias, fresh.bias)  # one generator, one shape
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(5), nn.InstanceNorm2d(5), nn.GroupNorm(5, 5)])
-def test_the_means_of_the_branches_are_nothing_to_a_norm_per_channel(norm):
-    """The same after training a step on equalizers that subtract them and on none: away from the border."""
-    torch.manual_seed(0)
-    model, x = Fusion(nn.Conv2d(6, 5, 3), norm).double(), torch.randn(4, 3, 9, 9, dtype=torch.float64)
-    means, stds = oracle_moments(model, x)
-    outputs = []
-    for centered in (means, [0.0, 0.0]):
-        twin = explicit(model, centered, stds).train()
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
-        twin(x).pow(3).sum().backward()
-        optimizer.step()
-        outputs.append(twin(x).detach())
-    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
-
-
 def test_half_precision_weights_are_rounded_once():
     model, x = build(CASES["padded with bias"])
     plan = planned(model, x, "rescale")
