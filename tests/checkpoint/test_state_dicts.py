@@ -112,22 +112,6 @@ def test_smp_state_dict_under_the_architecture_that_is_named(smp_resnet_dir, tmp
     assert "resnet18" in checkpoint.preprocess.origin
 
 
-def test_smp_state_dict_without_head_or_decoder(smp_dir, tmp_path):
-    path = tmp_path / "encoder.safetensors"
-    state = load_file(smp_dir / "model.safetensors")
-    save_file({key: tensor for key, tensor in state.items() if key.startswith("encoder.")}, path)
-    arguments = {"arch": "smp:Unet", "arch_args": DECODER}
-    sentence = refusal(path, **arguments)
-    assert "missing (decoder.blocks" in sentence
-    assert "--init-missing" in sentence
-    checkpoint = load(path, init_missing=True, num_classes=3, seed=3, **arguments)
-    assert all(key.startswith(("decoder.", "segmentation_head.")) for key in checkpoint.newly_initialized)
-    twin = load(path, init_missing=True, num_classes=3, seed=3, **arguments)
-    assert same_bits(checkpoint.model.state_dict(), twin.model.state_dict())
-    checkpoint.save(tmp_path / "out")
-    assert load(tmp_path / "out").newly_initialized == ()
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -150,38 +134,6 @@ def test_torchvision_networks_are_recognized_by_keys_and_shapes(name, arguments,
     shapes = {prefix + key: tensor.shape for key, tensor in model.state_dict().items()}
     assert recognize(shapes, "file.pth") == name
     assert arguments_from(name, shapes) == arguments
-
-
-@pytest.mark.parametrize(
-    ("nest", "prefix"),
-    [
-        (None, "module._orig_mod."),
-        ("model_state_dict", ""),
-    ],
-)
-def test_nesting_and_prefixes_come_out_as_they_went_in(lraspp_state, tmp_path, nest, prefix):
-    state = {prefix + key: tensor.clone() for key, tensor in lraspp_state.items()}
-    content = state if nest is None else {"epoch": 3, nest: state, "optimizer": {"lr": 0.1, "v": torch.ones(2)}}
-    torch.save(content, tmp_path / "in.pth")
-    checkpoint = load(tmp_path / "in.pth")
-    assert checkpoint.architecture == "lraspp_mobilenet_v3_large"
-    assert checkpoint.logits(torch.ones(1, 3, 32, 32)).shape[1] == 4
-    with torch.no_grad():
-        checkpoint.model.classifier.high_classifier.weight.mul_(2)
-    checkpoint.save(tmp_path / "out")
-    written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
-    inner = written
-    if nest is not None:
-        assert (written["epoch"], written["optimizer"]["lr"]) == (3, 0.1)
-        inner = written[nest]
-    state[f"{prefix}classifier.high_classifier.weight"] *= 2
-    assert list(inner) == list(state)
-    assert same_bits(inner, state)
-    assert same_bits(load_file(tmp_path / "out" / "model.safetensors"), checkpoint.model.state_dict())
-    assert same_bits(reload(tmp_path / "out").state_dict(), checkpoint.model.state_dict())
-    again = load(tmp_path / "out")
-    again.save(tmp_path / "out2")
-    assert (tmp_path / "out2" / "model.pth").read_bytes() == (tmp_path / "out" / "model.pth").read_bytes()
 
 
 def test_safetensors_state_dict_stays_one(lraspp_state, tmp_path):

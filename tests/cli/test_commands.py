@@ -79,16 +79,6 @@ def test_scan_with_data_measures_every_branch(run_cli, segformer_dir, photos):
     assert isinstance(found["delta"], float)
 
 
-def test_scan_reports_layers_branches_and_scales_to_people(run_cli, segformer_dir, photos):
-    ran = run_cli("scan", segformer_dir, "--data", photos, *SIZE)
-    assert ran.code == 0
-    assert "decode_head.linear_fuse\n" in ran.out
-    assert "bilinear x8" in ran.out
-    assert "largest sigma / smallest: " in ran.out
-    assert f"data: {photos}" in ran.out
-    assert "\x1b" not in ran.out
-
-
 PLAIN = """
 import torch
 class Net(torch.nn.Module):
@@ -239,6 +229,8 @@ def test_calibrate_tells_people_what_happened_and_what_to_do_next(run_cli, segfo
     assert "before, 1.00 after" in ran.text
     assert "Changed: 9 tensors" in ran.text
     assert "which is rounding" in ran.text
+    assert f"data: {photos}" in ran.text
+    assert "\x1b" not in ran.out
     assert f'model = SegformerForSemanticSegmentation.from_pretrained("{out}")' in ran.text
 
 

@@ -518,18 +518,13 @@ def test_means_over_channels_are_refused():
     assert refusal(found).startswith("its channels do not stay whole in mean")
 
 
-@pytest.mark.parametrize("normalize", [parametrizations.weight_norm, parametrizations.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize(
+    "normalize", [parametrizations.weight_norm, parametrizations.spectral_norm, torch.nn.utils.weight_norm]
+)
 def test_parametrized_weights_are_refused(normalize):
     model = Net()
     normalize(model.fuse)
-    assert refusal(scanned(model)) == "the weight of fuse is not a plain parameter"
-
-
-def test_old_style_weight_norm_is_refused():
-    model = Net()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.nn.utils.weight_norm(model.fuse)
     assert refusal(scanned(model)) == "the weight of fuse is not a plain parameter"
 
 
