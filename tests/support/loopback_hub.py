@@ -5,14 +5,14 @@ import hashlib
 import json
 import re
 import socket
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
+
+from tests.support.loopback import Handler, Server
 
 TOKEN = "hf_" + "T0ken" * 7
 _LFS = (".safetensors", ".pth", ".bin")
@@ -26,14 +26,11 @@ class Repository:
     summaries: list[str] = field(default_factory=list)
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Server):
     """Start it with `with`; what arrived stands in `repositories`, what was asked for in `requests`."""
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.verified: set[str] = set()
@@ -55,14 +52,6 @@ class Hub(ThreadingHTTPServer):
     def handle_error(self, request, client_address):
         """A client that hangs up is part of the tests."""
 
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception):
-        self.shutdown()
-        self.server_close()
-
 
 @contextmanager
 def logged_in(monkeypatch, tmp_path):
@@ -81,12 +70,8 @@ def logged_in(monkeypatch, tmp_path):
     huggingface_hub.close_session()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
 
     def _answer(self):
         address = urlsplit(self.path)
@@ -102,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, self.route)
             if self.command in command and match:
                 return method(self, *match.groups())
-        return self._send(404, {"error": "Not Found"})
+        return self.send(404, {"error": "Not Found"})
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer
 
@@ -116,16 +101,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _send(self, status, content, **headers):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
     def _fail(self, what):
         if what == "drop":
             self.close_connection = True
@@ -133,9 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status, message = what if isinstance(what, tuple) else (what, "no")
         if isinstance(message, bytes):
-            self._send(status, message)
+            self.send(status, message)
         else:
-            self._send(status, {"error": message}, X_Error_Message=message)
+            self.send(status, {"error": message}, X_Error_Message=message)
 
     def _is_known(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -144,23 +119,23 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         errors = [] if "license: [" not in content else [{"message": '"license" must be a string'}]
         warnings = [{"message": remark} for remark in self.server.remarks]
-        self._send(400 if errors else 200, {"errors": errors, "warnings": warnings})
+        self.send(400 if errors else 200, {"errors": errors, "warnings": warnings})
 
     def _create(self):
         asked = json.loads(self.body)
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.server.repositories:
-            return self._send(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
+            return self.send(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
         self.server.repositories[name] = Repository(private=asked.get("visibility") == "private")
-        return self._send(200, {"url": f"{self.server.url}/{name}", "name": name, "id": "1"})
+        return self.send(200, {"url": f"{self.server.url}/{name}", "name": name, "id": "1"})
 
     def _repository(self, name, branch="main"):
         repository = self.server.repositories.get(name)
         if repository is None or (repository.private and not self._is_known()):
-            self._send(404 if self._is_known() else 401, {}, X_Error_Code="RepoNotFound")
+            self.send(404 if self._is_known() else 401, {}, X_Error_Code="RepoNotFound")
             return None
         if branch not in repository.branches and branch not in repository.commits:
-            self._send(404, {}, X_Error_Code="RevisionNotFound")
+            self.send(404, {}, X_Error_Code="RevisionNotFound")
             return None
         return repository
 
@@ -169,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository:
             files = [{"rfilename": path} for path in repository.branches[branch or "main"]]
             content = {"id": name, "sha": repository.commits[-1], "private": repository.private, "siblings": files}
-            self._send(200, content)
+            self.send(200, content)
 
     def _tree(self, name, branch):
         repository = self._repository(name, branch)
@@ -177,13 +152,13 @@ class _Handler(BaseHTTPRequestHandler):
             files = repository.branches[branch].items()
             oids = {path: hashlib.sha1(data).hexdigest() for path, data in files}
             entries = [{"type": "file", "path": path, "size": len(data), "oid": oids[path]} for path, data in files]
-            self._send(200, entries)
+            self.send(200, entries)
 
     def _branch(self, name, branch):
         repository = self._repository(name)
         if repository:
             repository.branches[branch] = dict(repository.branches["main"])
-            self._send(200, {})
+            self.send(200, {})
 
     def _preupload(self, name, branch):
         if self._repository(name, branch):
@@ -195,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
                 for file in json.loads(self.body)["files"]
             ]
-            self._send(200, {"files": modes})
+            self.send(200, {"files": modes})
 
     def _batch(self, name):
         answers = []
@@ -206,20 +181,20 @@ class _Handler(BaseHTTPRequestHandler):
                 verify = {"href": f"{self.server.url}/{name}.git/info/lfs/objects/verify"}
                 answer["actions"] = {"upload": upload, "verify": verify}
             answers.append(answer)
-        self._send(200, {"transfer": "basic", "objects": answers})
+        self.send(200, {"transfer": "basic", "objects": answers})
 
     def _store(self, oid):
         assert "Authorization" not in self.headers  # the store is somebody else's
         if hashlib.sha256(self.body).hexdigest() != oid:
-            return self._send(400, {"error": "sha256 differs"})
+            return self.send(400, {"error": "sha256 differs"})
         self.server.objects[oid] = self.body
-        return self._send(200, {})
+        return self.send(200, {})
 
     def _verify(self, name):
         asked = json.loads(self.body)
         right = len(self.server.objects.get(asked["oid"], b"")) == asked["size"]
         self.server.verified.add(asked["oid"])
-        self._send(200 if right else 404, {})
+        self.send(200 if right else 404, {})
 
     def _commit(self, name, branch):
         repository = self._repository(name, branch)
@@ -244,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"commitUrl": f"{self.server.url}/{name}/commit/{oid}", "commitOid": oid}
         if pull_request:
             answer["pullRequestUrl"] = f"{self.server.url}/{name}/discussions/1"
-        self._send(200, answer)
+        self.send(200, answer)
 
     def _resolve(self, name, branch, path):
         repository = self._repository(name, branch)
@@ -252,11 +227,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = repository.branches[branch].get(path)
         if content is None:
-            self._send(404, {}, X_Error_Code="EntryNotFound")
+            self.send(404, {}, X_Error_Code="EntryNotFound")
             return
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
         commit = repository.commits[-1]
-        self._send(200, content, ETag=etag, X_Repo_Commit=commit, X_Linked_Size=len(content), X_Linked_ETag=etag)
+        self.send(200, content, ETag=etag, X_Repo_Commit=commit, X_Linked_Size=len(content), X_Linked_ETag=etag)
 
 
 _NAME = r"([\w.-]+/[\w.-]+)"
