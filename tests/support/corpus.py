@@ -1,27 +1,19 @@
-"""Files made to harm: pickles that call, flipped bytes, sizes that lie. No tests; `python corpus.py` runs commands.
-
-Each case is a file or directory and the flags to scan it with. They are run in children forked from one process that
-has imported everything, under limits, and what each child used and said comes back.
-"""
+"""Files made to harm: pickles that call, flipped bytes, sizes that lie. No tests."""
 
 import io
-import json
 import os
 import pickle
 import random
-import resource
 import shutil
-import signal
 import struct
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 PROTOCOLS = range(6)
-SECONDS, BYTES = 10, 1 << 30
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -199,112 +191,3 @@ def file_bombs() -> dict[str, Callable[[], bytes]]:
         "vast_shape.safetensors": lambda: _safetensors(("{" + entry.format("a", vast, 0, 4 * vast) + "}").encode()),
         "long_number.safetensors": lambda: _safetensors(("{" + entry.format("a", "9" * 100_000, 0, 4) + "}").encode()),
     }
-
-
-def config_bombs(segformer: dict[str, Any], smp: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Name -> the files of a directory whose JSON asks for more than anybody has."""
-    giant = 50_000
-    dumps = json.dumps
-    record = {"arch": "smp:Unet", "arch_args": {"encoder_name": "resnet18", "decoder_channels": [1 << 20] * 5}}
-    return {
-        "hidden_sizes": {"config.json": dumps(segformer | {"hidden_sizes": [giant] * 4})},
-        "vast_hidden_sizes": {"config.json": dumps(segformer | {"hidden_sizes": [1 << 40] * 4})},
-        "decoder_hidden_size": {"config.json": dumps(segformer | {"decoder_hidden_size": 1 << 33})},
-        "depths": {"config.json": dumps(segformer | {"depths": [900] * 4})},
-        "many_blocks": {"config.json": dumps(segformer | {"num_encoder_blocks": 100_000})},
-        "nested_config": {"config.json": '{"model_type":' + "[" * 1_000_000 + "]" * 1_000_000 + "}"},
-        "smp_channels": {"config.json": dumps(smp | {"decoder_channels": [1 << 24] * 5})},
-        "smp_classes": {"config.json": dumps(smp | {"classes": 1 << 40})},
-        "record": {"architecture.json": dumps(record)},
-        "preprocessor": {
-            "config.json": dumps(segformer),
-            "preprocessor_config.json": dumps({"image_processor_type": "SegformerImageProcessor", "size": 1 << 40}),
-        },
-    }
-
-
-class Ended(NamedTuple):
-    """How a case ended."""
-
-    name: str
-    code: int
-    seconds: float
-    bytes: int
-    lines: list[str]
-
-
-def _one(arguments: list[str]) -> tuple[int, float, int, list[str]]:
-    """Exit code, seconds, bytes and what went to stderr, whoever wrote it."""
-    from equalize.cli import main
-
-    os.ftruncate(2, 0)
-    signal.alarm(6 * SECONDS)
-    signal.setitimer(signal.ITIMER_PROF, 2 * SECONDS)
-    begun = time.process_time()
-    code = main(arguments)
-    seconds = time.process_time() - begun
-    sys.stderr.flush()
-    lines = Path("/dev/fd/2").read_text(errors="replace").splitlines()
-    return code, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, lines
-
-
-def _child(cases: list[tuple[str, list[str]]], scratch: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    code = 99
-    try:
-        errors = os.open(scratch / "stderr.txt", os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        os.dup2(errors, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with (scratch / "results.jsonl").open("w") as results:
-            for name, arguments in cases:
-                print(json.dumps([name, *_one(arguments)]), file=results, flush=True)
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def run(cases: list[tuple[str, list[str]]], scratch: Path, batch: int) -> Iterator[Ended]:
-    """Runs (name, arguments) in forked children, `batch` in each; a child that dies is the end of one case."""
-    while cases:
-        begun = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _child(cases[:batch], scratch)
-        _, status, used = os.wait4(child, 0)
-        ended = [Ended(*json.loads(line)) for line in (scratch / "results.jsonl").read_text().splitlines()]
-        yield from ended
-        cases = cases[len(ended) :]
-        if status:
-            seconds = time.monotonic() - begun
-            yield Ended(cases[0][0], os.waitstatus_to_exitcode(status), seconds, used.ru_maxrss * 1024, [])
-            cases = cases[1:]
-
-
-def main() -> None:
-    """Reads a request a line from stdin: scratch, batch, commands to warm up with, cases of [name, arguments].
-
-    Writes what became of each case, a line each, and an empty line at the end of each request.
-    """
-    import segmentation_models_pytorch  # noqa: F401
-    import torch
-    import transformers  # noqa: F401
-
-    import equalize.cli.reports.plan
-    import equalize.commands.scan  # noqa: F401
-    from equalize.cli import main as command
-
-    torch.set_num_threads(1)
-    stdout = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        scratch = Path(request["scratch"])
-        for arguments in [*request["warm"], ["scan", str(scratch / "absent.pth")]]:
-            command(arguments)
-        for ended in run(request["cases"], scratch, request["batch"]):
-            os.write(stdout, (json.dumps(ended) + "\n").encode())
-        os.write(stdout, b"\n")
-
-
-if __name__ == "__main__":
-    main()
