@@ -65,23 +65,18 @@ class ResUNet(nn.Module):
             levels.append(block(self.pool(levels[-1], 2)))
         y = levels[2]
         for level in (1, 0):
-            larger = F.interpolate(y, scale_factor=2.0, mode=self.mode)
-            y = self.up[level](torch.cat([self.narrow[level](larger), self.bridge[level](levels[level])], 1))
+            y = self.up[level](torch.cat([self.narrowed(level, y), self.bridge[level](levels[level])], 1))
         return self.head(y)
+
+    def narrowed(self, level, y):
+        return self.narrow[level](F.interpolate(y, scale_factor=2.0, mode=self.mode))
 
 
 class Upsampled(ResUNet):
     """The same, resampled after the 1x1 convolution: what the sites of resampled branches are."""
 
-    def forward(self, x):
-        levels = [self.down[0](x)]
-        for block in self.down[1:]:
-            levels.append(block(self.pool(levels[-1], 2)))
-        y = levels[2]
-        for level in (1, 0):
-            larger = F.interpolate(self.narrow[level](y), scale_factor=2.0, mode=self.mode)
-            y = self.up[level](torch.cat([larger, self.bridge[level](levels[level])], 1))
-        return self.head(y)
+    def narrowed(self, level, y):
+        return F.interpolate(self.narrow[level](y), scale_factor=2.0, mode=self.mode)
 
 
 class WNet(nn.Module):

@@ -67,7 +67,6 @@ def test_metadata_name_the_base_the_library_and_no_score_that_nobody_measured(ou
 def test_the_text_holds_what_was_measured(out):
     text = card_of(out).text
     assert "# streets" in text
-    assert "with scale equalization embedded in its fusion layers, by `equalize` 0.1.0." in text
     assert "[acme/segformer-tiny](https://huggingface.co/acme/segformer-tiny), revision `abc123" in text
     assert "12 images of `streets`, split `train`" in text
     assert "| 0-7 | `head.proj.0` | bilinear x2 | 0.25 | 0.5 | ± 12.5 % |" in text

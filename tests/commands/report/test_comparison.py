@@ -1,19 +1,8 @@
 """What the pictures of a comparison are drawn from."""
 
 import numpy as np
-import pytest
-from matplotlib.figure import Figure
 
-from equalize.commands.report import comparison
 from equalize.commands.report.comparison import Estimate, draw_class_differences, draw_learning_curves, draw_rates
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> Figure:
-    """The figure that is filled, in place of its picture."""
-    figure = Figure()
-    monkeypatch.setattr(comparison, "draw_picture", lambda name, alt, draw, *, size: draw(figure))
-    return figure
 
 
 def test_means_over_the_rates_with_bands_over_the_seeds(drawn):

@@ -1,21 +1,11 @@
 """What the pictures of a training are drawn from."""
 
 import numpy as np
-import pytest
-from matplotlib.figure import Figure
 
 from equalize.commands.report import training
 from equalize.commands.report.training import Panel, draw_curves, draw_panels
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> Figure:
-    """The figure that is filled, in place of its picture."""
-    figure = Figure()
-    monkeypatch.setattr(training, "draw_picture", lambda name, alt, draw, *, size: draw(figure))
-    return figure
 
 
 def test_curves_hold_every_line_of_all_sittings(drawn):
