@@ -170,9 +170,6 @@ def test_one_shot_iterators(strategy):
     plan = calibrate(model, iter(batches()), strategy)
     assert plan.facts["images"] == 9
     assert_close(model, twin, 1e-6)
-    generated = network()
-    calibrate(generated, (batch for batch in batches()), strategy)
-    assert_close(generated, twin, 1e-6)
 
 
 @pytest.mark.parametrize("strategy", ["rescale", "migrate", "auto"])
@@ -183,15 +180,6 @@ def test_what_is_kept_for_a_report_leaves_the_plan_as_it_is(strategy):
     assert watched.sites == plan.sites
     assert [list(each.histograms) for each in kept] == [list(each.moments) for each in kept]
     assert all(each.statistics for each in kept)
-
-
-def test_the_split_into_batches_has_no_say():
-    model, twin = network(), network()
-    calibrate(model, batches(), "rescale")
-    calibrate(twin, [torch.cat(batches())], "rescale")
-    for norm in (twin.first[1], twin.last[1]):
-        norm.num_batches_tracked.fill_(3)
-    assert_close(model, twin, 1e-5)
 
 
 def test_norms_that_never_saw_data_are_estimated_once_before_they_are_needed():

@@ -490,13 +490,6 @@ def test_auto_says_what_each_site_got():
     assert set(plan.changed) == {"other.weight", "other.bias"}
 
 
-def test_preserve_edits_nothing():
-    model, x = build(CASES["padded with bias"])
-    plan = planned(model, x, "preserve")
-    assert (plan.edits, plan.changed) == ((), ())
-    assert [branch.count for branch in plan.sites[0].branches] == [4 * 4 * 81, 4 * 2 * 81]
-
-
 def test_sites_without_moments_are_named():
     model = Fusion(nn.Conv2d(6, 5, 1))
     found = scan(model, torch.zeros(2, 3, 8, 8))
