@@ -80,13 +80,17 @@ def gadgets(canary: Path) -> dict[str, Any]:
     }
 
 
-def in_zip(pickled: bytes) -> bytes:
-    """A pickle as torch.save packs it."""
+def _archive(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/version", b"3\n")
+        for name, content in members.items():
+            archive.writestr(f"archive/{name}", content)
     return buffer.getvalue()
+
+
+def in_zip(pickled: bytes) -> bytes:
+    """A pickle as torch.save packs it."""
+    return _archive({"data.pkl": pickled, "version": b"3\n"})
 
 
 def legacy(pickled: bytes, storages: list[str] | None = None, data: bytes = b"") -> bytes:
@@ -133,20 +137,12 @@ def _with_storage(size: tuple[int, ...], stride: tuple[int, ...], count: int) ->
     return buffer.getvalue()
 
 
-def _archive(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(f"archive/{name}", content)
-    return buffer.getvalue()
+def _torch_zip(pickled: bytes, data: bytes) -> bytes:
+    return _archive({"data.pkl": pickled, "byteorder": b"little", "data/0": data, "version": b"3\n"})
 
 
-def _torch_zip(pickled: bytes, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
-    return _archive({"data.pkl": pickled, "byteorder": b"little", "data/0": data, "version": b"3\n"}, method)
-
-
-def _safetensors(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    return struct.pack("<Q", len(header) if length is None else length) + header + data
+def _safetensors(header: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header
 
 
 def _lying_zip() -> bytes:
@@ -162,9 +158,6 @@ def file_bombs() -> dict[str, Callable[[], bytes]]:
     entry = '"{}":{{"dtype":"F32","shape":[{}],"data_offsets":[{},{}]}}'
     vast = 1 << 40
     return {
-        "deflated.pth": lambda: _torch_zip(
-            _with_storage((1 << 24,), (1,), 1 << 24), bytes(1 << 26), zipfile.ZIP_DEFLATED
-        ),
         "lying_directory.pth": _lying_zip,
         "vast_size.pth": lambda: _torch_zip(_with_storage((vast,), (1,), 4), bytes(16)),
         "vast_storage.pth": lambda: _torch_zip(_with_storage((vast,), (1,), vast), bytes(16)),
