@@ -12,7 +12,7 @@ from equalize.data.depth import with_depth
 from equalize.data.folders import IMAGE_SUFFIXES, list_unread, walk_files
 from equalize.data.hf_datasets import Choice
 from equalize.data.images import Cell, Deep, Item
-from equalize.data.layouts import Layout, Pairs, find_layout, split_of
+from equalize.data.layouts import Layout, Pairs, find_layout, lists_in, split_of
 from equalize.data.naming import canonical_split
 from equalize.data.table_columns import find_table
 from equalize.errors import DataError
@@ -205,6 +205,9 @@ def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs, unread: 
         left = [_under(root, image) for image, _ in found.pairs if split_of(root, image) is None]
         if 0 < len(left) < len(found.pairs):  # else lists make the splits
             yield f"{counted(len(left), 'image')} in no split passed over ({first_of(left)})"
+    if split is None and found.has_masks and (lists := lists_in(root)):
+        names = first_of([path.name for path in lists])
+        yield f"{names} make{'s' * (len(lists) == 1)} no split without a list train.txt of these images"
     if found.all_masks:
         yield "all lie in folders named as those of masks are"
 

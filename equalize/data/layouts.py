@@ -12,6 +12,7 @@ the least; the last fits everything.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,8 @@ Readers = Mapping[str | None, Callable[[], Pairs]]
 """What lists the pairs of each split; of everything, for None, where there are no splits."""
 
 _SPLITS = ("train", "val", "test", "trainval")
-_Files = list[tuple[Path, Path | None]]
+_Pair = tuple[Path, Path | None]
+_Files = Sequence[_Pair]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ def _find_cityscapes(root: Path) -> Layout | None:
 
 def _pair(images: Path, masks: Path) -> _Files:
     """`images/a/b_leftImg8bit.png` with `masks/a/b_gtFine_labelTrainIds.png`, else with that of `labelIds`."""
-    pairs: _Files = []
+    pairs: list[_Pair] = []
     for image in list_images(images):
         if image.stem.endswith("_leftImg8bit"):
             stem = masks / image.relative_to(images).with_name(image.stem.removesuffix("_leftImg8bit"))
@@ -87,29 +89,47 @@ def _find_voc(root: Path) -> Layout | None:
         pairs = [(image, mask or first_file([more / f"{image.stem}.png"])) for image, mask in found.pairs]
         found = replace(found, pairs=pairs)
     lists = sorted((base / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
-    readers: Readers = {listing.stem: partial(_select, found, listing) for listing in lists}
+    readers: Readers = {listing.stem: partial(_select, base, found, listing) for listing in lists}
     return Layout(name="voc", has_masks=True, readers=readers or {None: lambda: found.pairs}, matched=found)
 
 
-def _select(found: Matched, listing: Path) -> _Files:
+def _select(root: Path, found: Matched, listing: Path) -> _Files:
     """The pairs whose image is named in `listing`."""
-    by_stem = {image.stem: (image, mask) for image, mask in found.pairs}
-    wanted = _listed(listing, by_stem)
-    missing = sorted(wanted - by_stem.keys())
+    pairs = _by_name(root, found.pairs)
+    wanted = _listed(listing, pairs)
+    missing = sorted(wanted - pairs.keys())
     if missing:
         what = f"names {len(missing)} of {len(wanted)} images that are not there, the first is {missing[0]}"
         raise DataError(listing, what, remedy="complete the data set or shorten the list")
-    return [by_stem[stem] for stem in sorted(wanted)]
+    chosen = {pairs[name] for name in wanted}
+    return [pair for pair in found.pairs if pair in chosen]
 
 
-def _listed(listing: Path, stems: Container[str]) -> set[str]:
-    """The stems of the images that a list names, one a line, alone or as paths, perhaps with those of their masks."""
-    lines = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
-    first = {line: re.split(r"[\s,;]", line)[0] for line in lines}
-    return {
-        next((name for name in (line, first[line]) if name in stems), PureWindowsPath(first[line]).stem)
-        for line in lines
-    }
+def _by_name(root: Path, pairs: _Files) -> dict[str, _Pair]:
+    """The pairs by what a list may call their images: stems; paths under `root`, or the ends of paths that no two
+    images share, without suffixes, where stems are shared."""
+    by_stem = {pair[0].stem: pair for pair in pairs}
+    if len(by_stem) == len(pairs):
+        return by_stem
+    whole: dict[str, _Pair] = {}
+    ends: dict[str, list[_Pair]] = defaultdict(list)
+    for pair in pairs:
+        first, *rest = pair[0].relative_to(root).with_suffix("").parts
+        whole["/".join((first, *rest))] = pair
+        for start in range(len(rest) - 1):
+            ends["/".join(rest[start:])].append(pair)
+    return {name: same[0] for name, same in ends.items() if len(same) == 1} | whole
+
+
+def _listed(listing: Path, names: Container[str]) -> set[str]:
+    """The names of the images in a list, one a line, alone or as paths, perhaps with those of their masks."""
+    found: set[str] = set()
+    for line in filter(None, map(str.strip, read_text(listing).splitlines())):
+        first = re.split(r"[\s,;]", line)[0]
+        parts = PureWindowsPath(first).with_suffix("").parts
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        found.add(next((name for name in (line, first, *ends) if name in names), PureWindowsPath(first).stem))
+    return found
 
 
 def _find_by_names(root: Path) -> Layout:
@@ -128,17 +148,23 @@ def _find_by_names(root: Path) -> Layout:
         names = sorted({split for split in splits.values() if split})
         readers = {name: partial(_of_split, found.pairs, splits, name) for name in names}
     elif lists := _lists(root, found):
-        readers = {listing.stem: partial(_select, found, listing) for listing in lists}
+        readers = {listing.stem: partial(_select, root, found, listing) for listing in lists}
     return Layout(name=_name(root, found, readers), has_masks=found.has_masks, readers=readers, matched=found)
 
 
 def _lists(root: Path, found: Matched) -> list[Path]:
-    """The lists of splits that name any image; none without one to train on, or where two images have one stem."""
-    stems = {image.stem for image, _ in found.pairs}
-    lists = [path for path in sorted(root.glob("[!.]*.txt")) if canonical_split(path.stem) in _SPLITS]
-    if len(stems) < len(found.pairs) or not any(path.stem.lower().startswith("train") for path in lists):
-        return []
-    return [path for path in lists if _listed(path, stems) & stems]
+    """The lists of splits that name any image, beside the folders or in one of them; none without one to train on."""
+    names = _by_name(root, found.pairs)
+    for folder in (root, *sorted(path for path in root.glob("[!.]*") if path.is_dir())):
+        lists = [path for path in lists_in(folder) if _listed(path, names) & names.keys()]
+        if any(path.stem.lower().startswith("train") for path in lists):
+            return lists
+    return []
+
+
+def lists_in(folder: Path) -> list[Path]:
+    """The text files in a folder that have the name of a split."""
+    return [path for path in sorted(folder.glob("[!.]*.txt")) if canonical_split(path.stem) in _SPLITS]
 
 
 def split_of(root: Path, path: Path) -> str | None:

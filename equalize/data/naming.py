@@ -10,7 +10,7 @@ from functools import cache
 from itertools import takewhile
 from pathlib import PurePath
 
-_SYNONYMS = ("train training tr", "val valid validation dev", "test testing ts", "trainval")
+_SYNONYMS = ("train training tr", "val valid validation dev eval", "test testing ts", "trainval")
 _CANONICAL = {name: names.split()[0] for names in _SYNONYMS for name in names.split()}
 """Names that data sets give to the same split."""
 
@@ -21,6 +21,7 @@ manual target targets trimap trimaps
 """
 _PICTURE_WORDS = """
 image images img imgs im ims picture pictures pic pics photo photos rgb frame frames input inputs sat
+original originals
 """
 _OTHER_WORDS = """
 color colors colour colours colormap colormaps instance instances object objects panoptic depth visualization
@@ -48,7 +49,7 @@ class Folder:
 
     Attributes:
         role: ``masks``, ``pictures`` or nothing; the last name that says something decides.
-        split: the first split that is named, as it is spelled.
+        split: the first split that is named, as it is spelled; below `trainval` another.
         keys: what a picture's folders and those of its mask share, from the strictest reading to the loosest: all but
             the words for pictures and masks; without further words beside these; splits alone; nothing.
     """
@@ -73,7 +74,9 @@ def read_folder(parts: tuple[str, ...], shared: int = 0) -> Folder:
         kind = "masks" if _MASKS.intersection(found) else "pictures" if _PICTURES.intersection(found) else ""
         plain = [] if kind else [part]
         named = [word for word in (found if kind else plain) if canonical_split(word) in _CANONICAL]
-        if split is None and named:
+        if {"train", "val"} <= {*map(canonical_split, named)}:  # `TrainVal_images`
+            named = ["trainval"]
+        if named and split in (None, "trainval"):
             split = named[0]
         role = kind if kind and depth >= shared else role
         splits = [canonical_split(word) for word in named]

@@ -60,7 +60,8 @@ def match(root: Path, files: Sequence[Path]) -> Matched:
     masks |= _seen_masks(root, [path for path in paths if path not in masks])
     pictures = {path: folder for path, folder in folders.items() if path not in masks}
     if not pictures:
-        pictures, masks = folders, set()
+        masks = _seen_masks(root, paths)
+        pictures = {path: folder for path, folder in folders.items() if path not in masks}
     aside = _set_aside([*pictures])
     pictures = {path: folder for path, folder in pictures.items() if path not in aside}
     masks = {path for path in masks if not naming.holds_no_classes(path)} or masks

@@ -138,6 +138,10 @@ def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
         ("training", "ISIC_Training_Input/I_0.jpg ISIC_Training_GroundTruth/I_0_segmentation.png"),
         ("train", "leftImg8bit/train/x/a_leftImg8bit.jpg gtFine/train/x/a_gtFine_mask.png, "
          "leftImg8bit/train/x/b_leftImg8bit.jpg gtFine/train/x/b_gtFine_mask.png"),
+        ("val", "TrainVal_images/val_images/b.jpg TrainVal_parsing_annotations/val_segmentations/b.png, "
+         "TrainVal_images/train_images/a.jpg TrainVal_parsing_annotations/train_segmentations/a.png"),
+        ("eval", "images/eval/b.jpg masks/eval/b.png, images/train/a.jpg masks/train/a.png"),
+        (None, "PNG/Original/1.png PNG/GroundTruth/1.png, TIF/Original/1.tif TIF/GroundTruth/1.tif"),
         (None, "Images/a.jpg Labels/a.png"),
         (None, "imgs/a.b.c.bmp masks/a.b.c.tif, imgs/a.b.d.bmp masks/a.b.d.tif"),
         (None, "img/a.jpg ann/a.jpg.png, img/b.jpg ann/b.jpg.png"),
@@ -191,6 +195,7 @@ def shade(root: Path, *, pictures: list[str], masks: list[str]) -> Path:
         (["a.jpg", "b.jpg"], ["a.png", "b.png"]),
         (["a.png", "b.png"], ["a_foo.png", "b_foo.png"]),
         (["orig/a.png", "orig/b.png"], ["out/a.png", "out/b.png"]),
+        (["frames_with_annotations/x/a.png", "frames_with_annotations/y/b.png"], ["labels/x/a.png", "labels/y/b.png"]),
         ([f"P{n}/P{n}_photo/P{n}.png" for n in "12"], [f"P{n}/P{n}_lesion/P{n}_lesion.png" for n in "12"]),
     ],
 )
@@ -317,6 +322,29 @@ def test_splits_by_lists_beside_the_folders(tmp_path: Path, line: str) -> None:
     assert "passed over" not in dataset.describe()
     with pytest.raises(DataError, match="no split 'test'"):
         open_data(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("folder", ["", "splits/"])
+def test_lists_of_paths_where_images_share_names(tmp_path: Path, folder: str) -> None:
+    for place in ("s1", "s2", "more/s2"):
+        plant(tmp_path, *(f"{place}/{kind}/{stem}.png" for kind in ("rgb", "semantic") for stem in "01"))
+    plant(tmp_path, f"{folder}train.txt", f"{folder}val.txt")
+    (tmp_path / folder / "train.txt").write_text("/data/s1/rgb/0.png s1/semantic/0.png\nmore/s2/rgb/1.png\n")
+    (tmp_path / folder / "val.txt").write_text("s1/rgb/1\n")
+    assert names(open_data(tmp_path)) == ["more/s2/rgb/1.png", "s1/rgb/0.png"]
+    assert names(open_data(tmp_path, labels=True)) == ["s1/rgb/1.png"]
+    (tmp_path / folder / "val.txt").write_text("s1/rgb/1\ns2/rgb/1.png\n0\n")  # the last may be any of three
+    with pytest.raises(DataError, match=r"val\.txt: names 1 of 3 images that are not there, the first is 0"):
+        open_data(tmp_path, labels=True)
+
+
+def test_lists_that_make_no_splits_are_named(tmp_path: Path) -> None:
+    """fast.ai's CamVid has a list of what is validated on, and none to train on."""
+    plant(tmp_path, "images/a.png", "labels/a_P.png", "images/b.png", "labels/b_P.png", "valid.txt")
+    (tmp_path / "valid.txt").write_text("b.png\n")
+    assert (
+        open_data(tmp_path).describe().endswith("; valid.txt makes no split without a list train.txt of these images")
+    )
 
 
 def test_voc_with_the_masks_of_sbd(tmp_path: Path) -> None:
