@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 from equalize.data.folders import first_file, list_images, read_text
@@ -78,9 +79,12 @@ def _pair(images: Path, masks: Path) -> _Files:
 
 
 def _find_voc(root: Path) -> Layout | None:
-    """Pascal VOC; where it has lists, only the images in them count. Masks of SBD stand in where it has none."""
-    bases = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    base = next((base for base in bases if (base / "JPEGImages").is_dir()), None)
+    """Pascal VOC, of the last year that is there; where it has lists, only the images in them count.
+
+    Masks of SBD stand in where it has none.
+    """
+    years = (sorted(root.glob(f"{above}VOC20[0-9][0-9]"), reverse=True) for above in ("", "VOCdevkit/"))
+    base = next((base for base in (root, *chain(*years)) if (base / "JPEGImages").is_dir()), None)
     if base is None:
         return None
     places = [place for place in (base / "JPEGImages", base / "SegmentationClass") if place.is_dir()]

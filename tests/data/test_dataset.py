@@ -275,7 +275,7 @@ def test_ade20k(tmp_path: Path, prefix: str) -> None:
     assert open_data(tmp_path, split="train").split == "training"
 
 
-@pytest.mark.parametrize("prefix", ["", "VOC2012/", "VOCdevkit/VOC2012/"])
+@pytest.mark.parametrize("prefix", ["", "VOC2012/", "VOCdevkit/VOC2012/", "VOCdevkit/VOC2007/"])
 def test_voc(tmp_path: Path, prefix: str) -> None:
     base = tmp_path / prefix
     plant(base, *(f"JPEGImages/{stem}.jpg" for stem in "abcd"), "SegmentationClass/a.png", "SegmentationClass/b.png")
