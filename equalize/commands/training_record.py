@@ -1,5 +1,6 @@
 """What `finetune` wrote beside a model of how it was trained: finetune.yaml, read for scoring that model."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def settings_taken(
     taken: dict[str, Any] = {}
     for field, value in trained.items():
         given = getattr(config, field)
-        if value in (None, "auto") or str(given) == str(value):
+        is_same_file = field == "colors" and given and os.path.realpath(given) == os.path.realpath(str(value))
+        if value in (None, "auto") or str(given) == str(value) or is_same_file:
             continue
         if given not in (None, "auto"):
             notify(f"{_flag(field, given)}: it was trained with {_flag(field, value)}; the flag counts")

@@ -227,6 +227,17 @@ def test_evaluate_reads_labels_and_images_as_the_training_did(run_cli, segformer
     assert "as it was trained" not in ran.err
 
 
+def test_a_relative_path_names_the_colors_of_the_training(run_cli, segformer_dir, void_last, tmp_path):
+    out = shutil.copytree(segformer_dir, tmp_path / "out")
+    (tmp_path / "mine.txt").write_text("".join(f"c{k} {k} 0 9\n" for k in range(6)))
+    (tmp_path / "other.txt").write_text("".join(f"c{k} {k} 9 0\n" for k in range(6)))
+    (out / "finetune.yaml").write_text(f"colors: {tmp_path / 'mine.txt'}\nignore_index: 5\n")
+    for name, is_said in (("mine.txt", False), ("other.txt", True)):
+        ran = run_cli("evaluate", out, "--data", void_last, "--colors", os.path.relpath(tmp_path / name), "--json")
+        assert ran.code == 0, ran.err
+        assert ("the flag counts" in " ".join(ran.err.split())) is is_said
+
+
 def test_a_head_of_far_more_classes_than_labels_is_noticed(run_cli, segformer_dir, tmp_path, monkeypatch):
     root = write_scenes(tmp_path / "two", 2, counts={"train": 2, "val": 2})
     said = f"{root}: seen 2 of 5 classes, 0 to 1; did you mean --num-classes 2?"
