@@ -114,6 +114,8 @@ def preflight(
     if isinstance(known, LabelSettings):
         stored |= _beyond_empty(stored, dataset, rule)
         rule, reason = _decide(rule, set().union(*stored.values()), num_classes, dataset, known)
+    elif not rule.foreground and set().union(*stored.values()) == {0, rule.ignore_index}:
+        reason += f"; {rule.ignore_index} is ignored, as there, and all else is 0"
     seen = _seen_classes(stored, rule, num_classes)
     if not seen:
         what = f"has no label that counts, every pixel of {len(stored)} masks is ignored"

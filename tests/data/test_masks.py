@@ -303,7 +303,14 @@ def test_preflight_takes_0_and_255_alone_for_two_classes(tmp_path: Path, dtype: 
     assert preflight(data, 2, LabelSettings(ignore_index=most))[0] == LabelRule(ignore_index=most)
     with pytest.raises(DataError, match=f"has label 1 where others have 0 and {most} alone; set --ignore-index {most}"):
         read_mask(save(mask.clip(0, 1), tmp_path / "other.png"), rule)
-    assert preflight(data, 2, rule)[0] is rule
+    same, found = preflight(data, 2, rule)
+    assert (same, "ignored" in found) == (rule, False)
+
+
+def test_preflight_says_that_the_foreground_of_a_second_split_is_ignored(tmp_path: Path) -> None:
+    rule, _ = preflight(open_data(plant_pairs(tmp_path / "train", [[[0, 1]]])), 2, LabelSettings())
+    found = preflight(open_data(plant_pairs(tmp_path / "val", [[[0, 255]]])), 2, rule)[1]
+    assert found.endswith("labels as in the split that is trained on; 255 is ignored, as there, and all else is 0")
 
 
 def test_preflight_of_0_and_255_alone_for_more_classes_says_that_255_is_ignored(tmp_path: Path) -> None:
