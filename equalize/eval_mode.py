@@ -34,10 +34,11 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     named = nn.Module.named_buffers(model)
     values = [(buffer, buffer.detach().clone()) for _, buffer in named if not is_expanded(buffer)]
     try:
-        model.eval()
+        _switch([(module, False) for module, _ in modes])
         with torch.no_grad(), _full_float32(), torch.random.fork_rng(devices=_cuda_devices(model)):
             yield
     finally:
+        _switch(modes)
         for container, content in contents:
             container.clear()
             (container.update if isinstance(container, dict | set) else container.extend)(content)
@@ -53,6 +54,20 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
+
+
+def _switch(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Puts modules, outer ones first, into training or eval mode, by their own `train` or `eval` where they have one.
+
+    torchvision's feature extractors have a graph for each mode, for example. A layer with weights of its own is spared
+    that: loralib's merges its adapter into them, where a plan would scale the sum as one weight.
+    """
+    for module, training in modes:
+        own = (type(module).train, type(module).eval) != (nn.Module.train, nn.Module.eval)
+        if own and module.training != training and not any(True for _ in nn.Module.parameters(module, recurse=False)):
+            (module.train if training else module.eval)()
+    for module, training in modes:
+        module.training = training
 
 
 @contextlib.contextmanager

@@ -154,3 +154,56 @@ def test_seeds_of_a_gpu_are_the_callers(monkeypatch):
     redraw(layer, 5)
     construct(lambda: nn.Conv2d(3, 3, 1), "layer")
     record(layer, (torch.randn(1, 3, 4, 4),))
+
+
+class TwoGraphs(nn.Module):
+    """Does something else in each mode, which its `train` chooses, as torchvision's feature extractors do."""
+
+    def train(self, mode=True):
+        self.does = torch.abs if mode else torch.neg
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.does(x)
+
+
+class Merges(nn.Linear):
+    """Adds an adapter to its weight in eval mode, and takes it out in training, as loralib's layers do."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.adapter = nn.Parameter(torch.randn(4, 4))
+        self.merged = False
+
+    def train(self, mode=True):
+        if self.merged == mode:
+            self.weight.data += -self.adapter.data if mode else self.adapter.data
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.merged else x @ self.adapter.T)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_modules_that_switch_by_a_train_of_their_own_are_switched_back(training, attributes):
+    model = nn.Sequential(TwoGraphs()).train(training)
+    x = torch.tensor([-1.0, 2.0])
+    with eval_mode(model, attributes=attributes):
+        torch.testing.assert_close(model(x), -x)
+    torch.testing.assert_close(model(x), x.abs() if training else -x)
+
+
+@pytest.mark.parametrize("attributes", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_adapters_that_merge_in_eval_mode_stay_as_they_were(training, attributes):
+    model = nn.Sequential(Merges()).train(training)
+    x = torch.randn(3, 4)
+    before = model(x)
+    weight = model[0].weight.detach().clone()
+    with eval_mode(model, attributes=attributes):
+        torch.testing.assert_close(model(x), before)
+    assert torch.equal(model[0].weight, weight)  # nothing was computed with it
+    for mode in (True, False):
+        torch.testing.assert_close(model.train(mode)(x), before)
