@@ -163,7 +163,15 @@ def _recorded(model: nn.Module, example: tuple[Tensor, ...], refusal: SiteError)
             raise ResourceError(name, what, remedy="use a smaller --size") from error
         again = _line(error) in refusal.what  # as where the input does not fit
         what = refusal.what if again else f"{refusal.what}, and a run failed ({_line(error)})"
-        raise SiteError(name, what, got=refusal.got, remedy=_REMEDY) from error
+        raise SiteError(name, what, got=refusal.got, remedy=_remedy(model, example)) from error
+
+
+def _remedy(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
+    try:
+        inspect.signature(model.forward).bind(*inputs)
+    except TypeError:
+        return "give the inputs that its forward takes, without labels (in Python, a tuple of them)"
+    return _REMEDY
 
 
 def _shapes(inputs: tuple[Tensor, ...]) -> str:
@@ -194,7 +202,7 @@ def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = F
             raise
         except Exception as error:  # the network's code may raise anything on fake tensors
             what = f"cannot be traced ({_line(error)})"
-            raise SiteError(type(model).__name__, what, got=_shapes(inputs), remedy=_REMEDY) from error
+            raise SiteError(type(model).__name__, what, got=_shapes(inputs), remedy=_remedy(model, inputs)) from error
 
 
 @contextlib.contextmanager

@@ -813,6 +813,12 @@ def test_what_can_neither_be_exported_nor_run_gives_both_reasons_and_is_left_as_
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("given", [(), (torch.zeros(2, 3, 16, 16), torch.zeros(2, 16, 16))])
+def test_other_inputs_than_the_forward_takes_are_said_to_be(given):
+    with pytest.raises(SiteError, match="give the inputs that its forward takes, without labels"):
+        scan(Net(), given)
+
+
 def test_parameters_that_are_read_as_data_are_counted():
     class Penalty(Net):
         def forward(self, x):
