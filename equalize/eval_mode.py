@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule  # noqa: TID251: nothing is read from it
 
 from equalize.errors import EqualizeError
 from equalize.messages import one_line
@@ -64,7 +65,8 @@ def _switch(modes: Sequence[tuple[nn.Module, bool]]) -> None:
     """
     for module, training in modes:
         own = (type(module).train, type(module).eval) != (nn.Module.train, nn.Module.eval)
-        if own and module.training != training and not any(True for _ in nn.Module.parameters(module, recurse=False)):
+        holds_weights = any(True for _ in nn.Module.parameters(module, recurse=False))
+        if own and module.training != training and (isinstance(module, GraphModule) or not holds_weights):
             (module.train if training else module.eval)()
     for module, training in modes:
         module.training = training

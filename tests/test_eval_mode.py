@@ -195,6 +195,19 @@ def test_modules_that_switch_by_a_train_of_their_own_are_switched_back(training,
     torch.testing.assert_close(model(x), x.abs() if training else -x)
 
 
+def test_feature_extractors_with_weights_of_their_own_are_switched_too():
+    """Vision transformers have them: the class token lies in the graph."""
+    from torchvision.models import vit_b_16
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    with torch.device("meta"):
+        model = create_feature_extractor(vit_b_16(), ["encoder.ln"]).train()
+    graph = model.graph
+    with eval_mode(model):
+        assert model.graph is model.eval_graph
+    assert model.graph is graph
+
+
 @pytest.mark.parametrize("attributes", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_adapters_that_merge_in_eval_mode_stay_as_they_were(training, attributes):
