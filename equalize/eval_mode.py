@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule  # noqa: TID251: nothing is read from it
+from torch.fx import GraphModule  # noqa: TID251  its type alone
 
 from equalize.errors import EqualizeError
 from equalize.messages import one_line
