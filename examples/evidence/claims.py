@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -201,14 +202,13 @@ def _c9(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _c10(evidence: Evidence) -> Iterator[Finding]:
-    for network in BOTH:
-        for arm, least in (("preserve", 1), ("whiten", 3)):
-            gain = evidence.gain(f"{network}-trained-100", arm)
-            yield f"{network}, {arm}: {_says(gain)} at 100 steps", gain.mean >= least
-        for arm in ("preserve", "whiten"):
-            name = f"{network}-trained-400-augmented"
-            late = difference(evidence.end(name, arm), evidence.end(name, "none"))
-            yield f"{network}, {arm}: {_says(late)} at 400 with augmentation", late.mean >= -0.5
+    for network, (arm, least) in product(BOTH, (("preserve", 1), ("whiten", 3))):
+        gain = evidence.gain(f"{network}-trained-100", arm)
+        yield f"{network}, {arm}: {_says(gain)} at 100 steps", gain.mean >= least
+    for arm, network in product(("preserve", "whiten"), BOTH):
+        name = f"{network}-trained-400-augmented"
+        late = difference(evidence.end(name, arm), evidence.end(name, "none"))
+        yield f"{network}, {arm}: {_says(late)} at 400 with augmentation", late.mean >= -0.5
 
 
 def _corrected(evidence: Evidence) -> dict[tuple[str, str], float]:

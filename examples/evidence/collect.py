@@ -104,15 +104,14 @@ def confirmation_table(job: Job, runs: Runs, split: str) -> str:
     by_arm = {arm: {run["seed"]: run for run in runs if run["arm"] == arm} for arm in arms_of(job, runs)}
     score = "mIoU" if split == "val" else split
     rows = []
+    plain = by_arm["none"]
     for arm, mine in by_arm.items():
-        seeds = sorted(mine.keys() & by_arm["none"].keys())
+        seeds = sorted(seed for seed in mine.keys() & plain.keys() if mine[seed]["start"] == plain[seed]["start"])
         if not seeds:
             continue
         scores = [mine[seed][score] for seed in seeds]
         row = [f"`{arm}`", f"{mine[seeds[0]]['lr']:g}", str(len(seeds)), _spread(scores)]
-        rows.append(
-            [*row, _difference(scores, [by_arm["none"][seed][score] for seed in seeds]) if arm != "none" else ""]
-        )
+        rows.append([*row, _difference(scores, [plain[seed][score] for seed in seeds]) if arm != "none" else ""])
     heading = f"| arm | rate | seeds | {split} mIoU | less `none`, 95 % over seeds |\n|---|---:|---:|---:|---|\n"
     return heading + "\n".join(f"| {' | '.join(row)} |" for row in rows) if rows else "Not confirmed yet."
 
