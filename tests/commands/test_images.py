@@ -51,7 +51,7 @@ def test_blocks_name_their_images_and_what_they_left_out(photos, tmp_path):
     assert [name for name, _ in first.skipped] == [str(tmp_path / "1.png")]
     assert second.names == [str(tmp_path / "2.png"), str(tmp_path / "3.png")]
     (again,) = found.read(1, 2)
-    assert again.index == 1
+    assert again.first == second.first
     assert torch.equal(again.batches[0], second.batches[0])  # the same files, read twice
     with pytest.raises(DataError, match="is bad image number 3 of 4"):
         found.leave_out([("a", "x"), ("b", "y"), ("c", "z")])
