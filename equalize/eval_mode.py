@@ -50,8 +50,6 @@ def eval_mode(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
                 vars(module).update(content)
                 module._buffers.clear()
                 module._buffers.update(own)
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

@@ -208,6 +208,10 @@ def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs, unread: 
     if split is None and found.has_masks and (lists := lists_in(root)):
         names = first_of([path.name for path in lists])
         yield f"{names} make{'s' * (len(lists) == 1)} no split without a list train.txt of these images"
+    if layout.lists:
+        taken, *others = [_under(root, each[0].parent) for each in layout.lists]
+        if others:
+            yield f"lists in {first_of(others)} passed over, those in {taken} make the splits"
     if found.all_masks:
         yield "all lie in folders named as those of masks are"
 

@@ -43,12 +43,14 @@ class Layout:
     Attributes:
         name: one of the names above, or `table`.
         matched: what was told by names; empty for a layout that leaves no choice.
+        lists: of the splits, where lists in the folder make them, folder by folder; the first folder's are followed.
     """
 
     name: str
     has_masks: bool
     readers: Readers
     matched: Matched = field(default_factory=Matched)
+    lists: Sequence[Sequence[Path]] = ()
 
 
 def find_layout(root: Path) -> Layout:
@@ -148,22 +150,22 @@ def _find_by_names(root: Path) -> Layout:
         wider = {image: _split_among_words(root, image) for image in splits}
         splits = wider if {"train", "val"} <= {*wider.values()} else splits
     readers: Readers = {None: lambda: found.pairs}
+    lists: Sequence[Sequence[Path]] = ()
     if paired and all(splits[image] for image in paired):
         names = sorted({split for split in splits.values() if split})
         readers = {name: partial(_of_split, found.pairs, splits, name) for name in names}
     elif lists := _lists(root, found):
-        readers = {listing.stem: partial(_select, root, found, listing) for listing in lists}
-    return Layout(name=_name(root, found, readers), has_masks=found.has_masks, readers=readers, matched=found)
+        readers = {listing.stem: partial(_select, root, found, listing) for listing in lists[0]}
+    name = _name(root, found, readers)
+    return Layout(name=name, has_masks=found.has_masks, readers=readers, matched=found, lists=lists)
 
 
-def _lists(root: Path, found: Matched) -> list[Path]:
-    """The lists of splits that name any image, beside the folders or in one of them; none without one to train on."""
+def _lists(root: Path, found: Matched) -> list[list[Path]]:
+    """The lists of splits that name any image, of each folder, `root` first, with one to train on."""
     names = _by_name(root, found.pairs)
-    for folder in (root, *sorted(path for path in root.glob("[!.]*") if path.is_dir())):
-        lists = [path for path in lists_in(folder) if _listed(path, names) & names.keys()]
-        if any(path.stem.lower().startswith("train") for path in lists):
-            return lists
-    return []
+    folders = (root, *sorted(path for path in root.glob("[!.]*") if path.is_dir()))
+    lists = [[path for path in lists_in(folder) if _listed(path, names) & names.keys()] for folder in folders]
+    return [each for each in lists if any(path.stem.lower().startswith("train") for path in each)]
 
 
 def lists_in(folder: Path) -> list[Path]:

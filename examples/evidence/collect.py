@@ -100,7 +100,10 @@ def confirmed(job: Job, runs: Runs, evidence: Evidence) -> Runs:
 
 
 def confirmation_table(job: Job, runs: Runs, split: str) -> str:
-    """Each arm at its best rate, fresh seeds: mean on a split, difference to `none` with its 95 % interval."""
+    """Each arm at its own best rate, fresh seeds: mean on a split, difference to `none` with its 95 % interval.
+
+    Runs are paired where they began from the same weights.
+    """
     by_arm = {arm: {run["seed"]: run for run in runs if run["arm"] == arm} for arm in arms_of(job, runs)}
     score = "mIoU" if split == "val" else split
     rows = []

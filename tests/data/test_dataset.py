@@ -347,6 +347,15 @@ def test_lists_that_make_no_splits_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_of_lists_in_two_folders_those_that_are_followed_are_named(tmp_path: Path) -> None:
+    plant(tmp_path, "images/a.png", "masks/a.png", "images/b.png", "masks/b.png", "few/train.txt", "splits/train.txt")
+    (tmp_path / "few/train.txt").write_text("a\n")
+    (tmp_path / "splits/train.txt").write_text("a\nb\n")
+    dataset = open_data(tmp_path)
+    assert names(dataset) == ["images/a.png"]
+    assert dataset.describe().endswith("; lists in splits passed over, those in few make the splits")
+
+
 def test_voc_with_the_masks_of_sbd(tmp_path: Path) -> None:
     plant(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
     plant(tmp_path, "SegmentationClassAug/a.png", "SegmentationClassAug/b.png", "ImageSets/Segmentation/trainaug.txt")

@@ -286,7 +286,9 @@ def test_fusion_layers(name):
     assert found.sites or found.refusals
 
 
-@pytest.mark.parametrize("name", [*NETWORKS][::6])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if at % 6 else ()) for at, name in enumerate(NETWORKS)]
+)
 def test_a_recording_says_the_same_as_export(name):
     """Every field of every site, and the refusals: from the same operators."""
     model, example = built(name)
