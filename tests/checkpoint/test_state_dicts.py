@@ -112,6 +112,22 @@ def test_smp_state_dict_under_the_architecture_that_is_named(smp_resnet_dir, tmp
     assert "resnet18" in checkpoint.preprocess.origin
 
 
+def test_smp_state_dict_without_head_or_decoder(smp_dir, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    state = load_file(smp_dir / "model.safetensors")
+    save_file({key: tensor for key, tensor in state.items() if key.startswith("encoder.")}, path)
+    arguments = {"arch": "smp:Unet", "arch_args": DECODER}
+    sentence = refusal(path, **arguments)
+    assert "missing (decoder.blocks" in sentence
+    assert "--init-missing" in sentence
+    checkpoint = load(path, init_missing=True, num_classes=3, seed=3, **arguments)
+    assert all(key.startswith(("decoder.", "segmentation_head.")) for key in checkpoint.newly_initialized)
+    twin = load(path, init_missing=True, num_classes=3, seed=3, **arguments)
+    assert same_bits(checkpoint.model.state_dict(), twin.model.state_dict())
+    checkpoint.save(tmp_path / "out")
+    assert load(tmp_path / "out").newly_initialized == ()
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
