@@ -79,8 +79,8 @@ class Augment:
         return top, left, height, width
 
     def _is_varied(self, labels_HW: Tensor) -> bool:
-        pixels = torch.unique(labels_HW[labels_HW != self.ignore_index], return_counts=True)[1]
-        return len(pixels) > 1 and bool(pixels.max() < self.cat_max_ratio * pixels.sum())
+        pixels = torch.bincount(labels_HW[labels_HW != self.ignore_index])
+        return bool((pixels > 0).sum() > 1 and pixels.max() < self.cat_max_ratio * pixels.sum())
 
 
 def draw_seed(seed: int, epoch: int, index: int) -> int:
