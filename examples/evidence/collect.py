@@ -177,7 +177,8 @@ def section(job: Job, runs: Runs, evidence: Evidence) -> Iterable[str]:
         seeds = f"*: not all {job.tune} seeds yet"
         yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val ({seeds}):\n"
         yield tuning_table(job, runs) + "\n"
-        yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
+        if len({run["lr"] for run in runs}) > 1:
+            yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
         yield "Each arm at its own best rate, fresh seeds, scored once on test:\n"
     else:
         rate = f"the best rate of {job.rates_of}"
