@@ -90,9 +90,20 @@ def _refuse_shards(plan: Plan, network: nn.Module) -> None:
 
 
 def networks_of(plan: Plan, root: nn.Module) -> list[nn.Module]:
-    """The modules in `root`, itself among them, that have all weights that a plan equalizes, by their names."""
+    """The modules in `root`, itself among them, that have all weights that a plan equalizes, by their names.
+
+    Not what a network itself is built of, whose layers may have such names too, but an average that it keeps of itself.
+    """
     keys = [site.weight for site in plan.equalized]
     names = {name for name, _ in nn.Module.named_parameters(root, remove_duplicate=False)}
     prefixes = [name.removesuffix(keys[0]) for name in sorted(names) if f".{name}".endswith(f".{keys[0]}")]
-    fitting = [prefix for prefix in prefixes if all(f"{prefix}{key}" in names for key in keys)]
-    return [root.get_submodule(prefix.removesuffix(".")) for prefix in fitting]
+    fitting = {
+        prefix: root.get_submodule(prefix.removesuffix("."))
+        for prefix in prefixes
+        if all(f"{prefix}{key}" in names for key in keys)
+    }
+    return [
+        network
+        for prefix, network in fitting.items()
+        if all(type(network) is type(outer) for other, outer in fitting.items() if prefix.startswith(other))
+    ]

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 from transformers import SegformerForSemanticSegmentation, Trainer, TrainerCallback, TrainingArguments
 
 import equalize
 from equalize.integrations import EqualizeTrainerCallback
+from tests.plan.test_attach import drawn
 
 FUSED = "decode_head.linear_fuse.weight"
 LR = 0.05
@@ -145,3 +147,14 @@ def test_a_save_pretrained_of_ones_own_stays(equalized_dir):
     callback.on_train_begin(None, None, None, model=model)
     callback.on_train_end(None, None, None, model=model)
     assert model.save_pretrained is own
+
+
+def test_layers_within_the_network_that_have_names_of_the_plan(plan):
+    """They are no fusion layers; those of an average that the network keeps of itself are."""
+    model, _, _ = drawn("bias")
+    model.average = copy.deepcopy(model)
+    model.part = nn.ModuleDict({"body": nn.ModuleDict({"fuse": nn.Conv2d(6, 5, 1)})})
+    callback = EqualizeTrainerCallback(plan)
+    callback.on_train_begin(None, None, None, model=nn.ModuleDict({"network": model}))
+    attached = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
+    assert attached == ["body.fuse", "average.body.fuse"]
