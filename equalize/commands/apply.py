@@ -30,6 +30,10 @@ def apply_plan(
         raise InputError(name.source, "is already equalized", remedy="apply the plan to the original")
     for note in checkpoint.notes:
         notify(note)
+    made_for = plan.facts.get("sha256")
+    if made_for not in (None, checkpoint.sha256):
+        what = "its scales and BatchNorm statistics are right only if the weights are the same"
+        notify(f"{name.source} is another file than the plan was made for: {what}")
     apply(plan, checkpoint.model)
     inputs = random_images(plan, checkpoint)
     provenance = {"source": name.source, "revision": checkpoint.revision, "sha256": checkpoint.sha256}

@@ -136,6 +136,20 @@ def test_a_plan_replays_without_data(smp_dir, photos, tmp_path):
     assert Plan.read(tmp_path / "two").edits == plan.edits
 
 
+def test_a_plan_that_is_applied_to_other_weights_says_so(smp_dir, photos, tmp_path):
+    """The sigmas and statistics of BatchNorms that it writes are those of the first."""
+    plan = calibrate_checkpoint(ModelName(source=str(smp_dir)), photos, tmp_path / "one", config=CONFIG)
+    said: list[str] = []
+    apply_plan(plan, ModelName(source=str(smp_dir)), tmp_path / "two", notify=said.append)
+    assert not any("made for" in note for note in said)
+    shutil.copytree(smp_dir, tmp_path / "other")
+    state = load_file(smp_dir / "model.safetensors")
+    other = {key: 2 * value if key.endswith(".weight") else value for key, value in state.items()}
+    save_file(other, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    apply_plan(plan, ModelName(source=str(tmp_path / "other")), tmp_path / "three", notify=said.append)
+    assert any("other is another file than the plan was made for" in note for note in said)
+
+
 def test_a_drawn_decoder_is_equalized_as_drawn(segformer_encoder_dir, photos, tmp_path, monkeypatch):
     from transformers import SegformerForSemanticSegmentation
 
