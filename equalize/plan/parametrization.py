@@ -28,6 +28,9 @@ class FoldedWeight(nn.Module):
         """W, differentiable in V."""
         if not torch.compiler.is_compiling() and self.shown:
             take_written(self._layer[0])
+            traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            if type(v) is nn.Parameter and not traced:  # no copy of the network, nothing functional
+                show(self._layer[0])
         return self.input_map.fold(v)
 
     def right_inverse(self, w: Tensor) -> Tensor:
@@ -88,7 +91,8 @@ class ShiftedBias(nn.Module):
 
 def parametrizations(layer: nn.Module) -> dict[str, parametrize.ParametrizationList]:
     """All parametrizations of a layer, by the name of the tensor; none if it has none."""
-    lists = layer._modules.get("parametrizations")  # a compiled module has the attribute of the one that it wraps
+    # a compiled module has the attribute of the one that it wraps; one in TorchScript has no `get`
+    lists = dict(layer._modules.items()).get("parametrizations")
     if not isinstance(lists, nn.ModuleDict):
         return {}
     return {name: each for name, each in lists.items() if isinstance(each, parametrize.ParametrizationList)}
@@ -140,3 +144,15 @@ def take_written(layer: nn.Module) -> None:
             plain = {name: tensor for name, (tensor, _) in folded.shown.items()}
             folded.shown = {name: (tensor, tensor._version) for name, tensor in plain.items()}
             set_plain(layer, plain)
+
+
+def show(layer: nn.Module) -> None:
+    """Writes what a layer's plain tensors are now into those of its last state dict, as whoever kept it expects."""
+    with torch.inference_mode(False), torch.no_grad():
+        for folded, _ in attached(layer).values():
+            if isinstance(folded, FoldedWeight) and folded.shown:
+                plain = plain_tensors(layer)
+                for name, (tensor, _) in folded.shown.items():
+                    if (tensor.device, tensor.dtype) == (plain[name].device, plain[name].dtype):
+                        tensor.copy_(plain[name])
+                folded.shown = {name: (tensor, tensor._version) for name, (tensor, _) in folded.shown.items()}

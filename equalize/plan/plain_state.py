@@ -5,9 +5,10 @@ references stay. What was saved is therefore what the network's own library load
 (`parametrizations.weight.original`) are loaded as well. Weights that lie in parts in several processes leave as V: no
 process has what W is computed from.
 
-A state dict of torch shares memory with the network, and averages of weights are often written into it
-(`for value in average.state_dict().values(): value.lerp_(...)`). W is computed, so the tensors that were handed out are
-kept and what was written into them is taken in (`parametrization.take_written`).
+A state dict of torch shares memory with the network: averages of weights are often written into it
+(`for value in average.state_dict().values(): value.lerp_(...)`), and one that is kept without copying it is that of the
+last step. W is computed, so the tensors that were handed out are kept; what was written into them is taken in
+(`parametrization.take_written`), and they follow the layer (`show`), lest a kept one mix its weights with later ones.
 """
 
 import copy
@@ -25,6 +26,7 @@ from equalize.plan.parametrization import (
     originals,
     plain_tensors,
     set_plain,
+    show,
     take_written,
 )
 
@@ -93,9 +95,9 @@ def _plain_out(layer: nn.Module, state: _State, prefix: str, metadata: Any) -> N
     folded = next(each for each, _ in found.values() if isinstance(each, FoldedWeight))
     with torch.inference_mode(False), torch.no_grad():
         take_written(layer)
-        for name, plain in plain_tensors(layer).items():
-            tensor = _handed_out(folded.shown.get(name), found[name][1]).copy_(plain)
-            folded.shown[name] = (tensor, tensor._version)
+        for name, (_, original) in found.items():
+            folded.shown[name] = _handed_out(folded.shown.get(name), original)
+        show(layer)
     of_layer = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
     for name in found:
         del of_layer[_raw(prefix, name)]
@@ -104,14 +106,14 @@ def _plain_out(layer: nn.Module, state: _State, prefix: str, metadata: Any) -> N
     state.update({key: of_layer[key] for key in dict.fromkeys((*own, *of_layer))})
 
 
-def _handed_out(shown: tuple[Tensor, int] | None, original: Tensor) -> Tensor:
+def _handed_out(shown: tuple[Tensor, int] | None, original: Tensor) -> tuple[Tensor, int]:
     """The tensor that was handed out before, so that whoever kept a state dict sees the values of now, as ever.
 
     The first one has the layout of the parameter, which safetensors may insist on.
     """
     if shown is None or (shown[0].device, shown[0].dtype) != (original.device, original.dtype):
-        return torch.empty_like(original)
-    return shown[0]
+        return torch.empty_like(original), 0
+    return shown
 
 
 def _plain_in(layer: nn.Module, state: _State, prefix: str, metadata: Any, strict: bool, *reports: list[str]) -> None:
@@ -125,6 +127,8 @@ def _plain_in(layer: nn.Module, state: _State, prefix: str, metadata: Any, stric
     missing, _, errors = reports
     assign = metadata.get("assign_to_params_buffers", False)
     given: dict[str, Tensor] = {}
+    take_written(layer)
+    show(layer)  # a state dict that was kept and comes back is of now, as its other tensors are
     for name, (_, original) in found.items():
         key = f"{prefix}{name}"
         value = state.pop(key, None)
@@ -136,7 +140,6 @@ def _plain_in(layer: nn.Module, state: _State, prefix: str, metadata: Any, stric
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             errors.append(f"size mismatch for {key}: got {got}, expected {tuple(original.shape)}.")
     with torch.inference_mode(False), torch.no_grad():
-        take_written(layer)
         if given:
             plain = given if len(given) == len(found) else plain_tensors(layer) | given
             new: dict[str, Tensor] = originals(layer, plain)

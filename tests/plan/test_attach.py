@@ -308,6 +308,19 @@ def test_a_state_dict_of_an_attached_network_goes_back_into_one():
     assert_same_state(other, model.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch.jit is deprecated
+def test_a_network_with_a_part_in_torch_script_is_folded():
+    model, x, y = drawn("bias")
+    plan = planned(model, x)
+    model.body.after = torch.jit.script(model.body.after)
+    attach(plan, model)
+    train(model, OPTIMIZERS["AdamW"](model.parameters()), x, y)
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+    fold(model)
+    assert type(model.body.fuse) is nn.Conv2d
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
 def test_a_layer_that_is_compiled_is_folded_in_itself():
     model, x = Fusion(nn.Conv2d(6, 5, 1)), torch.randn(2, 3, 8, 8)
     model.fuse = torch.compile(model.fuse, backend="eager")

@@ -185,6 +185,21 @@ def test_what_was_written_into_a_state_dict_is_computed_with():
     torch.testing.assert_close(model.eval()(batch[0]), plain.eval()(batch[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("use", ["loaded", "saved after an evaluation"])
+def test_a_state_dict_kept_without_copying_is_of_the_last_step(use):
+    """As `best = model.state_dict()` is of any network: never the fusion layer of one step and the rest of another."""
+    model, optimizer, batch, _ = attached()
+    kept = model.state_dict()
+    train(model, optimizer, *batch)
+    expected = folded(model).state_dict()
+    if use == "loaded":
+        model.load_state_dict(kept)
+    else:
+        model.eval()(batch[0])
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0)
+    torch.testing.assert_close(clones(model), expected, rtol=0, atol=0)
+
+
 def test_a_network_that_is_pickled_whole_is_plain():
     model, optimizer, batch, _ = attached()
     train(model, optimizer, *batch)
