@@ -1,5 +1,6 @@
 """Plans carried out on a network in memory: the public `equalize.attach` and `equalize.apply`."""
 
+import logging
 import os
 from pathlib import Path
 from typing import overload
@@ -11,6 +12,8 @@ from equalize.plan import apply as plan_apply
 from equalize.plan import attach as plan_attach
 from equalize.plan.plan import Plan
 from equalize.wrappers import unwrapped
+
+_LOGGER = logging.getLogger("equalize")
 
 PlanLike = Plan | str | os.PathLike[str]
 """A plan, a directory that `equalize` wrote, or its `equalize.json`."""
@@ -34,7 +37,10 @@ def attach(*args: object, **kwargs: object) -> None:
     Raises:
         SiteError: the plan does not fit the network. InputError: something else was given, or no plan is there.
     """
-    plan_attach.attach(*_sorted("equalize.attach", args, kwargs))
+    plan, model = _sorted("equalize.attach", args, kwargs)
+    if not plan.equalized:
+        _LOGGER.warning("equalize.attach: the plan equalizes no layer; the network is trained as it is")
+    plan_attach.attach(plan, model)
 
 
 @overload

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,24 @@ def test_weights_are_not_equalized_twice(network):
     model.load_state_dict(before)
     equalize.apply(plan, model)
     assert torch.equal(model.body.fuse.weight, once)
+
+
+def test_an_attached_network_is_folded_before_it_is_equalized_again(network):
+    """Its sites would be refused one by one, and the plan be empty."""
+    plan = network[1]
+    model, x, _ = drawn("bias")
+    equalize.attach(plan, model)
+    for again in (lambda: equalize.calibrate(model, [x]), lambda: equalize.apply(plan, model)):
+        with pytest.raises(equalize.EqualizeError, match=r"^body\.fuse: is attached to a plan; call fold first$"):
+            again()
+    equalize.fold(model)
+    assert len(equalize.calibrate(model, [x]).equalized) == 1
+
+
+def test_a_plan_that_equalizes_nothing_says_so(network, caplog):
+    model, plan = network
+    equalize.attach(plan, model)
+    equalize.fold(model)
+    assert not caplog.text
+    equalize.attach(replace(plan, sites=()), model)
+    assert "the plan equalizes no layer; the network is trained as it is" in caplog.text

@@ -12,6 +12,7 @@ from equalize.graph.recorder import named_tensors
 from equalize.plan.draw import redraw
 from equalize.plan.edits import Add, Draw, Edit, Scale, ScaleInputs, Set
 from equalize.plan.equation import Geometry, per_channel, scale_inputs
+from equalize.plan.parametrization import demand_folded
 from equalize.plan.plan import Plan
 from equalize.plan.rewritten import demand_not_rewritten, remember_rewritten
 from equalize.sites.sites import Site
@@ -23,9 +24,10 @@ def apply(plan: Plan, model: nn.Module) -> None:
     """Rewrites the tensors that `plan` lists, in place; nothing for `preserve`.
 
     Raises:
-        SiteError: if the plan does not fit the model, or rewrote it before; the model is then unchanged.
+        SiteError: if the plan does not fit the model, is attached to it or rewrote it before; it is then unchanged.
         NumericsError: if a rewritten tensor is not finite in its dtype; the model is then unchanged.
     """
+    demand_folded(model)
     demand_fit(plan, model)
     demand_not_rewritten(model, (edit.tensor for edit in plan.edits))
     with undone_on_failure(model) as before:

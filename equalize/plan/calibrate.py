@@ -20,6 +20,7 @@ from equalize.moments.watch import Batch
 from equalize.plan.apply import apply_edits, put_back, undone_on_failure, with_aliases
 from equalize.plan.choose import Choice, choose
 from equalize.plan.edits import Edit, Set
+from equalize.plan.parametrization import demand_folded
 from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.plan.rewritten import demand_not_rewritten, remember_rewritten
 from equalize.plan.strategies import Decision, decide
@@ -53,11 +54,12 @@ def calibrate(
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
     Raises:
-        NumericsError: at the first non-finite value. SiteError: for an unknown strategy, no images, or weights to
-            rescale that an earlier call rewrote.
+        NumericsError: at the first non-finite value. SiteError: for an unknown strategy, no images, an attached
+            network, or weights to rescale that an earlier call rewrote.
     """
     start = time.perf_counter()
     model = unwrapped(model)
+    demand_folded(model)
     batches = list(batches) if isinstance(batches, Iterator) else batches
     found = found or scan(model, _first(batches))
     undecided = choose(found.sites, strategy, seed, newly_initialized)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from equalize.errors import SiteError
 from equalize.plan.equation import DiagonalMap, Geometry, shift_of
 
 
@@ -105,6 +106,13 @@ def attached(layer: nn.Module) -> dict[str, tuple[FoldedWeight | ShiftedBias, nn
         if isinstance(ours := each[0], FoldedWeight | ShiftedBias):
             found[name] = (ours, each.get_parameter("original"))
     return found
+
+
+def demand_folded(model: nn.Module) -> None:
+    """Refuses a network with an attached layer, whose weights are none that can be rewritten, by a SiteError."""
+    for path, layer in nn.Module.named_modules(model):
+        if attached(layer):
+            raise SiteError(path, "is attached to a plan", remedy="call fold first")
 
 
 def plain_tensors(layer: nn.Module) -> dict[str, Tensor]:
