@@ -28,7 +28,8 @@ def attach(*, plan: PlanLike, model: nn.Module) -> None: ...
 def attach(*args: object, **kwargs: object) -> None:
     """Has the optimizer see the equalized weights V of each fusion layer; state dicts hold plain ones all the while.
 
-    Build the optimizer before or afterwards: the parameters stay the objects that they are.
+    Build the optimizer before or afterwards: the parameters stay the objects that they are. Before, if it groups them
+    by name: `named_parameters` calls an attached bias `parametrizations.bias.original`.
 
     Args:
         plan, model: in either order. The plan, or a directory or `equalize.json` that it is read from; the network
