@@ -22,6 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST_SIDE = 4096  # pixels; the limit for a size in a file, not for --size
 _SMALLEST_RANGE = 0.25  # of rescaled pixels: 1/4095 and 1/65535 are meant for pictures of 12 and 16 bits
+_PROPORTIONS = "which keeps the proportions of pictures; --size HxW can too"
 PREPROCESS_FLAGS = "--mean, --std, --rescale, --channel-order"
 
 
@@ -38,6 +39,8 @@ class Preprocess:
     rescale: float = 1 / 255
     size: tuple[int, int] | None = None
     """(height, width) to resize to; None leaves images as they are."""
+    resampling: str = "bilinear"
+    """How pictures are resized, as PIL calls it; antialiased."""
     channels: Literal["RGB", "BGR"] = "RGB"
     bands: int = 3
     """How many channels the network takes; their order matters where they are three."""
@@ -55,7 +58,7 @@ class Preprocess:
 
         Args:
             image: of any mode, converted to RGB, or to gray where the network takes one channel; or bands (C, H, W).
-            size: (height, width) instead of the checkpoint's own; the resize is bilinear with antialiasing.
+            size: (height, width) instead of the checkpoint's own; with antialiasing; bands are resized bilinearly.
 
         Raises:
             InputError: bands of more than 8 bits, of a range that nobody named; a factor for pictures of more bits.
@@ -75,7 +78,7 @@ class Preprocess:
         mode = "L" if self.bands == 1 else "RGB"
         picture = image if image.mode == mode else image.convert(mode)
         if size is not None and picture.size != (size[1], size[0]):
-            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            picture = picture.resize((size[1], size[0]), Image.Resampling[self.resampling.upper()])
         x = torch.from_numpy(np.array(picture)).to(torch.float32)
         return x if x.ndim == 3 else x.unsqueeze(-1)
 
@@ -94,6 +97,7 @@ class Preprocess:
     def numbers(self) -> str:
         """What is done, and where it stands, in one line."""
         size = f"resize to {self.size[0]}x{self.size[1]}" if self.size else "no resize"
+        size += f" ({self.resampling})" if self.size and self.resampling != "bilinear" else ""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         scale = "" if abs(self.rescale * 255 - 1) < 1e-6 else f", pixels times {self.rescale:.4g}"
         order = self.channels if self.bands == 3 else "1 channel" if self.bands == 1 else f"{self.bands} channels"
@@ -114,9 +118,10 @@ class Preprocess:
             std=_floats(processor["image_std"]) if normalize else (1.0, 1.0, 1.0),
             rescale=rescale,
             size=_processor_size(processor),
+            resampling=_resampling(processor.get("resample")),
             channels="BGR" if processor.get("do_flip_channel_order") else "RGB",
             reduce_labels=None if reduce is None else bool(reduce),
-            origin=origin,
+            origin=origin + f", {_PROPORTIONS}" * _keeps_proportions(processor),
         )
 
 
@@ -184,6 +189,18 @@ def _floats(values: object) -> tuple[float, ...]:
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"three numbers are needed, not {values!r}")
     return numbers
+
+
+def _resampling(value: object) -> str:
+    """The name of one of PIL's filters; bilinear if the processor does not say."""
+    return "bilinear" if value is None else Image.Resampling(int(str(value))).name.lower()
+
+
+def _keeps_proportions(processor: Mapping[str, object]) -> bool:
+    """Whether the processor resizes pictures to a side, or cuts them, where `Preprocess` brings them to one size."""
+    size = processor.get("size")
+    edge = isinstance(size, Mapping) and bool(size.get("shortest_edge"))
+    return bool(processor.get("do_resize")) and (edge or bool(processor.get("keep_aspect_ratio")))
 
 
 def _processor_size(processor: Mapping[str, object]) -> tuple[int, int] | None:

@@ -41,6 +41,24 @@ def test_a_transformers_processor_gives_the_same(picture, segformer_dir):
     assert (got - expected).abs().mean() < 0.01  # both bilinear with antialiasing; they round at different places
 
 
+def test_a_processor_that_resizes_otherwise_gives_the_same(picture, segformer_dir, tmp_path):
+    from transformers import BeitImageProcessor
+
+    (tmp_path / "config.json").symlink_to(segformer_dir / "config.json")
+    processor = BeitImageProcessor(size={"height": 20, "width": 28}, do_center_crop=False)  # bicubic
+    processor.save_pretrained(tmp_path)
+    preprocess = load(tmp_path, weights=False).preprocess
+    expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+    assert (preprocess(picture) - expected).abs().mean() < 0.01  # bilinear: 0.1
+    assert "20x28 (bicubic)" in str(preprocess)
+
+
+def test_a_processor_that_keeps_proportions_is_said_to(segformer_dir):
+    kept = Preprocess.from_processor({"do_resize": True, "size": {"shortest_edge": 7}}, "from it")
+    assert "from it, which keeps the proportions of pictures" in str(kept)
+    assert "proportions" not in str(load(segformer_dir, weights=False).preprocess)
+
+
 def test_size_wins_over_the_checkpoints_own(picture):
     assert Preprocess(size=(8, 9))(picture).shape == (3, 8, 9)
     assert Preprocess(size=(8, 9))(picture, (16, 12)).shape == (3, 16, 12)
@@ -67,6 +85,7 @@ def test_other_modes_are_converted(picture):
         ({"do_resize": False, "size": {"height": 7, "width": 8}}, {"size": None}),
         ({"do_resize": True, "size": 7}, {"size": (7, 7)}),
         ({"do_center_crop": True, "crop_size": {"height": 5, "width": 6}, "size": 9}, {"size": (5, 6)}),
+        ({"do_resize": True, "size": 7, "resample": 0}, {"resampling": "nearest"}),
         ({"do_flip_channel_order": True}, {"channels": "BGR"}),
         ({"do_rescale": False, "rescale_factor": 0.5}, {"rescale": 1.0}),
         ({"rescale_factor": 0.5}, {"rescale": 0.5}),
