@@ -151,3 +151,11 @@ def test_a_single_output_is_class_1_where_mmsegmentation_says_so(threshold, tmp_
     assert not torch.equal(ours > 0, logits(theirs, x)[:, 0] > 0)  # which is not that of one half
     assert any(f"above {threshold or 0.3} is class 1" in note for note in checkpoint.notes)
     assert any("training ignored label 0" in note for note in checkpoint.notes)
+
+
+def test_a_config_that_tests_in_windows_is_said_to(tmp_path):
+    sliding = "test_cfg=dict(mode='slide', crop_size=(48, 64), stride=(32, 42))"
+    source = saved(tmp_path, "FCNHead", changes={"test_cfg=dict(mode='whole')": sliding})
+    said = [note for note in load(source).notes if "--size 48x64 --sliding-window" in note]
+    assert len(said) == 1
+    assert not any("--sliding-window" in note for note in load(saved(tmp_path, "PSPHead")).notes)

@@ -71,6 +71,17 @@ def renumbered_note(meta: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"its training took some labels as others (label_map: {first}, ...): masks have to be stored as these",)
 
 
+def windows_note(config: Config) -> tuple[str, ...]:
+    """A note for the user where mmsegmentation tests in windows, which is a choice of the command here."""
+    rules = config["model"].get("test_cfg") or config.get("test_cfg")
+    size = rules.get("crop_size") if isinstance(rules, Mapping) and rules.get("mode") == "slide" else None
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        return ()
+    flags = f"--size {sides[0]}x{sides[1]} --sliding-window"
+    return (f"its config tests in windows (test_cfg): evaluate and predict do so with {flags}",)
+
+
 def preprocessing(config: Config, meta: Mapping[str, Any]) -> Preprocess:
     """The data preprocessor's mean and std, for pixels in 0..255, and its channel order.
 

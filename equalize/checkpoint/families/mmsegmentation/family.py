@@ -26,6 +26,7 @@ from equalize.checkpoint.families.mmsegmentation.facts import (
     palette,
     preprocessing,
     renumbered_note,
+    windows_note,
     with_reduced_labels,
 )
 from equalize.checkpoint.family import Family, Loaded, SaveSpec, Spec, ignored_notes
@@ -89,6 +90,7 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
                 *ignored_notes(head.get("ignore_index"), there),
                 *renumbered_note(weights.meta),
                 *_binary_note(above),
+                *windows_note(config),
             ),
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
             arguments={"num_classes": number} if trusted and number is not None else {},  # else in its text
