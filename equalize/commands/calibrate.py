@@ -26,12 +26,10 @@ from equalize.device import device_of, precision_of
 from equalize.distributed import is_main, own_device
 from equalize.errors import InputError
 from equalize.messages import Notify, Progress, first_of, ignore, ignore_progress
-from equalize.moments.batch_norms import untouched_norms
 from equalize.moments.measure import Measurement
 from equalize.plan.calibrate import calibrate
 from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import Plan, ScaleTo, Strategy
-from equalize.plan.strategies import CONSTANT
 from equalize.sites.scan import Scan
 from equalize.version import __version__
 
@@ -85,7 +83,7 @@ def calibrate_checkpoint(
     facts = {"input_check": checked.to_json(), "command": command}
     plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data) | facts), checkpoint)
     if demand_sites and not plan.sites:
-        raise _no_site(name, plan, found, fresh=bool(untouched_norms(checkpoint.model)))
+        raise _no_site(name, plan, found)
     if dry_run or not is_main():
         return plan
     return save_proven(checkpoint, name, plan, Path(out), [images.few(CHECKED_IMAGES)], overwrite=overwrite)
@@ -106,20 +104,13 @@ def write_calibration_report(plan: Plan, kept: Sequence[Measurement], directory:
     return write_page(directory, f"Calibration of {plan.facts['source']}", sections)
 
 
-def _no_site(name: ModelName, plan: Plan, found: Scan, *, fresh: bool) -> InputError:
-    """The error where no layer was equalized; `fresh`: whether BatchNorms never saw data, so that values may vanish."""
+def _no_site(name: ModelName, plan: Plan, found: Scan) -> InputError:
     reasons = first_of(list(dict.fromkeys(f"{each.at}: {each.reason}" for each in plan.refusals)), 1)
-    layers = {site.layer for site in found.sites}
-    constant = any(each.at in layers and CONSTANT in each.reason for each in plan.refusals)
-    stuck = plan.strategy == "migrate" and bool(layers) and not constant
+    stuck = plan.strategy == "migrate" and bool(found.sites)
     what = f"has no fusion layer that {'migrate can equalize' if stuck else 'can be equalized'}"
     what += f"{reasons and f' ({reasons})'}; nothing was written"
-    remedy = "see equalize scan --all, and --sites"
-    if stuck:
-        remedy = f"name --strategy preserve, which has no branch moved, or {remedy}"
-    elif constant and fresh:
-        remedy = "it has BatchNorms that never saw data: --strategy rescale estimates them"
-    return InputError(name.source, what, remedy=remedy)
+    preserve = "name --strategy preserve, which has no branch moved, or " if stuck else ""
+    return InputError(name.source, what, remedy=f"{preserve}see equalize scan --all, and --sites")
 
 
 def demand_original(checkpoint: Checkpoint) -> None:

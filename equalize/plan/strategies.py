@@ -39,8 +39,6 @@ from equalize.wrappers import unwrapped
 
 # A branch whose scale is below this share of the largest, or of its own mean, is constant to float32.
 _NEAR_ZERO = 1e-6
-CONSTANT = "is near zero"
-"""What the refusal of a layer with such a branch says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +156,7 @@ def _constant(site: MeasuredSite) -> Refusal | None:
     for branch in site.branches:
         if branch.std <= _NEAR_ZERO * max(largest, abs(branch.mean)):
             where = f"channels {branch.start}..{branch.stop} ({branch.source})"
-            return Refusal(at=site.layer, reason=f"sigma of {where} {CONSTANT}: {branch.std:.3g}")
+            return Refusal(at=site.layer, reason=f"sigma of {where} is near zero: {branch.std:.3g}")
     return None
 
 
