@@ -40,6 +40,9 @@ _LEGEND = (
     "delta: how much more 100 steps from zero would explain of what is to be learned, were the branches of one scale; "
     "longer trainings may gain less or lose, which equalize compare measures."
 )
+_TRAINED = (
+    "Trained fusion weights may gain by equalization or, fine-tuned for long, lose; equalize compare measures it."
+)
 _BAR = 10  # characters of the largest sigma's bar
 
 
@@ -96,6 +99,8 @@ def plan_report(plan: Plan, compared_on: str = _IMAGES) -> Iterator[ConsoleRende
     if "images" in facts:
         yield Text(effort_of(facts))
     yield Text(changes_of(plan))
+    if any(not site.changes_function for site in plan.equalized):
+        yield Text(_TRAINED)
     if facts.get("check"):
         yield from _proof(plan, facts["check"], facts["logit_range"], compared_on)
     if facts.get("output") is None:

@@ -183,6 +183,7 @@ def test_a_plan_shows_each_scale_before_and_after(out, strategy, edits, after):
     assert f"1 {after[1]} skip" in text
     assert "4.00 before, 1.00 after" in text
     assert f"{strategy}: " in text
+    assert ("equalize compare measures it" in text) == (strategy != "rescale")
 
 
 def test_a_plan_says_how_its_output_is_loaded(out):
