@@ -61,11 +61,12 @@ class Evidence:
         return float(rates.pop())
 
     def test(self, name: str, arm: str) -> list[float]:
-        """mIoU of the third split, by confirming seed."""
+        """mIoU of the third split, by confirming seed; not of seeds that were run beside those registered."""
         scores = {run["seed"]: run["test"] for run in self._of(name, arm) if run["test"] is not None}
-        if len(scores) < _job(name).confirm:
+        seeds = range(_job(name).tune, _job(name).tune + _job(name).confirm)
+        if not scores.keys() >= set(seeds):
             raise MissingRunsError
-        return [scores[seed] for seed in sorted(scores)]
+        return [scores[seed] for seed in seeds]
 
     def gain(self, name: str, arm: str, baseline: str = "none") -> Difference:
         """Between two arms at their best rates, on the third split."""
