@@ -174,8 +174,9 @@ def section(job: Job, runs: Runs, evidence: Evidence) -> Iterable[str]:
     """What docs/results.md says of a job."""
     yield f"### {job.name}\n"
     if job.rates_of is None:
-        seeds = f"*: not all {job.tune} seeds yet"
-        yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val ({seeds}):\n"
+        whole = all(len(values) == job.tune for rates in tuning(job, runs).values() for values in rates.values())
+        missing = "" if whole else " (*: a seed is missing)"
+        yield f"{len(runs)} runs of {job.steps} steps. Tuning seeds, mean mIoU on val{missing}:\n"
         yield tuning_table(job, runs) + "\n"
         if len({run["lr"] for run in runs}) > 1:
             yield f"![mIoU against the learning rate]({plot(job, tuning(job, runs))})\n"
