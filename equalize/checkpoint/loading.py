@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.family import Family, SaveSpec
 from equalize.checkpoint.files.atomic import CLASS_NAMES_FILE, PLAN_FILE, is_training_state
-from equalize.checkpoint.files.weights import Weights, read_json
+from equalize.checkpoint.files.weights import Weights, read_json, safetensors_copy
 from equalize.checkpoint.preprocess import PREPROCESS_FILE, Override, Preprocess
 from equalize.checkpoint.registry import FAMILIES, family_of, family_of_arch
 from equalize.checkpoint.request import Request
@@ -128,6 +129,8 @@ class ModelName(Request):
             save_spec=save_spec,
             missing=missing,
         )
+        if weights:
+            _demand_same_copy(checkpoint, place)
         return _with_recorded_names(checkpoint, place, request)
 
 
@@ -204,6 +207,20 @@ def _left_behind(place: Place) -> list[str]:
     state = sorted(path.name for path in beside if is_training_state(path.name))
     what = "holds the state of a training too, which copies leave out"
     return [f"{place.path.name}: {what}: {first_of(state)}"] if state else []
+
+
+def _demand_same_copy(checkpoint: Checkpoint, place: Place) -> None:
+    """Refuses model.pth, which is read, and the model.safetensors that was written beside it, where they differ."""
+    copy = safetensors_copy(place.path)
+    if copy is None:
+        return
+    read = checkpoint.safetensors_copy(checkpoint.stored.keys.weights.tensors)
+    same = copy.keys() == read.keys() and all(
+        copy[key].dtype == tensor.dtype and torch.equal(copy[key], tensor) for key, tensor in read.items()
+    )
+    if not same:
+        what = "holds other weights in model.safetensors than in model.pth, which would be read"
+        raise CheckpointError(place.path, what, remedy="remove the one that is not meant")
 
 
 def _as_kept(place: Place, preprocess: Preprocess) -> Preprocess:

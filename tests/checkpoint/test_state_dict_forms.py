@@ -327,6 +327,19 @@ def test_a_safetensors_copy_that_was_tampered_with_is_found(run_cli, photos, net
     assert "head.bias" in ran.err
 
 
+def test_weights_of_ones_own_beside_those_that_were_written(network, state, tmp_path):
+    """Either may be the newer one: none is read without a word."""
+    torch.save(state, tmp_path / "in.pth")
+    load(tmp_path / "in.pth", arch=f"{network}:Net").save(tmp_path / "out")
+    load(tmp_path / "out", arch=f"{network}:Net")
+    trained = {key: 2 * tensor for key, tensor in load_file(tmp_path / "out" / "model.safetensors").items()}
+    save_file(trained, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"other weights in model\.safetensors than in model\.pth"):
+        load(tmp_path / "out", arch=f"{network}:Net")
+    (tmp_path / "out" / "model.pth").unlink()
+    assert torch.equal(load(tmp_path / "out", arch=f"{network}:Net").model.head.bias, trained["head.bias"])
+
+
 @pytest.mark.parametrize("suffix", ["bin", "safetensors"])
 @pytest.mark.parametrize("by_index", [False, True])
 def test_shards(run_cli, photos, network, state, tmp_path, suffix, by_index):
