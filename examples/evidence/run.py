@@ -132,6 +132,9 @@ def jobs() -> Iterator[Job]:
             yield Job(name=f"{network}-trained-{steps}", network=network, steps=steps, arms=arms, trained=True)
         again = Job(name=f"{network}-trained-400-augmented", network=network, steps=400, arms=FEW, trained=True)
         yield replace(again, augmented=True, rates_of=f"{network}-trained-400")
+    for decay in ("0.1", "1"):
+        again = Job(name=f"unet-trained-400-decay-{decay}", network="unet", steps=400, arms=FEW, trained=True)
+        yield replace(again, rates_of="unet-trained-400", more=("--weight-decay", decay))
     long = Job(name="", network="", steps=1000, arms=("none", "explicit"), confirm=3)
     for network in ("pspnet", "unet"):
         yield replace(long, name=f"{network}-long", network=network, rates_of=f"{network}-drawn")
