@@ -38,6 +38,9 @@ class CommonTrainingFlags:
     lr: Annotated[
         float | None, p.optimizer("Learning rate, at its peak.", "RATE", "0.0001 for adamw, 0.01 for sgd")
     ] = None
+    weight_decay: Annotated[
+        float | None, p.optimizer("Never on biases and normalizations.", "DECAY", "0.01 for adamw, 0.0005 for sgd")
+    ] = None
     head_lr_mult: Annotated[
         float | None, p.optimizer("How much faster all but the backbone learns.", "FACTOR", "1.0")
     ] = None
@@ -105,9 +108,6 @@ class CommonTrainingFlags:
 class TrainingFlags(CommonTrainingFlags):
     """Those of `finetune`."""
 
-    weight_decay: Annotated[
-        float | None, p.optimizer("Never on biases and normalizations.", "DECAY", "0.01 for adamw, 0.0005 for sgd")
-    ] = None
     power: Annotated[float | None, p.optimizer("Of the polynomial decay of the rate.", "P", "0.9")] = None
     warmup: Annotated[float | None, p.optimizer("Share of the steps with a rising rate.", "SHARE", "0.05")] = None
     clip: Annotated[float | None, p.optimizer("Largest norm of the gradient; 0 for any.", "NORM", "1.0")] = None
