@@ -37,8 +37,8 @@ _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal; JSON has them all
 _LEGEND = (
     "sigma: standard deviation of a branch's values, 95 %: its interval; step: the branch's share of a training step; "
-    "delta: how much more 100 steps from zero would explain of what is to be learned, were the branches of one scale; "
-    "longer trainings may gain less or lose, which equalize compare measures."
+    "delta: how much more 100 steps of Adam would explain from zero of what is to be learned, were the branches of one "
+    "scale; longer trainings may gain less or lose, which equalize compare measures."
 )
 _TRAINED = (
     "Trained fusion weights may gain by equalization or, fine-tuned for long, lose; equalize compare measures it."
