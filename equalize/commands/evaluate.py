@@ -15,7 +15,6 @@ from equalize.commands.images import fit_images
 from equalize.commands.labels import (
     LabeledSplit,
     check_split,
-    count_classes,
     label_settings,
     names_of,
     with_output,
@@ -85,8 +84,7 @@ def evaluate(
     config = _as_trained(config, TrainingRecord.of(checkpoint, notify), checkpoint, notify)
     size = trial_size(checkpoint, config, dataset.images)
     checkpoint = fit_images(checkpoint, dataset.images, size, device, notify, warn)
-    checkpoint = with_output(checkpoint, dataset, size, device, notify)
-    classes = count_classes(checkpoint, dataset, size, device)
+    checkpoint, classes = with_output(checkpoint, dataset, size, device, notify)
     names = names_of(classes, dataset, checkpoint, config, warn=warn)
     known, bands = label_settings(config, dataset, checkpoint), checkpoint.preprocess.bands
     labeled = check_split(dataset, classes, names, known, channels=bands, notify=notify, warn=warn)

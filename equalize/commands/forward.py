@@ -14,7 +14,7 @@ from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.outputs import logits_at_size
 from equalize.commands.images import working_size
 from equalize.commands.labels import as_classes
-from equalize.commands.windows import Strips, Windows, is_large
+from equalize.commands.windows import Strips, is_large, slide_window
 from equalize.data.bands import Picture
 from equalize.data.images import Item
 from equalize.data.loader import Batch, Batches, workers_for
@@ -85,9 +85,7 @@ class Forward:
         A window that is cut to the picture's sides is padded to its whole size if the network does not take it.
         """
         size = working_size(self.checkpoint, self.config.size)
-        windows = Windows(
-            size=size, batch_size=self.config.batch_size, preprocess=replace(self.checkpoint.preprocess, size=None)
-        )
+        preprocess = replace(self.checkpoint.preprocess, size=None)
         whole = partial(self._logits, logits=self.checkpoint.logits)
 
         def logits(x_NCHW: Tensor) -> Tensor:
@@ -102,7 +100,8 @@ class Forward:
                 return logits_at_size(whole, x_NCHW, size)
 
         with torch.no_grad(), precision_of(self.config.precision, self.device):
-            yield from windows(logits, picture)
+            batch_size = self.config.batch_size
+            yield from slide_window(logits, picture, size, batch_size=batch_size, preprocess=preprocess)
 
     def batches(self, images: Sequence[Item], skip_bad: float | None = None) -> Batches:
         """Whole images, read in batches."""

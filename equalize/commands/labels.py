@@ -1,10 +1,10 @@
 """Checks a labeled split against a network: number of classes, names, how labels are stored."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from equalize.commands.predict.predict import PredictConfig
 
 Size = tuple[int, int] | None
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,40 +59,23 @@ def as_classes(logits_NCHW: Tensor) -> Tensor:
 
 def with_output(
     checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device, notify: Notify = ignore
-) -> Checkpoint:
-    """The checkpoint with what a run on the first image shows of its outputs; see `Checkpoint.with_output`.
+) -> tuple[Checkpoint, int]:
+    """What a run on the first image shows: the checkpoint, see `Checkpoint.with_output`, and its number of classes.
 
-    Raises:
-        InputError: it does not take images of that size, or has several outputs that may be meant.
+    An InputError if it does not take images of that size, or has several outputs that may be meant.
     """
-    return _on_first_image(checkpoint, dataset, size, device, lambda image: checkpoint.with_output(image, notify))
-
-
-def count_classes(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device) -> int:
-    """The number of classes of the network; runs it on the first image.
-
-    Raises:
-        InputError: it does not take images of that size.
-    """
-    with eval_mode(checkpoint.model):
-        logits = _on_first_image(checkpoint, dataset, size, device, checkpoint.logits)
-    return int(as_classes(logits).shape[1])
+    image_NCHW = first_image(checkpoint, dataset, size, device)
+    height, width = image_NCHW.shape[2:]
+    with refusing(partial(size_error, checkpoint, (height, width))):  # of one size, it fails at a concat or elsewhere
+        checkpoint = checkpoint.with_output(image_NCHW, notify)
+        with eval_mode(checkpoint.model):
+            return checkpoint, as_classes(checkpoint.logits(image_NCHW)).shape[1]
 
 
 def first_image(checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device) -> Tensor:
     """The first image, (1, C, H, W), padded to what the network takes."""
     picture = read_picture(dataset.images[0], checkpoint.preprocess.bands)
     return pad_images(checkpoint.preprocess(picture, size)[None].to(device), checkpoint.multiple)
-
-
-def _on_first_image(
-    checkpoint: Checkpoint, dataset: DataSet, size: Size, device: torch.device, run: Callable[[Tensor], T]
-) -> T:
-    """What `run` gives for the first image; an InputError where the network does not take its size."""
-    image_NCHW = first_image(checkpoint, dataset, size, device)
-    height, width = image_NCHW.shape[2:]
-    with refusing(partial(size_error, checkpoint, (height, width))):  # of one size, it fails at a concat or elsewhere
-        return run(image_NCHW)
 
 
 def label_settings(
@@ -119,17 +101,7 @@ def check_split(
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> LabeledSplit:
-    """Reads a sample of a split and determines how its labels are stored; notifies of it.
-
-    Args:
-        dataset: opened with labels.
-        num_classes, names: of the network.
-        known, channels: see `preflight`.
-        notify: gets a line. warn: one where labels are of far fewer classes.
-
-    Raises:
-        DataError: a pair could not be trained on or scored.
-    """
+    """Determines how a split's labels are stored, see `preflight`, and notifies of it; `names` are the network's."""
     rule, found = preflight(dataset, num_classes, known, channels=channels, warn=warn)
     notify(f"{dataset.describe()}; {found}")
     return LabeledSplit(dataset=dataset, rule=rule, num_classes=num_classes, names=names)
@@ -146,12 +118,8 @@ def names_of(
 ) -> tuple[str, ...] | None:
     """Names for that many classes: from the file that is given, from the checkpoint, or from the data set.
 
-    Args:
-        trained_on: whether the data set's go first where few of the checkpoint's are the same.
-        warn: gets a line where the two have a name for classes of different numbers.
-
-    Raises:
-        DataError: the file names another number of classes.
+    Where it is `trained_on`, the data set's go first if few of the checkpoint's are the same. `warn` gets a line where
+    the two have a name for classes of different numbers. A DataError if the file names another number of classes.
     """
     if (path := config.class_names) is not None:
         names = read_class_names(path)

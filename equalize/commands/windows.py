@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -48,49 +47,46 @@ def upsampled(scores_Khw: Tensor, size: Sequence[int], at_once: int = _AT_ONCE) 
         yield top, F.interpolate(strip[None], size=(len(place_h), width), mode="bilinear", align_corners=False)[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Windows:
-    """A window that slides over an image (mmsegmentation's `slide` mode); memory is that of one row of windows.
+def slide_window(
+    logits: Callable[[Tensor], Tensor],
+    picture: Picture,
+    size: tuple[int, int],
+    *,
+    batch_size: int,
+    preprocess: Preprocessor,
+) -> Strips:
+    """Logits of a window that slides over a picture (mmsegmentation's `slide` mode), a third over the one before.
 
-    Attributes:
-        size: (H, W); an image's own side where that is smaller, as there.
+    They are averaged where windows overlap; memory is that of one row of windows.
+
+    Args:
+        logits: (N, C, h, w) -> (N, K, any size).
+        size: (H, W) of the window; the picture's own side where that is smaller, as there.
         batch_size: windows a forward pass.
         preprocess: without a size of its own.
     """
-
-    size: tuple[int, int]
-    batch_size: int
-    preprocess: Preprocessor
-
-    def __call__(self, logits: Callable[[Tensor], Tensor], picture: Picture) -> Strips:
-        """Logits of windows that overlap by a third, averaged where they do.
-
-        Args:
-            logits: (N, C, h, w) -> (N, K, any size).
-            picture: of any size.
-        """
-        height, width = picture_size(picture)
-        rows, columns = min(self.size[0], height), min(self.size[1], width)
-        tops, starts = [*_starts(height, rows), height], _starts(width, columns)
-        kept: Tensor | None = None  # of rows that further windows will see: sums of logits, and how many they are
-        for top, below in pairwise(tops):
-            band: Tensor | None = None
-            for first in range(0, len(starts), self.batch_size):
-                lefts = starts[first : first + self.batch_size]
-                crops = [_cropped(picture, left, top, left + columns, top + rows) for left in lefts]
-                windows_NChw = torch.stack([self.preprocess(crop, None) for crop in crops])
-                scores = F.interpolate(logits(windows_NChw), size=(rows, columns), mode="bilinear", align_corners=False)
-                if band is None:
-                    band = scores.new_zeros(scores.shape[1] + 1, rows, width)
-                for left, scores_Khw in zip(lefts, scores, strict=True):
-                    band[:-1, :, left : left + columns] += scores_Khw
-                    band[-1, :, left : left + columns] += 1
-            assert band is not None
-            if kept is not None:
-                band[:, : kept.shape[1]] += kept
-            done = band[:, : below - top]
-            kept = band[:, below - top :]
-            yield top, done[:-1] / done[-1]
+    height, width = picture_size(picture)
+    rows, columns = min(size[0], height), min(size[1], width)
+    tops, starts = [*_starts(height, rows), height], _starts(width, columns)
+    kept: Tensor | None = None  # of rows that further windows will see: sums of logits, and how many they are
+    for top, below in pairwise(tops):
+        band: Tensor | None = None
+        for first in range(0, len(starts), batch_size):
+            lefts = starts[first : first + batch_size]
+            crops = [_cropped(picture, left, top, left + columns, top + rows) for left in lefts]
+            windows_NChw = torch.stack([preprocess(crop, None) for crop in crops])
+            scores = F.interpolate(logits(windows_NChw), size=(rows, columns), mode="bilinear", align_corners=False)
+            if band is None:
+                band = scores.new_zeros(scores.shape[1] + 1, rows, width)
+            for left, scores_Khw in zip(lefts, scores, strict=True):
+                band[:-1, :, left : left + columns] += scores_Khw
+                band[-1, :, left : left + columns] += 1
+        assert band is not None
+        if kept is not None:
+            band[:, : kept.shape[1]] += kept
+        done = band[:, : below - top]
+        kept = band[:, below - top :]
+        yield top, done[:-1] / done[-1]
 
 
 def _cropped(picture: Picture, left: int, top: int, right: int, bottom: int) -> Picture:

@@ -11,7 +11,7 @@ from equalize.commands import windows
 from equalize.commands.evaluate import EvalConfig, count_images, evaluate, score_split
 from equalize.commands.forward import Forward
 from equalize.commands.labels import check_split
-from equalize.commands.windows import Windows, upsampled
+from equalize.commands.windows import slide_window, upsampled
 from equalize.data.dataset import open_data
 from equalize.data.label_check import LabelSettings
 from equalize.distributed import is_main, leave
@@ -156,7 +156,7 @@ def as_tensor(picture, size):
 
 
 def slid(logits, size, picture, batch_size=1):
-    strips = list(Windows(size=size, batch_size=batch_size, preprocess=as_tensor)(logits, picture))
+    strips = list(slide_window(logits, picture, size, batch_size=batch_size, preprocess=as_tensor))
     assert [top for top, _ in strips] == [0, *np.cumsum([strip.shape[1] for _, strip in strips])[:-1]]
     return torch.cat([strip for _, strip in strips], dim=1)
 

@@ -15,7 +15,6 @@ from equalize.commands.images import fit_images, input_shape, working_size
 from equalize.commands.labels import (
     LabeledSplit,
     check_split,
-    count_classes,
     first_image,
     label_settings,
     names_of,
@@ -74,13 +73,12 @@ def open_task(
         notify(f"drawn anew under seed {name.seed}: {first_of(drawn, 6)}")
     checkpoint = fit_images(checkpoint, train.images, config.size, device, notify, warn)
     crop = config.crop or working_size(checkpoint, config.size)
-    checkpoint = with_output(checkpoint, train, crop, device, notify)
+    checkpoint, classes = with_output(checkpoint, train, crop, device, notify)
     trained = trained_output(checkpoint, first_image(checkpoint, train, crop, device).repeat(2, 1, 1, 1))
     if config.aux_weight and (others := first_of(trained.auxiliary)):
         notify(f"the loss is that of {trained.name}, and {config.aux_weight:g} times that of {others}")
-    classes = count_classes(checkpoint, train, crop, device)
     if val is not None:
-        count_classes(checkpoint, val, config.size, device)
+        with_output(checkpoint, val, config.size, device)  # refuses a size that the network does not take
     names = names_of(classes, train, checkpoint, config, trained_on=True, warn=warn)
     check = partial(check_split, num_classes=classes, names=names, channels=checkpoint.preprocess.bands)
     listed = named is not None and named not in OF_LAYOUTS.values()  # else as the layout has, or as it came with

@@ -4,14 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.files.atomic import atomic_directory, check_target, demand_apart
 from equalize.checkpoint.loading import ModelName
 from equalize.commands.forward import Forward, ForwardConfig, trial_size
 from equalize.commands.images import fit_images
-from equalize.commands.labels import count_classes, names_of, with_output
+from equalize.commands.labels import names_of, with_output
 from equalize.commands.overlays import class_colors
 from equalize.commands.predict.files import Predictions, Skip, Writer
 from equalize.commands.training_record import TrainingRecord, settings_taken
@@ -54,10 +52,8 @@ def predict(
     """Writes `out`, whole or not at all.
 
     Args:
-        name: the model.
         places: pictures, folders of any depth, patterns.
         out: the directory to make. overwrite: whether it may exist.
-        progress, notify, warn: see `equalize.messages`.
 
     Raises:
         CheckpointError: the model cannot be loaded. DataError: a picture cannot be read. OutputError: `out` exists, or
@@ -73,8 +69,10 @@ def predict(
     precision_of(config.precision, device)
     checkpoint = name.load()
     config, reduced = _as_trained(checkpoint, config, notify)
-    checkpoint, sample = _fitted(checkpoint, selection.images, config, device, notify, warn)
-    number = count_classes(checkpoint, sample, trial_size(checkpoint, config, selection.images), device)
+    size, skip_bad = trial_size(checkpoint, config, selection.images), config.skip_bad
+    checkpoint = fit_images(checkpoint, selection.images, size, device, notify, warn, skip_bad=skip_bad)
+    sample = _first_readable(selection.images, checkpoint.preprocess.bands, skip_bad)
+    checkpoint, number = with_output(checkpoint, sample, size, device, notify)
     colors = class_colors(number, read_colors(config.colors) if config.colors else None, checkpoint.palette)
     names = names_of(number, sample, checkpoint, config) or tuple(map(str, range(number)))
     if reduced:
@@ -83,7 +81,7 @@ def predict(
     forward.tell_windows(selection.images, notify)
     with atomic_directory(out, overwrite=overwrite) as work, eval_mode(checkpoint.model):
         writer = Writer(work, selection, colors, names, overlays=config.overlays)
-        read = _pictures(forward, selection.images, config.skip_bad, writer.skipped)
+        read = _pictures(forward, selection.images, skip_bad, writer.skipped)
         for done, (image, picture, strips) in enumerate(read, 1):
             writer.write(image, picture, strips)
             progress(done, len(selection.images))
@@ -99,23 +97,8 @@ def _as_trained(checkpoint: Checkpoint, config: PredictConfig, notify: Notify) -
     return replace(config, **taken), record.reduced_before(checkpoint)
 
 
-def _fitted(
-    checkpoint: Checkpoint,
-    images: Sequence[Item],
-    config: PredictConfig,
-    device: torch.device,
-    notify: Notify,
-    warn: Notify,
-) -> tuple[Checkpoint, DataSet]:
-    """The checkpoint with what its network takes and gives, and the first picture that can be read."""
-    size, skip_bad = trial_size(checkpoint, config, images), config.skip_bad
-    checkpoint = fit_images(checkpoint, images, size, device, notify, warn, skip_bad=skip_bad)
-    first = _first_readable(images, checkpoint.preprocess.bands, skip_bad)
-    sample = DataSet(root=file_of(first).parent, layout="images", split=None, images=(first,))
-    return with_output(checkpoint, sample, size, device, notify), sample
-
-
-def _first_readable(images: Sequence[Item], bands: int, skip_bad: float) -> Item:
+def _first_readable(images: Sequence[Item], bands: int, skip_bad: float) -> DataSet:
+    """The first picture that can be read, as a data set."""
     for image in images:
         try:
             read_picture(image, bands)
@@ -123,7 +106,7 @@ def _first_readable(images: Sequence[Item], bands: int, skip_bad: float) -> Item
             if not skip_bad:
                 raise
         else:
-            return image
+            return DataSet(root=file_of(image).parent, layout="images", split=None, images=(image,))
     raise DataError(images[0], f"cannot be read, nor can any other of {len(images)} pictures")
 
 
