@@ -10,8 +10,7 @@ _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def device_of(name: str) -> torch.device:
     """The device of that name; "auto" is the accelerator if there is one.
 
-    Raises:
-        InputError: no device has that name. ResourceError: it is not available.
+    An InputError if no device has that name, a ResourceError if it is not available.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -26,11 +25,7 @@ def device_of(name: str) -> torch.device:
 
 
 def precision_of(name: str, device: torch.device) -> torch.autocast:
-    """A context for forward passes in that precision; moments are float32 and float64 in any.
-
-    Raises:
-        InputError: no precision has that name.
-    """
+    """A context for forward passes in that precision; moments are float32 and float64 in any."""
     if name not in _PRECISIONS:
         raise InputError("--precision", "is unknown", got=name, expected=" or ".join(_PRECISIONS))
     dtype = _PRECISIONS[name]

@@ -34,11 +34,7 @@ def _announced() -> int:
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device.
-
-    Raises:
-        InputError: the environment says only half of what is needed.
-    """
+    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device."""
     number = _announced()
     if number < 2:
         return device
@@ -56,9 +52,7 @@ def join(device: torch.device) -> torch.device:
 def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
     """Joins the group as `join` does, to exchange Python objects: over gloo, whatever the processes compute on.
 
-    Raises:
-        InputError: the environment says only half of what is needed. ResourceError: the processes cannot connect.
-        PeerError: another process failed, see `fail_together`.
+    A ResourceError if the processes cannot connect; a PeerError if another fails, see `fail_together`.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # torchrun's default for two and more: the number of threads changes last bits
@@ -92,12 +86,9 @@ def leave() -> None:
 def fail_together(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
     """Sends a failure of this process to the others of the group, which receive it in their next `gather`.
 
-    Args:
-        exit_code_of: maps an exception to the exit code, which the others then have too.
-
-    Raises:
-        PeerError: in place of this process's own exception, if one of a lower rank failed as well, so that one alone
-            reports it. An interruption reaches all processes, and the main one reports it.
+    `exit_code_of` maps an exception to the exit code that all have then. If a process of a lower rank failed as well, a
+    PeerError takes the place of this one's exception, so that one alone reports it. An interruption reaches all
+    processes, and the main one reports it.
     """
     try:
         yield
@@ -119,8 +110,7 @@ def fail_together(exit_code_of: Callable[[BaseException], int]) -> Iterator[None
 def gather(item: _Item) -> list[_Item]:
     """All-gathers a picklable object: the objects of all processes in rank order.
 
-    Raises:
-        PeerError: another process failed; the group is then dissolved. ResourceError: one is gone.
+    A PeerError if another process failed, a ResourceError if one is gone; the group is then dissolved.
     """
     _, number = rank_and_number()
     if number == 1:

@@ -51,9 +51,7 @@ class Score:
 def count_pixels(prediction: Tensor, label: Tensor, num_classes: int, *, ignore_index: int = 255) -> Tensor:
     """(K, K) int64 on the CPU: pixels by [label, prediction]; exact, so that images may be summed in any order.
 
-    Args:
-        prediction: (..., H, W) classes, any integer type.
-        label: classes or `ignore_index`, of the same shape.
+    `prediction` and `label`, classes or `ignore_index`, are of one shape and of any integer type.
     """
     cells = label.long() * num_classes + prediction.long()
     cells = cells.where(label != ignore_index, num_classes**2)

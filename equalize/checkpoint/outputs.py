@@ -63,15 +63,10 @@ def _parts(output: Any) -> Sequence[tuple[str, Any]]:
 def scored_output(
     output: Any, architecture: str, shape: Sequence[int], *, chosen: str | None = None, num_classes: int | None = None
 ) -> ScoredOutput:
-    """The output that is scored, of all that a network returns.
+    """The output that is scored, of all that a network returned for an input of shape (N, C, H, W).
 
-    Args:
-        output, architecture: what it returned, and its name, for errors.
-        shape: of its input, (N, C, H, W).
-        chosen: by ``--output``: a key, or an index.
-        num_classes: of the network, if known.
-
-    A SiteError if there are no logits, or several tensors that may be.
+    ``chosen`` is a key or an index, by ``--output``; ``num_classes`` the network's, if known. A SiteError if there are
+    no logits, or several tensors that may be.
     """
     found = named_outputs(output, max(len(shape), 4))
     if not found:

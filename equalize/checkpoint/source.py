@@ -53,9 +53,7 @@ class Place:
 def locate(source: str | Path) -> Place:
     """Find MODEL. Of a Hub id, only the small files are downloaded: see `fetch_weights`.
 
-    Raises:
-        CheckpointError: it does not exist.
-        ResourceError: the Hub cannot be reached, or has no such model.
+    A CheckpointError if it does not exist, a ResourceError if the Hub cannot be reached or has no such model.
     """
     name = os.fspath(source)
     if not name:
@@ -84,11 +82,7 @@ def _directory(path: Path, repository: str | None = None, revision: str | None =
 
 
 def demand_directory(place: Place) -> None:
-    """Refuse a file of a checkpoint directory, if it is no weights or if a plan beside it would be left out.
-
-    Raises:
-        CheckpointError: says to give the directory.
-    """
+    """Refuse a file of a checkpoint directory, if it is no weights or if a plan beside it would be left out."""
     path, directory = place.path, place.path.parent
     if place.kind != "file" or not in_checkpoint(path):
         return

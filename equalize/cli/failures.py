@@ -44,12 +44,7 @@ def visible(text: str) -> str:
 
 
 def explain(error: BaseException, signal_number: int | None = None) -> Failure:
-    """The sentence and exit code of an exception.
-
-    Args:
-        error: whatever reached `main`.
-        signal_number: a signal that arrived before; it then is the reason, for any exception.
-    """
+    """The sentence and exit code of whatever reached `main`; a signal that came before is the reason for any of it."""
     if isinstance(error, PeerError):
         return Failure("", error.code)
     if signal_number is not None or isinstance(error, KeyboardInterrupt | Terminated):

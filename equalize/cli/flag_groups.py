@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Shows Typer the fields of every parameter that is a dataclass as parameters of the command itself.
-
-    Args:
-        command: its signature, Typer's annotations in it, is what the command line offers, in that order.
-    """
+    """Shows Typer the fields of every parameter that is a dataclass as parameters of the command itself."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     keyword = inspect.Parameter.KEYWORD_ONLY

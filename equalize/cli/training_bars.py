@@ -25,12 +25,9 @@ def training_bars(terminal: Terminal, out: str) -> Iterator["TrainingBars"]:
 
 
 class TrainingBars(TrainingMonitor):
-    """Tells a terminal of a training.
+    """Tells a terminal of a training, or lines if notes go to none; `out` is OUT as typed.
 
-    Args:
-        terminal: gets lines where notes go to no terminal, at once, and else those of evaluations.
-        bars: one of the steps with loss, rate and mIoU in it, one of the images that are measured or scored.
-        out: OUT as typed.
+    Of the bars one is of the steps with loss, rate and mIoU in it, one of the images that are measured or scored.
     """
 
     has_begun = False

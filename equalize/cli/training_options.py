@@ -143,11 +143,7 @@ def run_config(
     init_missing: bool,
     further: dict[str, Any] | None = None,
 ) -> "tuple[Subject, TrainConfig]":
-    """The flags that were given over what stands in --config; `further` are settings of one command's own flags.
-
-    Raises:
-        BadParameter: neither names MODEL, or data.
-    """
+    """The flags that were given over what stands in --config; `further` are settings of one command's own flags."""
     from equalize.commands.finetune.config_file import read_run
 
     subject = {"model": model, "data": data, **asdict(arch), **asdict(preprocess)}

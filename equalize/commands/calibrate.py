@@ -90,10 +90,9 @@ def calibrate_checkpoint(
 
 
 def write_calibration_report(plan: Plan, kept: Sequence[Measurement], directory: str | Path, onward: str) -> Path:
-    """Writes a page with pictures of what was measured and changed, see `write_page`; only the main process does.
+    """Writes a page of what was measured and changed, see `write_page`, by what `calibrate_checkpoint` kept.
 
-    Args:
-        kept: what `calibrate_checkpoint` kept. onward: the next command, empty if there is none.
+    Only the main process does. `onward`: the next command, empty if there is none.
     """
     if not is_main():
         return Path(directory) / PAGE_FILE

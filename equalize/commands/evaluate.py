@@ -69,12 +69,7 @@ def evaluate(
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Score:
-    """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same.
-
-    Raises:
-        CheckpointError: the model cannot be loaded. DataError: the data cannot be scored.
-        NumericsError: the network gives NaN or Inf.
-    """
+    """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same."""
     config = config or EvalConfig()
     device = join(device_of(config.device))
     notify, warn = (notify, warn) if is_main() else (ignore, ignore)
@@ -135,7 +130,6 @@ def count_images(
 
     Args:
         checkpoint: whose model the caller has put into eval mode on `device`.
-        labeled, config, device: the split, the settings and the device.
         together: as the checkpoint's logits, where each process holds a part of the network, so that all must call
             it equally often.
         inputs: replaces the images and masks of the split.

@@ -134,8 +134,7 @@ def _refused(image: Item, size: Sequence[int], reason: str) -> InputError:
 def predicted(strips: Strips, image: Item) -> Iterator[tuple[int, Tensor]]:
     """The classes (h, W) of an image, by strips of logits (K, h, W) from their first row on: argmax.
 
-    Raises:
-        NumericsError: a logit is not finite.
+    A NumericsError if a logit is not finite.
     """
     for top, scores_KhW in strips:
         # a finite sum says so of all its terms, and sooner

@@ -160,8 +160,7 @@ def open_images(
 ) -> tuple[Checkpoint, Images]:
     """The images that are measured, and the checkpoint with what its network takes of them; says what was found.
 
-    Raises:
-        DataError: there are no images. InputError: the network does not take them.
+    A DataError if there are no images, an InputError if the network does not take them.
     """
     dataset = open_data(data, split=config.split)
     checkpoint = fit_input(checkpoint, dataset.images, config.size, notify, skip_bad=config.skip_bad)
@@ -183,11 +182,7 @@ def fit_images(
     *,
     skip_bad: float | None = None,
 ) -> Checkpoint:
-    """The checkpoint, moved to `device`, with what its network takes of the images; says all that was found of it.
-
-    Raises:
-        InputError: the network does not take them.
-    """
+    """The checkpoint, moved to `device`, with what its network takes of the images; says all that was found of it."""
     for note in checkpoint.notes:
         notify(note)
     checkpoint.model.to(device)

@@ -73,9 +73,7 @@ def _axes(name: str, data: Tensor, weight: Tensor, groups: int) -> InputAxes:
 def axes_of(model: nn.Module, size: Size | None) -> InputAxes:
     """The axes of a network's input: from the first layer that it calls, else from the first that it registers.
 
-    Args:
-        model: on any device, the meta device included; it is run up to its first layer and left as it was.
-        size: (H, W) of an image that it takes, if known.
+    It may be on the meta device, is run up to its first layer on an image of `size` (H, W), and left as it was.
     """
     device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
     layers = [each for each in nn.Module.modules(model) if isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
@@ -100,15 +98,11 @@ def fit_input(
 ) -> Checkpoint:
     """The checkpoint with what its network takes: the channels, and a multiple that images are padded to.
 
-    Args:
-        checkpoint: with weights, on any device.
-        images: that it is going to see.
-        size: (H, W) that they are brought to; the checkpoint's, else their own, if None.
-        notify: told if images are padded.
-        skip_bad: if above 0, the first images may be unreadable.
+    An InputError if it takes no images, or none of that size, or only those of one size.
 
-    Raises:
-        InputError: it takes no images, or none of that size, or only those of one size.
+    Args:
+        images: that it is going to see; with `skip_bad` above 0 the first may be unreadable.
+        size: (H, W) that they are brought to; the checkpoint's, else their own, if None.
     """
     size = size or checkpoint.preprocess.size
     axes = axes_of(checkpoint.model, size)
@@ -136,11 +130,7 @@ def fit_input(
 
 
 def _for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
-    """The preprocessing for so many channels; a guess for three becomes one for all.
-
-    Raises:
-        InputError: the means or deviations are those of another number of channels.
-    """
+    """The preprocessing for so many channels; a guess for three becomes one for all."""
 
     def fitting(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) in (1, channels):

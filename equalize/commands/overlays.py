@@ -30,8 +30,7 @@ _LETTERS = 60  # of a name
 def class_colors(num_classes: int, given: ColorMap | None = None, own: Sequence[Sequence[int]] | None = None) -> Colors:
     """The colors (K, 3) of classes: the user's, else the checkpoint's own, else `distinct_colors`.
 
-    Raises:
-        DataError: the user's are those of other classes.
+    A DataError if the user's are those of other classes.
     """
     if given is None:
         return np.array(own, np.uint8) if own is not None else distinct_colors(num_classes)
@@ -48,11 +47,8 @@ def colors_of_masks(
 ) -> Colors:
     """The colors (K, 3) that classes have in masks, else the checkpoint's own, else `distinct_colors`.
 
-    Args:
-        num_classes: K.
-        rule: its color map comes first; classes that it leaves out get distinct ones.
-        mask: one of the masks; its palette comes second, if it tells the classes apart.
-        own: see `class_colors`.
+    A color map in the rule comes first; classes that it leaves out get distinct colors. The palette of `mask`, one of
+    the masks, comes second, if it tells the classes apart.
     """
     if rule.colors is None:
         return class_colors(num_classes, own=_palette(mask, num_classes, rule) or own)

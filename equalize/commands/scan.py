@@ -100,13 +100,10 @@ def scan_checkpoint(
     """Finds the fusion layers of a checkpoint, from its configuration alone unless there are images.
 
     Args:
-        name: the model.
         shape: to trace it with, (N, C, H, W); by default two images of `config.size`, else of the checkpoint's own.
         plain: list fusion layers without a resampled branch as well.
-        data: images to measure the branches on.
-        config: those images, and the pass over them; the processes of a group share it.
+        data, config: images to measure the branches on; the processes of a group share them.
         histograms: count the values of the branches, for a report.
-        progress, notify, warn: see `equalize.messages`.
     """
     config = config or CalibrationConfig()
     kinds: tuple[SiteKind, ...] = ("resampled", "plain") if plain else ("resampled",)
@@ -135,11 +132,7 @@ def scan_checkpoint(
 
 
 def write_scan_report(found: CheckpointScan, directory: str | Path, onward: str) -> Path:
-    """Writes a page with pictures of what was measured, see `write_page`; only the main process does.
-
-    Args:
-        onward: the next command, empty if there is none.
-    """
+    """Writes a page of what was measured, see `write_page`, with the next command, if this is the main process."""
     if is_main():
         write_page(directory, f"Fusion layers of {found.source}", scan_page(found, onward))
     return Path(directory) / PAGE_FILE
@@ -148,16 +141,9 @@ def write_scan_report(found: CheckpointScan, directory: str | Path, onward: str)
 def select_sites(
     model: nn.Module, shape: Sequence[int], pattern: str | None = None, *, calls: Sequence[Call] = ()
 ) -> Scan:
-    """The sites of a network: the resampled ones, or those whose layer matches `pattern`.
+    """The sites of a network traced with (N, C, H, W): the resampled ones, or those whose layer matches a glob.
 
-    Args:
-        model: traced as it stands.
-        shape: of its input, (N, C, H, W).
-        pattern: a glob over module paths.
-        calls: see `scan`.
-
-    Raises:
-        InputError: no layer matches; lists what there is.
+    `calls`: see `scan`. An InputError that lists what there is if no layer matches.
     """
     kinds: tuple[SiteKind, ...] = ("resampled",) if pattern is None else ("resampled", "plain")
     found = scan(model, torch.empty(tuple(shape), device="meta"), kinds=kinds, calls=calls)

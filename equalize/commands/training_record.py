@@ -18,11 +18,7 @@ _REDUCED = {"yes": True, "no": False}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The content of a YAML file of settings: keys with underscores.
-
-    Raises:
-        InputError: it cannot be read so.
-    """
+    """The content of a YAML file of settings, keys with underscores; an InputError if it cannot be read so."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -48,11 +44,7 @@ class TrainingRecord:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, notify: Notify) -> Self:
-        """That of a directory `finetune` wrote, its files sought in the working directory and beside it.
-
-        Raises:
-            InputError: finetune.yaml is damaged.
-        """
+        """That of a directory `finetune` wrote, its files sought in the working directory and beside it."""
         path = checkpoint.stored.path / SETTINGS_FILE
         if not path.is_file():
             return cls()

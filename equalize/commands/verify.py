@@ -34,11 +34,7 @@ def verify_checkpoint(
     *,
     notify: Notify = ignore,
 ) -> tuple[Plan, Check]:
-    """Verifies `out` against the model, on a few images of `data` or on random inputs.
-
-    Raises:
-        InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
-    """
+    """Verifies `out` against the model, on a few images of `data` or on random inputs."""
     plan = Plan.read(out)
     name = as_planned(name, plan)
     original = name.load()
@@ -59,8 +55,7 @@ def save_proven(
 
     Args:
         checkpoint: the model as it is to be written; its weights are let go of.
-        name: the original.
-        inputs: (N, C, H, W) each, to compare the two on.
+        name: the original. inputs: (N, C, H, W) each, to compare the two on.
 
     Returns:
         The plan with the facts "output" and "check".
@@ -93,11 +88,7 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
 
 
 def as_planned(name: ModelName, plan: Plan) -> ModelName:
-    """The name with the arguments that the plan records; a plan never names code to run.
-
-    Raises:
-        InputError: the model was built by code that must be named again.
-    """
+    """The name with the arguments that the plan records; code to run must be named again."""
     facts = plan.facts
     arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
     preprocess: Any = facts.get("preprocess") or {}

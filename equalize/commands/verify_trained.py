@@ -42,13 +42,9 @@ class TrainedCheck:
 
 
 def verify_trained(out: str | Path, name: ModelName, plan: Plan) -> TrainedCheck:
-    """Compares a trained model with the one that was calibrated, or that the training started from.
+    """Compares a trained model, as `finetune` wrote it to `out`, with what was calibrated or the training started from.
 
-    Args:
-        out: as `finetune` wrote it. name: the other model. plan: the one in `out`.
-
-    Raises:
-        NumericsError: it is another network, or the other model is none that it was made of.
+    A NumericsError if it is another network, or the other model is none that it was made of.
     """
     original = as_planned(name, plan).load()
     demand_fit(plan, original.model)

@@ -114,9 +114,8 @@ def open_data(path: str | Path, *, split: str | None = None, labels: bool = Fals
             where no labels are asked for (calibration), else the validation split, else the test split.
         labels: whether every image must have a mask.
 
-    Raises:
-        DataError: the place is missing, empty, unreadable or without images; a split or, with `labels`, masks are.
-        ResourceError: the Hub cannot be reached, or the library `datasets` is not installed and needed.
+    A DataError if the place is missing, empty, unreadable or without images, or a split or masks are; a ResourceError
+    if the Hub cannot be reached, or the library `datasets` is not installed and needed.
     """
     path = os.path.expanduser(path)  # of the text: ./org/name is no Hub id
     root, layout = Path(path), _find(Choice.of(path), labels)

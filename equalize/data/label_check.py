@@ -97,7 +97,6 @@ def preflight(
 
     Args:
         dataset: opened with labels.
-        num_classes: of the network.
         known: what is said of the masks; or the rule of another split, to be followed.
         channels: that pictures are read with.
         warn: gets a line where at most half of the network's classes can be meant.

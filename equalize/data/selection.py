@@ -36,8 +36,7 @@ class Selection:
 def select_pictures(places: Sequence[str | Path]) -> Selection:
     """Find the pictures of all `places`; masks beside pictures in a folder are passed over.
 
-    Raises:
-        DataError: a place does not exist, matches nothing, or holds no picture.
+    A DataError if a place does not exist, matches nothing, or holds no picture.
     """
     notes: list[str] = []
     found: dict[Path, Path] = {}  # picture -> the folder that it was named by

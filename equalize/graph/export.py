@@ -33,12 +33,8 @@ _REMEDY = "give an input shape that the network takes (--size, --input-shape)"
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     """Traces `model` in eval mode on inputs shaped like `example`; runs it only where nothing else can read it.
 
-    Args:
-        model: any module; it is left as it was.
-        example: the positional input, such as (N, C, H, W), or a tuple of them; values matter in a recorded run only.
-
-    Raises:
-        SiteError: the network can neither be traced nor run. ResourceError: there is no memory to run it.
+    It is left as it was. Values of `example`, a positional input or a tuple of them, matter in a recorded run only. A
+    SiteError if it can neither be traced nor run, a ResourceError if there is no memory to run it.
     """
     inputs = tuple(example) if isinstance(example, list | tuple) else (example,)
     if not all(isinstance(each, Tensor) for each in inputs):
@@ -132,11 +128,7 @@ def _faked(
 
 
 def exported_ops(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Op, ...]:
-    """The ops of `model` in eval mode as `torch.export` gives them.
-
-    Raises:
-        SiteError: it refuses the network, or sizes depend on values.
-    """
+    """The ops of `model` in eval mode as `torch.export` gives them; a SiteError if it refuses."""
     program = export(model, inputs)
     if program.range_constraints:
         raise SiteError(type(model).__name__, "cannot be traced (sizes depend on values)", got=_shapes(inputs))
@@ -186,11 +178,8 @@ def _line(error: Exception) -> str:
 def export(model: nn.Module, example: tuple[Tensor, ...], *, any_batch: bool = False) -> ExportedProgram:
     """`model` in eval mode as an exported program that shares its tensors; the values of `example` do not matter.
 
-    Args:
-        any_batch: make one program for batches of any size, where the network's code allows it.
-
-    Raises:
-        SiteError: if `torch.export` refuses the network, or the network refuses the example.
+    `any_batch` makes one program for batches of any size, where the network's code allows it. A SiteError if
+    `torch.export` refuses the network, or the network refuses the example.
     """
     device = next((tensor.device for tensor in nn.Module.parameters(model)), torch.device("cpu"))
     inputs = tuple(torch.empty_like(each, device=device) for each in example)

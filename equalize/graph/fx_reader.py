@@ -14,13 +14,11 @@ from equalize.graph.graph import Op
 
 
 def read_ops(graph: FxGraph, owner: nn.Module, *, keys: Mapping[str, str], plain: frozenset[str]) -> tuple[Op, ...]:
-    """The ops of a graph, in order.
+    """The ops of a graph whose nodes carry a tensor under "val" and their modules under "nn_module_stack", in order.
 
     Args:
-        graph: its nodes carry a tensor of their shape under "val", and their modules under "nn_module_stack".
-        owner: holds the subgraphs that its `get_attr` nodes name.
-        keys: state-dict keys of the placeholders that stand for parameters and buffers.
-        plain: which of these keys are parameters.
+        owner: holds the subgraphs that the graph's `get_attr` nodes name.
+        keys: state-dict keys of the placeholders that stand for parameters and buffers; `plain` are parameters.
     """
     reader = _Reader(keys, plain)
     reader.read(graph, owner, env={})

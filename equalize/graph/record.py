@@ -51,9 +51,8 @@ def record(
 ) -> tuple[Op, ...]:
     """Runs `model` in eval mode and gives the ops that it calls; it is left as it was.
 
-    `training`: see `set_containers_training`.
-
     For parameters, buffers and inputs on the meta device values are drawn. Exceptions of the network's code propagate.
+    `training`: see `set_containers_training`.
     """
     with eval_mode(model, attributes=True), seeded(0):
         tensors = _for_the_run(model)
@@ -68,12 +67,8 @@ def record_fake(
 ) -> tuple[Op, ...]:
     """The ops that `model` calls in eval mode on fake tensors, which take no memory; it is left as it was.
 
-    Args:
-        training: see `set_containers_training`.
-
-    Raises:
-        Exception: the network's code asks for values, or calls what has no rule for fake tensors, or a tensor turns up
-            that no recorded call made. What is recorded is complete or refused.
+    What is recorded is complete or refused, by any exception: where the network's code asks for values or calls what
+    has no rule for fake tensors, or a tensor turns up that no recorded call made. `training`: as of `record`.
     """
     try:
         with eval_mode(model, attributes=True), FakeTensorMode(allow_non_fake_inputs=True) as mode, _compiling():

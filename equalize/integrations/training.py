@@ -18,11 +18,9 @@ _LOGGER = logging.getLogger("equalize")
 
 
 class EqualizedTraining:
-    """Attaches a plan to the networks of a trainer, and folds them.
+    """Attaches a plan to the networks of a trainer, and folds them; `name` is that of the callback, for errors.
 
-    Args:
-        name: of the callback, for errors.
-        plan: a plan, or where it lies; None for that of the directory that the weights came from.
+    Without a plan, or a place where it lies, it is that of the directory that the weights came from.
     """
 
     def __init__(self, name: str, plan: PlanLike | None) -> None:

@@ -62,12 +62,11 @@ def estimate_norms(
     Args:
         model: run in eval mode; left as it was.
         norms: `running_mean` keys.
-        batches: the network's own inputs; iterated once a pass. `Blocks` may be shared by several processes.
+        batches, names: as of `measure`; iterated once a pass.
         before: for each key, those of the BatchNorms that reach it, as `Scan.norms` has them.
         tolerance: end a pass as soon as what each of its BatchNorms gives is known this well: the standard error, root
             mean square over channels and in units of their standard deviation, that mean and standard deviation leave.
             Decided whenever another 32 images are through; 0 for all images. They should come in random order.
-        names: what to call the images in messages, in the order of `batches`.
 
     Returns:
         By state-dict key, for those that were called: `running_mean`, `running_var` (C,), `num_batches_tracked` ().

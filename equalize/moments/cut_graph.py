@@ -52,10 +52,8 @@ class CutGraph:
     ) -> None:
         """Cuts `model`, in eval mode, for inputs like `example`, (N, C, H, W) each: one image, or any other number.
 
-        With `samples` it reads values at sampled positions as well.
-
-        Raises:
-            ValueError: the network cannot be exported for batches of any size, or a site cannot be found in it.
+        With `samples` it reads values at sampled positions as well. A ValueError if the network cannot be exported for
+        batches of any size, or a site cannot be found in it.
         """
         single = all(len(tensor) == 1 for tensor in example)  # export specializes on a batch of one
         pair = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in example)
@@ -113,8 +111,7 @@ def _cut(
 ) -> tuple[fx.Graph, dict[str, tuple[list[int], list[int]]]]:
     """A copy of the program's graph that ends in the moments of the sites' branches, and in their samples.
 
-    Returns:
-        By layer, which of its results are moments and which are samples; these read one more placeholder, the last.
+    By layer, which of its results are moments and which are samples; these read one more placeholder, the last.
     """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}

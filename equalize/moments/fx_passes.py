@@ -99,10 +99,7 @@ def optimize_graph(graph: fx.Graph) -> bool:
 
     Convolutions are fastest with channels last, so views must not depend on strides; BatchNorms behind a convolution
     and copies cost passes over memory. Over the networks of `examples/bench_calibration.py` all of it together saves a
-    tenth of the time.
-
-    Returns:
-        Whether its inputs may now come with any strides. If not, it was left alone.
+    tenth of the time. Returns whether inputs may now come with any strides; if not, the graph was left alone.
     """
     calls = [node for node in graph.nodes if node.op == "call_function"]
     foreign = [node for node in calls if getattr(node.target, "namespace", "aten") != "aten"]

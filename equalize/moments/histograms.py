@@ -22,9 +22,8 @@ _SHIFT = 32 - 13  # leaves sign, exponent and four bits of the fraction
 def count_values(samples: Mapping[str, Sequence[Samples]], sites: Sequence[Site], images: int) -> dict[str, Tensor]:
     """The counts of each branch by layer, (B, BINS) int64 in ascending order of the values, on the samples' device.
 
-    Args:
-        samples: finite values of runs of each layer's input channels, in order.
-        sites: with a layer each. images: of the batch; layers whose samples are not one row to each are left out.
+    `samples` are of runs of each layer's input channels, in order, and finite; layers whose samples are not one row to
+    each of the `images` are left out.
     """
     return {
         site.layer: _by_branch(samples[site.layer], site)

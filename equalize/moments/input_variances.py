@@ -39,15 +39,11 @@ class VarianceCheck:
 
 
 def check_variances(model: nn.Module, batches: Iterable[Batch]) -> VarianceCheck:
-    """Compares the variance that each BatchNorm sees in a few images with its `running_var`.
+    """Compares the variance that each BatchNorm sees in a few images with its `running_var`; changes nothing.
 
     Wrongly scaled inputs are off by powers of ten in most BatchNorms; images of another kind, in the right scale, are
     not. Those that never saw data, or whose variances are all exactly 1, do not count. A variance that agrees as soon
     as the share of the 1 it started from, (1 - momentum)^batches, is added, agrees.
-
-    Args:
-        model: run in eval mode; left as it was.
-        batches: the network's own inputs.
     """
     trained = {
         f"{path}.running_mean" if path else "running_mean": module

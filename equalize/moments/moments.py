@@ -79,14 +79,10 @@ def _in_memory_order(row: Tensor) -> Iterator[Tensor]:
 
 
 def merge(counts_P: Tensor, mean_P: Tensor, m2_P: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of numbers that come in P parts, and what each part adds to the sum of squared deviations from it.
+    """The mean (*) of numbers that come in P parts, and what each adds to the sum of squared deviations from it (*, P).
 
-    Args:
-        counts_P: how many numbers each part has, (P,) float64; not all zero.
-        mean_P, m2_P: moments of the parts, (*, P) float64.
-
-    Returns:
-        mean (*) and q_P = M2_p + n_p (mean_p - mean)^2 (*, P), which sum to M2 (Chan, Golub & LeVeque 1979).
+    q_p = M2_p + n_p (mean_p - mean)^2, which sum to M2 (Chan, Golub & LeVeque 1979); counts_P (P,) are not all zero,
+    means and M2 of the parts are (*, P), all of them float64.
     """
     origin_1 = mean_P[..., :1]  # sums of differences lose less than sums of large means
     mean_1 = origin_1 + (counts_P * (mean_P - origin_1)).sum(-1, keepdim=True) / counts_P.sum()

@@ -127,9 +127,8 @@ def observe(
     """Runs `model` over `batches` and lets observers see every call of a watched layer before it is carried out.
 
     Args:
-        model: run as it stands; wrap the loop in `eval_mode`.
+        model: run as it stands, on its device; wrap the loop in `eval_mode`.
         observers: by the state-dict key of a fusion weight, or of a BatchNorm's `running_mean`.
-        batches: what the network takes, (N, C, H, W) or tuples of tensors, moved to its device.
         stop: end each forward pass at the last watched layer.
         strict: whether every watched layer must be called; a SiteError says which was not.
     """

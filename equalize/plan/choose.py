@@ -38,13 +38,10 @@ class Choice:
 def choose(
     sites: Sequence[Site], strategy: Strategy, seed: int = 0, newly_initialized: Collection[str] = ()
 ) -> list[Choice]:
-    """The strategy of each site; the one at place i draws under seed + i.
+    """The strategy of each site; the one at place i draws under seed + i. A SiteError for an unknown strategy.
 
     "auto": `rescale` for a weight that was drawn just now; `migrate` where a branch can move and all can come to one
     scale, that is, at most one stays where it is; else `preserve`. It may leave a site alone once that is measured.
-
-    Raises:
-        SiteError: for an unknown strategy.
     """
     if strategy not in get_args(Strategy):
         raise SiteError("strategy", "is unknown", got=strategy, expected=" or ".join(get_args(Strategy)))

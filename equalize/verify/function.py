@@ -63,7 +63,6 @@ def check_function(
 
     Args:
         original, written: as it was before the plan, and as its library's own loader gives it.
-        plan: what should lie between the two.
         batches: inputs of the network.
         logits: picks (N, classes, h, w) from what a model returns.
         stored: the dtype that the weights are stored in; the coarsest, if there are several.

@@ -12,14 +12,9 @@ from equalize.plan.plan import Plan
 
 
 def check_tensors(original: Mapping[str, Tensor], written: Mapping[str, Tensor], listed: Iterable[str]) -> None:
-    """Demands the same keys, dtypes and shapes, and the same bits in every tensor that is not listed.
+    """Demands the same keys, dtypes and shapes, and the same bits in every tensor but the `listed`, which may be new.
 
-    Args:
-        original, written: tensors by key.
-        listed: keys that may differ, or be new.
-
-    Raises:
-        NumericsError: names the first three offenders and their number.
+    The NumericsError names the first three offenders and their number.
     """
     free = set(listed)
     _demand("are missing", sorted(set(original) - set(written)))
@@ -46,13 +41,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 def check_planned(original: nn.Module, written: nn.Module, plan: Plan, *, stored: torch.dtype = torch.float32) -> None:
     """Demands that every tensor of the plan is what the plan makes of the original, to rounding.
 
-    Args:
-        original, written: as it was before the plan, which is applied to it; and as its library's own loader gives it.
-        plan: what should lie between the two.
-        stored: the dtype that the weights are stored in; the coarsest, if there are several.
-
-    Raises:
-        NumericsError: names the first tensor that is something else.
+    The plan is applied to `original`; `written` is as its library's own loader gives it; `stored` is the coarsest dtype
+    that weights are stored in. The NumericsError names the first tensor that is something else.
     """
     apply(plan, original)
     expected = original.state_dict()

@@ -72,9 +72,8 @@ class TorchFile:
 def read_torch(path: Path, key: str | None = None) -> TorchFile:
     """Read a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file; ``key``: see `Request`.
 
-    Raises:
-        CheckpointError: truncated, another format, a pickle with more than tensors and known objects, or a file that
-            leaves it open which of several state dicts is meant.
+    A CheckpointError if it is truncated, of another format, a pickle with more than tensors and known objects, or
+    leaves it open which of several state dicts is meant.
     """
     content = _unpickled(path)
     nest, *others = _find_states(path, content, key)

@@ -95,14 +95,12 @@ def confirm(
     *,
     seed: int = 0,
 ) -> list[Confirmed]:
-    """The arms, those without a baseline first.
+    """The arms, those without a baseline first; one with two baselines has two rows.
 
     Args:
         cells: the scores of each arm on the third split, paired by seed.
         curves: of each arm, mean over seeds, on the split that chose the rates.
-        rates: the best ones. losses: see `Confirmed.loss_at_tenth`.
-        pairs: (arm, baseline); an arm with two has two rows.
-        seed: of the bootstrap over images.
+        rates: the best ones. losses: see `Confirmed.loss_at_tenth`. pairs: (arm, baseline).
     """
     compared = {arm for arm, _ in pairs}
     rows = [

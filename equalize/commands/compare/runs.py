@@ -53,11 +53,8 @@ def _is_foreign(path: Path) -> bool:
 class Runs:
     """The directory of a comparison, new or resumed, and the runs in it.
 
-    Args:
-        write: whether to make it if it is not there; without, it can only be asked what is finished.
-
-    Raises:
-        OutputError: it holds something else. InputError: it holds a comparison with other settings.
+    Without `write` it is not made if it is not there, and can only be asked what is finished. An OutputError if it
+    holds something else, an InputError if it holds a comparison with other settings.
     """
 
     def __init__(self, out: str | Path, setup: Setup, *, write: bool = True) -> None:

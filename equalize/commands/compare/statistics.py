@@ -104,9 +104,7 @@ def mean_iou(counts_2K: NDArray[np.float64]) -> NDArray[np.float64]:
 def bootstrap(arm_S2NK: NDArray[np.int64], baseline_S2NK: NDArray[np.int64], *, seed: int = 0) -> Interval | None:
     """95 % interval over images of the mean over seeds of mIoU(arm) - mIoU(baseline); None for one image.
 
-    Args:
-        arm_S2NK, baseline_S2NK: counts on the same images, paired by seed.
-        seed: of the sets of N images that are drawn, with repetition.
+    Counts are of the same images, paired by seed; `seed` is of the sets of N images that are drawn, with repetition.
     """
     images = arm_S2NK.shape[2]
     if images < 2:
@@ -189,13 +187,9 @@ class Verdict:
 def compare_arms(
     cells: Cells, pairs: Sequence[tuple[str, str]], rates: Sequence[float], *, early: str, seed: int = 0
 ) -> tuple[list[Row], list[Verdict]]:
-    """Every difference, and the verdict on every arm.
+    """Every difference, and the verdict on every arm; `pairs` are (arm, baseline).
 
-    Args:
-        cells, rates: the runs, and the rates of their sweep.
-        pairs: (arm, baseline).
-        early: what the first tenth was, such as "10 of 100 steps".
-        seed: of the bootstrap.
+    `early` is what the first tenth was, such as "10 of 100 steps"; `seed` of the bootstrap.
     """
     rows = [
         Row(

@@ -37,12 +37,8 @@ class Tuned:
 def tune(setup: Setup, train: Callable[[Sequence[Run]], None], score: Callable[[Run], float]) -> dict[str, Tuned]:
     """Trains what is missing until every arm's best rate lies within its sweep, or the sweep was extended often enough.
 
-    Beyond the rates that were asked for, a sweep also ends where training diverges.
-
-    Args:
-        setup: of the comparison; its seeds are those that tune.
-        train: trains the runs that are not finished.
-        score: final mIoU of a finished run.
+    Beyond the rates that were asked for, a sweep also ends where training diverges. `train` trains the runs that are
+    not finished, `score` gives the final mIoU of one that is.
     """
     sweeps = {arm.name: sorted(setup.rates) for arm in setup.arms}
     arms = {arm.name: arm for arm in setup.arms}

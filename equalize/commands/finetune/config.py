@@ -20,10 +20,9 @@ _RESIZE = (0.5, 2.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The settings of a training. Fields that are None get the default in their description.
+    """The settings of a training; an InputError if one is out of range.
 
-    Raises:
-        InputError: a value is out of range.
+    Fields that are None get the default in their description.
     """
 
     epochs: int | None = None

@@ -77,11 +77,8 @@ class Subject:
 def read_run(flags: Mapping[str, Any], file: str | Path | None = None) -> tuple[Subject, TrainConfig]:
     """All of finetune.yaml: from flags, by field, and for those not given from a YAML file.
 
-    A relative path in the file counts from the working directory, else from the file's own.
-
-    Raises:
-        InputError: the file cannot be read, has unknown keys, or a value of another type; or it names code to run,
-            which only a flag may.
+    A relative path in the file counts from the working directory, else from the file's own. An InputError if the file
+    has what it may not have: unknown keys, values of another type, or code to run, which only a flag may name.
     """
     written = {} if file is None else read_config(Path(file).expanduser())
     arch = written.get("arch")

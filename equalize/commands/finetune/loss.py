@@ -16,15 +16,9 @@ from equalize.commands.labels import as_classes
 
 
 def segmentation_loss(heads: Sequence[Tensor], labels_NHW: Tensor, config: TrainConfig) -> Tensor:
-    """Cross entropy at the labels' resolution: of the main head and, weighted, of auxiliary ones.
+    """Cross entropy () at the labels' resolution: of the main head, the first, and, weighted, of auxiliary ones.
 
-    Args:
-        heads: logits (N, classes, h, w), the main head's first.
-        labels_NHW: classes or `config.ignored`; where every label is ignored the loss is 0.
-        config: class weights, weight of auxiliary heads, ignored label.
-
-    Returns:
-        A scalar ().
+    Logits are (N, classes, h, w); labels are classes or `config.ignored`. Where every label is ignored it is 0.
     """
     losses = [_cross_entropy(logits, labels_NHW, config) for logits in heads]
     return losses[0] + config.aux_weight * sum(losses[1:])

@@ -29,17 +29,11 @@ _STATE = "trainer_state.json"  # transformers writes it last, so a state with it
 
 
 class RunDirectory:
-    """The directory of one training.
+    """The directory of one training; an OutputError if it is there and neither to be resumed nor replaced.
 
     Args:
-        path: OUT.
         source: MODEL; if it is a path, OUT may not touch it. None where nothing is written.
         read: the data and other places that are read; OUT may be or hold none, unless it is resumed.
-        resume: go on with the training that is there, if one is.
-        overwrite: replace what is there.
-
-    Raises:
-        OutputError: it exists and is neither to be resumed nor overwritten, or is no directory.
     """
 
     def __init__(
@@ -64,15 +58,7 @@ class RunDirectory:
     def prepare(self, run: Mapping[str, Any], config: str, notify: Notify = ignore) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
 
-        Of a run that is complete, more steps or epochs may be asked.
-
-        Args:
-            run: facts that a resumed run must share, as JSON.
-            config: content of finetune.yaml.
-
-        Raises:
-            InputError: the run that is resumed had other settings, weights or data.
-            ResourceError: it cannot be written.
+        `run` are the facts that a resumed run must share, as JSON; `config` is the content of finetune.yaml.
         """
         if self.resumed:
             if self.demand_resumable(run, notify):
@@ -88,11 +74,7 @@ class RunDirectory:
             (new / self._run.relative_to(self.path)).write_text(_text(run), encoding="utf-8")
 
     def demand_resumable(self, run: Mapping[str, Any], notify: Notify = ignore) -> bool:
-        """Whether more steps or epochs are asked of the complete run that is there; writes nothing.
-
-        Raises:
-            InputError: it had other settings, weights or data.
-        """
+        """Whether more steps or epochs are asked of the complete run that is there; an InputError for another run."""
         before = json.loads(self._run.read_text(encoding="utf-8"))
         newest = self.newest_state()
         more = _more_steps(before, run) if newest and was_stopped(newest) else {}
@@ -129,11 +111,7 @@ class RunDirectory:
         write_whole(self.path / _METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
     def put_model(self, save: Callable[[Path], None]) -> None:
-        """Has a model saved in place of the one that is there: OUT holds the old or the new one, whole, at any moment.
-
-        Args:
-            save: writes a directory that does not exist yet.
-        """
+        """Has a model saved in place of the one there: OUT holds the old or the new one, whole, at any moment."""
         with atomic_directory(self.path, overwrite=True) as new:
             model = new / ".model"
             save(model)
@@ -168,11 +146,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def demand_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path, what: str, *, remedy: str) -> None:
-    """Refuses facts that differ from those that were written, as JSON, when something began.
-
-    Raises:
-        InputError: says `what` is wrong with `where`, and the first facts that differ.
-    """
+    """Refuses facts that differ from those that were written, as JSON, by an InputError that says `what` and which."""
     before, now = _flat(before), _flat(json.loads(json.dumps(now)))
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:

@@ -15,8 +15,7 @@ from equalize.errors import InputError
 def check_launch() -> None:
     """Makes FSDP ready for networks that every process loads whole, before any is loaded.
 
-    Raises:
-        InputError: version 1 of FSDP is configured: its flat parameters mix weights with biases and norms.
+    An InputError for its version 1, whose flat parameters mix weights with biases and norms.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
@@ -28,11 +27,7 @@ def check_launch() -> None:
 
 
 def check_deepspeed(plugin: Any) -> None:
-    """Refuses an optimizer of DeepSpeed's and has full states saved.
-
-    Raises:
-        InputError: DeepSpeed is configured with an optimizer or a schedule of its own.
-    """
+    """Refuses an optimizer or a schedule of DeepSpeed's own, by an InputError, and has full states saved."""
     config = plugin.deepspeed_config
     for key in ("optimizer", "scheduler"):
         if key in config:

@@ -61,9 +61,7 @@ def open_task(
 ) -> Task:
     """Finds the data, loads the model with as many classes, and checks one against the other on a sample.
 
-    Raises:
-        CheckpointError: the model cannot be loaded. InputError: it does not take images of that size.
-        DataError: the data cannot be trained on.
+    A CheckpointError, DataError or InputError says what cannot be loaded, trained on, or run at that size.
     """
     train, val = open_splits(data, config, notify, warn)
     given, colors = config.class_names, config.colors
@@ -106,11 +104,7 @@ def _fusion_weights(checkpoint: Checkpoint, config: TrainConfig) -> tuple[str, .
 
 
 def open_splits(data: str | Path, config: TrainConfig, notify: Notify, warn: Notify) -> tuple[DataSet, DataSet | None]:
-    """Finds the split to train on and the one to score; says so where there is none to score, or both share images.
-
-    Raises:
-        DataError: the data set has no such split, or masks are missing.
-    """
+    """The split to train on and the one to score; says where there is none to score, or both share images."""
     usual = TrainConfig()
     chosen = None if config.val_split == usual.val_split else config.val_split
     scored = open_data(data, split=chosen, labels=True)
@@ -127,11 +121,9 @@ def open_splits(data: str | Path, config: TrainConfig, notify: Notify, warn: Not
 
 
 def _load_for(name: ModelName, given: int | None, named: int) -> tuple[ModelName, Checkpoint]:
-    """The model for as many classes as are given, else named, its classifiers drawn anew if it has others; and the
-    name that loads it again. For two names one output is enough.
+    """The model for as many classes as are given, else named, and the name that loads it again.
 
-    Raises:
-        CheckpointError: more than the classifiers does not fit, and `init_missing` is false.
+    Its classifiers are drawn anew if it has others; for two names one output is enough.
     """
     wanted, checkpoint = _load_with(name, given or named or None)
     drawn = checkpoint.newly_initialized

@@ -37,8 +37,7 @@ class StoredBackbone:
     def of(cls, checkpoint: Checkpoint, path: str, images_2CHW: Tensor) -> "StoredBackbone":
         """Runs the network on two images, as in training with its backbone frozen, and as scored.
 
-        Raises:
-            InputError: it does more with its images than running the backbone once.
+        An InputError if it does more with its images than running the backbone once.
         """
         model, module = checkpoint.model, checkpoint.model.get_submodule(path)
         read = set[int]()
@@ -141,11 +140,7 @@ def _run(
 
 
 def _find_read(run: Callable[[Sequence[Any]], list[Tensor]], outputs: list[Tensor], leaves: list[Any]) -> set[int]:
-    """The places of leaves with a gradient; of all tensors if others turn out to matter.
-
-    Raises:
-        InputError: outputs depend on the images as well.
-    """
+    """The places of leaves with a gradient; of all tensors if others turn out to matter."""
     tensors = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
     with torch.enable_grad():
         given = {place: leaf.detach().requires_grad_() for place, leaf in tensors.items()}

@@ -47,11 +47,7 @@ def trained_output(checkpoint: Checkpoint, x_NCHW: Tensor) -> TrainedOutput:
     """Finds the output that a network gives in eval mode among those of its training mode, by its values.
 
     Some networks return auxiliary outputs in training alone, in any order. For the comparison, layers that compute
-    something else in training stay in eval mode.
-
-    Raises:
-        InputError: the network is trained with another kind of loss; none or several of its outputs have the values
-            of the scored one; or it is a sigmoid's or softmax's that cannot be taken off.
+    something else in training stay in eval mode. An InputError if it cannot be found or trained.
     """
     network = checkpoint.model
     if "mask_labels" in inspect.signature(network.forward).parameters:

@@ -51,9 +51,6 @@ def train(task: Task, writer: CheckpointWriter, notify: Notify) -> TrainerState:
     """Trains, scores, saves; goes on from the newest state where the run is resumed.
 
     The model is left as it was after the last step, the global random numbers as they were before.
-
-    Raises:
-        NumericsError: the loss is not finite. EqualizeError: a pair cannot be read.
     """
     newest = writer.run.newest_state() if writer.run.resumed else None
     before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None
@@ -219,11 +216,7 @@ class SegmentationTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Also writes metrics.jsonl.
-
-        Raises:
-            NumericsError: the loss is not finite.
-        """
+        """Also writes metrics.jsonl; a NumericsError if the loss is not finite."""
         if not math.isfinite(logs.get("loss", 0)):
             where = f"step {self.state.global_step}"
             raise NumericsError(where, "the loss is not finite", got=logs["loss"], remedy=_REMEDY)

@@ -34,20 +34,14 @@ _INHERITED = ("license", "license_name", "license_link")  # of the base model, a
 
 
 def model_card(out: Path, repository: str, revision: str | None = None, *, with_panels: bool = False) -> str:
-    """The content of README.md for what lies in a directory.
+    """The content of README.md for what lies in a directory, to be pushed to ORG/NAME.
 
     A card that the directory holds already is kept: its metadata win over ours, its text stays. Only if it is the base
     model's own card, copied along, what it says of the base's training and scores is not said of this model: it
     is folded away under the new text, and only the license is taken over.
 
-    Args:
-        out: the directory.
-        repository: ORG/NAME.
-        revision: the branch, where it is not the main one.
-        with_panels: whether it shows pictures of the validation split.
-
-    Raises:
-        InputError: there is no model or a damaged one, or the card there has metadata that cannot be read.
+    `revision` is the branch, where it is not the main one. An InputError if there is no model or a damaged one, or the
+    card there has metadata that cannot be read.
     """
     facts = _read_facts(out)
     pictures = (_CURVES, *([PANELS_FILE] if with_panels else []))

@@ -55,14 +55,9 @@ class OutgoingFile:
 def choose_files(
     directory: Path, prefix: str = "", *, with_panels: bool = False
 ) -> tuple[list[OutgoingFile], dict[str, str]]:
-    """Walks a directory. Symbolic links are neither followed nor sent, wherever they lead.
+    """The files of a directory that go, and why each other file or folder stays.
 
-    Args:
-        directory: is not changed. prefix: of the paths in it.
-        with_panels: whether pictures of the user's data go.
-
-    Returns:
-        The files that go, and why each other file or folder stays.
+    Symbolic links are neither followed nor sent, wherever they lead. `prefix` is that of the paths.
     """
     files: list[OutgoingFile] = []
     left_out: dict[str, str] = {}
@@ -91,10 +86,9 @@ def _reason_to_stay(entry: Path) -> str | None:
 
 
 def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
-    """Demands that no file but the weights holds an access token: the user's own, or what looks like one of the Hub's.
+    """Refuses an access token in any file but the weights: the user's own, or what looks like one of the Hub's.
 
-    Raises:
-        InputError: names the file, never the token.
+    The InputError names the file, never the token.
     """
     for file in files:
         if file.path.lower().endswith(_NOT_SCANNED):
@@ -105,11 +99,7 @@ def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
 
 
 def without_local_paths(file: OutgoingFile) -> OutgoingFile:
-    """The file as it is, or rewritten if it is one of ours that records paths of this machine.
-
-    Raises:
-        InputError: it is one of ours, and damaged.
-    """
+    """The file as it is, or rewritten if it is one of ours that records paths of this machine."""
     if file.path not in _RECORDS:
         return file
     is_yaml = file.path.endswith(".yaml")

@@ -44,12 +44,9 @@ class Estimate:
 def draw_rates(
     scores: Mapping[str, Mapping[float, Sequence[float]]], *, split: str, title: Sequence[str] = ()
 ) -> Picture:
-    """mIoU against the learning rate: an arm a line, with a band over its seeds.
+    """mIoU against the learning rate: an arm a line, the baseline's first, with a band over its seeds.
 
-    Args:
-        scores: by arm, the baseline first, and rate: a score a seed.
-        split: that they are of.
-        title: lines above the picture, wrapped.
+    Scores are by arm and rate, one a seed, of a split; the lines of the title stand above the picture, wrapped.
     """
     rates = sorted({rate for each in scores.values() for rate in each})
 
@@ -73,11 +70,9 @@ def draw_rates(
 def draw_learning_curves(
     curves: Mapping[str, Mapping[str, Sequence[_Curve]]], *, split: str, title: Sequence[str] = ()
 ) -> Picture:
-    """mIoU against the step, a panel for each heading: an arm a line, with a band over its seeds.
+    """mIoU against the step, a panel for each heading: an arm a line, the baseline's first, with a band over its seeds.
 
-    Args:
-        curves: by heading and arm, the baseline first: a curve a seed, all of the same steps.
-        split, title: see `draw_rates`.
+    Curves are by heading and arm, one a seed, all of the same steps; `split` and `title` as of `draw_rates`.
     """
     columns = 2 if len(curves) in (2, 4) else min(_COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
@@ -111,9 +106,8 @@ def draw_learning_curves(
 def draw_class_differences(differences: Mapping[str, Mapping[str, Estimate]]) -> Picture:
     """By how much the IoU of each class differs: an arm a color; with the seeds as points where they are few.
 
-    Args:
-        differences: by what is compared, such as "auto against none", and class; to those of the first one the
-            classes are chosen, where they are too many.
+    Differences are by what is compared, such as "auto against none", and class; by those of the first one the classes
+    are chosen, where they are too many.
     """
     first = next(iter(differences.values()))
     classes = sorted(first, key=lambda name: -abs(first[name].mean))[:_MOST_CLASSES]
@@ -142,12 +136,7 @@ def draw_class_differences(differences: Mapping[str, Mapping[str, Estimate]]) ->
 
 
 def draw_confirmed(scores: Mapping[str, Estimate], *, split: str, title: Sequence[str] = ()) -> Picture:
-    """mIoU of each arm: its seeds as points, their mean with its interval.
-
-    Args:
-        scores: by arm, the baseline first.
-        split, title: see `draw_rates`.
-    """
+    """mIoU of each arm, the baseline first: its seeds as points, their mean with its interval; see `draw_rates`."""
 
     def draw(figure: "Figure") -> None:
         _set_title(figure, title)

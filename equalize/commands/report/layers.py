@@ -75,11 +75,7 @@ def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
 def calibration_page(
     plan: Plan, sites: Sequence[MeasuredSite], histograms: Mapping[str, Tensor], onward: str
 ) -> Iterator[Section]:
-    """The sections of a page for a plan.
-
-    Args:
-        sites: those of the plan, with what is to be expected of each. histograms: by layer.
-    """
+    """The sections of a page for a plan, and its sites with what is to be expected of each."""
     layers = [
         DrawnSite(
             number=number,

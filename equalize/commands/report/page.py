@@ -40,11 +40,7 @@ class Section:
 
 
 def demand_report(directory: str | Path) -> None:
-    """Refuses early what would fail once the work is done.
-
-    Raises:
-        ResourceError: matplotlib is not installed. OutputError: the place is no directory.
-    """
+    """Refuses early what would fail once the work is done: no matplotlib, or a place that is no directory."""
     if not can_draw():
         raise ResourceError("--report", "needs matplotlib", remedy="pip install 'equalize[plot]'")
     if os.path.exists(place := os.path.expanduser(directory)) and not os.path.isdir(place):
@@ -52,14 +48,9 @@ def demand_report(directory: str | Path) -> None:
 
 
 def write_page(directory: str | Path, title: str, sections: Iterable[Section]) -> Path:
-    """Writes `report.html`, which needs no other file and no network, and a PNG for each picture.
+    """Writes `report.html`, which needs no other file and no network, and a PNG for each picture; returns its path.
 
-    Args:
-        directory: made if it does not exist; files of the same names are replaced.
-        title: of the page. sections: in order; all text is escaped.
-
-    Returns:
-        The page's path.
+    The directory is made if it does not exist, files of the same names are replaced, and all text is escaped.
     """
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html")
     directory, sections = Path(os.path.expanduser(directory)), list(sections)

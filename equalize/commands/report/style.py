@@ -35,13 +35,7 @@ def can_draw() -> bool:
 
 
 def draw_picture(name: str, alt: str, draw: Callable[["Figure"], None], *, size: tuple[float, float]) -> Picture:
-    """Draws a figure on light and on dark ground.
-
-    Args:
-        name: of its file, without `.png`. alt: what it shows, in words.
-        draw: fills an empty figure.
-        size: its width and height in inches, of 110 pixels each.
-    """
+    """Has `draw` fill an empty figure of a size in inches, of 110 pixels each, on light and on dark ground."""
     light, dark = (_render(draw, size, theme) for theme in ("light", "dark"))
     return Picture(name=name, alt=alt, light=light, dark=dark)
 

@@ -51,12 +51,7 @@ class Panel:
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], best_step: int | None) -> Picture:
-    """Loss, mIoU and learning rate against the step.
-
-    Args:
-        lines: of metrics.jsonl, of all sittings.
-        best_step: that of the model that is kept, where one was scored.
-    """
+    """Loss, mIoU and learning rate against the step, by the lines of metrics.jsonl, with the step that is kept."""
     logged = [line for line in lines if "loss" in line]
     scored = [line for line in lines if line.get("mIoU") is not None]
     rows = [("loss", logged), ("mIoU", scored), ("lr", logged)]
@@ -91,12 +86,7 @@ def _draw_curve(axes: "Axes", name: str, points: Sequence[Mapping[str, Any]], co
 
 
 def draw_panels(panels: Sequence[Panel], colors_K3: _Pixels, names: Sequence[str]) -> Picture:
-    """A row for each image: picture, labels, prediction, mistakes; below them the classes that are seen.
-
-    Args:
-        panels: of images that are small enough to be shown.
-        colors_K3, names: of the classes.
-    """
+    """A row for each small image: picture, labels, prediction, mistakes; below them the classes that are seen."""
     seen = _classes_seen(panels, len(names))
     shown = seen[:_IN_LEGEND]
     columns = max(1, min(6, 80 // (6 + max((len(names[k]) for k in shown), default=1))))

@@ -35,12 +35,7 @@ def skeleton(kind: Any, config: Any) -> nn.Module:
 def load(kind: Any, config: Any, weights: Weights, request: Request, *, strip: bool) -> Loaded:
     """The network of a config with copies of its tensors.
 
-    Args:
-        kind: the network's class.
-        config: transformers' own.
-        weights: as read.
-        request: the caller's flags.
-        strip: whether keys may carry a wrapper's prefix (those of a state dict may, those of a directory may not).
+    ``strip``: whether keys may carry a wrapper's prefix (those of a state dict may, those of a directory may not).
     """
     where = request.source
     tensors = {key: tensor.clone() for key, tensor in weights.tensors.items()}  # for the model to own
