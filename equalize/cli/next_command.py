@@ -68,7 +68,7 @@ def command_line(context: typer.Context, **named: str) -> str:
         if parameter.name == "json":
             continue
         value = named.get(parameter.name, context.params[parameter.name])
-        given = [_text(value)] if parameter.param_type_name == "argument" else _words(parameter, value)
+        given = _words(parameter, value)
         place = given[-1]
         if parameter.name not in ("model", "data") or not HUB_ID.fullmatch(place) or Path(place).exists():
             given = ["=".join(map(without_folders, word.split("=", 1))) for word in given]
@@ -78,13 +78,8 @@ def command_line(context: typer.Context, **named: str) -> str:
 
 def same_command(context: typer.Context, *more: str, leave: Collection[str]) -> str:
     """`next: equalize ...`, the command that runs, without parameters and with further flags."""
-    words: list[str] = []
-    for parameter in _typed(context):
-        value = context.params[parameter.name]
-        if parameter.param_type_name == "argument":
-            words.insert(0, str(value))
-        elif parameter.name not in leave and f"--{parameter.name}" not in more:
-            words += _words(parameter, value)
+    kept = [each for each in _typed(context) if each.name not in leave and f"--{each.name}" not in more]
+    words = [word for each in kept for word in _words(each, context.params[each.name])]
     return f"next: {shlex.join(['equalize', str(context.info_name), *words, *more])}"
 
 
@@ -95,7 +90,9 @@ def _typed(context: typer.Context) -> list[Any]:
 
 
 def _words(option: Any, value: Any) -> list[str]:
-    """An option as it is typed."""
+    """A parameter as it is typed."""
+    if option.param_type_name == "argument":
+        return [_text(value)]
     flag = "-o" if "-o" in option.opts else max(option.opts, key=len)
     if isinstance(value, bool):
         return [flag] if value else [max(option.secondary_opts, key=len)]

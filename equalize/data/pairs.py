@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from equalize.data.augment import Augment, draw_seed, pad
-from equalize.data.bands import picture_size, read_picture
+from equalize.data.bands import Picture, picture_size, read_picture
 from equalize.data.images import Item
 from equalize.data.loader import Preprocessor
 from equalize.data.masks import LabelRule, check_labels, demand_same_size, read_mask
@@ -17,6 +17,15 @@ from equalize.errors import EqualizeError
 
 Pair = tuple[Tensor, Tensor]
 """(C, H, W) float32 and (H, W) int64."""
+
+
+def read_pair(image: Item, mask: Item, rule: LabelRule, num_classes: int, channels: int) -> tuple[Picture, Tensor]:
+    """A picture and its labels (H, W), which are checked: of the classes, and of the picture's size."""
+    labels_HW = read_mask(mask, rule, image)
+    check_labels(labels_HW, num_classes, rule, mask)
+    picture = read_picture(image, channels)
+    demand_same_size(labels_HW, mask, picture_size(picture), image)
+    return picture, labels_HW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +54,7 @@ class TrainingPairs(Dataset[Pair | EqualizeError]):
             return error
 
     def _read(self, epoch: int, index: int) -> Pair:
-        image_path, mask_path = self.pairs[index]
-        labels_HW = read_mask(mask_path, self.rule, image_path)
-        check_labels(labels_HW, self.num_classes, self.rule, mask_path)
-        picture = read_picture(image_path, self.channels)
-        demand_same_size(labels_HW, mask_path, picture_size(picture), image_path)
+        picture, labels_HW = read_pair(*self.pairs[index], self.rule, self.num_classes, self.channels)
         picture, labels_HW = self.augment(picture, labels_HW, draw_seed(self.seed, epoch, index))
         image_CHW = self.preprocess(picture, picture_size(picture))
         return pad(image_CHW, labels_HW, self.padded, self.rule.ignore_index)

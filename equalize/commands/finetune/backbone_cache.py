@@ -32,10 +32,9 @@ from equalize.commands.finetune.stored_backbone import StoredBackbone
 from equalize.commands.images import working_size
 from equalize.commands.labels import LabeledSplit
 from equalize.data.augment import Augment, draw_seed
-from equalize.data.bands import picture_size, read_picture
 from equalize.data.images import Item
 from equalize.data.loader import Batch
-from equalize.data.masks import check_labels, demand_same_size, read_mask
+from equalize.data.pairs import read_pair
 from equalize.distributed import my_share, wait
 from equalize.errors import DataError, EqualizeError, InputError
 from equalize.eval_mode import eval_mode
@@ -114,11 +113,8 @@ class BackboneCache:
         pairs, size, checkpoint = labeled.dataset.with_masks(), self._task.config.size, self._task.checkpoint
 
         def read(number: int) -> tuple[Tensor, Tensor]:
-            image, mask = pairs[number]
-            labels_HW = read_mask(mask, labeled.rule, image)
-            check_labels(labels_HW, labeled.num_classes, labeled.rule, mask)
-            picture = read_picture(image, checkpoint.preprocess.bands)
-            demand_same_size(labels_HW, mask, picture_size(picture), image)
+            channels = checkpoint.preprocess.bands
+            picture, labels_HW = read_pair(*pairs[number], labeled.rule, labeled.num_classes, channels)
             return pad_images(checkpoint.preprocess(picture, size), checkpoint.multiple), labels_HW
 
         split = self._open(labeled, read, len(pairs), kind="scored", mirrored=False)

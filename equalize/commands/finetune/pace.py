@@ -9,7 +9,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,10 @@ def pace_of(task: Task) -> Pace:
         if val is not None:
             if config.cache_backbone:
                 trainer.evaluate()  # stores what the next one reads
-            image = _seconds(trainer.evaluate, device) / len(val.dataset.images)
+            began = time.perf_counter()
+            trainer.evaluate()
+            _finish(device)
+            image = (time.perf_counter() - began) / len(val.dataset.images)
     return Pace(step=step, image=image, cached=cached, memory=_peak_memory(device))
 
 
@@ -111,13 +113,6 @@ def _writer(task: Task, place: Path) -> CheckpointWriter:
         monitor=SILENT,
         models=False,
     )
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    began = time.perf_counter()
-    run()
-    _finish(device)
-    return time.perf_counter() - began
 
 
 def _finish(device: torch.device) -> None:

@@ -144,12 +144,8 @@ def _find_read(run: Callable[[Sequence[Any]], list[Tensor]], outputs: list[Tenso
     tensors = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
     with torch.enable_grad():
         given = {place: leaf.detach().requires_grad_() for place, leaf in tensors.items()}
-        total = torch.stack(
-            [
-                each.sum()
-                for each in run([given[place].clone() if place in given else leaf for place, leaf in enumerate(leaves)])
-            ]
-        ).sum()
+        outputs_of_given = run([given[place].clone() if place in given else leaf for place, leaf in enumerate(leaves)])
+        total = torch.stack([each.sum() for each in outputs_of_given]).sum()
         gradients = torch.autograd.grad(total, list(given.values()), allow_unused=True)
     reached = {place for place, gradient in zip(given, gradients, strict=True) if gradient is not None}
     for read in (reached, set(tensors)):

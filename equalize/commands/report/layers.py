@@ -167,21 +167,13 @@ def _numbers(layer: DrawnSite) -> Table:
             f"{branch.mean:.3g}",
             f"{branch.std:.3g}",
             "-" if branch.ci95 is None else f"± {branch.ci95:.1%}",
-            f"{after:.3g}",
+            f"{sigma:.3g}",
             "-" if branch.step_share is None else f"{branch.step_share:.1%}",
         )
-        for branch, after in zip(layer.site.branches, layer.after, strict=True)
+        for branch, sigma in zip(layer.site.branches, layer.after, strict=True)
     )
-    header = (
-        "branch",
-        "channels",
-        "resampling",
-        "mean",
-        "sigma",
-        "95 %",
-        "afterwards" if layer.strategy else "equalized",
-        "step share",
-    )
+    after = "afterwards" if layer.strategy else "equalized"
+    header = ("branch", "channels", "resampling", "mean", "sigma", "95 %", after, "step share")
     return Table(header=header, rows=rows)
 
 

@@ -89,7 +89,7 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
             notes=(
                 *ignored_notes(head.get("ignore_index"), there),
                 *renumbered_note(weights.meta),
-                *_binary_note(above),
+                *([] if above is None else [f"a probability above {above:g} is class 1, as the config's head has it"]),
                 *windows_note(config),
             ),
             arch=f"{_SCHEME}:{request.arch_name}" if trusted else _SCHEME,
@@ -154,10 +154,6 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
     def runs_code(self, arch: str) -> bool:
         """True if a config file is named."""
         return arch != self.scheme
-
-
-def _binary_note(above: float | None) -> tuple[str, ...]:
-    return () if above is None else (f"a probability above {above:g} is class 1, as the config's head has it",)
 
 
 def _read(path: Path, weights: Weights, request: Request) -> tuple[Config, str | None]:
