@@ -31,13 +31,7 @@ class EqualizeError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(
-        self,
-        where: object,
-        what: str,
-        *,
-        got: object = None,
-        expected: object = None,
-        remedy: str | None = None,
+        self, where: object, what: str, *, got: object = None, expected: object = None, remedy: str | None = None
     ) -> None:
         self.where = str(where)
         self.what = what

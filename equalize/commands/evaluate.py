@@ -12,13 +12,7 @@ from equalize.checkpoint.checkpoint import Checkpoint
 from equalize.checkpoint.loading import ModelName
 from equalize.commands.forward import Forward, ForwardConfig, Logits, predicted, trial_size
 from equalize.commands.images import fit_images
-from equalize.commands.labels import (
-    LabeledSplit,
-    check_split,
-    label_settings,
-    names_of,
-    with_output,
-)
+from equalize.commands.labels import LabeledSplit, check_split, label_settings, names_of, with_output
 from equalize.commands.training_record import TrainingRecord, settings_taken
 from equalize.commands.windows import Strips, upsampled
 from equalize.data.bands import picture_size, read_picture

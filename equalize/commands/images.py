@@ -193,11 +193,7 @@ def fit_images(
 
 
 def spread_images(
-    images: Sequence[Item],
-    checkpoint: Checkpoint,
-    size: tuple[int, int] | None,
-    *,
-    skip_bad: float | None = None,
+    images: Sequence[Item], checkpoint: Checkpoint, size: tuple[int, int] | None, *, skip_bad: float | None = None
 ) -> list[Tensor]:
     """A few images, (1, C, H, W) each, evenly spaced over all: neighbors are alike."""
     chosen = images[:: max(1, len(images) // _FEW)][:_FEW]

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EqualizeCallback", "EqualizeHook", "EqualizeTrainerCallback"]
 
-_MODULE_OF = {
-    "EqualizeCallback": "lightning",
-    "EqualizeHook": "mmengine",
-    "EqualizeTrainerCallback": "transformers",
-}
+_MODULE_OF = {"EqualizeCallback": "lightning", "EqualizeHook": "mmengine", "EqualizeTrainerCallback": "transformers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -53,12 +53,7 @@ def choose(
     ]
     chosen = _automatic(sites, rewritten) if strategy == "auto" else (strategy for _ in sites)
     return [
-        Choice(
-            site=site,
-            strategy=each,
-            seed=seed + place,
-            may_leave=strategy == "auto",
-        )
+        Choice(site=site, strategy=each, seed=seed + place, may_leave=strategy == "auto")
         for place, (site, each) in enumerate(zip(sites, chosen, strict=True))
     ]
 

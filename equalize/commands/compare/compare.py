@@ -80,12 +80,7 @@ class Comparison:
 
 
 def compare(
-    setup: Setup,
-    out: str | Path,
-    *,
-    monitor: TrainingMonitor = SILENT,
-    notify: Notify = ignore,
-    warn: Notify = ignore,
+    setup: Setup, out: str | Path, *, monitor: TrainingMonitor = SILENT, notify: Notify = ignore, warn: Notify = ignore
 ) -> Comparison:
     """Trains what is not yet trained, writes OUT/compare.json.
 

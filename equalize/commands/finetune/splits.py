@@ -12,14 +12,7 @@ from equalize.checkpoint.outputs import round_up
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.trained_output import TrainedOutput, trained_output
 from equalize.commands.images import fit_images, input_shape, working_size
-from equalize.commands.labels import (
-    LabeledSplit,
-    check_split,
-    first_image,
-    label_settings,
-    names_of,
-    with_output,
-)
+from equalize.commands.labels import LabeledSplit, check_split, first_image, label_settings, names_of, with_output
 from equalize.commands.scan import select_sites
 from equalize.data.augment import Augment
 from equalize.data.classes import OF_LAYOUTS, class_names, read_class_names

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    Trainer,
-    TrainerControl,
-    TrainerState,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import WEIGHTS_NAME
 

@@ -112,11 +112,7 @@ class Writer:
         total = int(self._counts_K.sum())
         classes = tuple(
             PredictedClass(
-                id=k,
-                name=name,
-                color="#" + bytes(color.tolist()).hex(),
-                pixels=int(pixels),
-                share=int(pixels) / total,
+                id=k, name=name, color="#" + bytes(color.tolist()).hex(), pixels=int(pixels), share=int(pixels) / total
             )
             for k, (name, color, pixels) in enumerate(zip(self._names, self._colors, self._counts_K, strict=True))
         )

@@ -228,12 +228,7 @@ def _column(figure: "Figure", drawn: DrawnSite, across: tuple[float, float], tit
 
 
 def _draw_bars(
-    axes: Any,
-    drawn: DrawnSite,
-    values: Sequence[float],
-    after: Sequence[float],
-    how: str,
-    errors: Sequence[float] = (),
+    axes: Any, drawn: DrawnSite, values: Sequence[float], after: Sequence[float], how: str, errors: Sequence[float] = ()
 ) -> None:
     """A bar a row, its number to the right of all, and a dashed line where it comes to."""
     ink = axes.xaxis.label.get_color()

@@ -117,11 +117,7 @@ def proof_of(plan: Plan, check: Mapping[str, float], logit_range: float, compare
         layers = "fusion layers: the same to the last bit"
     else:
         layers = f"fusion layers differ from {against} by at most {check['interior']:.1e} of their range{border}"
-    return (
-        f"Proof: loaded again by its own library and compared with the original on {compared_on}.",
-        logits,
-        layers,
-    )
+    return (f"Proof: loaded again by its own library and compared with the original on {compared_on}.", logits, layers)
 
 
 def _of(change: float, logit_range: float) -> str:
