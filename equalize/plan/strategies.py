@@ -31,6 +31,7 @@ from equalize.plan.edits import Add, Edit, Scale, ScaleInputs
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
 from equalize.plan.indicator import with_expectation
 from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, target_scale
+from equalize.sites.branches import Branch
 from equalize.sites.readers import Reader
 from equalize.sites.refusals import Refusal
 from equalize.sites.scan import Scan
@@ -216,29 +217,19 @@ def _migrate(site: PlannedSite, moved: dict[str, float]) -> list[Edit] | Refusal
         if _staying(branch, moved) is not None:
             continue
         edits.append(_scale_branch(site, branch, branch.std / site.tau))
-        edits += [_scale_reader(reader, branch.std / site.tau) for reader in branch.readers]
+        edits += [
+            _scale_inputs(reader.weight, reader, reader.axis, reader.groups, branch.std / site.tau)
+            for reader in branch.readers
+        ]
         edits += [Scale(tensor=key, factor=site.tau / branch.std) for key in branch.producers]
         moved |= dict.fromkeys(branch.producers, site.tau / branch.std)
     return edits
 
 
-def _scale_reader(reader: Reader, factor: float) -> ScaleInputs:
-    return ScaleInputs(
-        tensor=reader.weight,
-        axis=reader.axis,
-        start=reader.start,
-        stop=reader.stop,
-        groups=reader.groups,
-        factor=factor,
-    )
-
-
 def _scale_branch(site: MeasuredSite, branch: MeasuredBranch, factor: float) -> ScaleInputs:
-    return ScaleInputs(
-        tensor=site.weight,
-        axis=site.axis,
-        start=branch.start,
-        stop=branch.stop,
-        groups=1 if "transpose" in site.op else site.groups,
-        factor=factor,
-    )
+    groups = 1 if "transpose" in site.op else site.groups
+    return _scale_inputs(site.weight, branch, site.axis, groups, factor)
+
+
+def _scale_inputs(weight: str, read: Branch | Reader, axis: int, groups: int, factor: float) -> ScaleInputs:
+    return ScaleInputs(tensor=weight, axis=axis, start=read.start, stop=read.stop, groups=groups, factor=factor)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from equalize.graph.graph import Graph, Kind, Op
-from equalize.sites.readers import Reader, find_readers, merged, place, scales_through
+from equalize.sites.readers import Reader, all_readers, place, scales_through
 
 Resampling = Literal[
     "bilinear", "trilinear", "linear", "nearest", "bicubic", "area", "transposed_conv", "pixel_shuffle"
@@ -157,13 +157,9 @@ def _movement(graph: Graph, leaf: Op, weight: str, start: int, stop: int) -> dic
     reason = _find_producers(graph, leaf, made)
     if reason is not None:
         return reason
-    found: list[Reader] = []
-    for op in made.values():
-        for reader in find_readers(graph, op):
-            if isinstance(reader, str):
-                return reader
-            found.append(reader)
-    readers = merged(found)
+    readers = all_readers(graph, made.values())
+    if isinstance(readers, str):
+        return readers
     if [(each.start, each.stop) for each in readers if each.weight == weight] != [(start, stop)]:
         return f"this branch feeds {weight.removesuffix('.weight')} a second time, as another branch"
     keys = [key for op in made.values() for key in _affine_keys(op)]

@@ -130,7 +130,14 @@ def _reader(graph: Graph, data: Op, layer: Op, channels: _Channels | None) -> Re
     return Reader(weight=weight, axis=weight_axis(graph, layer), groups=groups, start=start, stop=stop)
 
 
-def merged(readers: Iterable[Reader]) -> tuple[Reader, ...]:
+def all_readers(graph: Graph, made: Iterable[Op]) -> tuple[Reader, ...] | str:
+    """The layers that read any of these tensors, see `find_readers`, or a clause on an end that is none."""
+    found = [each for op in made for each in find_readers(graph, op)]
+    end = next((each for each in found if isinstance(each, str)), None)
+    return end or _merged(each for each in found if isinstance(each, Reader))
+
+
+def _merged(readers: Iterable[Reader]) -> tuple[Reader, ...]:
     """The readers, adjacent channels of one layer as one."""
     found: list[Reader] = []
     for reader in sorted(readers, key=lambda each: (each.weight, each.start)):

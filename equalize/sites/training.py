@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from equalize.graph.graph import Graph, Training
 from equalize.sites.branches import Branch
-from equalize.sites.readers import Reader, find_readers, merged
+from equalize.sites.readers import Reader, all_readers
 from equalize.sites.sites import Site
 
 _Part = tuple[str, int, int]
@@ -52,12 +52,9 @@ def _readers_in(site: Site, branch: Branch, other: Graph) -> set[Reader] | str:
     if shared is not None:
         return f"{shared} is used {other.uses[shared]} times"
     made = {op.name: op for key in branch.producers if (op := other.readers.get(key)) is not None}
-    found: list[Reader] = []
-    for reader in (each for op in made.values() for each in find_readers(other, op)):
-        if isinstance(reader, str):
-            return reader
-        found.append(reader)
-    readers = merged(found)
+    readers = all_readers(other, made.values())
+    if isinstance(readers, str):
+        return readers
     known = _parts(branch.readers) | {(site.weight, branch.start, branch.stop)}
     weights = {weight for weight, *_ in known if other.uses[weight]}
     if {part for part in _parts(readers) if part[0] in weights} != {part for part in known if part[0] in weights}:

@@ -5,7 +5,7 @@ from typing import Any
 
 from equalize.commands.compare.arms import baselines
 from equalize.commands.compare.compare import Comparison
-from equalize.commands.compare.statistics import Difference, conclusion, difference
+from equalize.commands.compare.statistics import difference, in_words
 from equalize.commands.report.comparison import (
     Estimate,
     draw_class_differences,
@@ -57,8 +57,7 @@ def _confirmation(found: Comparison) -> Iterator[Picture]:
     rows = {row.arm: row for row in reversed(found.confirmed)}  # of two baselines the first
     runs = {arm: found.results_of(arm, rows[arm].lr, confirming=True) for arm in order}
     title = [
-        f"{row.arm} less {row.baseline} on {test}: {row.difference.mean:+.2f} mIoU{_interval(row.difference)}: "
-        f"{conclusion(row.difference)}"
+        f"{row.arm} less {row.baseline} on {test}: {in_words(row.difference)}"
         for row in found.confirmed
         if row.difference is not None
     ]
@@ -123,7 +122,3 @@ def _estimate(values: Sequence[float]) -> Estimate:
         return Estimate(values=tuple(values))
     found = difference(values, [0.0] * len(values))
     return Estimate(values=tuple(values), low=found.low, high=found.high)
-
-
-def _interval(found: Difference) -> str:
-    return "" if found.low is None else f" (95 % over {len(found.pairs)} seeds {found.low:+.2f} to {found.high:+.2f})"

@@ -223,8 +223,8 @@ def _verdict(cells: Cells, arm: str, baseline: str, rates: Sequence[float], earl
         each = f"each at its best rate ({own:g} and {base:g})"
         both = f"at the baseline's best rate {base:g}"
         sweep = _sweep(cells, ranked)
-    best = f"{each}: {_words(final, 'better', 'worse')}"
-    first = f"after {early} {both}: {_words(ahead, 'ahead', 'behind')}"
+    best = f"{each}: {in_words(final)}"
+    first = f"after {early} {both}: {in_words(ahead, 'ahead', 'behind')}"
     return Verdict(
         arm=arm,
         baseline=baseline,
@@ -243,12 +243,12 @@ def _sweep(cells: Cells, ranked: Mapping[str, Sequence[float]]) -> Answer:
     saved = difference(lost_base.pairs, lost.pairs)
     sentence = (
         f"from its best rate to its worst ({own:g} and {base:g}) {arm} loses {lost.mean:.2f}, {baseline} "
-        f"{lost_base.mean:.2f}: {_words(saved, 'less is lost', 'more is lost')}"
+        f"{lost_base.mean:.2f}: {in_words(saved, 'less is lost', 'more is lost')}"
     )
     return Answer(sentence=sentence, difference=saved, lr=own, baseline_lr=base)
 
 
-def _words(found: Difference, more: str, less: str) -> str:
+def in_words(found: Difference, more: str = "better", less: str = "worse") -> str:
     """`+0.52 mIoU, ...: better`, or no measurable difference, or too few seeds."""
     facts = [f"{found.mean:+.2f} mIoU"]
     if found.low is not None and found.high is not None:
