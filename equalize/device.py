@@ -25,7 +25,11 @@ def device_of(name: str) -> torch.device:
 
 
 def precision_of(name: str, device: torch.device) -> torch.autocast:
-    """A context for forward passes in that precision; moments are float32 and float64 in any."""
+    """A context for forward passes in that precision; moments are float32 and float64 in any.
+
+    Raises:
+        InputError: no precision has that name.
+    """
     if name not in _PRECISIONS:
         raise InputError("--precision", "is unknown", got=name, expected=" or ".join(_PRECISIONS))
     dtype = _PRECISIONS[name]

@@ -34,7 +34,11 @@ def _announced() -> int:
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device."""
+    """Joins the group that `torchrun` describes in the environment, if it does; returns this process's device.
+
+    Raises:
+        InputError: the environment says only half of what is needed.
+    """
     number = _announced()
     if number < 2:
         return device
@@ -52,7 +56,9 @@ def join(device: torch.device) -> torch.device:
 def joined(exit_code_of: Callable[[BaseException], int]) -> Iterator[None]:
     """Joins the group as `join` does, to exchange Python objects: over gloo, whatever the processes compute on.
 
-    A ResourceError if the processes cannot connect; a PeerError if another fails, see `fail_together`.
+    Raises:
+        InputError: the environment says only half of what is needed. ResourceError: the processes cannot connect.
+        PeerError: another process failed, see `fail_together`.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # torchrun's default for two and more: the number of threads changes last bits

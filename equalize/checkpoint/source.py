@@ -82,7 +82,11 @@ def _directory(path: Path, repository: str | None = None, revision: str | None =
 
 
 def demand_directory(place: Place) -> None:
-    """Refuse a file of a checkpoint directory, if it is no weights or if a plan beside it would be left out."""
+    """Refuse a file of a checkpoint directory, if it is no weights or if a plan beside it would be left out.
+
+    Raises:
+        CheckpointError: says to give the directory.
+    """
     path, directory = place.path, place.path.parent
     if place.kind != "file" or not in_checkpoint(path):
         return

@@ -17,7 +17,11 @@ def apply_plan(
 ) -> Plan:
     """Carries a plan out on another copy of its model, writes it and verifies it on random inputs.
 
-    Returns the plan with the provenance of this copy.
+    Returns:
+        The plan with the provenance of this copy.
+
+    Raises:
+        SiteError: the plan does not fit the model.
     """
     check_target(Path(out), overwrite, name.source)
     name = as_planned(name, plan)

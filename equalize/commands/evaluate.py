@@ -63,7 +63,12 @@ def evaluate(
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Score:
-    """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same."""
+    """`equalize evaluate`. Under `torchrun` every process scores its share and all return the same.
+
+    Raises:
+        CheckpointError: the model cannot be loaded. DataError: the data cannot be scored.
+        NumericsError: the network gives NaN or Inf.
+    """
     config = config or EvalConfig()
     device = join(device_of(config.device))
     notify, warn = (notify, warn) if is_main() else (ignore, ignore)

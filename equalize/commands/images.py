@@ -182,7 +182,11 @@ def fit_images(
     *,
     skip_bad: float | None = None,
 ) -> Checkpoint:
-    """The checkpoint, moved to `device`, with what its network takes of the images; says all that was found of it."""
+    """The checkpoint, moved to `device`, with what its network takes of the images; says all that was found of it.
+
+    Raises:
+        InputError: the network does not take them.
+    """
     for note in checkpoint.notes:
         notify(note)
     checkpoint.model.to(device)

@@ -130,7 +130,11 @@ def fit_input(
 
 
 def _for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
-    """The preprocessing for so many channels; a guess for three becomes one for all."""
+    """The preprocessing for so many channels; a guess for three becomes one for all.
+
+    Raises:
+        InputError: the means or deviations are those of another number of channels.
+    """
 
     def fitting(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) in (1, channels):

@@ -44,7 +44,11 @@ class TrainingRecord:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, notify: Notify) -> Self:
-        """That of a directory `finetune` wrote, its files sought in the working directory and beside it."""
+        """That of a directory `finetune` wrote, its files sought in the working directory and beside it.
+
+        Raises:
+            InputError: finetune.yaml is damaged.
+        """
         path = checkpoint.stored.path / SETTINGS_FILE
         if not path.is_file():
             return cls()

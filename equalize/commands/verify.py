@@ -34,7 +34,11 @@ def verify_checkpoint(
     *,
     notify: Notify = ignore,
 ) -> tuple[Plan, Check]:
-    """Verifies `out` against the model, on a few images of `data` or on random inputs."""
+    """Verifies `out` against the model, on a few images of `data` or on random inputs.
+
+    Raises:
+        InputError: `out` holds no plan, or that of another model. NumericsError: it is not what its plan says.
+    """
     plan = Plan.read(out)
     name = as_planned(name, plan)
     original = name.load()
@@ -88,7 +92,11 @@ def _prove(original: Checkpoint, directory: Path, name: ModelName, plan: Plan, i
 
 
 def as_planned(name: ModelName, plan: Plan) -> ModelName:
-    """The name with the arguments that the plan records; code to run must be named again."""
+    """The name with the arguments that the plan records; a plan never names code to run.
+
+    Raises:
+        InputError: the model was built by code that must be named again.
+    """
     facts = plan.facts
     arch, arguments = facts.get("arch"), facts.get("arch_args") or {}
     preprocess: Any = facts.get("preprocess") or {}

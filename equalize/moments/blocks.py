@@ -128,8 +128,12 @@ class Round:
     def gather(self, results: Sequence[Result]) -> list[Result]:
         """The results of all processes, in the order of the blocks; to be called once.
 
-        `results`: one for each block of this process, plain Python values and tensors on the CPU. An InputError if too
-        many images could not be read; what `distributed.gather` raises if another process failed.
+        Args:
+            results: one for each block of this process: plain Python values and tensors on the CPU.
+
+        Raises:
+            PeerError, ResourceError: another process failed, or is gone.
+            InputError: too many images could not be read.
         """
         own = list(zip(results, self._own, strict=True))
         parts = [iter(part) for part in (gather(own) if self._number > 1 else [own])]

@@ -37,8 +37,12 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False, source: Pat
     """Yield a temporary sibling of ``target`` to fill; on exit flush it and rename it to ``target``.
 
     An exception leaves what was there before untouched and removes the sibling. Siblings that a killed process left
-    are removed by the next call for the same directory, an hour after the last write. A ResourceError if the
-    disk is full or writing is denied; else what `check_target` raises.
+    are removed by the next call for the same directory, an hour after the last write.
+
+    Raises:
+        OutputError: the target is no directory, exists (unless ``overwrite``), or is, holds or lies in
+            ``source``.
+        ResourceError: the disk is full, or writing is denied.
     """
     out = Path(target).expanduser().absolute()
     check_target(out, overwrite, source)

@@ -116,7 +116,11 @@ def baselines(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 
 
 def fusion_layers(checkpoint: Checkpoint, shape: Sequence[int]) -> Scan:
-    """What arms differ in: the sites of a network that is traced with (N, C, H, W) and not equalized; at least one."""
+    """What arms differ in: at least one site of a network that is traced with (N, C, H, W).
+
+    Raises:
+        SiteError: the network has no fusion layer of resampled branches. InputError: it is equalized already.
+    """
     demand_original(checkpoint)
     found = select_sites(checkpoint.model, shape, calls=[checkpoint.adapter.heads])
     if not found.sites:
@@ -127,7 +131,11 @@ def fusion_layers(checkpoint: Checkpoint, shape: Sequence[int]) -> Scan:
 def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
     """Equalizes or re-initializes the model, in place, as the arm says, measured on the images.
 
-    Returns everything that was done, and the measured sites; for an arm without equalization these say `preserve`.
+    Returns:
+        Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
+
+    Raises:
+        SiteError, InputError: see `fusion_layers`.
     """
     model = checkpoint.model
     found = fusion_layers(checkpoint, images.shape)

@@ -85,8 +85,11 @@ def compare(
     """Trains what is not yet trained, writes OUT/compare.json.
 
     What is finished in OUT is not trained again, and what another process trains there is waited for. `monitor` is
-    told of each run that is trained; `warn` is called once for each line. An InputError if OUT holds a comparison with
-    other settings, or for a network that cannot be compared.
+    told of each run that is trained; `warn` is called once for each line.
+
+    Raises:
+        InputError: `out` holds a comparison with other settings; or a network that cannot be compared.
+        NumericsError: a loss is not finite.
     """
     runs = Runs(out, setup)
     train = functools.partial(_train_missing, runs, monitor=monitor, notify=notify, warn=functools.cache(warn))

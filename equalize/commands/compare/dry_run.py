@@ -82,7 +82,11 @@ class ComparisonForecast:
 def forecast_comparison(
     setup: Setup, out: str | Path, *, notify: Notify = ignore, warn: Notify = ignore
 ) -> ComparisonForecast:
-    """Looks at what is finished in OUT, checks network and data, times a few steps, and writes nothing to OUT."""
+    """Looks at what is finished in OUT, checks network and data, times a few steps, and writes nothing to OUT.
+
+    Raises:
+        InputError: OUT holds a comparison with other settings; or a network that cannot be compared.
+    """
     runs = Runs(out, setup, write=False)
     first = setup.runs[0]
     config = setup.config_of(first)

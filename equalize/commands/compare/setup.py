@@ -73,9 +73,14 @@ class Setup:
         """Opens the data, counts the steps, and settles when they are scored.
 
         Args:
+            name, data, config, notify: see `finetune`.
+            arms: from `read_arms`.
             rates: of the sweep; the config's own if empty. seeds: how many, from the config's own on.
             confirm_seeds, test_split: how many more confirm each arm's best rate, on a split that chose nothing.
             evaluations: of each run, evenly spaced; one more after the first tenth where it is not among them.
+
+        Raises:
+            DataError: there is no validation split. InputError: a setting that a comparison cannot have.
         """
         _refuse(config, rates, seeds, evaluations)
         train, val = open_splits(data, config, notify, notify)

@@ -84,7 +84,11 @@ def forecast_training(
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> TrainingForecast:
-    """Checks everything as `finetune` does, times a few steps, and writes nothing to `out`."""
+    """Checks everything as `finetune` does, times a few steps, and writes nothing to `out`.
+
+    Raises:
+        InputError: something cannot be trained with.
+    """
     config = (config or TrainConfig()).resolved()
     run = open_run(name, data, out, config, resume=resume, overwrite=overwrite)
     device = join(training_device(config))

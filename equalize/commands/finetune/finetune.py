@@ -92,6 +92,9 @@ def finetune(
         prepare: changes the loaded model and gives the plan that is then in effect, instead of `config.calibrate`.
         models: whether to write models and the report; without, OUT holds what `resume` needs.
         command: the command line, for the record. monitor: is told of steps, losses, evaluations and models.
+
+    Raises:
+        InputError: something cannot be trained with; before the first step. NumericsError: the loss is not finite.
     """
     started, config = time.monotonic(), (config or TrainConfig()).resolved()
     run = open_run(name, data, out, config, resume=resume, overwrite=overwrite)

@@ -58,7 +58,15 @@ class RunDirectory:
     def prepare(self, run: Mapping[str, Any], config: str, notify: Notify = ignore) -> None:
         """Makes the directory in one step, in place of what is there, or checks that what is resumed is the same run.
 
-        `run` are the facts that a resumed run must share, as JSON; `config` is the content of finetune.yaml.
+        Of a run that is complete, more steps or epochs may be asked.
+
+        Args:
+            run: facts that a resumed run must share, as JSON.
+            config: content of finetune.yaml.
+
+        Raises:
+            InputError: the run that is resumed had other settings, weights or data.
+            ResourceError: it cannot be written.
         """
         if self.resumed:
             if self.demand_resumable(run, notify):

@@ -97,7 +97,11 @@ def _fusion_weights(checkpoint: Checkpoint, config: TrainConfig) -> tuple[str, .
 
 
 def open_splits(data: str | Path, config: TrainConfig, notify: Notify, warn: Notify) -> tuple[DataSet, DataSet | None]:
-    """The split to train on and the one to score; says where there is none to score, or both share images."""
+    """Finds the split to train on and the one to score; says so where there is none to score, or both share images.
+
+    Raises:
+        DataError: the data set has no such split, or masks are missing.
+    """
     usual = TrainConfig()
     chosen = None if config.val_split == usual.val_split else config.val_split
     scored = open_data(data, split=chosen, labels=True)
@@ -114,9 +118,11 @@ def open_splits(data: str | Path, config: TrainConfig, notify: Notify, warn: Not
 
 
 def _load_for(name: ModelName, given: int | None, named: int) -> tuple[ModelName, Checkpoint]:
-    """The model for as many classes as are given, else named, and the name that loads it again.
+    """The model for as many classes as are given, else named, its classifiers drawn anew if it has others; and the
+    name that loads it again. For two names one output is enough.
 
-    Its classifiers are drawn anew if it has others; for two names one output is enough.
+    Raises:
+        CheckpointError: more than the classifiers does not fit, and `init_missing` is false.
     """
     wanted, checkpoint = _load_with(name, given or named or None)
     drawn = checkpoint.newly_initialized

@@ -140,7 +140,11 @@ def _run(
 
 
 def _find_read(run: Callable[[Sequence[Any]], list[Tensor]], outputs: list[Tensor], leaves: list[Any]) -> set[int]:
-    """The places of leaves with a gradient; of all tensors if others turn out to matter."""
+    """The places of leaves with a gradient; of all tensors if others turn out to matter.
+
+    Raises:
+        InputError: outputs depend on the images as well.
+    """
     tensors = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
     with torch.enable_grad():
         given = {place: leaf.detach().requires_grad_() for place, leaf in tensors.items()}

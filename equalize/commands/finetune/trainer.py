@@ -45,6 +45,9 @@ def train(task: Task, writer: CheckpointWriter, notify: Notify) -> TrainerState:
     """Trains, scores, saves; goes on from the newest state where the run is resumed.
 
     The model is left as it was after the last step, the global random numbers as they were before.
+
+    Raises:
+        NumericsError: the loss is not finite. EqualizeError: a pair cannot be read.
     """
     newest = writer.run.newest_state() if writer.run.resumed else None
     before = TrainerState.load_from_json(str(newest / "trainer_state.json")) if newest else None

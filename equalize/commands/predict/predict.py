@@ -49,7 +49,16 @@ def predict(
     notify: Notify = ignore,
     warn: Notify = ignore,
 ) -> Predictions:
-    """Writes `out`, whole or not at all, from pictures, folders of any depth and patterns."""
+    """Writes `out`, whole or not at all.
+
+    Args:
+        places: pictures, folders of any depth, patterns.
+        out: the directory to make. overwrite: whether it may exist.
+
+    Raises:
+        CheckpointError: the model cannot be loaded. DataError: a picture cannot be read. OutputError: `out` exists, or
+        touches what is read. NumericsError: the network gives NaN or Inf.
+    """
     config = config or PredictConfig()
     selection = select_pictures(places)
     demand_apart(out, (*selection.folders, *map(file_of, selection.images), config.colors, config.class_names))

@@ -99,7 +99,11 @@ def refuse_tokens(files: Sequence[OutgoingFile], token: str | None) -> None:
 
 
 def without_local_paths(file: OutgoingFile) -> OutgoingFile:
-    """The file as it is, or rewritten if it is one of ours that records paths of this machine."""
+    """The file as it is, or rewritten if it is one of ours that records paths of this machine.
+
+    Raises:
+        InputError: it is one of ours, and damaged.
+    """
     if file.path not in _RECORDS:
         return file
     is_yaml = file.path.endswith(".yaml")

@@ -29,7 +29,11 @@ _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, a
 
 @contextmanager
 def hub_errors(repository: str, token: str, warn: Notify) -> Iterator[None]:
-    """Turns what the client raises into an `EqualizeError` about `repository`, and passes on what it warns of."""
+    """Turns what the client raises into an `EqualizeError` about `repository`, and passes on what it warns of.
+
+    Raises:
+        ResourceError: the Hub, the network or the access token. InputError: the Hub refuses the card's metadata.
+    """
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")

@@ -90,6 +90,11 @@ def push(
         create_pr: open a pull request instead of committing to the branch.
         dry_run: only list the files; needs no network and no access token.
         with_panels: send pictures of the validation split too, and show them on the card.
+        notify, warn: called with what a user should know, or may want to act on, a line at a time.
+
+    Raises:
+        InputError: `out` is no model, the name is malformed, or a file holds an access token.
+        ResourceError: the Hub, the network or the access token.
     """
     if not HUB_ID.fullmatch(repository) or "@" in repository:
         raise InputError(repr(repository), "is no name of a repository", expected="ORG/NAME")

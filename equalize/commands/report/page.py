@@ -40,7 +40,11 @@ class Section:
 
 
 def demand_report(directory: str | Path) -> None:
-    """Refuses early what would fail once the work is done: no matplotlib, or a place that is no directory."""
+    """Refuses early what would fail once the work is done.
+
+    Raises:
+        ResourceError: matplotlib is not installed. OutputError: the place is no directory.
+    """
     if not can_draw():
         raise ResourceError("--report", "needs matplotlib", remedy="pip install 'equalize[plot]'")
     if os.path.exists(place := os.path.expanduser(directory)) and not os.path.isdir(place):
