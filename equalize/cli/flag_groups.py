@@ -115,6 +115,7 @@ class ImageFlags:
     reduce_labels: o.ReduceLabels = "auto"
     colors: o.Colors = None
     masks_drawn_on: o.DrawnOn = "auto"
+    optimizer: o.Optimizer = "adamw"
     max_pixels: o.MaxPixels = None
 
     def config(self, seed: int) -> "CalibrationConfig":

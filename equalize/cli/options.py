@@ -12,6 +12,7 @@ from equalize.cli import values
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 StrategyName = Literal["auto", "migrate", "preserve", "reinit", "rescale"]
+OptimizerName = Literal["adamw", "sgd"]
 SCALE_HELP = (
     "step: equalize to the root mean square of a layer's sigmas, under which a learning rate means what it meant; "
     "paper: to 1, as published."
@@ -107,6 +108,7 @@ Tolerance = Annotated[
         callback=values.check_tolerance,
     ),
 ]
+Optimizer = Annotated[OptimizerName, p.equalization("What the network will be trained with: delta is computed for it.")]
 Colors = Annotated[
     str | None,
     p.data(

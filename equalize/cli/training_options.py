@@ -34,7 +34,7 @@ class CommonTrainingFlags:
     ] = None
     batch_size: Annotated[int | None, p.optimizer("Pairs a step, in each process.", "N", "8")] = None
     accumulate: Annotated[int | None, p.optimizer("Batches that make a step.", "N", "1")] = None
-    optimizer: Annotated[Literal["adamw", "sgd"] | None, p.optimizer("sgd has momentum 0.9.", default="adamw")] = None
+    optimizer: Annotated[o.OptimizerName | None, p.optimizer("sgd has momentum 0.9.", default="adamw")] = None
     lr: Annotated[
         float | None, p.optimizer("Learning rate, at its peak.", "RATE", "0.0001 for adamw, 0.01 for sgd")
     ] = None

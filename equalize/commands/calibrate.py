@@ -77,10 +77,10 @@ def calibrate_checkpoint(
         checked.report(notify, warn)
         drawn, tolerance = checkpoint.newly_initialized, config.tolerance
         embed = partial(calibrate, scale=scale, newly_initialized=drawn, found=found, tolerance=tolerance, keep=keep)
-        plan = embed(checkpoint.model, images, strategy, name.seed)
+        plan = embed(checkpoint.model, images, strategy, name.seed, optimizer=config.optimizer)
     checkpoint.model.cpu()
     images.report_skipped(warn)
-    facts = {"input_check": checked.to_json(), "command": command}
+    facts = {"optimizer": config.optimizer, "input_check": checked.to_json(), "command": command}
     plan = as_stored(replace(plan, facts=_facts(plan, name, checkpoint, found, images, data) | facts), checkpoint)
     if demand_sites and not plan.sites:
         raise _no_site(name, plan, found)
@@ -98,7 +98,7 @@ def write_calibration_report(plan: Plan, kept: Sequence[Measurement], directory:
         return Path(directory) / PAGE_FILE
     statistics = {layer: each for measured in kept for layer, each in measured.statistics.items()}
     histograms = {layer: each for measured in kept for layer, each in measured.histograms.items()}
-    sites = [with_expectation(site, statistics.get(site.layer)) for site in plan.sites]
+    sites = [with_expectation(site, statistics.get(site.layer), plan.facts["optimizer"]) for site in plan.sites]
     sections = calibration_page(plan, sites, histograms, onward)
     return write_page(directory, f"Calibration of {plan.facts['source']}", sections)
 

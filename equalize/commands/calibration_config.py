@@ -5,6 +5,7 @@ from pathlib import Path
 
 from equalize.data.label_check import ReduceLabels
 from equalize.data.masks import DrawnOn
+from equalize.plan.indicator import Optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,4 +35,6 @@ class CalibrationConfig:
     """A file with the colors of classes, or ``none``; one in the data if None."""
     masks_drawn_on: DrawnOn = "auto"
     """Which way up masks are whose images alone have an EXIF orientation."""
+    optimizer: Optimizer = "adamw"
+    """What the network will be trained with: by it the indicator tells whether something is to be gained."""
     seed: int = 0

@@ -27,7 +27,7 @@ from equalize.moments.batch_norms import untouched_norms
 from equalize.moments.measure import measure_branches
 from equalize.moments.measured import Expectation, with_moments
 from equalize.plan.calibrate import re_estimate
-from equalize.plan.indicator import expected_of_all, with_expectation
+from equalize.plan.indicator import Optimizer, expected_of_all, with_expectation
 from equalize.plan.plan import SCHEMA, site_json
 from equalize.sites.scan import Scan, scan
 from equalize.sites.sites import SiteKind
@@ -45,6 +45,7 @@ class CheckpointScan:
         converged: whether every sigma is known as well as was asked for.
         measured_by: the method of measuring; None without images.
         expect, delta: whether training is expected to gain by equalizing, see `indicator`; None without images.
+        optimizer: of that training.
         missing: keys that the checkpoint lacks and --init-missing draws, where it was not given.
         input_check: what the BatchNorms say of the input; None without images, or where none can tell.
         histograms: of the branches' values, by layer, if asked for.
@@ -61,13 +62,14 @@ class CheckpointScan:
     measured_by: str | None = None
     expect: Expectation | None = None
     delta: float | None = None
+    optimizer: Optimizer = "adamw"
     missing: tuple[str, ...] = ()
     input_check: Mapping[str, Any] | None = None
     histograms: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """What `equalize scan --json` prints."""
-        expected = {} if self.expect is None else {"expect": self.expect, "delta": self.delta}
+        answer = {"expect": self.expect, "delta": self.delta, "optimizer": self.optimizer}
         pass_facts = {"images": self.images, "samples": self.samples, "converged": self.converged}
         measured = {} if self.images is None else {**pass_facts, "input_check": self.input_check}
         return {
@@ -78,7 +80,7 @@ class CheckpointScan:
             "input_shape": list(self.input_shape),
             "tracer": self.scan.tracer,
             **({"missing": list(self.missing)} if self.missing else {}),
-            **expected,
+            **({} if self.expect is None else answer),
             **measured,
             "sites": [site_json(site) for site in self.scan.sites],
             "refusals": [refusal.to_json() for refusal in self.scan.refusals],
@@ -180,7 +182,9 @@ def _measure_sites(
             *(model, found.sites, images), tolerance=config.tolerance, statistics=True, histograms=histograms
         )
     sites = tuple(
-        with_expectation(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer))
+        with_expectation(
+            *(with_moments(site, measured.moments[site.layer]), measured.statistics.get(site.layer), config.optimizer)
+        )
         for site in found.sites
     )
     expect, delta = expected_of_all(sites)
@@ -191,6 +195,7 @@ def _measure_sites(
         "measured_by": measured.method or None,
         "expect": expect,
         "delta": delta,
+        "optimizer": config.optimizer,
         "input_check": checked.to_json(),
         "histograms": measured.histograms,
     }

@@ -20,6 +20,7 @@ from equalize.moments.watch import Batch
 from equalize.plan.apply import apply_edits, put_back, undone_on_failure, with_aliases
 from equalize.plan.choose import Choice, choose
 from equalize.plan.edits import Edit, Set
+from equalize.plan.indicator import Optimizer
 from equalize.plan.parametrization import demand_folded
 from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.plan.rewritten import demand_not_rewritten, remember_rewritten
@@ -35,6 +36,7 @@ def calibrate(
     seed: int = 0,
     *,
     scale: ScaleTo = "step",
+    optimizer: Optimizer = "adamw",
     newly_initialized: Collection[str] = (),
     found: Scan | None = None,
     tolerance: float = 0.0,
@@ -50,6 +52,7 @@ def calibrate(
             nothing is to be gained, see `indicator`; the plan's is "none" where that holds for all.
         tolerance: end each pass once its sigmas, or the BatchNorms that it re-estimates, are known this well, see
             `measure` and `estimate_norms`: 0.05 is the command's. 0 for all batches, which need no random order then.
+        optimizer: what the network will be trained with: by it "auto" tells whether something is to be gained.
         found: the sites to equalize; by default all resampled ones.
         keep: called with what each pass over the images measured, which then has histograms and statistics too.
 
@@ -66,7 +69,13 @@ def calibrate(
     demand_not_rewritten(model, (each.site.weight for each in undecided if each.strategy == "rescale"))
     with undone_on_failure(model) as before:
         measured, decided, edits = _stage_by_stage(
-            model, undecided, batches, before, found=found, scale=scale, tolerance=tolerance, names=names, keep=keep
+            *(model, undecided, batches, before),
+            found=found,
+            scale=scale,
+            optimizer=optimizer,
+            tolerance=tolerance,
+            names=names,
+            keep=keep,
         )
     remember_rewritten(model, edits)
     planned = {site.layer: site for decision in decided for site in decision.sites}
@@ -99,6 +108,7 @@ def _stage_by_stage(
     *,
     found: Scan,
     scale: ScaleTo,
+    optimizer: Optimizer,
     tolerance: float,
     names: Sequence[str],
     keep: Callable[[Measurement], None] | None,
@@ -125,7 +135,7 @@ def _stage_by_stage(
         if keep is not None:
             keep(measured[-1])
         statistics = measured[-1].statistics if asked else {}  # a plan does not depend on what else is kept
-        decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale))
+        decided.append(decide(model, stage, measured[-1].moments, statistics, scale=scale, optimizer=optimizer))
         apply_edits(decided[-1].edits, model, before)
         undecided = [each for each in undecided if each not in stage]
         behind = norms_behind([each for decision in decided for each in decision.choices], undecided, fresh)

@@ -28,9 +28,10 @@ NOTHING = 0.01
 """Below this delta, nothing is."""
 
 STEPS = 100
-Optimizer = Literal["adam", "sgd"]
+Optimizer = Literal["adamw", "sgd"]
+"""What the network will be trained with."""
 
-_POWER: dict[Optimizer, float] = {"adam": 0.25, "sgd": 0.0}
+_POWER: dict[Optimizer, float] = {"adamw": 0.25, "sgd": 0.0}
 _MOST_DECOMPOSED = 1024  # channels; with more, taking the steps is faster than an eigendecomposition
 _PROBES = 16  # random targets a branch, where there are no labels and the steps are taken
 _Measured = TypeVar("_Measured", bound=MeasuredSite)
@@ -55,7 +56,7 @@ class Readout:
         return replace(self, sigma_CC=sigma_CC, b_CK=factor_C.unsqueeze(1) * self.b_CK)
 
 
-def explained(readout: Readout, optimizer: Optimizer = "adam", steps: int = STEPS) -> float:
+def explained(readout: Readout, optimizer: Optimizer = "adamw", steps: int = STEPS) -> float:
     """E_t: the share of the targets' variance that so many steps explain."""
     variance_C = readout.sigma_CC.diagonal()
     q_C = torch.where(variance_C > 0, variance_C.clamp_min(torch.finfo().tiny) ** -_POWER[optimizer], 0.0)
@@ -75,7 +76,7 @@ def explained(readout: Readout, optimizer: Optimizer = "adam", steps: int = STEP
     return float((gained_K * readout.weight_K).sum())
 
 
-def gained(site: MeasuredSite, statistics: InputStatistics, optimizer: Optimizer = "adam") -> float | None:
+def gained(site: MeasuredSite, statistics: InputStatistics, optimizer: Optimizer = "adamw") -> float | None:
     """delta: what equalizing a site's branches adds to E_100; None where nothing can be said.
 
     That is where a branch is constant, nothing was sampled, or all labels are the same.
@@ -91,14 +92,14 @@ def gained(site: MeasuredSite, statistics: InputStatistics, optimizer: Optimizer
     return explained(raw.scaled(1 / sigma_B[of_C]), optimizer) - explained(raw, optimizer)
 
 
-def with_expectation(site: _Measured, statistics: SplitStatistics | None) -> _Measured:
+def with_expectation(site: _Measured, statistics: SplitStatistics | None, optimizer: Optimizer = "adamw") -> _Measured:
     """The site with what is to be expected of equalizing it.
 
     `gain` from `GAIN` on, `nothing` below `NOTHING`, where each half of the images says the same; else `unclear`.
     """
     if statistics is None:
         return site
-    deltas = [gained(site, each) for each in (statistics.whole, *statistics.halves)]
+    deltas = [gained(site, each, optimizer) for each in (statistics.whole, *statistics.halves)]
     sides = {_side(each) for each in deltas}
     return replace(site, delta=deltas[0], expect=sides.pop() if len(sides) == 1 else "unclear")
 

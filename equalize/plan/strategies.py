@@ -29,7 +29,7 @@ from equalize.plan.choose import Choice, choose, left_alone
 from equalize.plan.draw import draw_site
 from equalize.plan.edits import Add, Edit, Scale, ScaleInputs
 from equalize.plan.equation import DiagonalMap, Geometry, branch_vectors, shift_of
-from equalize.plan.indicator import with_expectation
+from equalize.plan.indicator import Optimizer, with_expectation
 from equalize.plan.plan import Plan, PlannedSite, ScaleTo, SiteStrategy, Strategy, target_scale
 from equalize.sites.branches import Branch
 from equalize.sites.readers import Reader
@@ -99,10 +99,11 @@ def decide(
     statistics: Mapping[str, SplitStatistics] | None = None,
     *,
     scale: ScaleTo,
+    optimizer: Optimizer = "adamw",
 ) -> Decision:
     """The edits for measured sites, computed from the weights that `model` has; it is not changed.
 
-    `statistics` of a layer's input say whether to leave it alone, see `indicator`.
+    `statistics` of a layer's input say whether to leave it alone when it is trained by that optimizer, see `indicator`.
     """
     if scale not in get_args(ScaleTo):
         raise SiteError("scale", "is unknown", got=scale, expected=" or ".join(get_args(ScaleTo)))
@@ -111,7 +112,7 @@ def decide(
     refusals: list[Refusal] = []
     made: list[Choice] = []
     moved: dict[str, float] = {}
-    measured = _measured(choices, moments, statistics or {})
+    measured = _measured(choices, moments, statistics or {}, optimizer)
     left = left_alone(choices, measured)
     for choice in choices:
         layer = choice.site.layer
@@ -136,7 +137,10 @@ def decide(
 
 
 def _measured(
-    choices: Sequence[Choice], moments: Mapping[str, Sequence[Moments]], statistics: Mapping[str, SplitStatistics]
+    choices: Sequence[Choice],
+    moments: Mapping[str, Sequence[Moments]],
+    statistics: Mapping[str, SplitStatistics],
+    optimizer: Optimizer,
 ) -> dict[str, MeasuredSite]:
     """The sites by layer, each with what was measured of it."""
     sites = {choice.site.layer: choice.site for choice in choices}
@@ -146,7 +150,7 @@ def _measured(
             remedy = "give measure the same sites"
             raise SiteError(layer, "was not measured", got=got, expected=len(site.branches), remedy=remedy)
     return {
-        layer: with_expectation(with_moments(site, moments[layer]), statistics.get(layer))
+        layer: with_expectation(with_moments(site, moments[layer]), statistics.get(layer), optimizer)
         for layer, site in sites.items()
     }
 

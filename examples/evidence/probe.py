@@ -56,7 +56,6 @@ TUNE_SEEDS, CONFIRM_SEEDS = (0, 1), (2, 3, 4, 5, 6)
 STEPS, BATCH, WIDTH = 200, 8, 64
 SEEN = 128
 """Pixels of an image that a step sees."""
-ADAM_OR_SGD: dict[str, Optimizer] = {"adamw": "adam", "sgd": "sgd"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +81,10 @@ class Case:
         """The largest sigma over the smallest."""
         return float(self.std_C.max() / self.std_C.min())
 
-    def delta(self, optimizer: str) -> float:
+    def delta(self, optimizer: Optimizer) -> float:
         """What the indicator says of equalizing: by how much more of the labels' variance training explains."""
-        by = ADAM_OR_SGD[optimizer]
-        return explained(self.readout.scaled(1 / self.std_C), by) - explained(self.readout, by)
+        equalized = self.readout.scaled(1 / self.std_C)
+        return explained(equalized, optimizer) - explained(self.readout, optimizer)
 
     def fold(self, arm: str) -> Callable[[Tensor], Tensor]:
         """From what the optimizer sees to weights for the features as they were before scaling."""

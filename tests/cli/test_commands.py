@@ -79,6 +79,16 @@ def test_scan_with_data_measures_every_branch(run_cli, segformer_dir, photos):
     assert isinstance(found["delta"], float)
 
 
+def test_scan_says_what_training_by_the_given_optimizer_gains(run_cli, segformer_dir, photos):
+    command = ("scan", segformer_dir, "--data", photos, "--samples", 3, *SIZE)
+    adam, sgd = (parsed(run_cli(*command, *flags, "--json")) for flags in ((), ("--optimizer", "sgd")))
+    assert (adam["optimizer"], sgd["optimizer"]) == ("adamw", "sgd")
+    assert sgd["delta"] != pytest.approx(adam["delta"], abs=1e-6)
+    said = run_cli(*command, "--optimizer", "sgd")
+    assert "100 steps of SGD" in said.text
+    assert "--optimizer sgd" in said.err  # the next command has it
+
+
 PLAIN = """
 import torch
 class Net(torch.nn.Module):

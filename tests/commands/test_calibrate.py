@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from equalize.checkpoint.loading import ModelName, load
 from equalize.commands.apply import apply_plan
 from equalize.commands.calibrate import calibrate_checkpoint
 from equalize.commands.calibration_config import CalibrationConfig
+from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import verify_checkpoint
 from equalize.errors import DataError, InputError, NumericsError
@@ -306,6 +308,19 @@ def test_auto_leaves_alone_what_gains_nothing_and_writes_all_the_same(
     assert forced.strategy == Plan.read(tmp_path / "forced").strategy == "migrate"
     named = calibrate_checkpoint(name, photos, tmp_path / "named", config=CONFIG, strategy="rescale")
     assert named.strategy == named.sites[0].strategy == "rescale"
+
+
+def test_auto_asks_for_the_optimizer_that_will_train(segformer_encoder_dir, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(indicator, "gained", lambda *args: 0.5 if args[-1] == "sgd" else 0.0)
+    name = ModelName(source=str(segformer_encoder_dir), init_missing=True, num_classes=4, seed=11)
+    left, made = (
+        calibrate_checkpoint(name, photos, tmp_path / optimizer, config=replace(CONFIG, optimizer=optimizer))
+        for optimizer in ("adamw", "sgd")
+    )
+    assert (left.strategy, made.strategy) == ("none", "auto")
+    assert [site.strategy for site in made.sites] == ["rescale"]
+    assert Plan.read(tmp_path / "sgd").facts["optimizer"] == "sgd"
+    assert TrainConfig(optimizer="sgd").calibration("train").optimizer == "sgd"  # before a training
 
 
 def test_where_no_branch_can_move_migrate_names_the_strategy_that_needs_none_to(tmp_path, photos):

@@ -398,7 +398,7 @@ def test_what_is_left_alone_does_not_hold_up_the_norms_behind(monkeypatch):
     """`first` is rewritten, `last` behind it is not: the BatchNorms of both are estimated all the same."""
     from equalize.plan import strategies
 
-    def expectation(site, _):
+    def expectation(site, *_):
         return replace(site, expect="nothing" if site.layer == "last.0" else "gain", delta=0.0)
 
     monkeypatch.setattr(strategies, "with_expectation", expectation)

@@ -107,7 +107,7 @@ def network(make, *args):
 @pytest.fixture(autouse=True)
 def equalized(monkeypatch):
     """Random weights have little to gain: `auto` shall not leave them alone for it."""
-    monkeypatch.setattr(strategies, "with_expectation", lambda site, _: site)
+    monkeypatch.setattr(strategies, "with_expectation", lambda site, *_: site)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_readers_whose_weights_were_drawn_hold_the_branch():
 
 
 def test_sites_that_move_together_are_left_alone_together(monkeypatch):
-    def expectation(site, _):
+    def expectation(site, *_):
         return replace(site, expect="gain" if site.layer == "up.1.block.0" else "nothing")
 
     monkeypatch.setattr(strategies, "with_expectation", expectation)

@@ -14,6 +14,7 @@ from rich.text import Text
 from equalize.checkpoint.written import written_by
 from equalize.cli.tables import indented, report_table
 from equalize.commands.report.words import (
+    OPTIMIZERS,
     changes_of,
     effort_of,
     expectation,
@@ -37,8 +38,8 @@ _IMAGES = "images of the data"
 _SHOWN = 5  # places of one refusal; JSON has them all
 _LEGEND = (
     "sigma: standard deviation of a branch's values, 95 %: its interval; step: the branch's share of a training step; "
-    "delta: how much more 100 steps of Adam would explain from zero of what is to be learned, were the branches of one "
-    "scale; longer trainings may gain less or lose, which equalize compare measures."
+    "delta: how much more 100 steps of {optimizer} would explain from zero of what is to be learned, were the branches "
+    "of one scale; longer trainings may gain less or lose, which equalize compare measures."
 )
 _TRAINED = (
     "Trained fusion weights may gain by equalization or, fine-tuned for long, lose; equalize compare measures it."
@@ -69,7 +70,7 @@ def scan_report(found: CheckpointScan, *, every: bool = False) -> Iterator[Conso
         yield Text()
     yield Text(_count(found))
     if found.scan.sites and found.images is not None:
-        yield Text(_LEGEND)
+        yield Text(_LEGEND.format(optimizer=OPTIMIZERS[found.optimizer]))
     if found.scan.sites and found.expect is not None:
         largest = ", the largest of its fusion layers" if found.delta is not None and len(found.scan.sites) > 1 else ""
         yield Text(f"This network: {expectation(found.expect, found.delta)}{largest}.", style="bold")

@@ -36,6 +36,7 @@ from equalize.plan.calibrate import calibrate, norms_behind, re_estimate, stages
 from equalize.plan.choose import choose
 from equalize.plan.draw import draw_site
 from equalize.plan.edits import Edit
+from equalize.plan.indicator import Optimizer
 from equalize.plan.plan import Plan, ScaleTo, Strategy
 from equalize.sites.scan import Scan
 
@@ -128,8 +129,10 @@ def fusion_layers(checkpoint: Checkpoint, shape: Sequence[int]) -> Scan:
     return found
 
 
-def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> Plan:
+def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int, optimizer: Optimizer = "adamw") -> Plan:
     """Equalizes or re-initializes the model, in place, as the arm says, measured on the images.
+
+    By `optimizer` it will be trained, which "auto" asks for.
 
     Returns:
         Everything that was done, and the measured sites; for an arm without equalization its sites say `preserve`.
@@ -148,6 +151,7 @@ def prepare_arm(checkpoint: Checkpoint, images: Images, arm: Arm, seed: int) -> 
         arm.strategy or "preserve",
         seed,
         scale=arm.scale,
+        optimizer=optimizer,
         newly_initialized=checkpoint.newly_initialized,
         found=found,
     )

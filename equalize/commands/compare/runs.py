@@ -234,7 +234,7 @@ class Runs:
             return plan
         config = self.setup.config_of(run).calibration(self.setup.train.split)
         images = Images(self.setup.train, checkpoint, config, labels=run.arm.strategy == "auto")
-        plan = prepare_arm(checkpoint, images, run.arm, run.seed)
+        plan = prepare_arm(checkpoint, images, run.arm, run.seed, config.optimizer)
         write_whole(place, json.dumps(plan.to_json()))
         return plan
 

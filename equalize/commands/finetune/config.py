@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.evaluate import EvalConfig
 from equalize.errors import InputError
+from equalize.plan.indicator import Optimizer
 from equalize.plan.plan import ScaleTo, Strategy
 
 TrainAs = Literal["explicit", "folded"]
@@ -33,7 +34,7 @@ class TrainConfig:
     """Pairs a step, in each process."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """SGD has momentum 0.9."""
     lr: float | None = None
     """Of the backbone, at its peak; 1e-4 for AdamW, 0.01 for SGD."""
@@ -193,6 +194,7 @@ class TrainConfig:
             reduce_labels=self.reduce_labels,
             colors=self.colors,
             masks_drawn_on=self.masks_drawn_on,
+            optimizer=self.optimizer,
             seed=self.seed,
         )
 

@@ -247,7 +247,8 @@ def _exit_code(error: BaseException) -> int:
 def attach_plan(plan: Plan | None, train_as: TrainAs | None, checkpoint: Checkpoint, notify: Notify) -> TrainAs | None:
     """Attaches V unless `train_as` says otherwise: behind folded weights the gradients of weak branches stay weak."""
     if plan is not None and plan.strategy == "none":
-        notify("nothing is to be gained from equalizing: the network trains as it is")
+        asked = plan.facts.get("optimizer", "adamw")
+        notify(f"nothing is to be gained from equalizing (--optimizer {asked}): the network trains as it is")
     if plan is None or not plan.equalized:
         return None
     if train_as == "folded":

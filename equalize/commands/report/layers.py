@@ -9,6 +9,7 @@ from torch import Tensor
 from equalize.commands.report.page import Section, Table
 from equalize.commands.report.sites import DrawnSite, draw_branches, draw_layer
 from equalize.commands.report.words import (
+    OPTIMIZERS,
     effort_of,
     expectation,
     measured_by,
@@ -22,7 +23,7 @@ from equalize.messages import counted
 from equalize.moments.histograms import BINS
 from equalize.moments.measured import MeasuredSite, sigma_rms
 from equalize.plan.edits import Add, Draw, Edit, Scale, ScaleInputs, Set
-from equalize.plan.indicator import GAIN, NOTHING, STEPS, expected_of_all
+from equalize.plan.indicator import GAIN, NOTHING, STEPS, Optimizer, expected_of_all
 from equalize.plan.plan import Plan, PlannedSite
 from equalize.sites.refusals import Refusal
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _MOST_TENSORS = 60  # rows of a table
 _DELTA = (
-    f"Delta is how much more of what is to be learned, the variance of the labels, {STEPS} steps of gradient descent "
+    f"Delta is how much more of what is to be learned, the variance of the labels, {STEPS} steps of {{optimizer}} "
     "explain once the branches are of one scale; without labels, of targets that lie in every branch alike. From "
     f"{GAIN:g} on a gain is expected, below {NOTHING:g} nothing, if both halves of the images agree. "
     "It speaks of a layer that starts from zero, not of one that is trained already."
@@ -64,7 +65,7 @@ def scan_page(found: "CheckpointScan", onward: str) -> Iterator[Section]:
     verdict = "No fusion layer of resampled branches."
     if sites:
         verdict = _sentence(expectation(*expected_of_all(sites)))
-    yield _overview(verdict, (read, measured) if sites else (read,), layers)
+    yield _overview(verdict, (read, measured) if sites else (read,), layers, found.optimizer)
     yield from (_section(each, says_expectation=len(layers) > 1) for each in layers)  # of one the verdict says it
     yield from _refused(found.scan.refusals)
     yield from _guide(layers, found.images or 0)
@@ -93,7 +94,7 @@ def calibration_page(
         verdict = "Every fusion layer was left alone: nothing is to be gained."
     lines = (f"{facts['family']} {facts['architecture']} from {facts['source']}.", effort_of(facts))
     written = f"Written: {facts['output']}" if facts.get("output") else "Nothing was written (--dry-run)."
-    yield _overview(verdict, (*lines, written), layers)
+    yield _overview(verdict, (*lines, written), layers, facts["optimizer"])
     yield from (_section(each, _what_is_done(plan, site)) for each, site in zip(layers, plan.sites, strict=True))
     yield _changed(plan)
     if facts.get("check"):
@@ -110,7 +111,7 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def _overview(verdict: str, lines: Sequence[str], layers: Sequence[DrawnSite]) -> Section:
+def _overview(verdict: str, lines: Sequence[str], layers: Sequence[DrawnSite], optimizer: Optimizer) -> Section:
     planned = any(layer.strategy for layer in layers)
     header = ("fusion layer", "branches", "sigma, largest / smallest", *(["afterwards", "strategy"] if planned else []))
     rows = [
@@ -125,7 +126,8 @@ def _overview(verdict: str, lines: Sequence[str], layers: Sequence[DrawnSite]) -
         for layer in layers
     ]
     table = Table(header=(*header, "delta", "expect"), rows=tuple(rows)) if rows else None
-    return Section(heading="Result", verdict=verdict, paragraphs=(*lines, *([_DELTA] if rows else [])), table=table)
+    explained = [_DELTA.format(optimizer=OPTIMIZERS[optimizer])] if rows else []
+    return Section(heading="Result", verdict=verdict, paragraphs=(*lines, *explained), table=table)
 
 
 def _guide(layers: Sequence[DrawnSite], images: int) -> Iterator[Section]:

@@ -16,6 +16,9 @@ _EXPECTATIONS: Mapping[Expectation, str] = {
 }
 
 
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
+
+
 def expectation(expect: Expectation, delta: float | None) -> str:
     """A plain sentence on what equalizing would bring."""
     measured = "" if delta is None else f": delta {rounded(delta)}"

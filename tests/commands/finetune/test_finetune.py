@@ -214,7 +214,7 @@ def test_what_auto_leaves_alone_trains_as_it_is(custom, five_classes, tmp_path, 
     done = finetune(custom, five_classes, tmp_path / "auto", replace(config, calibrate="auto"), notify=said.append)
     finetune(custom, five_classes, tmp_path / "plain", config)
     assert (done.strategy, done.train_as) == ("none", None)
-    assert "nothing is to be gained from equalizing: the network trains as it is" in said
+    assert "nothing is to be gained from equalizing (--optimizer adamw): the network trains as it is" in said
     assert Plan.read(tmp_path / "auto").strategy == "none"
     assert same(trained_weights(tmp_path / "auto"), trained_weights(tmp_path / "plain"))  # the same training twice
 
