@@ -52,6 +52,8 @@ class Preprocess:
     """Where the numbers come from."""
     assumed: bool = False
     """Whether they are a guess: nothing that belongs to the weights says so."""
+    windows: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """(H, W) of the windows that the checkpoint's own library tests in, and how far apart they start."""
 
     def __call__(self, image: Image.Image | Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Turn a picture into the (C, H, W) float32 input of the model.

@@ -86,6 +86,7 @@ class Forward:
         """
         size = working_size(self.checkpoint, self.config.size)
         preprocess = replace(self.checkpoint.preprocess, size=None)
+        tested, stride = preprocess.windows or (None, None)
         whole = partial(self._logits, logits=self.checkpoint.logits)
 
         def logits(x_NCHW: Tensor) -> Tensor:
@@ -100,8 +101,12 @@ class Forward:
                 return logits_at_size(whole, x_NCHW, size)
 
         with torch.no_grad(), precision_of(self.config.precision, self.device):
-            batch_size = self.config.batch_size
-            yield from slide_window(logits, picture, size, batch_size=batch_size, preprocess=preprocess)
+            yield from slide_window(
+                *(logits, picture, size),
+                stride=stride if tested == size else None,
+                batch_size=self.config.batch_size,
+                preprocess=preprocess,
+            )
 
     def batches(self, images: Sequence[Item], skip_bad: float | None = None) -> Batches:
         """Whole images, read in batches."""

@@ -52,22 +52,25 @@ def slide_window(
     picture: Picture,
     size: tuple[int, int],
     *,
+    stride: tuple[int, int] | None = None,
     batch_size: int,
     preprocess: Preprocessor,
 ) -> Strips:
-    """Logits of a window that slides over a picture (mmsegmentation's `slide` mode), a third over the one before.
+    """Logits of a window that slides over a picture (mmsegmentation's `slide` mode).
 
     They are averaged where windows overlap; memory is that of one row of windows.
 
     Args:
         logits: (N, C, h, w) -> (N, K, any size).
         size: (H, W) of the window; the picture's own side where that is smaller, as there.
+        stride: how far apart windows start, no further than `size`; two thirds of it if None.
         batch_size: windows a forward pass.
         preprocess: without a size of its own.
     """
     height, width = picture_size(picture)
     rows, columns = min(size[0], height), min(size[1], width)
-    tops, starts = [*_starts(height, rows), height], _starts(width, columns)
+    down, right = stride or (max(1, 2 * side // 3) for side in size)
+    tops, starts = [*_starts(height, rows, down), height], _starts(width, columns, right)
     kept: Tensor | None = None  # of rows that further windows will see: sums of logits, and how many they are
     for top, below in pairwise(tops):
         band: Tensor | None = None
@@ -95,7 +98,6 @@ def _cropped(picture: Picture, left: int, top: int, right: int, bottom: int) -> 
     return picture.crop((left, top, right, bottom))
 
 
-def _starts(length: int, window: int) -> list[int]:
-    """Where windows start: evenly, at most two thirds of a window apart, the last flush with the end."""
-    gaps = math.ceil((length - window) / (window * 2 / 3))
-    return [round(step * (length - window) / gaps) for step in range(gaps + 1)] if gaps else [0]
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start: every ``stride`` pixels, the last flush with the end, as mmsegmentation places them."""
+    return [*range(0, length - window, stride), length - window]

@@ -1,7 +1,11 @@
 """mmsegmentation from end to end: the five heads of the paper, held against mmsegmentation's own loader."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from equalize.checkpoint.loading import ModelName, load
 from equalize.commands.calibrate import calibrate_checkpoint
@@ -9,6 +13,7 @@ from equalize.commands.calibration_config import CalibrationConfig
 from equalize.commands.evaluate import EvalConfig, evaluate
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
+from equalize.commands.forward import Forward, ForwardConfig
 from equalize.commands.scan import select_sites
 from equalize.commands.verify import verify_checkpoint
 from tests.support.mmseg_networks import CLASSES, saved, stock
@@ -159,3 +164,20 @@ def test_a_config_that_tests_in_windows_is_said_to(tmp_path):
     said = [note for note in load(source).notes if "--size 48x64 --sliding-window" in note]
     assert len(said) == 1
     assert not any("--sliding-window" in note for note in load(saved(tmp_path, "PSPHead")).notes)
+
+
+@pytest.mark.parametrize(("stride", "known"), [((32, 40), True), ((10, 64), True), ((32, 42), False)])
+def test_windows_lie_where_mmsegmentation_places_them(stride, known, tmp_path):
+    sliding = f"test_cfg=dict(mode='slide', crop_size=(48, 64), stride={stride})"
+    source = saved(tmp_path, "FCNHead", changes={"test_cfg=dict(mode='whole')": sliding})
+    theirs, checkpoint = stock(source.with_suffix(".py"), source), load(source)
+    if not known:  # two thirds of the window, as most configs have it
+        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, windows=None))
+    pixels = np.random.default_rng(0).integers(0, 255, (101, 150, 3)).astype(np.uint8)
+    x = theirs.data_preprocessor({"inputs": [torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)]})["inputs"]
+    with torch.no_grad():
+        expected = theirs.slide_inference(x.float(), [{}])[0]
+    config = ForwardConfig(device="cpu", sliding_window=True, size=(48, 64), batch_size=3)
+    forward = Forward(checkpoint=checkpoint, config=config, device=torch.device("cpu"))
+    strips = forward.in_windows("picture", Image.fromarray(pixels))
+    assert_same_outputs(torch.cat([strip for _, strip in strips], dim=1), expected)

@@ -73,13 +73,26 @@ def renumbered_note(meta: Mapping[str, Any]) -> tuple[str, ...]:
 
 def windows_note(config: Config) -> tuple[str, ...]:
     """A note for the user where mmsegmentation tests in windows, which is a choice of the command here."""
-    rules = config["model"].get("test_cfg") or config.get("test_cfg")
-    size = rules.get("crop_size") if isinstance(rules, Mapping) and rules.get("mode") == "slide" else None
-    sides = (size, size) if isinstance(size, int) else size
-    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    if (windows := _windows(config)) is None:
         return ()
-    flags = f"--size {sides[0]}x{sides[1]} --sliding-window"
+    (height, width), _ = windows
+    flags = f"--size {height}x{width} --sliding-window"
     return (f"its config tests in windows (test_cfg): evaluate and predict do so with {flags}",)
+
+
+def _windows(config: Config) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The size and the stride of the windows that a config tests in; None if it does not, or not by numbers."""
+    rules = config["model"].get("test_cfg") or config.get("test_cfg")
+    if not isinstance(rules, Mapping) or rules.get("mode") != "slide":
+        return None
+    found = []
+    for sides in (rules.get("crop_size"), rules.get("stride")):
+        pair = (sides, sides) if isinstance(sides, int) else sides
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+            return None
+        found.append((pair[0], pair[1]))
+    size, stride = found
+    return (size, stride) if all(0 < step <= side for step, side in zip(stride, size, strict=True)) else None
 
 
 def preprocessing(config: Config, meta: Mapping[str, Any]) -> Preprocess:
@@ -92,7 +105,11 @@ def preprocessing(config: Config, meta: Mapping[str, Any]) -> Preprocess:
     reduce = _of_data_set(meta).get(_REDUCES)
     if reduce is None:
         reduce = next((value for key, value, _ in leaves(config) if key == _REDUCES), None)
-    common: dict[str, Any] = {"rescale": 1.0, "reduce_labels": reduce if isinstance(reduce, bool) else None}
+    common: dict[str, Any] = {
+        "rescale": 1.0,
+        "reduce_labels": reduce if isinstance(reduce, bool) else None,
+        "windows": _windows(config),
+    }
     preprocessor = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
     if preprocessor is None:  # mmcv's, whose ``to_rgb`` means the same
         steps = (step for key, value, step in leaves(config) if (key, value) == ("type", "Normalize"))
