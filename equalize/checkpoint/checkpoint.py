@@ -125,7 +125,7 @@ class Checkpoint:
         if self.output is not None and not scored.name:
             notify(f"--output {self.output}: the network gives one output alone where it is scored, and that is taken")
         if scored.reason:
-            notify(f"outputs {listed(named_outputs(output, inputs.ndim))}: {scored.name} is scored, {scored.reason}")
+            notify(f"outputs {listed(named_outputs(output, inputs.shape))}: {scored.name} is scored, {scored.reason}")
         if name:
             what = "probabilities" if THRESHOLDS[name] > 0 else "logarithms of probabilities"
             notify(f"the network ends in a {name}: what it gives are {what}, not logits")

@@ -199,7 +199,7 @@ class Family(Description, Generic[S]):
 
     def heads(self, model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
         """The outputs that may carry a loss, each (N, classes, h, w), by name; by default all of the network."""
-        return named_outputs(model(x_NCHW), x_NCHW.ndim)
+        return named_outputs(model(x_NCHW), x_NCHW.shape)
 
     def runs_code(self, arch: str) -> bool:
         """Whether building the network of an ``--arch`` runs code that only the user may name."""

@@ -27,24 +27,43 @@ class ScoredOutput:
     """Why it was taken; empty where there was no choice."""
 
 
-def named_outputs(output: Any, rank: int = 4, name: str = "") -> dict[str, Tensor]:
+def named_outputs(output: Any, shape: Sequence[int], name: str = "") -> dict[str, Tensor]:
     """The tensors that can be logits in what a network returns, or a nest of it called ``name``, by key or index.
 
-    Logits have the ``rank`` of the network's input; a tensor of one axis more is several, stacked along axis 1.
+    Logits have as many axes as the input, of ``shape``; a tensor of one axis more is several, stacked along axis 1.
     """
+    rank = max(len(shape), 4)
     if isinstance(output, Tensor):
         if output.ndim == rank + 1 and name == "":
             return {str(index): each for index, each in enumerate(output.unbind(1))}
         return {name: output} if output.ndim == rank and output.is_floating_point() else {}
-    if getattr(output, "class_queries_logits", None) is not None:  # mask classification: MaskFormer and its successors
-        classes = output.class_queries_logits.softmax(-1)[..., :-1]
-        return {"logits": torch.einsum("nqc,nqhw->nchw", classes, output.masks_queries_logits.sigmoid())}
+    if _classifies_masks(output):
+        return {"logits": _of_masks(output, shape[2:])}
     found: dict[str, Tensor] = {}
     for key, inner in _parts(output):
-        for inside, tensor in named_outputs(inner, rank, f"{name}/{key}" if name else key).items():
+        for inside, tensor in named_outputs(inner, shape, f"{name}/{key}" if name else key).items():
             if not any(tensor is other for other in found.values()):
                 found[inside] = tensor
     return found
+
+
+def _classifies_masks(output: Any) -> bool:
+    """Whether it is of MaskFormer or a successor of it."""
+    return getattr(output, "class_queries_logits", None) is not None
+
+
+def _of_masks(output: Any, size: Sequence[int]) -> Tensor:
+    """Scores (N, classes, h, w) of a network that classifies masks, by the rule of transformers' image processors.
+
+    Those of Mask2Former and EoMT upsample masks before the sigmoid, the one to a fixed size, the other to its input's.
+    """
+    kind = type(output).__name__
+    to = (384, 384) if kind.startswith("Mask2Former") else size if kind.startswith("Eomt") else None
+    masks_NQhw = output.masks_queries_logits
+    if to is not None:
+        masks_NQhw = F.interpolate(masks_NQhw, size=tuple(to), mode="bilinear", align_corners=False)
+    classes_NQC = output.class_queries_logits.softmax(-1)[..., :-1]
+    return torch.einsum("nqc,nqhw->nchw", classes_NQC, masks_NQhw.sigmoid())
 
 
 def _parts(output: Any) -> Sequence[tuple[str, Any]]:
@@ -68,7 +87,7 @@ def scored_output(
     ``chosen`` is a key or an index, by ``--output``; ``num_classes`` the network's, if known. A SiteError if there are
     no logits, or several tensors that may be.
     """
-    found = named_outputs(output, max(len(shape), 4))
+    found = named_outputs(output, shape)
     if not found:
         what, expected = "returns no logits", "a tensor (N, classes, h, w)"
         got = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -82,7 +101,7 @@ def scored_output(
     else:
         what, remedy = "returns several outputs that may be the logits", "choose one with --output INDEX or NAME"
         raise SiteError(architecture, what, got=listed(found), remedy=remedy)
-    if not _is_of(found[name], shape):
+    if not (_classifies_masks(output) or _is_of(found[name], shape)):
         what = f"returns logits whose axes are not (N, classes, h, w) for images {tuple(shape)}"
         raise SiteError(architecture, what, got=tuple(found[name].shape), remedy="permute them in its code")
     return ScoredOutput(tensor=found[name], name=name, reason=reason)

@@ -84,10 +84,10 @@ def test_outputs_that_are_none_of_the_images(shape):
 
 
 def test_levels_that_are_stacked_in_one_tensor():
-    found = named_outputs(torch.stack([logits(5), logits(5) + 1], 1), rank=4)
+    found = named_outputs(torch.stack([logits(5), logits(5) + 1], 1), SHAPE)
     assert [float(tensor.max()) for tensor in found.values()] == [0.0, 1.0]
     volume = torch.zeros(1, 2, 8, 8, 8)
-    assert named_outputs(volume, rank=5) == {"": volume}
+    assert named_outputs(volume, volume.shape) == {"": volume}
 
 
 PROBABILITIES = ["Sigmoid", "SigmoidModule", "ResizedSigmoid", "InPlace", "OnlyWhenEvaluated", "OneOfSoftmax", "ByHand"]

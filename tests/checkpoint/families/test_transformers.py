@@ -9,6 +9,7 @@ from dataclasses import replace
 import architectures
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
@@ -414,3 +415,27 @@ def test_a_variant_stays_one(segformer_dir, tmp_path):
     stock = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out", variant="fp16")
     for model in (stock, reload(tmp_path / "out")):
         assert same_bits(model.state_dict(), checkpoint.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "processor"),
+    [
+        ("MaskFormerForInstanceSegmentation", "MaskFormerImageProcessor"),
+        ("Mask2FormerForUniversalSegmentation", "Mask2FormerImageProcessor"),
+        ("EomtForUniversalSegmentation", "EomtImageProcessor"),
+        ("EomtDinov3ForUniversalSegmentation", "EomtImageProcessor"),
+    ],
+)
+def test_classified_masks_are_scored_as_the_image_processor_does(name, processor, tmp_path):
+    torch.manual_seed(0)
+    height, width = (64, 64) if "Eomt" in name else (32, 96)
+    architectures.transformers(name, *architectures.TRANSFORMERS[name]).save_pretrained(tmp_path)
+    checkpoint, x = load(tmp_path), torch.randn(2, 3, height, width)
+    stock = getattr(transformers, processor)(size={"shortest_edge": height, "longest_edge": width})
+    with torch.no_grad():
+        ours, theirs = checkpoint.logits(x), checkpoint.model(x)
+    sizes = [(90, 170), (40, 30)]
+    found = stock.post_process_semantic_segmentation(theirs, target_sizes=sizes, return_segmentation_scores=True)
+    for scores, size, expected in zip(ours, sizes, found, strict=True):
+        scores = torch.nn.functional.interpolate(scores[None], size=size, mode="bilinear")[0]
+        assert_same_outputs(scores, expected.segmentation_scores)

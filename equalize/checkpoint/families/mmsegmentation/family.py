@@ -141,15 +141,15 @@ class MMSegmentation(MMSegmentationDescription, Family[_Spec]):
         output = cascade[0](features)
         found: dict[str, Tensor] = {}
         for stage, head in enumerate(cascade[1:]):
-            found |= named_outputs(output, name=f"decode_head.{stage}")
+            found |= named_outputs(output, x_NCHW.shape, f"decode_head.{stage}")
             output = head(features, output)
         if type(cascade[-1]).__name__ == "PIDHead" and isinstance(output, tuple):
             output = output[:2]  # the third shows boundaries, not classes
         auxiliary = getattr(network, "auxiliary_head", None) or []
         several = auxiliary if isinstance(auxiliary, (nn.ModuleList, list)) else [auxiliary]
         for number, head in enumerate(several):
-            found |= named_outputs(head(features), name=f"auxiliary_head.{number}")
-        return {**named_outputs(output, name="decode_head"), **found}
+            found |= named_outputs(head(features), x_NCHW.shape, f"auxiliary_head.{number}")
+        return {**named_outputs(output, x_NCHW.shape, "decode_head"), **found}
 
     def runs_code(self, arch: str) -> bool:
         """True if a config file is named."""

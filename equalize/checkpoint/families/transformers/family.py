@@ -146,7 +146,7 @@ class Transformers(TransformersDescription, Family[_Spec]):
         if isinstance(head, nn.Module):
             hooks.append(head.register_forward_hook(lambda *call: auxiliary.update(auxiliary_head=call[-1])))
         try:
-            found = named_outputs(model(x_NCHW), x_NCHW.ndim)
+            found = named_outputs(model(x_NCHW), x_NCHW.shape)
         finally:
             for hook in hooks:
                 hook.remove()
