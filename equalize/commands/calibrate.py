@@ -108,8 +108,10 @@ def _no_site(name: ModelName, plan: Plan, found: Scan) -> InputError:
     stuck = plan.strategy == "migrate" and bool(found.sites)
     what = f"has no fusion layer that {'migrate can equalize' if stuck else 'can be equalized'}"
     what += f"{reasons and f' ({reasons})'}; nothing was written"
-    preserve = "name --strategy preserve, which has no branch moved, or " if stuck else ""
-    return InputError(name.source, what, remedy=f"{preserve}see equalize scan --all, and --sites")
+    remedies = ["name --strategy preserve, which has no branch moved"] if stuck else []
+    if found.unlisted:
+        remedies.append("choose among fusion layers without a resampled branch: equalize scan --all, and --sites")
+    return InputError(name.source, what, remedy=", or ".join(remedies) or "equalize finetune trains it as it is")
 
 
 def demand_original(checkpoint: Checkpoint) -> None:

@@ -153,8 +153,9 @@ def select_sites(
         return found
     chosen = tuple(site for site in found.sites if fnmatch.fnmatchcase(site.layer, pattern))
     if not chosen:
-        there = ", ".join(site.layer for site in found.sites) or "none"
-        raise InputError("--sites", f"matches no fusion layer: {pattern}", expected=f"one of: {there}")
+        there = ", ".join(site.layer for site in found.sites)
+        expected = f"one of: {there}" if there else "no --sites, as the network has no fusion layer"
+        raise InputError("--sites", f"matches no fusion layer: {pattern}", expected=expected)
     return replace(found, sites=chosen)
 
 

@@ -285,7 +285,19 @@ def test_a_network_without_sites_is_refused(run_cli, lraspp_state, photos, tmp_p
     assert (ran.code, ran.out) == (2, "")
     assert "has no fusion layer that can be equalized" in ran.err
     assert "fuses by addition" in ran.err
+    assert "; equalize finetune trains it as it is" in ran.err
     assert not (tmp_path / "out").exists()
+    ran = run_cli(*arguments, *flags, "--sites", "decoder.*")
+    assert (ran.code, "the network has no fusion layer" in ran.err) == (2, True)
+
+
+def test_a_network_of_plain_sites_is_refused_with_the_flag_that_names_them(run_cli, photos, tmp_path):
+    net = save_code(PLAIN, tmp_path, width=5)
+    arguments = ("--arch", net.arch, "--arch-arg", "width=5", "--data", photos, "-o", tmp_path / "out", *SIZE)
+    ran = run_cli("calibrate", net.source, *arguments)
+    assert (ran.code, "equalize scan --all, and --sites" in ran.err) == (2, True)
+    ran = run_cli("calibrate", net.source, *arguments, "--sites", "*", "--dry-run", "--force-preprocessing")
+    assert ran.code == 0, ran.err
 
 
 def test_a_share_of_bad_images_is_skipped_and_named(run_cli, segformer_dir, photos, tmp_path):
