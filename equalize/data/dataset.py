@@ -200,6 +200,12 @@ def _notes(root: Path, layout: Layout, split: str | None, pairs: Pairs, unread: 
         yield f"{counted(len(alone), 'mask')} without an image ({first_of(alone)})"
     if 0 < len(bare) < len(pairs):
         yield f"{counted(len(bare), 'image')} without a mask ({first_of(bare)})"
+    formats: dict[str, str] = {}
+    images = [image for image, _ in pairs if isinstance(image, Path)]
+    twice = [each for each in images if formats.setdefault(each.stem, suffix := each.suffix.lower()) != suffix]
+    if twice:
+        names = first_of([_under(root, each) for each in twice])
+        yield f"{counted(len(twice), 'image')} named as others of another format, all are taken ({names})"
     if split is not None:
         left = [_under(root, image) for image, _ in found.pairs if split_of(root, image) is None]
         if 0 < len(left) < len(found.pairs):  # else lists make the splits

@@ -141,7 +141,6 @@ def test_a_plain_folder_passes_folders_of_masks_over(tmp_path: Path) -> None:
         ("val", "TrainVal_images/val_images/b.jpg TrainVal_parsing_annotations/val_segmentations/b.png, "
          "TrainVal_images/train_images/a.jpg TrainVal_parsing_annotations/train_segmentations/a.png"),
         ("eval", "images/eval/b.jpg masks/eval/b.png, images/train/a.jpg masks/train/a.png"),
-        (None, "PNG/Original/1.png PNG/GroundTruth/1.png, TIF/Original/1.tif TIF/GroundTruth/1.tif"),
         (None, "Images/a.jpg Labels/a.png"),
         (None, "imgs/a.b.c.bmp masks/a.b.c.tif, imgs/a.b.d.bmp masks/a.b.d.tif"),
         (None, "img/a.jpg ann/a.jpg.png, img/b.jpg ann/b.jpg.png"),
@@ -222,6 +221,20 @@ def test_masks_beside_pictures_that_pair_with_nothing_are_named_and_no_pictures(
     assert "2 masks without an image (b_mask_1.png, masks/z.png); 1 image without a mask (c.png)" in dataset.describe()
     with pytest.raises(DataError, match=r"c\.png: has no mask; 1 of 3 .*; 2 masks without an image \(b_mask_1\.png"):
         open_data(tmp_path, labels=True)
+
+
+def test_pictures_in_two_formats_are_said_to_be_taken_twice(tmp_path: Path) -> None:
+    """The second pairs are CVC-ClinicDB's."""
+    plant(tmp_path / "plain", "tiff/a.tif", "png/a.png", "png/b.png")
+    pictures = ["images/a.jpg", "images/a.png", "images/b.png"]
+    shade(tmp_path / "pairs", pictures=pictures, masks=["masks/a.png", "masks/b.png"])
+    plant(tmp_path / "cvc", *(f"{kind}/{folder}/1.{kind}" for kind in ("PNG", "TIF") for folder in ("Original", "GT")))
+    for folder, name in (("plain", "tiff/a.tif"), ("pairs", "images/a.png"), ("cvc", "TIF/Original/1.TIF")):
+        dataset = open_data(tmp_path / folder, labels=folder != "plain")
+        assert name in names(dataset)
+        assert dataset.notes == (f"1 image named as others of another format, all are taken ({name})",)
+    plant(tmp_path / "sequences", "1/a.jpg", "2/a.jpg")
+    assert open_data(tmp_path / "sequences").notes == ()
 
 
 def test_several_masks_of_one_picture(tmp_path: Path) -> None:
