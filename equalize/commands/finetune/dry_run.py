@@ -94,7 +94,7 @@ def forecast_training(
     device = join(training_device(config))
     if not is_main():
         notify = warn = ignore
-    check_launch()
+    check_launch(device, notify)
     task = open_task(name, data, config, device, notify, warn)
     refuse_early(task, will_have_plan=config.calibrate is not None)
     plan = None if config.calibrate else plan_in_effect(task, run, SILENT, notify, warn)

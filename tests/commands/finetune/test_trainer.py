@@ -18,6 +18,7 @@ from equalize.commands.finetune.arguments import arguments_of
 from equalize.commands.finetune.callbacks import CheckpointWriter, read_weights
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
+from equalize.commands.finetune.sharding import check_launch
 from equalize.data.pairs import TrainingPairs
 from equalize.errors import InputError, NumericsError, OutputError, ResourceError
 from tests.support.scenes import write_scenes
@@ -269,6 +270,11 @@ def test_one_of_several_gpus_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)  # it is asked where NVML counts the devices
     task = SimpleNamespace(config=TrainConfig(max_steps=4).resolved(), device=torch.device("cuda"), val=None)
     assert arguments_of(task, str(tmp_path), pairs=10).train_batch_size == 8
+    said: list[str] = []
+    check_launch(task.device, said.append)
+    check_launch(torch.device("cuda:0"), said.append)  # which the user chose
+    check_launch(torch.device("cpu"), said.append)
+    assert said == ["one of 2 GPUs trains; torchrun --nproc-per-node 2 -m equalize finetune ... takes all"]
 
 
 def test_a_process_that_reads_images_dies(custom, five_classes, tmp_path, monkeypatch):
