@@ -49,7 +49,7 @@ def _attach(plan: Plan, site: PlannedSite, model: nn.Module) -> None:
     path, _, name = site.weight.rpartition(".")
     layer = model.get_submodule(path)
     weight = layer.get_parameter(name)
-    folded = FoldedWeight(layer, weight, _input_map(plan, site, weight))
+    folded = FoldedWeight(layer, site.weight, weight, _input_map(plan, site, weight))
     _parametrize(layer, name, folded)
     if site.shift == "bias" and site.bias is not None:
         bias = site.bias.rpartition(".")[2]

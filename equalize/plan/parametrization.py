@@ -3,6 +3,7 @@
 The tensors of a layer are called original (V, a') and plain (W, a), after torch's `parametrizations.*.original`.
 """
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -12,12 +13,16 @@ from torch.nn.utils import parametrize
 from equalize.errors import SiteError
 from equalize.plan.equation import DiagonalMap, Geometry, shift_of
 
+_LOGGER = logging.getLogger("equalize")
+
 
 class FoldedWeight(nn.Module):
     """V -> W, with the original bits of W where V has not changed."""
 
-    def __init__(self, layer: nn.Module, weight: Tensor, input_map: DiagonalMap) -> None:
+    def __init__(self, layer: nn.Module, key: str, weight: Tensor, input_map: DiagonalMap) -> None:
         super().__init__()
+        self.key = key
+        self.frozen = not weight.requires_grad  # as it is known to be
         self._layer = (layer,)  # in a tuple: the layer is the parent, no submodule
         self.start = weight.detach().clone()  # a plain attribute: no part of the state dict
         self.input_map = input_map
@@ -27,12 +32,24 @@ class FoldedWeight(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """W, differentiable in V."""
+        if not torch.compiler.is_compiling() and not self.frozen:
+            self._tell_frozen(v)
         if not torch.compiler.is_compiling() and self.shown:
             take_written(self._layer[0])
             traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             if type(v) is nn.Parameter and not traced:  # no copy of the network, nothing functional
                 show(self._layer[0])
         return self.input_map.fold(v)
+
+    def _tell_frozen(self, v: Tensor) -> None:
+        """Warns, once, if V was frozen since, as adapters (peft) freeze the layer that they are put on.
+
+        They merge into the tensor W that they read, which is computed anew for whoever reads it next.
+        """
+        if type(v) is nn.Parameter and not v.requires_grad and torch.is_grad_enabled():
+            self.frozen = True
+            what = "was frozen after attach: it is not trained, and what is merged into it (LoRA) is lost"
+            _LOGGER.warning("%s %s; call equalize.fold before merging", self.key, what)
 
     def right_inverse(self, w: Tensor) -> Tensor:
         """V."""

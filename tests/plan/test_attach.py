@@ -245,6 +245,37 @@ def test_a_frozen_layer_stays_frozen():
     assert not model.body.fuse.weight.requires_grad
 
 
+class LowRank(nn.Module):
+    """An adapter as peft's LoRA is one: it freezes the layer, and merges by writing to the weight that it reads."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.delta = nn.Parameter(torch.ones_like(base_layer.weight))
+
+    def forward(self, x):
+        return self.base_layer(x) + F.conv2d(x, self.delta)
+
+    def merged(self):
+        self.base_layer.weight.data += self.delta
+        return self.base_layer
+
+
+def test_an_adapter_on_an_attached_layer_is_warned_of_and_merges_once_folded(caplog):
+    model, x, _ = drawn("bias")
+    attach(planned(model, x), model)
+    model(x)
+    assert not caplog.text
+    model.body.fuse = LowRank(model.body.fuse)
+    expected = model(x)
+    model(x)
+    said = "body.fuse.weight was frozen after attach: it is not trained, and what is merged into it (LoRA) is lost"
+    assert caplog.text.count(said) == 1
+    fold(model)
+    model.body.fuse = model.body.fuse.merged()
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_attached_networks_compute_the_same():
     model, x, _ = drawn("bias")
     expected = model(x).detach()
