@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from equalize.in_memory import PlanLike
 from equalize.integrations.training import EqualizedTraining
+from equalize.plan.plain_state import settle
 
 _OWN_KEYS = {"save_original_format": False}
 
@@ -35,6 +36,10 @@ class EqualizeTrainerCallback(TrainerCallback):  # type: ignore[misc]
         self._training.begin(model, [], getattr(getattr(model, "config", None), "_name_or_path", None))
         if isinstance(model, PreTrainedModel) and "save_pretrained" not in vars(model):
             model.save_pretrained = partial(model.save_pretrained, **_OWN_KEYS)
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Goes on from the bits that a resumed training starts with: optimizers without an epsilon see each."""
+        settle(others["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Folds; the best model was loaded before."""
