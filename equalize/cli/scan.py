@@ -13,7 +13,7 @@ from equalize.cli.next_command import next_command
 
 _OF_IMAGES = (
     *("samples", "split", "tolerance", "report", "mean", "std", "rescale", "channel_order"),
-    *("skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on"),
+    *("skip_bad", "ignore_index", "reduce_labels", "colors", "masks_drawn_on", "optimizer"),
 )
 
 

@@ -75,6 +75,7 @@ SCAN = [
     ("scan segformer --colors none", 2, "--colors: needs --data"),
     ("scan segformer --masks-drawn-on stored", 2, "--masks-drawn-on: needs --data"),
     ("scan segformer --ignore-index 0", 2, "--ignore-index: needs --data"),
+    ("scan segformer --optimizer sgd", 2, "--optimizer: needs --data"),
     ("scan segformer --arch-arg width", 2, "--arch-arg: is no argument, got 'width'"),
     ("scan segformer --arch-arg width=1", 2, "--arch-arg: needs --arch"),
     ("scan segformer --unknown", 2, "equalize scan: no such option: --unknown"),
