@@ -100,7 +100,7 @@ def finetune(
     run = open_run(name, data, out, config, resume=resume, overwrite=overwrite)
     device = join(training_device(config))
     notify, warn, monitor = (notify, warn, monitor) if is_main() else (ignore, ignore, SILENT)
-    check_launch(device, notify)
+    check_launch(device, ignore if prepare else notify)  # a comparison has its own way to take all GPUs
     task = open_task(name, data, config, device, notify, warn)
     refuse_early(task, will_have_plan=prepare is not None or config.calibrate is not None)
     subject = Subject.of(name, data)

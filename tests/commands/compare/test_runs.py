@@ -20,7 +20,9 @@ from equalize.commands.compare.setup import Setup
 from equalize.commands.finetune.config import TrainConfig
 from equalize.commands.finetune.finetune import finetune
 from equalize.commands.finetune.loss import ModelWithLoss
+from equalize.commands.finetune.sharding import check_launch
 from equalize.errors import DataError, InputError, NumericsError, OutputError, SiteError
+from equalize.plan import indicator
 from tests.support.compared_nets import named
 from tests.support.scenes import write_scenes
 from tests.support.training import Killed, OnStep
@@ -295,3 +297,28 @@ def test_epochs_are_counted_as_finetune_counts_them(nets, scenes, tmp_path):
     setup = made(nets, scenes, ["none", "rescale"], config=config, evaluations=2)
     assert (setup.config.max_steps, setup.config.eval_every, setup.config.eval_first) == (4, 2, 1)
     assert finetune(named(nets), scenes, tmp_path / "out", config).steps == 4
+
+
+def test_auto_is_asked_for_the_optimizer_of_the_runs(nets, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(indicator, "gained", lambda *args: 0.5 if args[-1] == "sgd" else 0.0)
+    for optimizer, strategy in (("adamw", "none"), ("sgd", "migrate")):
+        setup = made(nets, scenes, ("none", "auto"), config=replace(QUICK, optimizer=optimizer, max_steps=1))
+        _, auto = compare(setup, tmp_path / optimizer).results
+        assert [site["strategy"] for site in auto["sites"]] == [strategy]
+
+
+def test_a_comparison_does_not_name_torchrun_which_it_refuses(nets, scenes, tmp_path, monkeypatch):
+    """Its processes are started one by one."""
+    said: list[str] = []
+
+    def on_two_gpus(_, notify):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "device_count", lambda: 2)
+            check_launch(torch.device("cuda"), notify)
+
+    monkeypatch.setattr("equalize.commands.finetune.finetune.check_launch", on_two_gpus)
+    config = replace(QUICK, max_steps=1)
+    finetune(named(nets), scenes, tmp_path / "alone", config, notify=said.append)
+    assert sum("torchrun" in line for line in said) == 1
+    compare(made(nets, scenes, ("none", "rescale"), config=config), tmp_path / "compared", notify=said.append)
+    assert sum("torchrun" in line for line in said) == 1
