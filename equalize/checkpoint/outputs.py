@@ -30,7 +30,7 @@ class ScoredOutput:
 def named_outputs(output: Any, shape: Sequence[int], name: str = "") -> dict[str, Tensor]:
     """The tensors that can be logits in what a network returns, or a nest of it called ``name``, by key or index.
 
-    Logits have as many axes as the input, of ``shape``; a tensor of one axis more is several, stacked along axis 1.
+    Logits have as many axes as the input, of ``shape``, four at least; one axis more is several, stacked along axis 1.
     """
     rank = max(len(shape), 4)
     if isinstance(output, Tensor):
